@@ -1,0 +1,56 @@
+# Every target does its own set-up: a fresh clone needs python3 (3.10 or newer) and make.
+PYTHON ?= python3
+VENV ?= .venv
+BENCH_VENV ?= .venv-bench
+SERVER := $(VENV)/.server
+DEV := $(VENV)/.dev
+BENCH := $(BENCH_VENV)/.bench
+
+.PHONY: demo test test-slow lint format bench docs clean
+
+demo: $(SERVER)
+	$(VENV)/bin/streamseg demo --out demo-out
+
+test: $(DEV)
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(DEV)
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(DEV)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(DEV)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# The peers' packages overwrite the headless cv2, so they have an environment of their own.
+bench: $(BENCH)
+	$(BENCH_VENV)/bin/streamseg bench --out bench-out
+
+docs: $(DEV)
+	$(VENV)/bin/python tools/protocol_doc.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(BENCH_VENV)/bin/python:
+	$(PYTHON) -m venv $(BENCH_VENV)
+
+$(SERVER): pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --editable '.[server]'
+	@touch $@
+
+$(DEV): pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --editable '.[server,dev]'
+	@touch $@
+
+$(BENCH): pyproject.toml | $(BENCH_VENV)/bin/python
+	$(BENCH_VENV)/bin/python -m pip install --quiet --editable '.[server,bench]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(BENCH_VENV) demo-out bench-out

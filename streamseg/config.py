@@ -1,0 +1,317 @@
+"""What can be configured: the schema, and how a file becomes a ``Config``, or is refused.
+
+A config is one YAML file. It is validated whole before anything starts: an unknown key, a wrong
+type or an impossible value is a :class:`ConfigError` that gives the path in the file and what was
+expected. Every key has a default but the sources, so the smallest config names one source.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from streamseg.errors import ConfigError
+from streamseg.masks import MAX_PIXELS
+from streamseg.types import SOURCE_NAME
+
+Fraction01: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Positive: TypeAlias = Annotated[float, Meta(gt=0)]
+NotNegative: TypeAlias = Annotated[float, Meta(ge=0)]
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Point: TypeAlias = tuple[float, float]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the config; unknown keys are errors."""
+
+
+class Thresholds(Section, frozen=True, kw_only=True):
+    """Which instances of a frame come out; applied once, after the model's post-processing.
+
+    Attributes:
+        score: the least score.
+        score_by_class: the least score of single classes, by name; the others use ``score``.
+        mask: the least probability of a pixel that belongs to a mask.
+        min_area: the least area of a mask, in pixels.
+        max_instances: at most so many, the best ones.
+        classes: the names of the classes kept; empty keeps all.
+        region: corners x, y of a polygon, in pixels; kept is what has its box's centre inside.
+    """
+
+    score: Fraction01 = 0.4
+    score_by_class: dict[str, Fraction01] = {}
+    mask: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    min_area: Annotated[int, Meta(ge=0)] = 0
+    max_instances: Count = 100
+    classes: tuple[str, ...] = ()
+    region: tuple[Point, ...] = ()
+
+    def __post_init__(self) -> None:
+        if 0 < len(self.region) < 3:
+            raise ValueError("region needs three corners or more")
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """The model: a name of the catalogue, its weights and where it runs.
+
+    Attributes:
+        name: see ``streamseg models``.
+        weights: ``default`` (the catalogue's), a path, or ``none`` (random, for tests).
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        input_size: the model's input, in pixels; what it means is the family's. None is the
+            model's own.
+        precision: ``fp32``, or ``bf16``/``fp16`` autocast, which changes results slightly.
+    """
+
+    name: str = "nanomask"
+    weights: str = "default"
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda|cuda:\d+)$")] = "auto"
+    input_size: Annotated[int, Meta(ge=32, le=4096)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+class SourceConfig(Section, frozen=True, kw_only=True):
+    """One source of frames.
+
+    Attributes:
+        url: a video file, a folder or glob of images, or ``test:`` (the synthetic pattern).
+        name: how it is called on the wire; by default made from ``url``.
+        stride: take every n-th frame.
+        max_fps: take no more frames than that for each second of pts.
+        start: seconds of pts to begin at.
+        end: seconds of pts to stop before.
+        max_pixels: refuse frames larger than that.
+        stream: which of the file's video streams, from 0; cover art isn't counted.
+        thresholds: this source's own thresholds, instead of the service's.
+    """
+
+    url: str
+    name: str = ""
+    stride: Count = 1
+    max_fps: Positive | None = None
+    start: NotNegative = 0.0
+    end: Positive | None = None
+    max_pixels: Count = MAX_PIXELS
+    stream: Annotated[int, Meta(ge=0)] = 0
+    thresholds: Thresholds | None = None
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            raise ValueError("url is empty")
+        if self.name and not SOURCE_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name {self.name!r}: use 1 to 64 letters, digits, dots, dashes and underscores"
+            )
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"end ({self.end:g}) must be after start ({self.start:g})")
+
+
+class WorkerConfig(Section, frozen=True, kw_only=True):
+    """How frames are batched for the model.
+
+    Attributes:
+        max_batch: at most so many frames in a forward.
+        max_wait_ms: how long a batch waits for more frames.
+        threads: threads of one forward on a CPU; None is torch's own choice.
+    """
+
+    max_batch: Annotated[int, Meta(ge=1, le=256)] = 4
+    max_wait_ms: NotNegative = 10.0
+    threads: Count | None = None
+
+
+class TrackerConfig(Section, frozen=True, kw_only=True):
+    """Identities.
+
+    Attributes:
+        enabled: false leaves every track at -1.
+        lost_for: seconds that an identity outlives its object's disappearance.
+        min_hits: frames before an object gets an identity.
+    """
+
+    enabled: bool = True
+    lost_for: NotNegative = 2.0
+    min_hits: Count = 2
+
+
+class PublishConfig(Section, frozen=True, kw_only=True):
+    """Where results are published.
+
+    Attributes:
+        bind: the ZeroMQ address of masks and status.
+        bind_frames: that of pictures; by default the next port (or ``<path>-frames`` for ipc).
+        insecure: allow an address that isn't loopback.
+        jpeg_quality: of the pictures.
+        wait_subscribers: hold the first frame back until so many have joined.
+        metrics: ``host:port`` of a Prometheus endpoint, or None.
+    """
+
+    bind: str = "tcp://127.0.0.1:5555"
+    bind_frames: str | None = None
+    insecure: bool = False
+    jpeg_quality: Annotated[int, Meta(ge=1, le=100)] = 80
+    wait_subscribers: Annotated[int, Meta(ge=0)] = 0
+    metrics: Annotated[str, Meta(pattern=r"^.+:\d+$")] | None = None
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """A whole service."""
+
+    sources: tuple[SourceConfig, ...]
+    model: ModelConfig = ModelConfig()
+    thresholds: Thresholds = Thresholds()
+    worker: WorkerConfig = WorkerConfig()
+    tracker: TrackerConfig = TrackerConfig()
+    publish: PublishConfig = PublishConfig()
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty: name at least one")
+
+
+def load(path: Path | None) -> dict[str, Any]:
+    """A YAML file's content, not yet validated; nothing at all without a file.
+
+    Raises:
+        ConfigError: the file is missing, isn't YAML or isn't a mapping.
+    """
+    return {} if path is None else _read(path)
+
+
+def override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Apply ``a.b=value`` overrides to ``raw``; the values are YAML, ``sources.0.url=…`` works.
+
+    Raises:
+        ConfigError: an override isn't written so, or leads nowhere.
+    """
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"--set {text}: write it as key.key=value")
+        _set(raw, key.split("."), _parse_value(text, value), text)
+
+
+def validate(raw: dict[str, Any], where: str) -> Config:
+    """``raw`` as a :class:`Config`; sources without a name get one from their ``url``.
+
+    Args:
+        raw: what ``load`` and ``override`` made.
+        where: the file's name, for messages.
+
+    Raises:
+        ConfigError: naming the path of what is wrong, and what was expected.
+    """
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(str(error))}") from None
+    names = source_names([(s.name, s.url) for s in config.sources])
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(f"{where}: sources: two sources are called {repeated[0]!r}")
+    named = [msgspec.structs.replace(s, name=n) for s, n in zip(config.sources, names, strict=True)]
+    return msgspec.structs.replace(config, sources=tuple(named))
+
+
+def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
+    """A name for each (name, url): the given one, or one made from the url and unlike the others.
+
+    The url's last part without its ending, and a number behind it where that is taken.
+    """
+    taken = {name for name, _ in named if name}
+    names = []
+    for name, url in named:
+        made = name or _first_free(_name_from_url(url), taken)
+        taken.add(made)
+        names.append(made)
+    return names
+
+
+def _first_free(stem: str, taken: set[str]) -> str:
+    number, name = 1, stem
+    while name in taken:
+        number += 1
+        name = f"{stem[:60]}-{number}"
+    return name
+
+
+def _name_from_url(url: str) -> str:
+    plain = url.split("?", 1)[0] if "://" in url or url.startswith("test:") else url
+    parts = [part for part in PurePath(plain).parts if not re.search(r"[*?\[]", part)]
+    stem = PurePath(parts[-1]).stem if parts else plain
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64] or "source"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: isn't YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys, not {type(raw).__name__}")
+    return raw
+
+
+def _parse_value(option: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {option}: the value isn't YAML") from None
+
+
+def _set(raw: dict[str, Any], keys: list[str], value: Any, option: str) -> None:
+    at: Any = raw
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(at, list) and key.isdecimal() and int(key) < len(at):
+            index: Any = int(key)
+        elif isinstance(at, dict):
+            index = key
+        else:
+            raise ConfigError(f"--set {option}: there is no {'.'.join(keys[: depth + 1])}")
+        if last:
+            at[index] = value
+        else:
+            at = at.setdefault(index, {}) if isinstance(at, dict) else at[index]
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`(?: - at `\$(?P<at>.*)`)?")
+_EXPECTED = re.compile(r"(?P<what>.*) - at `\$(?P<at>.*)`", re.DOTALL)
+
+
+def _explain(message: str) -> str:
+    """The message of msgspec, with the path first and near matches of an unknown key."""
+    if unknown := _UNKNOWN.fullmatch(message):
+        at, key = unknown["at"] or "", unknown["field"]
+        known = _keys_at(at)
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        return f"{_path(at, key)}: unknown key; {hint}"
+    if expected := _EXPECTED.fullmatch(message):
+        return f"{_path(expected['at'])}: {expected['what']}"
+    return message
+
+
+def _path(at: str, key: str = "") -> str:
+    return ".".join(part for part in (at.lstrip("."), key) if part) or "the config"
+
+
+def _keys_at(at: str) -> list[str]:
+    """The keys that the schema has at a path such as ``.sources[0].thresholds``."""
+    section: Any = Config
+    for key in re.findall(r"[A-Za-z_]\w*", at):
+        hints = get_type_hints(section)
+        options = [hints[key], *get_args(hints[key])]
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
+    return list(section.__struct_fields__)

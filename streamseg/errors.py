@@ -1,0 +1,109 @@
+"""Every error a user can meet, each with the exit code of the command that meets it.
+
+StreamsegError (1)            a failure, said in one line
+├── UsageError (2)            the call is wrong; nothing was started
+│   ├── ConfigError           a config file, an override or an option
+│   └── UnknownModelError     no model of that name
+├── SourceError               a source can't be read
+│   ├── NoFramesError         there is nothing in it that could be decoded
+│   ├── TooLargeError         its frames are larger than the limit
+│   └── IncompleteError       it ended before it should have, or lost much on the way
+├── WeightsError              a weights file that can't be loaded into the model
+├── OutputError               a file or folder that can't be written
+├── BindError                 an address that can't be served on
+├── MaskError                 run lengths that are not a mask of that size
+├── WireError                 a message that is not what the protocol says
+├── ReceiveTimeout            no message in the time given
+└── StageError                a stage of the pipeline failed; ``__cause__`` says why
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class StreamsegError(Exception):
+    """A failure whose message is one line for the user: what it is about, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(StreamsegError):
+    """The call is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A config file, an override or an option is wrong; the message gives its path."""
+
+
+class UnknownModelError(UsageError):
+    """No model of that name; the message lists near matches."""
+
+
+class SourceError(StreamsegError):
+    """A source can't be read; the message names it, without its password."""
+
+
+class NoFramesError(SourceError):
+    """A source has no frame that could be decoded."""
+
+
+class TooLargeError(SourceError):
+    """A source's frames have more pixels than the limit."""
+
+
+class IncompleteError(SourceError):
+    """A source ended before it should have; what came before was delivered."""
+
+
+class WeightsError(StreamsegError):
+    """A weights file is missing, damaged or of another architecture."""
+
+
+class OutputError(StreamsegError):
+    """A file or folder can't be written."""
+
+
+class BindError(StreamsegError):
+    """An address can't be bound."""
+
+
+class MaskError(StreamsegError, ValueError):
+    """Run lengths or crops that don't make a mask of the size they claim."""
+
+
+class WireError(StreamsegError, ValueError):
+    """A message that the protocol doesn't allow."""
+
+
+class ReceiveTimeout(StreamsegError, TimeoutError):  # noqa: N818 - as TimeoutError
+    """No message arrived in the time given."""
+
+
+class StageError(StreamsegError):
+    """A stage of the pipeline failed; its cause is chained."""
+
+    def __init__(self, stage: str, cause: BaseException) -> None:
+        super().__init__(f"{stage}: {cause or type(cause).__name__}")
+        self.stage = stage
+        self.__cause__ = cause
+        if isinstance(cause, StreamsegError):
+            self.exit_code = cause.exit_code
+
+
+_PASSWORD = re.compile(r"(?P<before>[A-Za-z][\w+.-]*://[^\s/?#:@'\"]*):(?!\d{1,5}/)[^\s'\"]*@")
+_SECRET = re.compile(
+    r"(?P<before>[?&][^=&\s]*(?:pass|pwd|token|secret|key|auth|sig)[^=&\s]*=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """``text`` with the secrets of any URL in it replaced by ``***``.
+
+    Secrets are the password before an ``@`` and the values of query keys that sound like one
+    (``token=``, ``api_key=``, …). Text without a URL comes back as it is.
+    """
+    return _SECRET.sub(r"\g<before>***", _PASSWORD.sub(r"\g<before>:***@", text))

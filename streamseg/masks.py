@@ -1,0 +1,540 @@
+"""Masks of many objects in one frame, as crops or as COCO run lengths, and never as full frames.
+
+A mask is kept where it is: a small bitmap and the place it sits at, or the run lengths that go on
+the wire. Either form is made from the other when it is first asked for, once. A bitmap of the
+whole frame exists only where a caller asks for one (``to_array``).
+
+Coordinates are pixels. A box is ``x1, y1, x2, y2`` with the right and lower edges exclusive, so
+that a mask of one pixel at (0, 0) has the box (0, 0, 1, 1). ``size`` is (height, width).
+
+Run lengths follow the COCO API (Lin et al., "Microsoft COCO", 2014; ``maskApi.c``): the frame is
+read column by column, runs of 0 and 1 alternate beginning with 0, and the counts are written as
+differences to the run before the last one in a base-32 code of printable ASCII.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias, TypedDict, overload
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from streamseg.errors import MaskError
+
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+Size: TypeAlias = tuple[int, int]
+Polygon: TypeAlias = list[float]
+
+MAX_PIXELS = 64_000_000
+"""Frames larger than this are refused before anything is allocated for them."""
+
+
+class RLE(TypedDict):
+    """A COCO run-length encoding: ``size`` is [height, width], ``counts`` the compressed string."""
+
+    size: list[int]
+    counts: str
+
+
+class Masks:
+    """The masks of N objects in a frame of ``size``; immutable.
+
+    Rows are taken by integer (a :class:`Mask`), slice, index array or boolean array.
+
+    Attributes:
+        size: (height, width) of the frame.
+        from_box: bool (N,), true where there was no mask and the object's box stands for it.
+    """
+
+    __slots__ = ("_counts", "_crops", "_windows", "from_box", "size")
+
+    def __init__(
+        self,
+        size: Size,
+        *,
+        crops: Sequence[BoolArray] | None = None,
+        windows: IntArray | None = None,
+        counts: Sequence[str] | None = None,
+        from_box: BoolArray | None = None,
+    ) -> None:
+        """Use the ``from_…`` constructors: they check what they are given, this does not."""
+        rows = len(crops) if crops is not None else len(counts or ())
+        self.size = size
+        self.from_box = np.zeros(rows, np.bool_) if from_box is None else from_box
+        self._crops = None if crops is None else tuple(crops)
+        self._windows = windows
+        self._counts = None if counts is None else tuple(counts)
+
+    @classmethod
+    def empty(cls, size: Size) -> Masks:
+        """No masks at all."""
+        return cls(check_size(size), crops=(), windows=np.zeros((0, 4), np.int64), counts=())
+
+    @classmethod
+    def from_crops(cls, crops: Sequence[BoolArray], origins: npt.ArrayLike, size: Size) -> Masks:
+        """Masks from bool (h, w) crops whose upper left pixels are at ``origins``, int (N, 2) x, y.
+
+        Raises:
+            MaskError: a crop isn't a two-dimensional bool array or reaches out of the frame.
+        """
+        height, width = check_size(size)
+        corners = np.asarray(origins, np.int64).reshape(-1, 2)
+        if len(corners) != len(crops):
+            raise MaskError(f"{len(crops)} crops with {len(corners)} origins")
+        for crop in crops:
+            if crop.ndim != 2 or crop.dtype != np.bool_:
+                raise MaskError(f"a crop must be bool (h, w), not {crop.dtype} {crop.shape}")
+        extents = np.array([crop.shape[::-1] for crop in crops], np.int64).reshape(-1, 2)
+        windows = np.concatenate([corners, corners + extents], axis=1)
+        if (corners < 0).any() or (windows[:, 2:] > (width, height)).any():
+            raise MaskError(f"a crop reaches out of its frame of {height} x {width}")
+        return cls((height, width), crops=crops, windows=windows)
+
+    @classmethod
+    def from_arrays(cls, arrays: npt.NDArray[Any], size: Size | None = None) -> Masks:
+        """Masks from full-frame bitmaps, (N, H, W); anything that isn't zero is inside."""
+        if arrays.ndim != 3:
+            raise MaskError(f"bitmaps must be (N, H, W), not {arrays.shape}")
+        bitmaps = arrays.astype(np.bool_)
+        windows = [_tight_window(bitmap) for bitmap in bitmaps]
+        crops = [
+            b[y1:y2, x1:x2].copy() for b, (x1, y1, x2, y2) in zip(bitmaps, windows, strict=True)
+        ]
+        frame = size or (arrays.shape[1], arrays.shape[2])
+        return cls.from_crops(crops, [w[:2] for w in windows], frame)
+
+    @classmethod
+    def from_boxes(cls, boxes: npt.ArrayLike, size: Size) -> Masks:
+        """The pixels whose centres lie in each box, float (N, 4) xyxy; flagged ``from_box``."""
+        height, width = check_size(size)
+        edges = np.asarray(boxes, np.float64).reshape(-1, 4)
+        corners = np.ceil(edges - 0.5).clip(0, (width, height, width, height)).astype(np.int64)
+        extents = np.maximum(corners[:, 2:] - corners[:, :2], 0)
+        masks = cls.from_crops(
+            [np.ones((h, w), np.bool_) for w, h in extents], corners[:, :2], (height, width)
+        )
+        masks.from_box = np.ones(len(masks), np.bool_)
+        return masks
+
+    @classmethod
+    def from_rle(
+        cls, counts: Sequence[str | bytes], size: Size, max_pixels: int = MAX_PIXELS
+    ) -> Masks:
+        """Masks from COCO's compressed counts; every run is checked before anything is decoded.
+
+        Raises:
+            MaskError: the frame is too large, or the runs are malformed or don't fill the frame.
+        """
+        height, width = check_size(size, max_pixels)
+        texts = [c.decode("latin-1") if isinstance(c, bytes) else c for c in counts]
+        for text in texts:
+            runs = parse_counts(text)
+            if int(runs.sum()) != height * width or (runs < 0).any():
+                raise MaskError(
+                    f"run lengths of {int(runs.sum())} pixels in a frame of {height} x {width}"
+                )
+        return cls((height, width), counts=texts)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Masks]) -> Masks:
+        """All rows of several ``Masks`` of one frame size, in order."""
+        sizes = {part.size for part in parts}
+        if len(sizes) != 1:
+            raise MaskError(f"masks of different frame sizes don't go together: {sorted(sizes)}")
+        from_box = np.concatenate([part.from_box for part in parts])
+        if all(part._counts is not None for part in parts):  # noqa: SLF001 - its own class
+            return cls(sizes.pop(), counts=[c for p in parts for c in p.counts], from_box=from_box)
+        return cls(
+            sizes.pop(),
+            crops=[crop for part in parts for crop in part.crops],
+            windows=np.concatenate([part.windows for part in parts]),
+            from_box=from_box,
+        )
+
+    def __len__(self) -> int:
+        return len(self.from_box)
+
+    def __iter__(self) -> Iterator[Mask]:
+        return (Mask(self, row) for row in range(len(self)))
+
+    @overload
+    def __getitem__(self, rows: int | np.integer[Any]) -> Mask: ...
+    @overload
+    def __getitem__(self, rows: slice | npt.NDArray[Any] | Sequence[int]) -> Masks: ...
+    def __getitem__(
+        self, rows: int | np.integer[Any] | slice | npt.NDArray[Any] | Sequence[int]
+    ) -> Mask | Masks:
+        if isinstance(rows, int | np.integer):
+            return Mask(self, range(len(self))[rows])
+        picked = row_index(rows, len(self))
+        return Masks(
+            self.size,
+            crops=None if self._crops is None else [self._crops[i] for i in picked],
+            windows=None if self._windows is None else self._windows[picked],
+            counts=None if self._counts is None else [self._counts[i] for i in picked],
+            from_box=self.from_box[picked],
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Masks):
+            return NotImplemented
+        return self.size == other.size and self.counts == other.counts
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value, and too large to hash
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} in {self.size[0]} x {self.size[1]})"
+
+    @property
+    def crops(self) -> tuple[BoolArray, ...]:
+        """The N bitmaps, bool (h, w) each, at their ``windows``; don't write into them."""
+        if self._crops is None:
+            self._decode()
+        assert self._crops is not None
+        return self._crops
+
+    @property
+    def windows(self) -> IntArray:
+        """Where the crops sit: int64 (N, 4) xyxy, exclusive at the right and below."""
+        if self._windows is None:
+            self._decode()
+        assert self._windows is not None
+        return self._windows
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """COCO's compressed counts of the full frame, one ASCII string a mask."""
+        if self._counts is None:
+            self._counts = self._encode()
+        return self._counts
+
+    @property
+    def areas(self) -> IntArray:
+        """Pixels in each mask, int64 (N,)."""
+        if self._crops is None:
+            return np.array([parse_counts(c)[1::2].sum() for c in self.counts], np.int64)
+        return np.array([np.count_nonzero(crop) for crop in self._crops], np.int64)
+
+    @property
+    def boxes(self) -> FloatArray:
+        """The tight box of each mask's pixels, float32 (N, 4) xyxy; zeros for an empty mask."""
+        boxes = np.zeros((len(self), 4), np.float32)
+        for row, (crop, (x, y, _, _)) in enumerate(zip(self.crops, self.windows, strict=True)):
+            window = _tight_window(crop)
+            if window[2] > window[0]:
+                boxes[row] = np.add(window, (x, y, x, y))
+        return boxes
+
+    def to_rle(self) -> list[RLE]:
+        """COCO run-length encodings, as pycocotools takes them and JSON can hold them."""
+        return [RLE(size=list(self.size), counts=counts) for counts in self.counts]
+
+    def to_arrays(self) -> BoolArray:
+        """Full-frame bitmaps, bool (N, H, W): N frames of memory, for offline use."""
+        full = np.zeros((len(self), *self.size), np.bool_)
+        for row, (crop, (x1, y1, x2, y2)) in enumerate(zip(self.crops, self.windows, strict=True)):
+            full[row, y1:y2, x1:x2] = crop
+        return full
+
+    def pairwise_iou(self, other: Masks) -> npt.NDArray[np.float64]:
+        """Intersection over union of every pair, float64 (N, M); 0 where both are empty."""
+        if self.size != other.size:
+            raise MaskError(f"masks of {self.size} and {other.size} can't be compared")
+        shared = _intersections(self, other)
+        union = self.areas[:, None] + other.areas[None] - shared
+        return _ratio(shared, union)
+
+    def _encode(self) -> tuple[str, ...]:
+        height, width = self.size
+        runs = [
+            {"size": [height, width], "counts": _run_lengths(crop, int(w[0]), int(w[1]), self.size)}
+            for crop, w in zip(self.crops, self.windows, strict=True)
+        ]
+        encoded = coco_mask.frPyObjects(runs, height, width) if runs else []
+        return tuple(rle["counts"].decode("ascii") for rle in encoded)
+
+    def _decode(self) -> None:
+        decoded = [_crop_from_runs(parse_counts(counts), self.size[0]) for counts in self.counts]
+        self._crops = tuple(crop for crop, _ in decoded)
+        self._windows = np.array(
+            [(x, y, x + crop.shape[1], y + crop.shape[0]) for crop, (x, y) in decoded], np.int64
+        ).reshape(-1, 4)
+
+
+class Mask:
+    """One row of a :class:`Masks`: a view, nothing is copied."""
+
+    __slots__ = ("_masks", "_row")
+
+    def __init__(self, masks: Masks, row: int) -> None:
+        self._masks = masks
+        self._row = row
+
+    @classmethod
+    def from_box(cls, box: npt.ArrayLike, size: Size) -> Mask:
+        """The pixels whose centres lie in ``box`` (xyxy), flagged as no real mask."""
+        return Masks.from_boxes(np.asarray(box)[None], size)[0]
+
+    @classmethod
+    def from_array(cls, bitmap: npt.NDArray[Any]) -> Mask:
+        """From a full-frame bitmap (H, W); anything that isn't zero is inside."""
+        return Masks.from_arrays(bitmap[None])[0]
+
+    @classmethod
+    def from_rle(cls, counts: str | bytes, size: Size) -> Mask:
+        """From COCO's compressed counts, checked."""
+        return Masks.from_rle([counts], size)[0]
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the frame."""
+        return self._masks.size
+
+    @property
+    def is_box(self) -> bool:
+        """True where the object's box stands for a mask that there wasn't."""
+        return bool(self._masks.from_box[self._row])
+
+    @property
+    def crop(self) -> BoolArray:
+        """The bitmap, bool (h, w), at ``window``."""
+        return self._masks.crops[self._row]
+
+    @property
+    def window(self) -> tuple[int, int, int, int]:
+        """Where the crop sits: x1, y1, x2, y2."""
+        x1, y1, x2, y2 = (int(edge) for edge in self._masks.windows[self._row])
+        return x1, y1, x2, y2
+
+    @property
+    def area(self) -> int:
+        """Pixels inside."""
+        return int(self._masks[[self._row]].areas[0])
+
+    @property
+    def box(self) -> FloatArray:
+        """The tight box of the pixels, float32 (4,) xyxy; zeros for an empty mask."""
+        box: FloatArray = self._masks[[self._row]].boxes[0]
+        return box
+
+    def to_array(self) -> BoolArray:
+        """The full-frame bitmap, bool (H, W)."""
+        bitmap: BoolArray = self._masks[[self._row]].to_arrays()[0]
+        return bitmap
+
+    def to_rle(self) -> RLE:
+        """COCO's compressed run-length encoding of the full frame."""
+        return RLE(size=list(self.size), counts=self._masks.counts[self._row])
+
+    def polygons(self) -> list[Polygon]:
+        """The outlines as COCO polygons, [x1, y1, x2, y2, …] along pixel edges.
+
+        One polygon for each part (parts that touch at a corner only are two). Holes are filled,
+        because COCO's polygons can't say them: use run lengths where holes matter.
+        """
+        x, y, _, _ = self.window
+        return [
+            np.add(ring, (x, y)).ravel().astype(float).tolist() for ring in _outer_rings(self.crop)
+        ]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return self.to_rle() == other.to_rle()
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value, and too large to hash
+
+    def __repr__(self) -> str:
+        return f"Mask({self.area} pixels in {self.size[0]} x {self.size[1]})"
+
+
+def check_size(size: Size, max_pixels: int = MAX_PIXELS) -> Size:
+    """``size`` as two positive ints of at most ``max_pixels`` in all; MaskError otherwise."""
+    height, width = int(size[0]), int(size[1])
+    if height < 1 or width < 1 or height * width > max_pixels:
+        raise MaskError(f"a frame of {height} x {width} pixels is empty or over {max_pixels}")
+    return height, width
+
+
+def row_index(rows: slice | npt.NDArray[Any] | Sequence[int], count: int) -> IntArray:
+    """The row numbers, int64, that a slice, index array or boolean array picks of ``count``."""
+    if isinstance(rows, slice):
+        return np.arange(count)[rows]
+    index = np.asarray(rows)
+    picked: IntArray = np.arange(count)[index if index.size else index.astype(np.int64)]
+    return picked
+
+
+def box_iou(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Intersection over union of boxes (N, 4) and (M, 4) xyxy, float64 (N, M)."""
+    a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = np.maximum(high - low, 0).prod(axis=2)
+    areas_a = np.maximum(a[:, 2:] - a[:, :2], 0).prod(axis=1)
+    areas_b = np.maximum(b[:, 2:] - b[:, :2], 0).prod(axis=1)
+    union = areas_a[:, None] + areas_b[None] - shared
+    return _ratio(shared, union)
+
+
+def parse_counts(text: str) -> IntArray:
+    """The run lengths that COCO's compressed ``counts`` stand for, int64; not yet checked to fit.
+
+    Raises:
+        MaskError: a character outside the code, or a number that is cut off or far too long.
+    """
+    try:
+        codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError:
+        raise MaskError("run lengths hold a character that isn't ASCII") from None
+    if len(codes) == 0:
+        return np.zeros(0, np.int64)
+    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise MaskError("run lengths hold a character outside COCO's code, or end inside a number")
+    ends = np.flatnonzero(codes & 32 == 0)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        raise MaskError("run lengths hold a number of more than 35 bits")
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    values = np.add.reduceat((codes & 31) << shifts, starts)
+    values -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
+    # From the fourth on, each number is the difference to the run before the last one.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def _ratio(
+    shared: npt.NDArray[np.float64], union: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """``shared`` over ``union``, 0 where the union is empty."""
+    ratio: npt.NDArray[np.float64] = np.divide(
+        shared, union, out=np.zeros_like(shared), where=union > 0
+    )
+    return ratio
+
+
+def _run_lengths(crop: BoolArray, x: int, y: int, size: Size) -> npt.NDArray[np.uint32]:
+    """Run lengths of the full frame, straight from a crop at (x, y)."""
+    frame_height, frame_width = size
+    height, width = crop.shape
+    # A column of the crop is a row here, with a zero before and after it: each change is an edge.
+    columns = np.zeros((width, height + 2), np.bool_)
+    columns[:, 1:-1] = crop.T
+    edges = np.flatnonzero(columns[:, 1:] != columns[:, :-1])
+    column, row = np.divmod(edges, height + 1)
+    positions = (column + x) * frame_height + row + y
+    if height == frame_height:
+        positions = _join_runs(positions)
+    bounds = np.concatenate(([0], positions, [frame_height * frame_width]))
+    runs = np.diff(bounds)
+    return (runs if runs[-1] else runs[:-1]).astype(np.uint32)
+
+
+def _join_runs(positions: IntArray) -> IntArray:
+    """Drop the edges between a run that ends at the bottom and one that begins at the next top."""
+    ends, starts = positions[1:-1:2], positions[2::2]
+    apart = np.flatnonzero(ends != starts)
+    return np.concatenate(
+        [positions[:1], np.stack([ends[apart], starts[apart]], axis=1).ravel(), positions[-1:]]
+    )
+
+
+def _crop_from_runs(runs: IntArray, frame_height: int) -> tuple[BoolArray, tuple[int, int]]:
+    """The tight crop that full-frame run lengths stand for, and its upper left pixel (x, y)."""
+    bounds = np.cumsum(runs)
+    starts, ends = bounds[0:-1:2], bounds[1::2]
+    filled = ends > starts
+    starts, ends = starts[filled], ends[filled]
+    if len(starts) == 0:
+        return np.zeros((0, 0), np.bool_), (0, 0)
+    x1, x2 = int(starts[0] // frame_height), int((ends[-1] - 1) // frame_height) + 1
+    first, last = starts % frame_height, (ends - 1) % frame_height
+    if (starts // frame_height != (ends - 1) // frame_height).any():
+        y1, y2 = 0, frame_height  # a run that goes on in the next column touches both borders
+    else:
+        y1, y2 = int(first.min()), int(last.max()) + 1
+    height = y2 - y1
+    begin = (starts // frame_height - x1) * height + first - y1
+    end = ((ends - 1) // frame_height - x1) * height + last - y1 + 1
+    edges = np.concatenate(([0], np.stack([begin, end], axis=1).ravel(), [(x2 - x1) * height]))
+    bits = np.repeat(np.arange(len(edges) - 1) % 2 == 1, np.diff(edges))
+    return bits.reshape(x2 - x1, height).T, (x1, y1)
+
+
+def _intersections(a: Masks, b: Masks) -> npt.NDArray[np.float64]:
+    """Pixels that each pair shares, (N, M); only pairs whose windows meet are looked at."""
+    low = np.maximum(a.windows[:, None, :2], b.windows[None, :, :2])
+    high = np.minimum(a.windows[:, None, 2:], b.windows[None, :, 2:])
+    shared = np.zeros((len(a), len(b)))
+    for i, j in np.argwhere((high > low).all(axis=2)):
+        (x1, y1), (x2, y2) = low[i, j], high[i, j]
+        ax, ay = a.windows[i, :2]
+        bx, by = b.windows[j, :2]
+        part_a = a.crops[i][y1 - ay : y2 - ay, x1 - ax : x2 - ax]
+        part_b = b.crops[j][y1 - by : y2 - by, x1 - bx : x2 - bx]
+        shared[i, j] = np.count_nonzero(part_a & part_b)
+    return shared
+
+
+def _tight_window(bitmap: BoolArray) -> tuple[int, int, int, int]:
+    """x1, y1, x2, y2 of the true pixels; zeros if there are none."""
+    rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
+    if len(rows) == 0:
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _outer_rings(crop: BoolArray) -> Iterator[IntArray]:
+    """The outer outline of each 4-connected part, int (K, 2) x, y of its corners.
+
+    Every corner of an outline joins one horizontal to one vertical edge. Along a row of the
+    corner lattice the corners pair up, first with second, third with fourth: those are the
+    horizontal edges; along a column likewise. Walking the two in turn follows the outlines.
+    """
+    corners, by_column = _corners(crop)
+    partner = np.empty((2, len(corners)), np.int64)
+    in_rows = np.arange(len(corners)).reshape(-1, 2)
+    in_columns = by_column.reshape(-1, 2)
+    for axis, pairs in enumerate((in_rows, in_columns)):
+        partner[axis, pairs[:, 0]], partner[axis, pairs[:, 1]] = pairs[:, 1], pairs[:, 0]
+    visited = np.zeros(len(corners), np.bool_)
+    for start in range(len(corners)):
+        if visited[start]:
+            continue
+        ring, at, axis = [], start, 0
+        while not visited[at]:
+            visited[at] = True
+            ring.append(at)
+            at, axis = int(partner[axis, at]), 1 - axis
+        x, y = corners[start]
+        # The first corner of a ring in reading order has the ring's inside to its lower right.
+        if x < crop.shape[1] and y < crop.shape[0] and crop[y, x]:
+            yield corners[ring]
+
+
+def _corners(crop: BoolArray) -> tuple[IntArray, IntArray]:
+    """Corners of all outlines in reading order, int (K, 2) x, y, and the order down the columns.
+
+    Where two pixels touch diagonally, two corners share a place; the first of them takes the edge
+    to the left. Which of the two takes the edge upwards decides that the pixels stay apart.
+    """
+    padded = np.pad(crop, 1).astype(np.int8)
+    upper_left, upper_right = padded[:-1, :-1], padded[:-1, 1:]
+    lower_left, lower_right = padded[1:, :-1], padded[1:, 1:]
+    single = (upper_left + upper_right + lower_left + lower_right) % 2 == 1
+    diagonal = (
+        (upper_left == lower_right) & (upper_right == lower_left) & (upper_left != upper_right)
+    )
+    y, x = np.nonzero(single | diagonal)
+    times = 1 + diagonal[y, x]
+    falling = np.repeat(upper_left[y, x] == 1, times)  # filled at the upper left and lower right
+    y, x = np.repeat(y, times), np.repeat(x, times)
+    order = np.arange(len(x))
+    by_column = np.lexsort((np.where(falling, order, -order), y, x))
+    return np.stack([x, y], axis=1), by_column
