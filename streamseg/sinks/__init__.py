@@ -1,0 +1,1 @@
+"""Where results go: onto the network (``publisher``) and into files (``files``)."""
