@@ -1,0 +1,60 @@
+"""Instance segmentation on video streams: every object's mask with a lasting identity.
+
+What is here loads when it is first used: a consumer never needs torch, nor waits for it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamseg.client import Received, Subscriber, connect
+    from streamseg.errors import StreamsegError
+    from streamseg.masks import Mask, Masks
+    from streamseg.models import load_model
+    from streamseg.tracker import Tracker
+    from streamseg.types import Frame, Instances, Result
+
+__version__ = _version("streamseg")
+
+_HOMES = {
+    "Frame": "types",
+    "Instances": "types",
+    "Mask": "masks",
+    "Masks": "masks",
+    "Received": "client",
+    "Result": "types",
+    "StreamsegError": "errors",
+    "Subscriber": "client",
+    "Tracker": "tracker",
+    "connect": "client",
+    "load_model": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
+__all__ = [
+    "Frame",
+    "Instances",
+    "Mask",
+    "Masks",
+    "Received",
+    "Result",
+    "StreamsegError",
+    "Subscriber",
+    "Tracker",
+    "__version__",
+    "connect",
+    "load_model",
+]

@@ -1,0 +1,5 @@
+"""``python -m streamseg`` is the command line."""
+
+from streamseg.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""The main job with nothing to configure: the bundled clip through the bundled model.
+
+A real service on loopback, and two real subscribers: one to the masks, which writes
+``results.jsonl``, and one to the pictures, which writes ``annotated.mp4``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from streamseg.client import Received, connect
+from streamseg.config import Config, PublishConfig, SourceConfig
+from streamseg.errors import OutputError
+from streamseg.pipeline import Pipeline
+from streamseg.serve import Service
+from streamseg.summary import Progress, Summary
+from streamseg.watch import record_results, record_video
+
+CLIP = files("streamseg") / "assets" / "street.mp4"
+SUBSCRIBERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """What the demo came to.
+
+    Attributes:
+        summary: the service's own account.
+        results: lines of ``results.jsonl`` received.
+        pictures: frames of ``annotated.mp4`` received.
+        lost: messages that were published and not received.
+        interrupted: whether it was stopped before the clip's end.
+    """
+
+    summary: Summary
+    results: int
+    pictures: int
+    lost: int
+    interrupted: bool
+
+
+class Demo:
+    """A service, its subscribers and their files.
+
+    Args:
+        out: the folder for ``annotated.mp4`` and ``results.jsonl``.
+        progress: told (source, frames received, None) now and then.
+    """
+
+    def __init__(self, out: Path, progress: Progress) -> None:
+        self._out = out
+        self._progress = progress
+        self._service: Service | None = None
+        self._stopped = False
+
+    def run(self) -> DemoReport:
+        """Run it to the end.
+
+        Raises:
+            OutputError: ``out`` can't be written.
+            StageError: a stage failed.
+        """
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self._out}: can't make this folder: {error.strerror}") from None
+        with ExitStack() as stack:
+            clip = stack.enter_context(as_file(CLIP))
+            config = Config(
+                sources=(SourceConfig(url=str(clip), name="street"),),
+                publish=PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=SUBSCRIBERS),
+            )
+            self._service = service = Service(config)
+            address = service.endpoints["masks"]
+            service.start()
+            masks = stack.enter_context(connect(address, sources=["street"]))
+            pictures = stack.enter_context(connect(address, sources=["street"], frames="annotated"))
+            subscribers = Pipeline()
+            results = self._counted(record_results(masks, self._out / "results.jsonl"))
+            video = record_video(pictures, self._out / "annotated.mp4")
+            counts = [0, 0]
+            subscribers.spawn("subscriber:masks", _count(results, counts, 0))
+            subscribers.spawn("subscriber:pictures", _count(video, counts, 1))
+            summary = service.wait()
+            subscribers.wait()
+            lost = sum(masks.gaps.values()) + sum(pictures.gaps.values())
+            return DemoReport(summary, counts[0], counts[1], lost, self._stopped)
+
+    def stop(self) -> None:
+        """End early; what was received is kept, and playable."""
+        self._stopped = True
+        if self._service is not None:
+            self._service.stop()
+
+    def abort(self) -> None:
+        """End now."""
+        self._stopped = True
+        if self._service is not None:
+            self._service.abort()
+
+    def _counted(self, messages: Iterable[Received]) -> Iterator[Received]:
+        for done, received in enumerate(messages, start=1):
+            self._progress("street", done, None)
+            yield received
+
+
+def _count(messages: Iterable[Received], counts: list[int], row: int) -> Iterator[Received]:
+    for received in messages:
+        counts[row] += 1
+        yield received

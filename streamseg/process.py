@@ -1,0 +1,224 @@
+"""The recorded composition: files in, and for each a folder of results; nothing is dropped.
+
+    source → inbox → worker → found → tracker ┬→ results.jsonl
+                                              └→ annotated.mp4
+
+Every mailbox blocks, so the slowest stage sets the pace. ``summary.json`` is written last: a
+folder that has one was finished, and it says how.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from streamseg.channel import Mailbox
+from streamseg.config import Config, SourceConfig
+from streamseg.errors import OutputError, StageError, StreamsegError
+from streamseg.metrics import Metrics
+from streamseg.models.base import Segmenter
+from streamseg.pipeline import Pipeline
+from streamseg.sinks.files import ResultsFile, VideoFile, write_json_atomically
+from streamseg.sources import Source, open_source
+from streamseg.stages import infer, read, track
+from streamseg.summary import Progress, Summary, Tally
+from streamseg.types import Frame, Result
+
+log = logging.getLogger(__name__)
+
+State: TypeAlias = Literal["complete", "incomplete", "interrupted", "failed"]
+
+SINK_CAPACITY = 4
+"""Results that may wait for a file."""
+STOP_WITHIN = 60.0
+"""Seconds that an interrupted run gives to what it has taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one input.
+
+    Attributes:
+        source: the input's config, with its name.
+        state: ``complete``; ``incomplete`` if the recording is cut off or was lost in part;
+            ``interrupted`` by the user; ``failed`` if nothing can be used.
+        reason: why it isn't complete, in one line.
+        summary: what it came to, None if it never began.
+    """
+
+    source: SourceConfig
+    state: State
+    reason: str = ""
+    summary: Summary | None = None
+
+    def row(self) -> tuple[str, ...]:
+        """Input, state, frames, fps, instances and tracks, as a table shows them."""
+        if self.summary is None:
+            return self.source.name, self.state, "-", "-", "-", "-"
+        made, (source,) = self.summary, self.summary.sources
+        counts = str(source.instances), str(source.tracks)
+        return self.source.name, self.state, str(made.frames), f"{made.fps:.1f}", *counts
+
+
+class Processor:
+    """Processes inputs one after the other with one model.
+
+    Args:
+        config: validated; its sources are the inputs.
+        model: the model to use.
+        out: the folder that takes a folder for each input.
+        progress: told how far the current input is.
+
+    Attributes:
+        stopped: whether it was told to end before its work was done.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: Segmenter,
+        out: Path,
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._out = out
+        self._progress = progress
+        self.stopped = False
+        self._pipeline: Pipeline | None = None
+
+    def run(self) -> Iterator[Outcome]:
+        """Process each input; one that fails doesn't stop the others.
+
+        Raises:
+            OutputError: the output can't be written: the next input would fail alike.
+        """
+        _make_folder(self._out)
+        for source in self._config.sources:
+            if self.stopped:
+                return
+            yield self._process(source)
+
+    def stop(self) -> None:
+        """Finish what was taken of the current input, and take no further one."""
+        self.stopped = True
+        if self._pipeline is not None:
+            self._pipeline.stop()
+
+    def abort(self) -> None:
+        """End now; what was written stays readable."""
+        self.stopped = True
+        if self._pipeline is not None:
+            self._pipeline.abort()
+
+    def _process(self, config: SourceConfig) -> Outcome:
+        try:
+            source = open_source(config)
+        except StreamsegError as error:
+            return Outcome(config, "failed", str(error))
+        folder = self._out / config.name
+        _make_folder(folder)
+        (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run into this folder
+        run = _Run(self._config, config, source, self._model, folder, self._progress)
+        self._pipeline = run.pipeline
+        if self.stopped:
+            self._pipeline.stop()
+        outcome = run.finish()
+        self._pipeline = None
+        return outcome
+
+
+class _Run:
+    """One input on its way into its folder."""
+
+    def __init__(
+        self,
+        config: Config,
+        source_config: SourceConfig,
+        source: Source,
+        model: Segmenter,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self.pipeline = Pipeline()
+        self._metrics = Metrics()
+        self._source_config = source_config
+        self._source = source
+        self._folder = folder
+        self._progress = progress
+        self._problem: Exception | None = None
+        self._tally = Tally(model.name, self._metrics)
+        self._account = self._metrics.account(source.name)
+        self._results = ResultsFile(folder / "results.jsonl")
+        self._video = VideoFile(folder / "annotated.mp4")
+        self._spawn(config, model)
+
+    def finish(self) -> Outcome:
+        """Wait for the end, close the files, write the summary."""
+        with self._results, self._video:  # whatever is raised here leaves them as .part
+            self.pipeline.wait(STOP_WITHIN)
+            if self._problem is not None and not isinstance(self._problem, StreamsegError):
+                raise StageError(self._source.name, self._problem)
+        if self.pipeline.aborted:
+            self._account.abandon("stopped")
+        summary = self._tally.summary()
+        state, reason = self._state(summary)
+        outcome = Outcome(self._source_config, state, reason, summary)
+        write_json_atomically(self._folder / "summary.json", self._describe(outcome, summary))
+        return outcome
+
+    def _spawn(self, config: Config, model: Segmenter) -> None:
+        pipeline, worker = self.pipeline, config.worker
+        inbox: Mailbox[Frame] = Mailbox(worker.max_batch)
+        found: Mailbox[Result] = Mailbox(worker.max_batch)
+        to_results: Mailbox[Result] = Mailbox(SINK_CAPACITY)
+        to_video: Mailbox[Result] = Mailbox(SINK_CAPACITY)
+        pipeline.spawn("results", self._published(self._results.drain(to_results)))
+        pipeline.spawn("video", self._video.drain(to_video))
+        tracked = self._tally.count(track(found, config.tracker, self._metrics))
+        pipeline.spawn("tracker", tracked, into=[to_results, to_video])
+        thresholds = self._source_config.thresholds or config.thresholds
+        batches = inbox.batches(worker.max_batch, worker.max_wait_ms / 1000)
+        results = infer(batches, model, {self._source.name: thresholds}, self._metrics)
+        pipeline.spawn("worker", results, into=[found])
+        frames = pipeline.until_stopped(read(self._source, self._account))
+        pipeline.spawn(f"source:{self._source.name}", frames, [inbox], on_error=self._source_failed)
+
+    def _source_failed(self, error: Exception) -> None:
+        self._problem = error
+
+    def _published(self, results: Iterable[Result]) -> Iterator[Result]:
+        for done, result in enumerate(results, start=1):
+            self._account.publish()
+            self._progress(self._source.name, done, self._source.report.expected)
+            yield result
+
+    def _state(self, summary: Summary) -> tuple[State, str]:
+        if self._problem is not None:
+            return ("incomplete" if summary.frames else "failed"), str(self._problem)
+        if self.pipeline.stopping.is_set():
+            return "interrupted", "interrupted: the results end where it was"
+        return "complete", ""
+
+    def _describe(self, outcome: Outcome, summary: Summary) -> dict[str, Any]:
+        return {
+            "input": self._source_config.url,
+            "state": outcome.state,
+            "reason": outcome.reason,
+            "bad_frames": self._source.report.bad,
+            **summary.to_dict(),
+            "versions": {name: version(name) for name in ("streamseg", "torch", "av")},
+            "python": platform.python_version(),
+        }
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: can't make this folder: {error.strerror}") from None

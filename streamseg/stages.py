@@ -1,0 +1,96 @@
+"""What happens to a frame on its way, as generators: read, infer, track.
+
+Chained as they are, they are the synchronous mode; spawned in a
+:class:`~streamseg.pipeline.Pipeline` with mailboxes between them, the services.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from streamseg.config import Thresholds, TrackerConfig
+from streamseg.metrics import Account, Metrics
+from streamseg.models.base import Segmenter
+from streamseg.sources import Source
+from streamseg.tracker import Tracker
+from streamseg.types import Frame, Result
+
+CORRUPT = "corrupt"
+
+
+def read(source: Source, account: Account) -> Iterator[Frame]:
+    """A source's frames, entered into its account; those that can't be decoded as failed."""
+    known_bad = 0
+    try:
+        for frame in source.frames():
+            account.decode()
+            known_bad = _enter_bad(source, account, known_bad)
+            yield frame
+    finally:
+        _enter_bad(source, account, known_bad)
+
+
+def infer(
+    batches: Iterable[Sequence[Frame]],
+    model: Segmenter,
+    thresholds: Mapping[str, Thresholds],
+    metrics: Metrics,
+) -> Iterator[Result]:
+    """Find the instances in each frame of each batch.
+
+    Args:
+        batches: lists of frames, of one source or of many.
+        model: finds them.
+        thresholds: by source; a source that isn't in it has the model's own.
+        metrics: takes the seconds spent on a frame, by stage.
+    """
+    for frames in batches:
+        taken = time.monotonic()
+        prepared = model.prepare([frame.image for frame in frames])
+        ready = time.monotonic()
+        own = [thresholds.get(frame.source, model.thresholds) for frame in frames]
+        detections = model.forward(prepared, own)
+        found = time.monotonic()
+        instances = model.postprocess(detections)
+        done = time.monotonic()
+        spent = {
+            "prepare": (ready - taken) / len(frames),
+            "forward": (found - ready) / len(frames),
+            "postprocess": (done - found) / len(frames),
+        }
+        for stage, seconds in spent.items():
+            metrics.stage_seconds.labels(stage).observe(seconds)
+        for frame, rows in zip(frames, instances, strict=True):
+            timing = {"queue": (taken - frame.monotonic) * 1000}
+            timing |= {stage: seconds * 1000 for stage, seconds in spent.items()}
+            yield Result(frame, rows, model.name, timing)
+
+
+def track(results: Iterable[Result], settings: TrackerConfig, metrics: Metrics) -> Iterator[Result]:
+    """Give instances their identities: one tracker a source, afresh when its epoch changes."""
+    trackers: dict[str, tuple[int, Tracker]] = {}
+    for result in results:
+        if not settings.enabled:
+            yield result
+            continue
+        started = time.monotonic()
+        epoch, tracker = trackers.get(result.source, (-1, None))
+        if tracker is None or epoch != result.frame.epoch:
+            tracker = Tracker(lost_for=settings.lost_for, min_hits=settings.min_hits)
+            trackers[result.source] = (result.frame.epoch, tracker)
+        instances = tracker.update(result.instances, result.frame.pts)
+        seconds = time.monotonic() - started
+        metrics.stage_seconds.labels("track").observe(seconds)
+        timing = {**result.timing, "track": seconds * 1000}
+        yield replace(result, instances=instances, timing=timing)
+
+
+def _enter_bad(source: Source, account: Account, known: int) -> int:
+    """Enter the frames that failed to decode since ``known`` were; how many there are now."""
+    bad = source.report.bad
+    for _ in range(bad - known):
+        account.decode()
+        account.fail(CORRUPT)
+    return bad

@@ -1,0 +1,99 @@
+"""How runs look in a terminal: progress while they go, a table when they are over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from streamseg.summary import Summary
+
+PLAIN_EVERY = 100
+"""Without a terminal, a line is printed every so many frames."""
+
+
+class ProgressReport:
+    """A bar for each name on a terminal, plain lines elsewhere; on stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressReport:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, name: str, done: int, expected: int | None) -> None:
+        """``done`` frames of ``expected`` (None: unknown) are through."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=expected)
+        self._bars.update(self._tasks[name], completed=done, total=expected)
+        if not self._console.is_terminal and done % PLAIN_EVERY == 0:
+            of = f" of {expected}" if expected else ""
+            print(f"{name}: {done}{of} frames", file=sys.stderr, flush=True)  # noqa: T201 - progress
+
+
+def summary_table(summary: Summary) -> Table:
+    """The closing table of a live run."""
+    table = Table(title=f"{summary.model}: {summary.frames} frames, {summary.fps:.1f} fps")
+    for column in ("source", "decoded", "published", "dropped", "failed", "instances", "tracks"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for source in summary.sources:
+        account = source.account
+        table.add_row(
+            source.source,
+            str(account.decoded),
+            str(account.published),
+            _reasons(account.dropped),
+            _reasons(account.failed),
+            str(source.instances),
+            str(source.tracks),
+        )
+    ages = ", ".join(f"{name} {age:.0f} ms" for name, age in summary.age_ms.items())
+    stages = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in summary.timing_ms.items())
+    table.caption = (
+        f"age of results: {ages or '-'}\n{stages or '-'}\n"
+        f"pictures dropped: {summary.pictures_dropped}"
+    )
+    return table
+
+
+def listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A plain table of strings."""
+    table = Table(title=title)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {why}" for why, count in counts.items()) or "0"

@@ -1,0 +1,62 @@
+"""What several tests need: the bundled model, loaded once, and the command line as a program."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from streamseg.cli import main
+from streamseg.models import load_model
+from streamseg.models.base import Segmenter
+
+MEDIA = Path(__file__).parent / "media"
+CLIP = Path(__file__).parents[1] / "streamseg" / "assets" / "street.mp4"
+SHARED = Path(__file__).parents[2] / "shared"
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture(scope="session")
+def nanomask() -> Segmenter:
+    return load_model("nanomask", score=0.35)
+
+
+@pytest.fixture
+def streamseg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Run ``streamseg …`` in an empty folder, in this process: torch takes seconds to load."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "streamseg", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"COLUMNS": "200", "TERM": "dumb"}

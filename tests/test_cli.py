@@ -1,0 +1,271 @@
+"""Every command as a user runs it: what it prints, what it leaves behind and how it exits."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from conftest import CLIP, MEDIA, Ended, Run, command, environment
+
+from streamseg import wire
+
+PATTERN = "test:?size=96x64&frames=8"
+
+
+def one_line(result: Ended) -> str:
+    """The one line that a failure is said in."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("streamseg: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+def test_help_is_quick_and_loads_nothing_heavy(streamseg: Run) -> None:
+    result = streamseg("--help")
+    assert result.returncode == 0
+    for name in ("demo", "serve", "watch", "process", "models", "bench"):
+        assert name in result.stdout
+    code = (
+        "import sys, streamseg.cli; print([m for m in ('torch', 'av', 'cv2') if m in sys.modules])"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["demo", "serve", "watch", "process", "models", "bench"])
+def test_every_command_s_help_has_an_example(streamseg: Run, name: str) -> None:
+    result = streamseg(name, "--help")
+    assert result.returncode == 0
+    assert f"Example: streamseg {name}" in " ".join(result.stdout.split())
+
+
+def test_process_writes_results_video_and_summary(streamseg: Run, tmp_path: Path) -> None:
+    result = streamseg("process", CLIP, "--out", "out", "--end", "1.05")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "out" / "street"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "annotated.mp4",
+        "results.jsonl",
+        "summary.json",
+    ]
+    lines = (folder / "results.jsonl").read_bytes().splitlines()
+    messages = [wire.decode(line, wire.RecordedMessage) for line in lines]
+    assert [m.frame for m in messages] == list(range(11))
+    assert [m.pts for m in messages] == pytest.approx([i / 10 for i in range(11)])
+    assert any(i.class_name == "person" and i.track >= 0 for m in messages for i in m.instances)
+    with av.open(str(folder / "annotated.mp4")) as video:
+        times = [float(f.time) for f in video.decode(video=0)]
+    assert times == pytest.approx([i / 10 for i in range(11)], abs=1e-3)
+    summary = json.loads((folder / "summary.json").read_text())
+    account = summary["sources"][0]["account"]
+    assert summary["state"] == "complete"
+    assert account["decoded"] == account["published"] == 11
+    assert account["in_flight"] == 0
+
+
+def test_recorded_results_do_not_depend_on_the_batch_size(streamseg: Run, tmp_path: Path) -> None:
+    for size in (1, 4):
+        out = f"out{size}"
+        options = ("--end", "0.75", "--set", f"worker.max_batch={size}")
+        assert streamseg("process", CLIP, "--out", out, *options).returncode == 0
+    one, four = (
+        [
+            wire.decode(line, wire.RecordedMessage)
+            for line in (tmp_path / out / "street" / "results.jsonl").read_bytes().splitlines()
+        ]
+        for out in ("out1", "out4")
+    )
+    assert len(one) == len(four) == 8
+    for a, b in zip(one, four, strict=True):
+        assert [(i.track, i.label) for i in a.instances] == [
+            (i.track, i.label) for i in b.instances
+        ]
+        for left, right in zip(a.instances, b.instances, strict=True):
+            assert left.box == pytest.approx(right.box, abs=1e-2)
+
+
+def test_process_takes_many_inputs_and_goes_on_after_a_bad_one(
+    streamseg: Run, tmp_path: Path
+) -> None:
+    inputs = (MEDIA / "ok.mp4", MEDIA / "text.mp4", MEDIA / "fps1.mp4")
+    result = streamseg("process", *inputs, "--out", "out")
+    assert result.returncode == 1
+    assert "text.mp4" in one_line(result)
+    for name in ("ok", "fps1"):
+        summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
+        assert summary["state"] == "complete"
+    assert not (tmp_path / "out" / "text").exists()
+
+
+def test_a_truncated_recording_keeps_its_good_frames_and_exits_1(
+    streamseg: Run, tmp_path: Path
+) -> None:
+    result = streamseg("process", MEDIA / "truncated_moov_front.mp4", "--out", "out")
+    assert result.returncode == 1
+    assert "incomplete" in one_line(result)
+    folder = tmp_path / "out" / "truncated_moov_front"
+    assert len((folder / "results.jsonl").read_bytes().splitlines()) == 25
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["state"] == "incomplete"
+
+
+def test_corrupt_frames_are_counted_and_the_rest_is_processed(
+    streamseg: Run, tmp_path: Path
+) -> None:
+    result = streamseg("process", MEDIA / "flips_payload_heavy.mp4", "--out", "out")
+    folder = tmp_path / "out" / "flips_payload_heavy"
+    account = json.loads((folder / "summary.json").read_text())["sources"][0]["account"]
+    assert account["failed"] == {"corrupt": 6}, result.stderr
+    assert account["published"] == 44
+    assert account["decoded"] == 50
+
+
+BAD_CALLS = {
+    "missing file": (["process", "gone.mp4", "--out", "o"], 1, "gone.mp4"),
+    "not a video": (["process", MEDIA / "text.mp4", "--out", "o"], 1, "text.mp4"),
+    "empty folder": (["process", "empty", "--out", "o"], 1, "empty"),
+    "zero bytes": (["serve", "--source", MEDIA / "zero_byte.mp4"], 1, "zero_byte.mp4"),
+    "serve without a source": (["serve"], 2, "sources"),
+    "missing config": (["serve", "gone.yaml"], 2, "gone.yaml"),
+    "bad key": (["serve", "--source", PATTERN, "--set", "worker.batch=3"], 2, "worker.batch"),
+    "bad value": (["serve", "--source", PATTERN, "--set", "worker.max_batch=0"], 2, "max_batch"),
+    "unknown model": (["process", PATTERN, "--out", "o", "--model", "nanomast"], 2, "nanomask"),
+    "unknown class": (
+        ["process", PATTERN, "--out", "o", "--set", "thresholds.classes=[persn]"],
+        2,
+        "person",
+    ),
+    "missing weights": (["process", PATTERN, "--out", "o", "--weights", "no.pt"], 1, "no.pt"),
+    "weights of another architecture": (
+        ["process", PATTERN, "--out", "o", "--weights", "other.pt"],
+        1,
+        "other.pt",
+    ),
+    "unwritable output": (["process", PATTERN, "--out", "file/o"], 1, "file"),
+    "bad pattern": (["process", "test:?sise=3x3", "--out", "o"], 1, "sise"),
+    "not loopback": (["serve", "--source", PATTERN, "--bind", "tcp://0.0.0.0:5999"], 2, "insecure"),
+    "bad address to watch": (["watch", "tcp://127.0.0.1:99999"], 2, "99999"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_are_refused_in_one_line(streamseg: Run, tmp_path: Path, case: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    torch.save({"conv.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
+    arguments, code, named = BAD_CALLS[case]
+    result = streamseg(*arguments)
+    assert result.returncode == code, result.stderr
+    assert named in one_line(result)
+    assert not list(tmp_path.glob("o/**/*.json*"))
+
+
+def test_an_unknown_option_is_a_wrong_call(streamseg: Run) -> None:
+    result = streamseg("serve", "--sauce", "x")
+    assert result.returncode == 2
+    assert "--sauce" in result.stderr
+
+
+def test_debug_shows_the_traceback(streamseg: Run) -> None:
+    result = streamseg("process", "gone.mp4", "--out", "o", "--model", "nope", "--debug")
+    assert "Traceback" in result.stderr
+    assert result.returncode == 2
+
+
+def test_a_taken_port_is_named(streamseg: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        result = streamseg("serve", "--source", PATTERN, "--bind", address)
+    assert result.returncode == 1
+    assert address in one_line(result)
+
+
+def test_models_lists_the_catalogue(streamseg: Run) -> None:
+    result = streamseg("models")
+    assert result.returncode == 0
+    for name in ("nanomask", "mask_rcnn_r50_fpn", "mask_rcnn_r50_fpn_v2"):
+        assert name in result.stdout
+
+
+def start(tmp_path: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    """A port that has a free one after it."""
+    with socket.create_server(("127.0.0.1", 0)) as a:
+        return a.getsockname()[1]
+
+
+def test_serve_and_watch_end_with_the_file(streamseg: Run, tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    serving = start(
+        tmp_path,
+        *("serve", "--source", CLIP, "--bind", address, "--wait-subscribers", "1"),
+        *("--set", "sources.0.end=1.05"),
+    )
+    files = ("--save", "w.mp4", "--jsonl", "w.jsonl")
+    watched = streamseg("watch", address, *files, "--timeout", "60")
+    stdout, stderr = serving.communicate(timeout=60)
+    assert serving.returncode == 0, stderr
+    assert watched.returncode == 0, watched.stderr
+    assert "11 frames" in stdout
+    assert len((tmp_path / "w.jsonl").read_bytes().splitlines()) == 11
+    with av.open(str(tmp_path / "w.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 11
+
+
+def test_watch_fails_after_its_timeout(streamseg: Run) -> None:
+    result = streamseg("watch", f"tcp://127.0.0.1:{free_port()}", "--timeout", "0.5")
+    assert result.returncode == 1
+    assert "0.5" in one_line(result)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_process_leaves_what_it_has_readable(tmp_path: Path, number: int) -> None:
+    running = start(tmp_path, "process", CLIP, "--out", "out")
+    part = tmp_path / "out" / "street" / "results.jsonl.part"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(number)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130, stderr
+    folder = tmp_path / "out" / "street"
+    summary = json.loads((folder / "summary.json").read_text())
+    account = summary["sources"][0]["account"]
+    lines = (folder / "results.jsonl").read_bytes().splitlines()
+    assert summary["state"] == "interrupted"
+    assert 0 < len(lines) == account["published"] < 202
+    assert account["decoded"] == account["published"] + sum(account["dropped"].values())
+    with av.open(str(folder / "annotated.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == len(lines)
+
+
+def test_an_interrupted_serve_drains_and_exits_0(tmp_path: Path) -> None:
+    running = start(tmp_path, "serve", "--source", CLIP, "--bind", "tcp://127.0.0.1:*")
+    assert running.stderr is not None
+    while "masks at" not in running.stderr.readline():
+        pass
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == 0, stderr
+    assert "street" in stdout

@@ -1,0 +1,210 @@
+"""The live service, end to end: real files, the real model, real sockets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import CLIP, MEDIA
+
+from streamseg import Instances, connect, load_model
+from streamseg.config import Config, PublishConfig, SourceConfig, Thresholds, WorkerConfig
+from streamseg.errors import BindError, SourceError, StageError
+from streamseg.metrics import AccountSnapshot
+from streamseg.models.base import Segmenter
+from streamseg.serve import Service
+from streamseg.summary import Summary
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    """The bundled model on small pictures, letting much through."""
+    return load_model("nanomask", input_size=128, score=0.1)
+
+
+def config(*sources: SourceConfig, subscribers: int = 1, **more: object) -> Config:
+    return Config(
+        sources=sources,
+        worker=WorkerConfig(max_batch=2),
+        publish=PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=subscribers),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def pattern(name: str, frames: int = 30) -> SourceConfig:
+    return SourceConfig(url=f"test:?size=160x120&frames={frames}", name=name)
+
+
+def account_of(summary: Summary, name: str) -> AccountSnapshot:
+    return next(s.account for s in summary.sources if s.source == name)
+
+
+def test_a_subscriber_gets_every_frame_of_a_recording(model: Segmenter) -> None:
+    service = Service(config(SourceConfig(url=str(CLIP), name="street", end=2.05)), model)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        received = list(subscriber)
+        assert subscriber.gaps["street"] == 0
+        assert subscriber.statuses["street"].state == "ended"
+    summary = service.wait()
+    account = account_of(summary, "street")
+    assert [r.index for r in received] == list(range(21))
+    assert account.decoded == account.published == 21
+    assert account.balanced
+    assert account.in_flight == 0
+    assert all(r.instances.masks.size == (576, 768) for r in received)
+    assert any(len(r.instances) for r in received)
+
+
+def test_pictures_come_with_their_results_and_before_the_end(model: Segmenter) -> None:
+    service = Service(config(SourceConfig(url=str(CLIP), name="street", end=1.05)), model)
+    service.start()
+    with connect(service.endpoints["masks"], frames="annotated", timeout=30) as subscriber:
+        received = list(subscriber)
+    service.wait()
+    assert received[-1].index == 10
+    assert all(r.frame.shape == (576, 768, 3) for r in received)
+
+
+def test_two_sources_share_the_model_and_end_each_for_itself(model: Segmenter) -> None:
+    made = config(pattern("short", 10), pattern("long", 60), subscribers=2)
+    service = Service(made, model)
+    service.start()
+    address = service.endpoints["masks"]
+    ended: dict[str, float] = {}
+
+    def follow(name: str) -> None:
+        with connect(address, sources=[name], timeout=30) as subscriber:
+            count = sum(1 for _ in subscriber)
+        ended[name] = time.monotonic()
+        counts[name] = count
+
+    counts: dict[str, int] = {}
+    threads = [threading.Thread(target=follow, args=(name,)) for name in ("short", "long")]
+    for thread in threads:
+        thread.start()
+    summary = service.wait()
+    for thread in threads:
+        thread.join()
+    assert counts == {"short": 10, "long": 60}
+    assert ended["short"] < ended["long"]
+    assert all(s.account.balanced for s in summary.sources)
+
+
+def test_each_source_has_its_own_thresholds(nanomask: Segmenter) -> None:
+    only_cars = Thresholds(score=0.3, classes=("car",))
+    made = config(
+        SourceConfig(url=str(CLIP), name="all", end=0.35),
+        SourceConfig(url=str(CLIP), name="cars", end=0.35, thresholds=only_cars),
+    )
+    service = Service(made, nanomask)
+    service.start()
+    names: dict[str, set[str]] = {"all": set(), "cars": set()}
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        for received in subscriber:
+            names[received.source].update(received.instances.names)
+    service.wait()
+    assert "person" in names["all"]
+    assert names["cars"] == {"car"}
+
+
+def test_a_source_that_breaks_leaves_the_others_and_is_reported(model: Segmenter) -> None:
+    broken = SourceConfig(url=str(MEDIA / "truncated_moov_front.mp4"), name="broken")
+    service = Service(config(broken, pattern("good", 40)), model)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        frames = [r.source for r in subscriber]
+        assert subscriber.statuses["broken"].state == "failed"
+        assert "incomplete" in subscriber.statuses["broken"].reason
+    summary = service.wait()
+    assert frames.count("broken") == 25
+    assert frames.count("good") == 40
+    assert len(service.problems) == 1
+    assert "incomplete" in service.problems[0]
+    assert all(s.account.balanced for s in summary.sources)
+
+
+def test_a_model_that_raises_ends_the_run_and_loses_count_of_nothing() -> None:
+    class Broken(type(load_model("nanomask", input_size=128))):  # type: ignore[misc]
+        calls = 0
+
+        def postprocess(self, detections: object) -> list[Instances]:
+            self.calls += 1
+            if self.calls == 3:
+                raise ZeroDivisionError("the model broke")
+            return super().postprocess(detections)
+
+    broken = load_model("nanomask", input_size=128)
+    broken.__class__ = Broken
+    service = Service(config(pattern("a", 200), subscribers=0), broken)
+    service.start()
+    with pytest.raises(StageError, match="worker: the model broke"):
+        service.wait()
+    account = account_of(service.summary(), "a")
+    assert account.balanced
+    assert account.in_flight == 0
+    assert account.dropped["stopped"] > 0
+
+
+@pytest.mark.parametrize("end", ["stop", "abort"])
+def test_an_interrupted_run_is_accounted_for(model: Segmenter, end: str) -> None:
+    service = Service(config(pattern("a", 5000), pattern("b", 5000)), model)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        received = [next(iter(subscriber)) for _ in range(20)]
+        getattr(service, end)()
+        received += list(subscriber)
+    summary = service.wait()
+    published = sum(s.account.published for s in summary.sources)
+    assert all(s.account.balanced and s.account.in_flight == 0 for s in summary.sources)
+    assert len(received) <= published < 10_000
+    if end == "stop":
+        assert len(received) == published
+        assert all(s.account.dropped == {} for s in summary.sources)
+
+
+def test_stopping_while_waiting_for_subscribers_ends_at_once(model: Segmenter) -> None:
+    service = Service(config(pattern("a"), subscribers=3), model)
+    service.start()
+    time.sleep(0.2)
+    service.stop()
+    begun = time.monotonic()
+    summary = service.wait()
+    assert time.monotonic() - begun < 5
+    assert summary.frames == 0
+
+
+def test_metrics_tell_the_accounts(model: Segmenter) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    publish = PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=1, metrics=where)
+    made = Config(sources=(pattern("a", 12),), publish=publish)
+    service = Service(made, model)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        assert sum(1 for _ in subscriber) == 12
+    service.wait()
+    with urllib.request.urlopen(f"http://{where}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    service.close()
+    assert 'streamseg_decoded_frames_total{source="a"} 12.0' in text
+    assert 'streamseg_published_frames_total{source="a"} 12.0' in text
+    assert 'streamseg_in_flight_frames{source="a"} 0.0' in text
+
+
+def test_what_is_wrong_at_the_start_starts_nothing(model: Segmenter, tmp_path: Path) -> None:
+    before = threading.active_count()
+    with pytest.raises(SourceError, match="gone"):
+        Service(config(SourceConfig(url=str(tmp_path / "gone.mp4"), name="x")), model)
+    taken = Service(config(pattern("a")), model)
+    address = taken.endpoints["masks"]
+    with pytest.raises(BindError, match=r"127\.0\.0\.1"):
+        Service(Config(sources=(pattern("a"),), publish=PublishConfig(bind=address)), model)
+    taken.close()
+    assert threading.active_count() == before
