@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 from streamseg.channel import Mailbox
 from streamseg.config import Config, SourceConfig
-from streamseg.errors import OutputError, StageError, StreamsegError
+from streamseg.errors import OutputError, SourceError, StageError, StreamsegError
 from streamseg.metrics import Metrics
 from streamseg.models.base import Segmenter
 from streamseg.pipeline import Pipeline
@@ -119,7 +119,7 @@ class Processor:
     def _process(self, config: SourceConfig) -> Outcome:
         try:
             source = open_source(config)
-        except StreamsegError as error:
+        except SourceError as error:
             return Outcome(config, "failed", str(error))
         folder = self._out / config.name
         _make_folder(folder)

@@ -152,7 +152,7 @@ BAD_CALLS = {
         "other.pt",
     ),
     "unwritable output": (["process", PATTERN, "--out", "file/o"], 1, "file"),
-    "bad pattern": (["process", "test:?sise=3x3", "--out", "o"], 1, "sise"),
+    "bad pattern": (["process", "test:?sise=3x3", "--out", "o"], 2, "sise"),
     "not loopback": (["serve", "--source", PATTERN, "--bind", "tcp://0.0.0.0:5999"], 2, "insecure"),
     "bad address to watch": (["watch", "tcp://127.0.0.1:99999"], 2, "99999"),
 }

@@ -1,0 +1,220 @@
+"""What every source of frames is, and the part that all of them share: choosing and counting.
+
+A source yields :class:`Picture`: where a picture stands in the source, and how to get at its
+pixels. ``deliver`` chooses among them (stride, frame rate, start and end), loads the chosen ones
+only, counts, and turns them into :class:`~streamseg.types.Frame`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Protocol
+
+from streamseg.config import SourceConfig
+from streamseg.errors import IncompleteError, NoFramesError, TooLargeError, redact
+from streamseg.types import Frame, Image, Size
+
+
+class BadPictureError(Exception):
+    """A single picture that can't be decoded; it is counted and skipped."""
+
+
+@dataclass(slots=True)
+class SourceReport:
+    """What became of a source's frames; ``frames()`` keeps it, others only read it.
+
+    ``delivered + skipped + bad`` is all that was met so far.
+
+    Attributes:
+        delivered: frames given out.
+        skipped: good frames left out by stride, max_fps, start or end.
+        bad: packets or images that could not be decoded.
+        damaged: delivered or skipped frames that the decoder says it had to patch up.
+        size: (height, width) of the upright frames, (0, 0) while unknown; the latest one, where
+            it changes.
+        fps: frames a second, as the file says; a hint, None if it doesn't.
+        expected: how many frames the file says it has; a hint, None if it doesn't.
+        duration: seconds, as the file says; a hint, None if it doesn't.
+        incomplete: why the recording is not whole; empty as long as nothing says so.
+        trouble: what was wrong with the latest bad packet or image.
+        notes: remarks for the summary, one line each, at most ``MAX_NOTES``.
+    """
+
+    delivered: int = 0
+    skipped: int = 0
+    bad: int = 0
+    damaged: int = 0
+    size: Size = (0, 0)
+    fps: float | None = None
+    expected: int | None = None
+    duration: float | None = None
+    incomplete: str = ""
+    trouble: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    MAX_NOTES = 20
+
+    @property
+    def good(self) -> int:
+        """Frames that could be decoded."""
+        return self.delivered + self.skipped
+
+    def note(self, remark: str) -> None:
+        """Add a remark, once."""
+        if remark not in self.notes and len(self.notes) < self.MAX_NOTES:
+            self.notes.append(remark)
+
+    def count_bad(self, trouble: str) -> None:
+        """Count a packet or an image that could not be decoded."""
+        self.bad += 1
+        self.trouble = trouble
+
+
+class Source(Protocol):
+    """Where frames come from.
+
+    Attributes:
+        name: how the source is called on the wire.
+        live: whether time doesn't wait: a live source drops frames when it must, a recorded one
+            waits for its reader.
+        report: what became of its frames so far; a new one at each ``frames()``.
+    """
+
+    name: str
+    live: bool
+    report: SourceReport
+
+    def frames(self) -> Generator[Frame, None, None]:
+        """The frames in order; what is open is closed when this ends, fails or is closed.
+
+        Raises:
+            IncompleteError: after the last good frame of a recording that isn't whole.
+            NoFramesError: there was none, or fewer than one in ten could be decoded.
+            TooLargeError: frames beyond ``max_pixels``.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A frame that isn't loaded yet.
+
+    Attributes:
+        index: which picture of the source it is, from 0, counting those that were lost.
+        epoch: as in ``Frame``.
+        pts: seconds.
+        load: gives its pixels, uint8 (H, W, 3) RGB, upright and contiguous, and the width of a
+            pixel over its height; raises :class:`BadPictureError`.
+        item: the file's name, for folders.
+        damaged: the decoder had to patch it up.
+    """
+
+    index: int
+    epoch: int
+    pts: float
+    load: Callable[[], tuple[Image, Fraction]]
+    item: str | None = None
+    damaged: bool = False
+
+
+def deliver(
+    name: str, config: SourceConfig, pictures: Generator[Picture, None, None], report: SourceReport
+) -> Generator[Frame, None, None]:
+    """Frames of the pictures that ``config`` chooses; closes ``pictures`` in the end."""
+    choice = _Choice(config)
+    with closing(pictures):
+        for picture in pictures:
+            if config.end is not None and picture.pts >= config.end:
+                report.skipped += 1
+                break
+            report.damaged += picture.damaged
+            if not choice.takes(picture):
+                report.skipped += 1
+                continue
+            try:
+                image, pixel_aspect = picture.load()
+            except BadPictureError as error:
+                report.count_bad(str(error))
+                continue
+            report.delivered += 1
+            report.size = image.shape[0], image.shape[1]
+            yield Frame(
+                source=name,
+                index=picture.index,
+                epoch=picture.epoch,
+                pts=picture.pts,
+                captured_at=time.time(),
+                monotonic=time.monotonic(),
+                image=image,
+                item=picture.item,
+                pixel_aspect=pixel_aspect,
+            )
+        _judge(config, report)
+
+
+def check_pixels(url: str, width: int, height: int, max_pixels: int) -> None:
+    """Refuse a frame size before anything is allocated for it.
+
+    Raises:
+        TooLargeError: the frame has more than ``max_pixels``.
+    """
+    if width * height > max_pixels:
+        raise TooLargeError(
+            f"{redact(url)}: {width} x {height} is over the limit of {max_pixels} pixels: "
+            f"raise max_pixels if you trust it"
+        )
+
+
+def decoder_limit(max_pixels: int) -> int:
+    """``max_pixels`` for the decoder itself, with a margin: decoders pad sizes to whole blocks."""
+    return max_pixels + max_pixels // 50 + 2**16
+
+
+class _Choice:
+    """Which pictures are taken: from ``start``, every ``stride``-th, at most ``max_fps``."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self._config = config
+        self._started = config.start == 0
+        self._seen = 0
+        self._slot: tuple[int, int] | None = None
+
+    def takes(self, picture: Picture) -> bool:
+        self._started = self._started or picture.pts >= self._config.start
+        if not self._started:
+            return False
+        self._seen += 1
+        if (self._seen - 1) % self._config.stride:
+            return False
+        return self._config.max_fps is None or self._is_due(picture, self._config.max_fps)
+
+    def _is_due(self, picture: Picture, max_fps: float) -> bool:
+        """One picture for each slot of 1 / max_fps seconds; the margin is for rounded times."""
+        slot = (picture.epoch, math.floor(picture.pts * max_fps + 1e-3))
+        if slot == self._slot:
+            return False
+        self._slot = slot
+        return True
+
+
+def _judge(config: SourceConfig, report: SourceReport) -> None:
+    """Raise what is wrong with the source as a whole, once everything good has been delivered."""
+    url = redact(config.url)
+    met = report.good + report.bad
+    if report.good * 10 < met or not met:
+        found = f"{report.good} of {met} frames could be decoded" if met else "there is no frame"
+        raise NoFramesError(f"{url}: {found}{_because(report.trouble or report.incomplete)}")
+    if not report.delivered and not report.bad:
+        raise NoFramesError(f"{url}: no frame lies between start and end")
+    if report.incomplete:
+        raise IncompleteError(
+            f"{url}: incomplete: {report.incomplete}; {report.good} frames were good"
+        )
+
+
+def _because(reason: str) -> str:
+    return f" ({reason})" if reason else ""

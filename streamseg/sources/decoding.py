@@ -1,0 +1,238 @@
+"""One pass over a video stream: packets in; upright RGB pictures with times, and an account, out.
+
+One thread decodes. FFmpeg's own threads would gain little, because many sources keep all cores
+busy anyway, and cost much: on damaged input, frame threads patch up differently from run to run
+and lose good frames at the end; what slice threads do depends on the number of cores. With one
+thread, recorded results depend on the input alone.
+
+Choices where formats leave one: alpha is dropped, interlaced frames are taken as they are, high
+dynamic range is converted plainly (no tone mapping).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import cast
+
+import av.error
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from streamseg.config import SourceConfig
+from streamseg.sources.base import BadPictureError, Picture, SourceReport, check_pixels
+from streamseg.sources.timeline import Timeline
+from streamseg.types import Image
+
+_DEFAULT_RATE = Fraction(25)
+_MAX_RATE = 1000
+_WIDEST_PIXEL = 8
+_SLOPPY_DEGREES = 2
+_TRAILER_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where decoding begins: after so many packets, with the frame of that index and time."""
+
+    packets: int = 0
+    index: int = 0
+    seconds: float = -math.inf
+
+
+class Reading:
+    """One pass over a stream.
+
+    Args:
+        container: open, and read by nobody else.
+        stream: one of its streams.
+        config: whose limits hold.
+        start: where to begin.
+        missing: bytes that the file should have and hasn't.
+        report: where bad packets and what is missing are noted.
+    """
+
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        config: SourceConfig,
+        start: Start,
+        missing: int,
+        report: SourceReport,
+    ) -> None:
+        stream.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
+        self._container = container
+        self._stream = stream
+        self._config = config
+        self._start = start
+        self._missing = missing
+        self._report = report
+        self._timeline = Timeline(float(1 / _frame_rate(stream)))
+        self._reformatter = VideoReformatter()
+        self._aspect = _pixel_aspect(stream)
+        self._packets = 0
+        self._good = 0
+        self._bad = 0
+        self._last: Packet[VideoStream] | None = None
+        self._broken = ""
+
+    def pictures(self) -> Generator[Picture, None, None]:
+        """All that can be decoded, in display order; then the report says what is missing."""
+        self._report.skipped = self._start.packets
+        for frame in self._decoded():
+            seconds = self._seconds(frame)
+            if seconds is not None and seconds < self._start.seconds:
+                self._report.skipped += 1
+                continue
+            epoch, pts = self._timeline.place(seconds)
+            index = self._start.index + self._good + self._bad
+            self._good += 1
+            load = partial(self._load, frame)
+            yield Picture(index, epoch, pts, load, damaged=bool(frame.is_corrupt))
+        self._take_stock()
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        for packet in packets_of(self._container, self._stream, self._note_break):
+            self._packets += 1
+            self._last = packet
+            if self._packets > self._start.packets:
+                yield from self._decode(packet)
+        yield from self._decode(None)
+
+    def _decode(self, packet: Packet[VideoStream] | None) -> Iterator[VideoFrame]:
+        """The frames that a packet completes; None gets out those that the decoder holds back."""
+        limit = self._config.max_pixels
+        try:
+            frames = self._stream.codec_context.decode(packet)
+        except av.error.FFmpegError as error:
+            context = self._stream.codec_context
+            check_pixels(self._config.url, context.width, context.height, limit)
+            self._bad += 1
+            self._report.count_bad(reason_of(error))
+            return
+        for frame in frames:
+            check_pixels(self._config.url, frame.width, frame.height, limit)
+            yield frame
+
+    def _seconds(self, frame: VideoFrame) -> float | None:
+        base = self._stream.time_base
+        return None if frame.pts is None or base is None else float(frame.pts * base)
+
+    def _load(self, frame: VideoFrame) -> tuple[Image, Fraction]:
+        """The frame's pixels, uint8 (H, W, 3) RGB, upright, and the shape of a pixel."""
+        try:
+            rgb = self._reformatter.reformat(frame, format="rgb24")
+            pixels = cast(Image, rgb.to_ndarray())
+        except (av.error.FFmpegError, ValueError) as error:
+            raise BadPictureError(reason_of(error)) from None
+        turns = self._quarter_turns(frame.rotation)
+        image = np.ascontiguousarray(np.rot90(pixels, turns))
+        return image, 1 / self._aspect if turns % 2 else self._aspect
+
+    def _quarter_turns(self, degrees: int) -> int:
+        """How often to turn a frame anticlockwise."""
+        turns = round(degrees / 90)
+        if abs(degrees - 90 * turns) > _SLOPPY_DEGREES:
+            self._report.note(f"a rotation of {degrees} degrees is ignored")
+            return 0
+        return turns % 4
+
+    def _note_break(self, reason: str) -> None:
+        self._broken = reason
+
+    def _take_stock(self) -> None:
+        """Compare what came with what the container and the times promise."""
+        report = self._report
+        report.incomplete = self._what_is_missing()
+        silent = self._packets - self._start.packets - self._good - self._bad
+        if silent > 0 and not self._start.packets:
+            report.note(f"{silent} packet(s) gave no frame")
+        if self._timeline.lost:
+            report.note(f"{self._timeline.lost} frame(s) missing, by the timestamps")
+
+    def _what_is_missing(self) -> str:
+        promised = self._stream.frames
+        came = f"{self._packets} of {promised} frames came" if promised else "the rest is missing"
+        if self._missing:
+            return f"the file ends {self._missing} bytes early, {came}"
+        if self._broken and not self._is_at_end():
+            return f"it can't be read on ({self._broken}), {came}"
+        if self._ends_in_a_frame():
+            return f"it ends in the middle of a frame, {came}"
+        if self._packets < promised and self._ends_early():
+            return came
+        return ""
+
+    def _is_at_end(self) -> bool:
+        """Whether what the demuxer stumbled over is no more than a trailer."""
+        last = self._last
+        if last is None or last.pos is None:
+            return False
+        return last.pos + last.size + _TRAILER_BYTES >= self._container.size
+
+    def _ends_in_a_frame(self) -> bool:
+        """Demuxers flag a packet that is cut short; in a transport stream the flag says less."""
+        last = self._last
+        return bool(last and last.is_corrupt) and "mpegts" not in self._container.format.name
+
+    def _ends_early(self) -> bool:
+        """Whether the time is short, too: an edit list may leave out frames that are promised."""
+        stream = self._stream
+        if "mov" not in self._container.format.name:
+            return "avi" in self._container.format.name
+        if stream.duration is None or stream.time_base is None:
+            return False
+        end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        return self._timeline.now + 1.5 * self._timeline.gap < end
+
+
+def packets_of(
+    container: InputContainer, stream: VideoStream, broken: Callable[[str], None] = lambda _: None
+) -> Iterator[Packet[VideoStream]]:
+    """The packets of a stream that hold something.
+
+    Args:
+        container: open.
+        stream: one of its streams.
+        broken: told why, where the container can't be read on; the packets end there.
+    """
+    try:
+        for packet in container.demux(stream):
+            # An empty one would tell the decoder that there is no more to come.
+            if packet.size:
+                yield packet
+    except av.error.FFmpegError as error:
+        broken(reason_of(error))
+    except IndexError:
+        # After the last packet, PyAV looks up streams that have only appeared since it opened.
+        return
+
+
+def reason_of(error: Exception) -> str:
+    """What FFmpeg says is wrong, without the address that it may add."""
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _frame_rate(stream: VideoStream) -> Fraction:
+    """Frames a second where a stream has no times: as the codec says, or else 25."""
+    for rate in (stream.codec_context.framerate, stream.guessed_rate):
+        if rate and 0 < rate <= _MAX_RATE:
+            return rate
+    return _DEFAULT_RATE
+
+
+def _pixel_aspect(stream: VideoStream) -> Fraction:
+    """Width of a pixel over its height; 1 where the file doesn't say, or says nonsense."""
+    aspect = stream.sample_aspect_ratio
+    if not aspect or not Fraction(1, _WIDEST_PIXEL) <= aspect <= _WIDEST_PIXEL:
+        return Fraction(1)
+    return aspect

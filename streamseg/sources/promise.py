@@ -1,0 +1,83 @@
+"""How long a file says that it is, to tell a recording that was cut off from a whole one.
+
+Decoders go on silently where a file ends too early. The outermost boxes of the common containers
+carry their sizes, so a file that is shorter than they say was cut off, whatever the decoder makes
+of it. Layouts: ISO/IEC 14496-12, section 4.2 (boxes); RFC 8794, section 4 (EBML variable size
+integers) and RFC 9559, section 8 (Matroska's top level); Microsoft's RIFF.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+_EBML_HEADER = b"\x1a\x45\xdf\xa3"
+_MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
+_BOXES = frozenset(
+    b"ftyp styp moov moof mdat mfra sidx free skip wide meta uuid udta pnot prft emsg".split()
+)
+_MAX_BOXES = 1_000_000
+
+
+def missing_bytes(path: Path) -> int:
+    """How many bytes the container says it has after the end of the file; 0 if it doesn't say."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[4:8] in _BOXES:
+            end = _end_of_boxes(file, size)
+        elif head[:4] == _EBML_HEADER:
+            end = _end_of_segment(file)
+        elif head[:4] == b"RIFF":
+            end = _end_of_riff(head)
+        else:
+            end = 0
+    return max(0, end - size)
+
+
+def _end_of_boxes(file: BinaryIO, size: int) -> int:
+    """Where the last top-level box ends; 0 if one isn't a box that is known, or is open-ended."""
+    at = 0
+    for _ in range(_MAX_BOXES):
+        if at >= size:
+            return at
+        file.seek(at)
+        header = file.read(16)
+        if len(header) < 8 or header[4:8] not in _BOXES:
+            return 0
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length < 8:
+            return 0
+        at += length
+    return 0
+
+
+def _end_of_segment(file: BinaryIO) -> int:
+    """Where Matroska's one segment ends; 0 if it is open-ended, as in a live recording."""
+    file.seek(4)
+    header = _variable_size(file)
+    if header is None:
+        return 0
+    file.seek(header, 1)
+    if file.read(4) != _MATROSKA_SEGMENT:
+        return 0
+    length = _variable_size(file)
+    return 0 if length is None else file.tell() + length
+
+
+def _variable_size(file: BinaryIO) -> int | None:
+    """EBML's variable size integer at the file's position; None if it says "unknown"."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    extra = 8 - first[0].bit_length()
+    value = int.from_bytes(first + file.read(extra), "big") & ((1 << 7 * (extra + 1)) - 1)
+    return None if value == (1 << 7 * (extra + 1)) - 1 else value
+
+
+def _end_of_riff(head: bytes) -> int:
+    """Where the first RIFF chunk ends; 0 if its writer never filled in the size."""
+    length = int.from_bytes(head[4:8], "little")
+    return 8 + length if 0 < length < 0x7FFF_FFFF else 0

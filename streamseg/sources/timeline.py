@@ -1,0 +1,93 @@
+"""From a stream's raw timestamps to times that can be relied on: none missing, none going back.
+
+Timestamps jump when a recording was pasted together, a counter wrapped or a camera restarted.
+What belongs together is an *epoch*; within one, times never go back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+_JUMP_SECONDS = 10.0
+_JUMP_GAPS = 50
+_JITTER_SECONDS = 0.5
+_JITTER_GAPS = 3
+
+
+class Timeline:
+    """Epochs and times of frames that come in display order.
+
+    A step back, or forward by more than 10 s and more than 50 median gaps, begins a new epoch. A
+    step back by at most three median gaps and half a second is a writer's sloppiness: the frame
+    is given the time of the one before it. A missing time is one gap after the one before.
+
+    Args:
+        gap: seconds between two frames where nothing is known yet.
+    """
+
+    def __init__(self, gap: float) -> None:
+        self._fallback = gap
+        self._gaps: deque[float] = deque(maxlen=101)
+        self._last: float | None = None
+        self._known = 0.0
+        self._untimed = 0
+        self._epoch = 0
+        self._regular = 0
+        self._irregular = 0
+        self._lost = 0
+
+    @property
+    def gap(self) -> float:
+        """The median of the latest gaps, in seconds."""
+        return median(self._gaps) if self._gaps else self._fallback
+
+    @property
+    def now(self) -> float:
+        """The latest time; 0 before the first."""
+        return self._last or 0.0
+
+    @property
+    def lost(self) -> int:
+        """Frames that are missing by the look of the times: 0 unless the frame rate is constant."""
+        return self._lost if self._regular >= 9 * self._irregular else 0
+
+    def place(self, time: float | None) -> tuple[int, float]:
+        """The epoch and time of the next frame.
+
+        Args:
+            time: seconds as the stream says, None if it doesn't.
+        """
+        if time is None and self._last is None:
+            time = 0.0
+        if time is None:
+            self._untimed += 1
+            self._last = self._known + self._untimed * self.gap
+            return self._epoch, self._last
+        self._last = time if self._last is None else self._step(self._last, time)
+        self._known, self._untimed = self._last, 0
+        return self._epoch, self._last
+
+    def _step(self, last: float, time: float) -> float:
+        gap = time - last
+        typical = self.gap
+        if -min(_JITTER_SECONDS, _JITTER_GAPS * typical) <= gap <= 0:
+            return last
+        if gap < 0 or (self._gaps and gap > max(_JUMP_SECONDS, _JUMP_GAPS * typical)):
+            self._epoch += 1
+            return time
+        if self._gaps:
+            self._judge(gap / typical)
+        self._gaps.append(gap)
+        return time
+
+    def _judge(self, gaps: float) -> None:
+        """Count a gap, given in median gaps, as regular, as a hole of whole gaps, or as neither."""
+        whole = round(gaps)
+        if abs(gaps - whole) > 0.1 * max(whole, 1):
+            self._irregular += 1
+        elif whole <= 1:
+            self._regular += 1
+        else:
+            self._lost += whole - 1
+            self._irregular += 1
