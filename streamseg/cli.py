@@ -266,7 +266,16 @@ def models() -> int:
     from streamseg.models.catalogue import CATALOGUE
     from streamseg.terminal import listing
 
-    columns = ("name", "family", "classes", "M params", "input", "box / mask AP", "weights", "licence")
+    columns = (
+        "name",
+        "family",
+        "classes",
+        "M params",
+        "input",
+        "box / mask AP",
+        "weights",
+        "licence",
+    )
     out.print(listing("models", columns, [model_row(entry) for entry in CATALOGUE]))
     for entry in CATALOGUE:
         out.print(f"{entry.name}: {entry.source}", soft_wrap=True, highlight=False)

@@ -45,7 +45,7 @@ class Thresholds(Section, frozen=True, kw_only=True):
         region: corners x, y of a polygon, in pixels; kept is what has its box's centre inside.
     """
 
-    score: Fraction01 = 0.4
+    score: Fraction01 = 0.45
     score_by_class: dict[str, Fraction01] = {}
     mask: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     min_area: Annotated[int, Meta(ge=0)] = 0
@@ -134,11 +134,22 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
         enabled: false leaves every track at -1.
         lost_for: seconds that an identity outlives its object's disappearance.
         min_hits: frames before an object gets an identity.
+        confident: instances with this score or more are matched first; weaker ones can only
+            continue identities that were just seen.
+        begin: the least score of an instance that begins an identity.
     """
 
     enabled: bool = True
     lost_for: NotNegative = 2.0
     min_hits: Count = 2
+    confident: Fraction01 = 0.45
+    begin: Fraction01 = 0.5
+
+    def __post_init__(self) -> None:
+        if self.confident > self.begin:
+            raise ValueError(
+                f"confident ({self.confident:g}) must not be over begin ({self.begin:g})"
+            )
 
 
 class PublishConfig(Section, frozen=True, kw_only=True):

@@ -78,7 +78,12 @@ def track(results: Iterable[Result], settings: TrackerConfig, metrics: Metrics) 
         started = time.monotonic()
         epoch, tracker = trackers.get(result.source, (-1, None))
         if tracker is None or epoch != result.frame.epoch:
-            tracker = Tracker(lost_for=settings.lost_for, min_hits=settings.min_hits)
+            tracker = Tracker(
+                settings.lost_for,
+                min_hits=settings.min_hits,
+                confident=settings.confident,
+                begin=settings.begin,
+            )
             trackers[result.source] = (result.frame.epoch, tracker)
         instances = tracker.update(result.instances, result.frame.pts)
         seconds = time.monotonic() - started

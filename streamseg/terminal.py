@@ -38,7 +38,7 @@ class ProgressReport:
         )
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> ProgressReport:
+    def __enter__(self) -> ProgressReport:  # noqa: PYI034 - Self came with Python 3.11
         self._bars.start()
         return self
 

@@ -1,0 +1,150 @@
+"""End to end: a recording through the textbook's loop, through streamseg, and the model alone.
+
+The same frames, the same weights. streamseg tracks, publishes over ZeroMQ on loopback to real
+subscribers in a process of their own, and paints and compresses if one of them wants pictures.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from streamseg.bench import textbook
+from streamseg.config import Config, PublishConfig, SourceConfig, WorkerConfig
+from streamseg.errors import StreamsegError
+from streamseg.models.base import Segmenter
+from streamseg.serve import Service
+from streamseg.sources import open_source
+from streamseg.types import Image
+
+SUBSCRIBER = "import sys, streamseg; print(sum(1 for _ in streamseg.connect(sys.argv[1], {})))"
+ALL = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughputRow:
+    """One way of getting a recording through a model.
+
+    Attributes:
+        way: ``textbook``, ``streamseg`` or ``model alone``.
+        frames: how many.
+        fps: frames a second, median over the rounds.
+        age_ms: p50 and p99 of a result's age when it is sent; empty for the model alone.
+        timing_ms: median of each stage's milliseconds a frame.
+        received: messages that the subscriber received, None where there is none.
+        ratio: fps over that of the model alone, median over the rounds.
+    """
+
+    way: str
+    frames: int
+    fps: float
+    age_ms: dict[str, float]
+    timing_ms: dict[str, float]
+    received: int | None
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    frames: int
+    seconds: float
+    age_ms: dict[str, float]
+    timing_ms: dict[str, float]
+    received: int | None = None
+
+    @property
+    def fps(self) -> float:
+        return self.frames / self.seconds
+
+
+def measure(
+    model: Segmenter, path: Path, *, frames: int, rounds: int, pictures: bool, batch: int
+) -> list[ThroughputRow]:
+    """Interleaved rounds of the three ways over the first ``frames`` frames of ``path``.
+
+    Args:
+        model: whose weights are used.
+        path: a video.
+        frames: how many of its frames.
+        rounds: after one that is not counted.
+        pictures: whether streamseg's subscriber wants annotated pictures, or masks only.
+        batch: streamseg's, and the model's when it is alone.
+    """
+    images = [f.image for f in islice(open_source(SourceConfig(url=str(path))).frames(), frames)]
+    runs: dict[str, list[_Run]] = {"textbook": [], "streamseg": [], "model alone": []}
+    for _ in range(rounds + 1):
+        runs["model alone"].append(_alone(model, images, batch))
+        runs["streamseg"].append(_streamseg(model, path, len(images), pictures, batch))
+        runs["textbook"].append(_textbook(model, path, len(images)))
+    counted = {way: each[1:] for way, each in runs.items()}
+    alone = [run.fps for run in counted["model alone"]]
+    return [_row(way, each, alone) for way, each in counted.items()]
+
+
+def _alone(model: Segmenter, images: list[Image], batch: int) -> _Run:
+    """Images that are in memory already, through prepare, forward and postprocess."""
+    begun = time.perf_counter()
+    for at in range(0, len(images), batch):
+        model.predict(images[at : at + batch])
+    seconds = time.perf_counter() - begun
+    return _Run(len(images), seconds, {}, {"predict": seconds / len(images) * 1000})
+
+
+def _streamseg(model: Segmenter, path: Path, frames: int, pictures: bool, batch: int) -> _Run:
+    config = Config(
+        sources=(SourceConfig(url=str(path), name="bench", end=_end(path, frames)),),
+        thresholds=model.thresholds,
+        worker=WorkerConfig(max_batch=batch),
+        publish=PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=1),
+    )
+    service = Service(config, model)
+    service.start()
+    subscriber = _subscriber(service.endpoints["masks"], pictures)
+    summary = service.wait()
+    out, _ = subscriber.communicate(timeout=60)
+    if summary.frames != frames:
+        raise StreamsegError(f"bench: {summary.frames} results of {frames} frames")
+    return _Run(frames, summary.seconds, dict(summary.age_ms), dict(summary.timing_ms), int(out))
+
+
+def _textbook(model: Segmenter, path: Path, frames: int) -> _Run:
+    run = textbook.loop(model, path, "tcp://127.0.0.1:*", frames)
+    p50, p99 = np.percentile(run.age_ms, [50, 99])
+    timing = {stage: median(times) for stage, times in run.timing_ms.items()}
+    return _Run(run.frames, run.seconds, {"p50": float(p50), "p99": float(p99)}, timing)
+
+
+def _subscriber(address: str, pictures: bool) -> subprocess.Popen[str]:
+    code = SUBSCRIBER.format("frames='annotated'" if pictures else "")
+    return subprocess.Popen(  # noqa: S603 - our own client, in our own interpreter
+        [sys.executable, "-c", code, address], stdout=subprocess.PIPE, text=True
+    )
+
+
+def _end(path: Path, frames: int) -> float:
+    """The time before which the recording has ``frames`` frames."""
+    times = [f.pts for f in islice(open_source(SourceConfig(url=str(path))).frames(), frames + 1)]
+    return times[-1] if len(times) > frames else times[-1] + 1
+
+
+def _row(way: str, runs: list[_Run], alone: list[float]) -> ThroughputRow:
+    return ThroughputRow(
+        way,
+        runs[0].frames,
+        median(run.fps for run in runs),
+        _medians([run.age_ms for run in runs]),
+        _medians([run.timing_ms for run in runs]),
+        runs[-1].received,
+        median(run.fps / fps for run, fps in zip(runs, alone, strict=True)),
+    )
+
+
+def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: median(row[key] for row in rows) for key in rows[0]}
