@@ -1,0 +1,239 @@
+"""What a model is: images in, instances out, in three stages that can be timed one by one.
+
+``prepare`` makes batches of images whose prepared shapes are equal, ``forward`` runs the network,
+``postprocess`` makes masks at source resolution. Images of different prepared shapes never share a
+forward, so an image's result doesn't depend on its neighbours. A family says how an image is
+fitted to its network and what the network's outputs mean; all the rest is here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streamseg.config import Thresholds
+from streamseg.errors import UsageError
+from streamseg.masks import Size
+from streamseg.models.layers import MaskSource
+from streamseg.models.selection import Selection
+from streamseg.types import Image, Instances
+
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+State: TypeAlias = dict[str, Tensor]
+
+_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Images of equal prepared shape, ready for one forward.
+
+    Attributes:
+        rows: where each image stands among those that were given.
+        sizes: (height, width) of each image as it was given.
+        shapes: (height, width) that it was resized to; what is right of it and below is padding.
+        tensor: float32 (B, 3, H, W), channels last, on the model's device.
+    """
+
+    rows: tuple[int, ...]
+    sizes: tuple[Size, ...]
+    shapes: tuple[Size, ...]
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """What the network found in one image, and what its masks are made from; already selected.
+
+    Attributes:
+        size: (height, width) of the image as it was given.
+        boxes: float32 (N, 4) xyxy, pixels of the image as it was given.
+        scores: float32 (N,), descending.
+        labels: int64 (N,), category ids.
+        masks: what the N masks are made from.
+        selection: the thresholds that the detections passed, and that their masks have to pass.
+        features: float32 (N, D) appearance, of length 1, or None.
+    """
+
+    size: Size
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: MaskSource
+    selection: Selection
+    features: Tensor | None = None
+
+
+class Segmenter(ABC):
+    """A network with its weights, ready to predict.
+
+    Attributes:
+        name: as in the catalogue.
+        network: the torch module alone: no resizing before it, no thresholds after it.
+        categories: the name of each category id.
+        thresholds: for frames that bring none of their own.
+        device: where the network is.
+        input_size: pixels; which side it means is said by the family.
+        precision: ``fp32``, or the type that the network is autocast to.
+    """
+
+    trained_on: ClassVar[Mapping[int, str]]
+    """The categories of the published weights."""
+    multiple: ClassVar[int] = 32
+    """Prepared images are padded with zeros to a multiple of this, to the right and below."""
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        categories: Mapping[int, str],
+        *,
+        input_size: int,
+        device: torch.device,
+        precision: Precision = "fp32",
+        thresholds: Thresholds | None = None,
+    ) -> None:
+        self.name = name
+        self.categories = categories
+        self.thresholds = thresholds or Thresholds()
+        self.device = device
+        self.input_size = input_size
+        self.precision = precision
+        self.network = network.eval().to(device).to(memory_format=torch.channels_last)
+        Selection.of(self.thresholds, categories)  # a wrong class name is said now
+
+    @classmethod
+    @abstractmethod
+    def build(cls, name: str) -> nn.Module:
+        """The network of that name, with random weights."""
+
+    @classmethod
+    @abstractmethod
+    def published(cls, name: str) -> State:
+        """The default weights of that name."""
+
+    @classmethod
+    def adopt(cls, network: nn.Module, state: State) -> State:
+        """A file's tensors under the names that ``network`` has for them.
+
+        Where a published file implies constants that it doesn't hold, they are set here.
+        """
+        del network
+        return state
+
+    @abstractmethod
+    def fit(self, size: Size) -> Size:
+        """The (height, width) that an image of ``size`` is resized to, without padding."""
+
+    @abstractmethod
+    def write(self, image: Image, into: Tensor) -> None:
+        """Resize and normalise ``image``; ``into`` is a float32 (3, h, w) view of its place."""
+
+    @abstractmethod
+    def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
+        """Run the network on a batch; one selection and one result an image."""
+
+    def predict(
+        self,
+        images: Sequence[Image],
+        thresholds: Thresholds | Sequence[Thresholds] | None = None,
+    ) -> list[Instances]:
+        """Find the instances in each image.
+
+        Args:
+            images: uint8 (H, W, 3) RGB; they may differ in size and are never written to.
+            thresholds: for all images, or one for each; None takes the model's own.
+
+        Returns:
+            Instances in the pixels of each image, best score first, in the order of the images.
+
+        Raises:
+            UsageError: an image isn't uint8 (H, W, 3), the thresholds aren't one for each image,
+                or they name a class that the model doesn't know.
+        """
+        return self.postprocess(self.forward(self.prepare(images), thresholds))
+
+    def prepare(self, images: Sequence[Image]) -> list[Batch]:
+        """Resize, normalise and pad; images of equal padded shape come into one batch."""
+        groups: dict[Size, list[int]] = {}
+        shapes = [self.fit(_checked_size(image, row)) for row, image in enumerate(images)]
+        for row, (height, width) in enumerate(shapes):
+            padded = _round_up(height, self.multiple), _round_up(width, self.multiple)
+            groups.setdefault(padded, []).append(row)
+        return [self._batch(images, shapes, rows, padded) for padded, rows in groups.items()]
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        batches: Sequence[Batch],
+        thresholds: Thresholds | Sequence[Thresholds] | None = None,
+    ) -> list[Detections]:
+        """Run the network; what the thresholds exclude by box, score or class gets no mask."""
+        count = sum(len(batch.rows) for batch in batches)
+        selections = self._selections(thresholds, count)
+        found: dict[int, Detections] = {}
+        with torch.autocast(
+            self.device.type, _AUTOCAST[self.precision], enabled=self.precision != "fp32"
+        ):
+            for batch in batches:
+                chosen = [selections[row] for row in batch.rows]
+                found.update(zip(batch.rows, self.detect(batch, chosen), strict=True))
+        return [found[row] for row in range(count)]
+
+    @torch.inference_mode()
+    def postprocess(self, detections: Sequence[Detections]) -> list[Instances]:
+        """Make the masks at source resolution, inside their boxes."""
+        return [self._instances(found) for found in detections]
+
+    def _batch(
+        self, images: Sequence[Image], shapes: Sequence[Size], rows: list[int], padded: Size
+    ) -> Batch:
+        tensor = torch.zeros(len(rows), *padded, 3).permute(0, 3, 1, 2)  # channels last
+        for place, row in zip(tensor, rows, strict=True):
+            height, width = shapes[row]
+            self.write(images[row], place[:, :height, :width])
+        return Batch(
+            tuple(rows),
+            tuple((images[row].shape[0], images[row].shape[1]) for row in rows),
+            tuple(shapes[row] for row in rows),
+            tensor.to(self.device),
+        )
+
+    def _selections(
+        self, thresholds: Thresholds | Sequence[Thresholds] | None, count: int
+    ) -> list[Selection]:
+        if thresholds is None or isinstance(thresholds, Thresholds):
+            return [Selection.of(thresholds or self.thresholds, self.categories)] * count
+        if len(thresholds) != count:
+            raise UsageError(f"{len(thresholds)} thresholds for {count} images: give one or each")
+        return [Selection.of(each, self.categories) for each in thresholds]
+
+    def _instances(self, found: Detections) -> Instances:
+        selection = found.selection
+        instances = Instances(
+            found.boxes.float().cpu().numpy(),
+            found.scores.float().cpu().numpy(),
+            found.labels.cpu().numpy(),
+            found.masks.masks(found.boxes, found.size, selection.thresholds.mask),
+            self.categories,
+            features=None if found.features is None else found.features.float().cpu().numpy(),
+        )
+        return selection.finish(instances)
+
+
+def _checked_size(image: Image, row: int) -> Size:
+    if not isinstance(image, np.ndarray):
+        raise UsageError(f"image {row} must be an array, not {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise UsageError(f"image {row} must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+    return image.shape[0], image.shape[1]
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple

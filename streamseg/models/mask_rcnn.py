@@ -1,0 +1,192 @@
+"""Mask R-CNN with a ResNet-50-FPN, as torchvision has it, without its full-frame masks.
+
+He et al., "Mask R-CNN", 2017. Trunk, proposals and heads are torchvision's modules, called one by
+one: the mask head sees only what the thresholds let through, and the 28 x 28 masks are resized
+inside their boxes. The results are those of torchvision's own model.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from http.client import HTTPException
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection import (
+    MaskRCNN_ResNet50_FPN_V2_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    maskrcnn_resnet50_fpn_v2,
+)
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FrozenBatchNorm2d
+
+from streamseg.errors import WeightsError
+from streamseg.masks import Size
+from streamseg.models.base import Batch, Detections, Segmenter, State
+from streamseg.models.categories import COCO
+from streamseg.models.selection import Selection
+from streamseg.models.two_stage import Boxes, select_boxes, with_masks
+from streamseg.types import Image
+
+OUTPUTS = 91
+"""Background and COCO's ids 1 to 90, holes included: an output's number is the category id."""
+
+_PUBLISHED = {
+    "mask_rcnn_r50_fpn": MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+    "mask_rcnn_r50_fpn_v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+}
+
+_RENAMED: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$"), r"\1.0.\2"),
+    (re.compile(r"^rpn\.head\.conv\.(weight|bias)$"), r"rpn.head.conv.0.0.\1"),
+    (
+        re.compile(r"^(roi_heads\.mask_head)\.mask_fcn([1-4])\.(weight|bias)$"),
+        lambda match: f"{match[1]}.{int(match[2]) - 1}.0.{match[3]}",
+    ),
+)
+
+
+class MaskRCNN(Segmenter):
+    """torchvision's Mask R-CNN. ``input_size`` is the short side that images are resized to.
+
+    The long side is held to 1333 / 800 of it, as published.
+    """
+
+    trained_on = COCO
+    network: Any
+    long_to_short: ClassVar[float] = 1333 / 800
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        _fix_levels(self.network)
+        # torchvision works boxes out in the type of what it is given: in bf16 they would be
+        # whole multiples of eight pixels at the right edge of a wide image.
+        for module in (self.network.rpn.head, self.network.roi_heads.box_predictor):
+            module.register_forward_hook(lambda _module, _inputs, outputs: _in_fp32(outputs))
+
+    @classmethod
+    def build(cls, name: str) -> TorchvisionMaskRCNN:
+        if name == "mask_rcnn_r50_fpn_v2":
+            network = maskrcnn_resnet50_fpn_v2(weights_backbone=None, num_classes=OUTPUTS)
+        else:
+            trunk = resnet_fpn_backbone(
+                backbone_name="resnet50",
+                weights=None,
+                norm_layer=FrozenBatchNorm2d,
+                trainable_layers=5,
+            )
+            network = TorchvisionMaskRCNN(trunk, OUTPUTS)
+            _set_epsilon(network, 0.0)
+        return network
+
+    @classmethod
+    def published(cls, name: str) -> State:
+        weights = _PUBLISHED[name]
+        try:
+            with redirect_stdout(sys.stderr):  # torch says there that it downloads
+                state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        except (OSError, HTTPException, RuntimeError) as error:
+            raise WeightsError(
+                f"{name}: the weights can't be downloaded ({error}): get {weights.url} where there "
+                "is a network and give its path as weights"
+            ) from None
+        return dict(state)
+
+    @classmethod
+    def adopt(cls, network: nn.Module, state: State) -> State:
+        """Take torchvision's files, with the names of its first versions or with today's.
+
+        The published weights of the first Mask R-CNN belong to frozen batch norms with an epsilon
+        of 0. A file that counts batches was made with ordinary ones, whose epsilon is 1e-5.
+        """
+        renamed = {_today(key): tensor for key, tensor in state.items()}
+        if any(isinstance(module, FrozenBatchNorm2d) for module in network.modules()):
+            counters = [key for key in renamed if key.endswith(".num_batches_tracked")]
+            _set_epsilon(network, 1e-5 if counters else 0.0)
+            for key in counters:
+                del renamed[key]
+        return renamed
+
+    def fit(self, size: Size) -> Size:
+        # In torchvision's order of operations: another one may differ by a pixel.
+        longest = round(self.input_size * self.long_to_short)
+        scale = min(self.input_size / min(size), longest / max(size))
+        return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
+
+    def write(self, image: Image, into: Tensor) -> None:
+        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).div_(255)
+        normalised = self.network.transform.normalize(pixels)
+        shape = tuple(into.shape[1:])
+        resized = interpolate(normalised[None], shape, mode="bilinear", align_corners=False)
+        into.copy_(resized[0])
+
+    def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
+        heads = self.network.roi_heads
+        shapes = list(batch.shapes)
+        features = self.network.backbone(batch.tensor)
+        proposals, _ = self.network.rpn(ImageList(batch.tensor, shapes), features)
+        pooled = heads.box_head(heads.box_roi_pool(features, proposals, shapes))
+        boxes, scores, labels = heads.postprocess_detections(
+            *heads.box_predictor(pooled), proposals, shapes
+        )
+        kept = [
+            select_boxes(*each)
+            for each in zip(boxes, scores, labels, shapes, batch.sizes, selections, strict=True)
+        ]
+        return with_masks(batch, selections, kept, self._masks(features, kept, shapes))
+
+    def _masks(
+        self, features: dict[str, Tensor], found: Sequence[Boxes], shapes: list[Size]
+    ) -> Tensor:
+        """Mask probabilities (N, 28, 28) for the boxes of all images."""
+        heads = self.network.roi_heads
+        cuts = heads.mask_roi_pool(features, [boxes.prepared for boxes in found], shapes)
+        logits = heads.mask_predictor(heads.mask_head(cuts))
+        labels = torch.cat([boxes.labels for boxes in found])
+        own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
+        return own.float().sigmoid()
+
+
+def _in_fp32(outputs: Any) -> Any:
+    """Nested tuples and lists of tensors, as float32."""
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return type(outputs)(_in_fp32(each) for each in outputs)
+
+
+def _today(key: str) -> str:
+    """A key of torchvision's first files as today's modules have it; others as they are."""
+    for pattern, replacement in _RENAMED:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+def _set_epsilon(network: nn.Module, epsilon: float) -> None:
+    for module in network.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = epsilon
+
+
+def _fix_levels(network: TorchvisionMaskRCNN) -> None:
+    """Have the poolers work out the strides of their levels now, from a plain square.
+
+    They would take them from the first image they see, for good, and a very thin one has them
+    wrong: its results, and those of all images after it, would depend on the order.
+    """
+    side = 256
+    levels = {
+        str(level): torch.zeros(
+            1, network.backbone.out_channels, side >> n, side >> n, device="cpu"
+        )
+        for level, n in enumerate((2, 3, 4, 5))
+    }
+    for pooler in (network.roi_heads.box_roi_pool, network.roi_heads.mask_roi_pool):
+        pooler(levels, [torch.zeros(0, 4)], [(side, side)])

@@ -1,0 +1,85 @@
+"""What families of the Mask R-CNN kind share: boxes first, then a mask for each that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.transform import resize_boxes
+
+from streamseg.masks import Size
+from streamseg.models.base import Batch, Detections
+from streamseg.models.layers import BoxMasks
+from streamseg.models.selection import Selection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boxes:
+    """What was detected in one image, best score first.
+
+    Attributes:
+        prepared: float32 (N, 4) xyxy, pixels of the prepared image.
+        source: the same in pixels of the image as it was given.
+        scores: float32 (N,).
+        labels: int64 (N,), category ids.
+    """
+
+    prepared: Tensor
+    source: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def select_boxes(
+    prepared: Tensor, scores: Tensor, labels: Tensor, shape: Size, size: Size, selection: Selection
+) -> Boxes:
+    """The detections that ``selection`` lets through.
+
+    Args:
+        prepared: (N, 4) xyxy, pixels of the prepared image.
+        scores: (N,), descending.
+        labels: int64 (N,), category ids.
+        shape: (height, width) of the prepared image without its padding.
+        size: (height, width) of the image as it was given.
+        selection: its thresholds.
+    """
+    source = resize_boxes(prepared.float(), list(shape), list(size))
+    rows = torch.from_numpy(
+        selection.rows(source.cpu().numpy(), scores.float().cpu().numpy(), labels.cpu().numpy())
+    ).to(prepared.device)
+    return Boxes(prepared[rows], source[rows], scores[rows], labels[rows])
+
+
+def with_masks(
+    batch: Batch,
+    selections: Sequence[Selection],
+    found: Sequence[Boxes],
+    probabilities: Tensor,
+    features: Tensor | None = None,
+) -> list[Detections]:
+    """One result an image.
+
+    Args:
+        batch: the images.
+        selections: one for each image.
+        found: the selected boxes of each image.
+        probabilities: (N, M, M), for the boxes of all images one after the other.
+        features: (N, D) likewise, or None.
+    """
+    counts = [len(boxes.scores) for boxes in found]
+    masks = torch.split(probabilities, counts)
+    appearances = [None] * len(found) if features is None else torch.split(features, counts)
+    return [
+        Detections(
+            size,
+            boxes.source,
+            boxes.scores,
+            boxes.labels,
+            BoxMasks(masks[row]),
+            selections[row],
+            appearances[row],
+        )
+        for row, (size, boxes) in enumerate(zip(batch.sizes, found, strict=True))
+    ]
