@@ -139,6 +139,12 @@ class Mailbox(Generic[T]):
         with self._changed:
             return self._ended() and not (self._lanes_ready() and not self._aborted)
 
+    @property
+    def aborted(self) -> bool:
+        """True after ``abort``."""
+        with self._changed:
+            return self._aborted
+
     def drain(self) -> list[T]:
         """Take out what was left behind by ``abort``."""
         with self._changed:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from streamseg.client import Received, connect
+from streamseg.client import Received, Subscriber, connect
 from streamseg.config import Config, PublishConfig, SourceConfig
-from streamseg.errors import OutputError
+from streamseg.errors import OutputError, StageError
 from streamseg.pipeline import Pipeline
 from streamseg.serve import Service
 from streamseg.summary import Progress, Summary
-from streamseg.watch import record_results, record_video
+from streamseg.watch import check_service, record_results, record_video
 
 CLIP = files("streamseg") / "assets" / "street.mp4"
 SUBSCRIBERS = 2
@@ -55,7 +55,7 @@ class Demo:
         self._out = out
         self._progress = progress
         self._service: Service | None = None
-        self._stopped = False
+        self._stopped = self._aborted = False
 
     def run(self) -> DemoReport:
         """Run it to the end.
@@ -80,13 +80,12 @@ class Demo:
             masks = stack.enter_context(connect(address, sources=["street"]))
             pictures = stack.enter_context(connect(address, sources=["street"], frames="annotated"))
             subscribers = Pipeline()
-            results = self._counted(record_results(masks, self._out / "results.jsonl"))
-            video = record_video(pictures, self._out / "annotated.mp4")
+            results = record_results(self._all_of(masks), self._out / "results.jsonl")
+            video = record_video(self._all_of(pictures), self._out / "annotated.mp4")
             counts = [0, 0]
-            subscribers.spawn("subscriber:masks", _count(results, counts, 0))
+            subscribers.spawn("subscriber:masks", _count(self._shown(results), counts, 0))
             subscribers.spawn("subscriber:pictures", _count(video, counts, 1))
-            summary = service.wait()
-            subscribers.wait()
+            summary = self._wait(service, subscribers)
             lost = sum(masks.gaps.values()) + sum(pictures.gaps.values())
             return DemoReport(summary, counts[0], counts[1], lost, self._stopped)
 
@@ -98,11 +97,28 @@ class Demo:
 
     def abort(self) -> None:
         """End now."""
-        self._stopped = True
+        self._stopped = self._aborted = True
         if self._service is not None:
             self._service.abort()
 
-    def _counted(self, messages: Iterable[Received]) -> Iterator[Received]:
+    def _wait(self, service: Service, subscribers: Pipeline) -> Summary:
+        """The service's summary; its failure is the cause of those of its subscribers."""
+        failures = []
+        for run in (service, subscribers):
+            try:
+                run.wait()
+            except StageError as error:
+                failures.append(error)
+        if failures and not self._aborted:
+            raise failures[0]
+        return service.summary()
+
+    def _all_of(self, subscriber: Subscriber) -> Iterator[Received]:
+        """What a subscriber receives, to the end of a service that didn't fail."""
+        yield from subscriber
+        check_service(subscriber)
+
+    def _shown(self, messages: Iterable[Received]) -> Iterator[Received]:
         for done, received in enumerate(messages, start=1):
             self._progress("street", done, None)
             yield received

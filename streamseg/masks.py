@@ -131,12 +131,12 @@ class Masks:
         """
         height, width = check_size(size, max_pixels)
         texts = [c.decode("latin-1") if isinstance(c, bytes) else c for c in counts]
-        for text in texts:
-            runs = parse_counts(text)
-            if int(runs.sum()) != height * width or (runs < 0).any():
-                raise MaskError(
-                    f"run lengths of {int(runs.sum())} pixels in a frame of {height} x {width}"
-                )
+        runs, first = _parse_all(texts)
+        totals = np.add.reduceat(runs, first) if texts and all(texts) else np.zeros(len(texts))
+        # Each run is looked at too: the sum of absurd ones can wrap around to the right one.
+        if ((runs < 0) | (runs > height * width)).any() or (totals != height * width).any():
+            wrong = next((int(t) for t in totals if t != height * width), height * width)
+            raise MaskError(f"run lengths of {wrong} pixels in a frame of {height} x {width}")
         return cls((height, width), counts=texts)
 
     @classmethod
@@ -387,13 +387,19 @@ def parse_counts(text: str) -> IntArray:
     Raises:
         MaskError: a character outside the code, or a number that is cut off or far too long.
     """
+    return _parse_all([text])[0]
+
+
+def _parse_all(texts: Sequence[str]) -> tuple[IntArray, IntArray]:
+    """The run lengths of all texts behind each other, and where those of each begin."""
     try:
-        codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+        codes = np.frombuffer("".join(texts).encode("ascii"), np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError:
         raise MaskError("run lengths hold a character that isn't ASCII") from None
     if len(codes) == 0:
-        return np.zeros(0, np.int64)
-    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return np.zeros(0, np.int64), np.zeros(len(texts), np.int64)
+    text_ends = np.cumsum([len(text) for text in texts])
+    if codes.min() < 0 or codes.max() > 63 or (codes[text_ends[text_ends > 0] - 1] & 32).any():
         raise MaskError("run lengths hold a character outside COCO's code, or end inside a number")
     ends = np.flatnonzero(codes & 32 == 0)
     starts = np.concatenate(([0], ends[:-1] + 1))
@@ -403,10 +409,17 @@ def parse_counts(text: str) -> IntArray:
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
     values = np.add.reduceat((codes & 31) << shifts, starts)
     values -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
+    last = np.searchsorted(ends, text_ends)  # where the numbers of the next text begin
+    first = np.concatenate(([0], last[:-1]))
+    position = np.arange(len(values)) - np.repeat(first, last - first)
     # From the fourth on, each number is the difference to the run before the last one.
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
+    for parity in (0, 1):
+        chained = np.flatnonzero((position % 2 == parity) & (position > 0))
+        begins = np.flatnonzero(position[chained] <= 2)
+        sums = np.cumsum(values[chained])
+        before = sums[begins] - values[chained[begins]]
+        values[chained] = sums - np.repeat(before, np.diff(begins, append=len(chained)))
+    return values, first
 
 
 def _ratio(

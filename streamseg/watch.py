@@ -19,7 +19,7 @@ from rich.table import Table
 
 from streamseg import wire
 from streamseg.client import Received, Subscriber
-from streamseg.errors import ReceiveTimeout
+from streamseg.errors import ReceiveTimeout, StreamsegError
 from streamseg.sinks.files import ResultsFile, VideoFile
 
 LOOK_UP_EVERY = 0.2
@@ -114,6 +114,7 @@ class Watch:
                     raise ReceiveTimeout(f"no result in {self._timeout:g} s") from None
                 continue
             if received is None:
+                check_service(self._subscriber)
                 return
             silent_since = time.monotonic()
             yield received
@@ -141,6 +142,17 @@ class Watch:
         if self._save is not None:
             messages = record_video(messages, self._save)
         return messages
+
+
+def check_service(subscriber: Subscriber) -> None:
+    """Once a subscriber has ended: what it received is all there was, or an error.
+
+    Raises:
+        StreamsegError: the service failed, so there should have been more.
+    """
+    status = subscriber.statuses.get("")
+    if status is not None and status.state == "failed":
+        raise StreamsegError(f"the service failed: {status.reason}")
 
 
 def record_results(messages: Iterable[Received], path: Path) -> Iterator[Received]:

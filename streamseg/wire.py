@@ -270,7 +270,7 @@ def parse_topic(raw: bytes) -> tuple[Topic, str]:
     source = rest[:-1].decode("ascii", "replace")
     if kind not in (b"masks", b"frames", b"video", b"status") or rest[-1:] != b"/":
         raise WireError(f"{raw[:80]!r} isn't a topic of the protocol")
-    if source and not SOURCE_NAME.fullmatch(source):
+    if not SOURCE_NAME.fullmatch(source) and (source or kind != b"status"):
         raise WireError(f"{raw[:80]!r} has a source name that the protocol doesn't allow")
     return kind.decode("ascii"), source  # type: ignore[return-value]  # checked above
 

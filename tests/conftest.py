@@ -18,6 +18,7 @@ MEDIA = Path(__file__).parent / "media"
 CLIP = Path(__file__).parents[1] / "streamseg" / "assets" / "street.mp4"
 SHARED = Path(__file__).parents[2] / "shared"
 
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended."""

@@ -1,0 +1,685 @@
+"""The subscriber against a real publisher, and against publishers that lie."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+from publishing import (
+    eventually,
+    free_port,
+    instances,
+    jpeg,
+    panoptic_result,
+    result,
+    rss,
+    service,
+)
+
+import streamseg
+from streamseg import client, wire
+from streamseg.client import _Session
+from streamseg.errors import ReceiveTimeout, UsageError, WireError
+from streamseg.sinks import publisher
+
+
+def masks_json(seq=0, *, source="gate", started="one", made=None, **changes):
+    made = result(seq, source) if made is None else made
+    message = wire.masks_message(
+        wire.recorded_message(made, seq),
+        made,
+        service=started,
+        published_at=1.0,
+        age_ms=2.0,
+        dropped={},
+    )
+    return wire.encode(msgspec.structs.replace(message, **changes))
+
+
+def status_json(state="live", seq=0, *, source="", started="one", endpoints=None):
+    return wire.encode(
+        wire.StatusMessage(
+            v=1,
+            service=started,
+            source=source,
+            seq=seq,
+            state=state,
+            reason="",
+            epoch=0,
+            decoded=0,
+            published=0,
+            dropped={},
+            failed={},
+            in_flight=0,
+            endpoints=endpoints or {},
+        )
+    )
+
+
+@contextlib.contextmanager
+def lying_publisher(queued=1000):
+    """A PUB socket that sends whatever it is told to."""
+    context = zmq.Context()
+    sock = context.socket(zmq.XPUB)
+    sock.linger = 0
+    sock.sndhwm = queued
+    sock.bind("tcp://127.0.0.1:*")
+    try:
+        yield sock, sock.getsockopt(zmq.LAST_ENDPOINT).decode()
+    finally:
+        sock.close(linger=0)
+        context.term()
+
+
+# A service that behaves
+
+
+def test_results_are_iterated_until_the_service_ends() -> None:
+    with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
+        running.wait_joined()
+        running.put_and_wait(*[result(i) for i in range(5)])
+        running.finish()
+        assert [r.index for r in sub] == [0, 1, 2, 3, 4]
+        assert sub.ended
+        assert sub.receive(timeout=0) is None
+        assert sub.gaps == {"gate": 0}
+        assert (sub.rejected, sub.reopened) == (0, 0)
+
+
+def test_results_are_iterated_asynchronously() -> None:
+    async def read() -> list[int]:
+        async with streamseg.connect(running.masks_at, timeout=5) as sub:
+            reading = asyncio.create_task(_indices(sub))
+            await asyncio.to_thread(running.wait_joined)
+            await asyncio.to_thread(running.put_and_wait, *[result(i) for i in range(50)])
+            await asyncio.to_thread(running.end)
+            return await reading
+
+    with service() as running:
+        assert asyncio.run(read(), debug=False) == list(range(50))
+
+
+async def _indices(sub):
+    return [r.index async for r in sub]
+
+
+def test_an_asynchronous_receive_can_be_cancelled_and_loses_nothing() -> None:
+    async def read() -> list[int]:
+        async with streamseg.connect(running.masks_at, timeout=5) as sub:
+            await asyncio.to_thread(running.wait_joined)
+            for _ in range(3):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(sub.receive_async(), 0.05)
+            running.put_and_wait(result(0), result(1))
+            return [(await sub.receive_async()).index for _ in range(2)]
+
+    with service() as running:
+        assert asyncio.run(read()) == [0, 1]
+
+
+def test_two_subscribers_share_an_event_loop() -> None:
+    async def read() -> list[list[int]]:
+        subs = [streamseg.connect(running.masks_at, timeout=5) for _ in range(2)]
+        tasks = [asyncio.create_task(_indices(sub)) for sub in subs]
+        await asyncio.to_thread(running.wait_joined, 2)
+        await asyncio.to_thread(running.put_and_wait, *[result(i) for i in range(20)])
+        await asyncio.to_thread(running.end)
+        received = await asyncio.gather(*tasks)
+        for sub in subs:
+            sub.close()
+        return received
+
+    with service() as running:
+        assert asyncio.run(read()) == [list(range(20))] * 2
+
+
+def test_a_late_joiner_gets_what_comes_from_now_on_and_misses_nothing() -> None:
+    with service() as running:
+        running.put_and_wait(*[result(i) for i in range(10)])
+        with streamseg.connect(running.masks_at, timeout=5) as sub:
+            running.wait_joined()
+            running.put_and_wait(result(10), result(11))
+            assert [sub.receive().seq, sub.receive().seq] == [10, 11]
+            assert sub.gaps == {"gate": 0}
+
+
+def test_a_late_joiner_learns_at_once_that_its_source_has_ended() -> None:
+    with service() as running:
+        running.publisher.set_state("gate", "ended", "end of stream", 0)
+        time.sleep(0.2)
+        began = time.monotonic()
+        with streamseg.connect(running.masks_at, ["gate"], timeout=5) as sub:
+            assert list(sub) == []
+        assert time.monotonic() - began < 0.9
+
+
+def test_only_the_sources_named_come_and_iteration_ends_with_the_last_of_them() -> None:
+    with service() as running, streamseg.connect(running.masks_at, ["a", "c"], timeout=5) as sub:
+        running.wait_joined(2)
+        running.put_and_wait(result(0, "a"), result(0, "b"), result(0, "c"), result(0, "aa"))
+        running.publisher.set_state("a", "ended", "", 0)
+        running.put_and_wait(result(1, "c"))
+        running.publisher.set_state("c", "failed", "camera gone", 0)
+        running.put_and_wait(result(2, "b"))
+        assert [(r.source, r.index) for r in sub] == [("a", 0), ("c", 0), ("c", 1)]
+        assert set(sub.gaps) == {"a", "c"}
+        assert sub.statuses["c"].reason == "camera gone"
+
+
+def test_pictures_come_with_their_results_and_end_after_the_last() -> None:
+    red, blue = jpeg(colour=(255, 0, 0)), jpeg(colour=(0, 0, 255))
+
+    def show() -> None:
+        eventually(lambda: running.publisher.wants("video", "gate"))
+        for i in range(5):
+            running.show(result(i), red, blue)
+        running.finish()
+
+    with service() as running:
+        showing = threading.Thread(target=show)
+        showing.start()
+        with streamseg.connect(running.masks_at, frames="plain", timeout=5) as sub:
+            received = list(sub)
+        showing.join()
+    assert [r.index for r in received][-4:] == [1, 2, 3, 4]
+    assert received[0].jpeg == blue
+    frame = received[0].frame
+    assert (frame.shape, frame.dtype) == ((40, 60, 3), np.uint8)
+    assert (abs(frame.astype(int) - (0, 0, 255)) < 8).all()
+    assert received[0].instances.names == ["person", "car"]
+
+
+def test_the_pictures_can_be_asked_for_at_a_known_address() -> None:
+    with (
+        service() as running,
+        streamseg.connect(
+            "tcp://127.0.0.1:1", frames="annotated", frames_address=running.frames_at, timeout=5
+        ) as sub,
+    ):
+        eventually(lambda: running.publisher.wants("frames", "gate"))
+        running.show(result(7), jpeg())
+        running.finish()
+        assert [r.index for r in sub] == [7]
+
+
+def test_who_comes_for_pictures_when_only_the_guide_is_left_does_not_wait_for_ever(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(client, "_LATE_PICTURES", 0.3)
+    with lying_publisher() as (sock, at):
+        nowhere = f"tcp://127.0.0.1:{free_port()}"
+        with streamseg.connect(at, frames="plain", timeout=5) as sub:
+            assert sock.poll(5000)
+            ended = status_json("ended", endpoints={"frames": nowhere})
+            sock.send_multipart([b"status//", ended])
+            assert list(sub) == []
+
+
+def test_panoptic_segments_are_checked_and_given() -> None:
+    session = _Session(None, "masks", 10_000)
+    received = session.feed([b"masks/gate/", masks_json(made=panoptic_result())])
+    assert [s.mask.area for s in received.segments] == [s.area for s in received.message.segments]
+
+
+def test_what_was_received_can_be_recorded_without_what_depends_on_the_day() -> None:
+    received = _Session(None, "masks", 10_000).feed([b"masks/gate/", masks_json(3)])
+    line = msgspec.json.decode(wire.encode(wire.record(received.message)))
+    assert not line.keys() & {
+        "service",
+        "captured_at",
+        "published_at",
+        "age_ms",
+        "timing",
+        "dropped",
+    }
+    assert wire.record(received.message) == wire.recorded_message(result(3), 3)
+
+
+# Losses, restarts and silence
+
+
+def test_messages_lost_are_counted_by_source() -> None:
+    session = _Session(None, "masks", 10_000)
+    for source, seq in [("a", 5), ("a", 6), ("a", 9), ("b", 0), ("b", 2), ("a", 10)]:
+        assert session.feed([f"masks/{source}/".encode(), masks_json(seq, source=source)])
+    assert session.gaps == {"a": 2, "b": 1}
+
+
+def test_a_message_that_comes_twice_is_given_once() -> None:
+    session = _Session(None, "masks", 10_000)
+    message = [b"masks/gate/", masks_json(4)]
+    assert session.feed(message).seq == 4
+    assert session.feed(message) is None
+    assert (session.rejected, session.gaps) == (0, {"gate": 0})
+
+
+def test_a_status_sent_again_changes_nothing_and_an_old_one_neither() -> None:
+    session = _Session(["gate"], "masks", 10_000)
+    session.feed([b"status/gate/", status_json("live", 5, source="gate")])
+    session.feed([b"status/gate/", status_json("ended", 4, source="gate")])
+    assert not session.ended
+    assert session.statuses["gate"].state == "live"
+
+
+def test_another_start_of_the_service_counts_afresh() -> None:
+    session = _Session(["gate"], "masks", 10_000)
+    session.feed([b"masks/gate/", masks_json(500)])
+    session.feed([b"status//", status_json("ended", 9)])
+    assert session.ended
+    session.feed([b"status//", status_json("live", 0, started="two")])
+    assert not session.ended
+    assert session.feed([b"masks/gate/", masks_json(3, started="two")]).seq == 3
+    assert session.gaps == {"gate": 0}
+
+
+def test_a_subscriber_survives_that_the_publisher_is_killed_and_started_again() -> None:
+    bind = f"tcp://127.0.0.1:{free_port()}"
+    seen = []
+    with streamseg.connect(bind, timeout=10) as sub:
+        reading = threading.Thread(target=lambda: seen.extend(sub))
+        reading.start()
+        for start in range(3):
+            with service(bind=bind) as running:
+                running.wait_joined()
+                running.put_and_wait(*[result(i) for i in range(4)])
+                if start < 2:
+                    eventually(lambda start=start: len(seen) == 4 * (start + 1))
+                    running.kill()
+                else:
+                    running.end()
+        reading.join(10)
+        assert sub.gaps == {"gate": 0}
+    assert [r.index for r in seen] == [0, 1, 2, 3] * 3
+    assert len({r.service for r in seen}) == 3
+
+
+def test_a_subscriber_for_pictures_follows_them_to_another_port() -> None:
+    bind = f"tcp://127.0.0.1:{free_port()}"
+    seen = []
+    with streamseg.connect(bind, frames="plain", timeout=10) as sub:
+        reading = threading.Thread(target=lambda: seen.extend(sub))
+        reading.start()
+        for start in range(2):
+            with service(bind=bind, bind_frames="tcp://127.0.0.1:*") as running:
+                eventually(lambda r=running: r.publisher.wants("video", "gate"))
+                running.show(result(start), None, jpeg())
+                eventually(lambda start=start: len(seen) == start + 1)
+                if start == 0:
+                    running.kill()
+                else:
+                    running.end()
+        reading.join(10)
+    assert [r.index for r in seen] == [0, 1]
+
+
+def test_a_subscriber_may_come_before_its_service() -> None:
+    bind = f"tcp://127.0.0.1:{free_port()}"
+    with streamseg.connect(bind, timeout=10) as sub:
+        with pytest.raises(ReceiveTimeout, match="is a service running there"):
+            sub.receive(timeout=0.2)
+        with service(bind=bind) as running:
+            running.wait_joined()
+            running.put(result())
+            assert sub.receive().index == 0
+
+
+def test_a_timeout_says_what_is_known_of_the_service() -> None:
+    with service() as running, streamseg.connect(running.masks_at) as sub:
+        running.publisher.set_state("gate", "stalled", "no frame for 3 s", 1)
+        began = time.monotonic()
+        with pytest.raises(ReceiveTimeout, match=r"no result in 0\.4 s.*gate is stalled no frame"):
+            sub.receive(timeout=0.4)
+        assert 0.3 < time.monotonic() - began < 1.5
+        with pytest.raises(ReceiveTimeout):
+            sub.receive(timeout=0)
+        with pytest.raises(TimeoutError):
+            asyncio.run(sub.receive_async(timeout=0.1))
+
+
+def test_closing_twice_is_closing_once_and_ends_iteration() -> None:
+    sub = streamseg.connect("tcp://127.0.0.1:1")
+    sub.close()
+    sub.close()
+    assert sub.ended
+    assert list(sub) == []
+    assert sub.receive() is None
+
+
+@pytest.mark.slow
+def test_a_subscriber_that_pauses_for_long_with_a_full_queue_goes_on() -> None:
+    """In a process of its own: with ZMTP heartbeats in the client, libzmq aborted it."""
+    program = """
+import sys, time, streamseg
+with streamseg.connect(sys.argv[1], timeout=30) as sub:
+    sub.receive()
+    time.sleep(float(sys.argv[2]))
+    print(sum(1 for _ in sub), sub.statuses[""].state)
+"""
+    found = instances(100, (1080, 1920))
+    with service() as running:
+        pause = client.DEAF_AFTER + publisher.SILENT_AFTER_MS / 1000 + 5
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, running.masks_at, str(pause)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        running.wait_joined(within=30)
+        until = time.monotonic() + pause + 5
+        while time.monotonic() < until:
+            running.put_and_wait(*[result(i, found=found) for i in range(10)])
+            time.sleep(0.05)
+        running.end()
+        said, _ = child.communicate(timeout=60)
+        assert child.returncode == 0
+        assert said.endswith(" ended\n")
+
+
+# Publishers that lie
+
+
+@pytest.mark.parametrize("kind", ["masks", "frames"])
+def test_after_a_message_that_is_too_large_a_subscriber_hears_again(monkeypatch, kind) -> None:
+    """libzmq gives such a connection up for ever."""
+    monkeypatch.setattr(client, "DEAF_AFTER", 0.4)
+    monkeypatch.setattr(wire, "MAX_JSON_BYTES", 100_000)
+    monkeypatch.setattr(wire, "MAX_JPEG_BYTES", 100_000)
+    frames = False if kind == "masks" else "annotated"
+    where = {} if kind == "masks" else {"frames_address": None}
+    with lying_publisher() as (sock, at):
+        if kind == "frames":
+            where["frames_address"] = at
+        with streamseg.connect(at, timeout=0.1, frames=frames, **where) as sub:
+            assert sock.recv().startswith(b"\x01")
+            numbers = itertools.count()
+            for _ in range(2):
+                sock.send_multipart([f"{kind}/gate/".encode(), bytes(200_000)])
+                received, until = None, time.monotonic() + 10
+                while received is None and time.monotonic() < until:
+                    seq = next(numbers)
+                    tail = [jpeg()] if kind == "frames" else []
+                    sock.send_multipart([f"{kind}/gate/".encode(), masks_json(seq), *tail])
+                    with contextlib.suppress(ReceiveTimeout):
+                        received = sub.receive()
+                assert received is not None, "deaf"
+            assert sub.reopened >= 2
+
+
+def test_a_subscriber_that_does_not_read_keeps_a_bounded_number_of_messages() -> None:
+    with lying_publisher(queued=10) as (sock, at), streamseg.connect(at, timeout=1) as sub:
+        assert sock.recv()
+        noise = os.urandom(1_000_000)
+        before = rss()
+        for _ in range(400):
+            sock.send_multipart([b"masks/gate/", noise])
+            time.sleep(0.002)
+        assert rss() - before < (client.MASKS_QUEUED + 10 + 15) * len(noise)
+        with pytest.raises(ReceiveTimeout):
+            sub.receive()
+        assert sub.rejected >= client.MASKS_QUEUED
+
+
+def test_malformed_messages_are_counted_and_skipped() -> None:
+    good = masks_json(7)
+    bad = [
+        [b""],
+        [b"masks/gate/"],
+        [b"masks/gate/", good, b"more"],
+        [b"masks//", masks_json(1, source="gate")],
+        [b"masks/../", good],
+        [b"masks/other/", good],
+        [b"frames/gate/", good, b"jpeg"],
+        [b"nonsense/gate/", good],
+        [b"masks/gate/", b""],
+        [b"masks/gate/", b"[]"],
+        [b"masks/gate/", b"\xff\xfe"],
+        [b"masks/gate/", good[:-1]],
+        [b"masks/gate/", b"[" * 100_000],
+        [b"masks/gate/", good.replace(b'"v":1', b'"v":2')],
+        [b"masks/gate/", good.replace(b'"size":[40,60]', b'"size":[40,61]')],
+        [b"masks/gate/", good.replace(b'"size":[40,60]', b'"size":[-40,-60]')],
+        [b"masks/gate/", good.replace(b'"size":[40,60]', b'"size":[100000,100000]')],
+        [b"masks/gate/", good.replace(b'"track":1', b'"track":99999999999999999999')],
+        [b"masks/gate/", good.replace(b'"label":1', b'"label":null')],
+        [b"masks/gate/", good.replace(b'"score":0.8', b'"score":1e300,"s":0.8')],
+        [b"masks/gate/", good.replace(b'"rle":"', b'"rle":"0')],
+        [b"masks/gate/", good.replace(b'"rle":"', b'"rle":"\xc3\xa9')],
+        [b"status//", status_json().replace(b"live", b"lively")],
+        [b"status/x/", status_json()],
+        [b"status//", good],
+    ]
+    with lying_publisher() as (sock, at), streamseg.connect(at, timeout=5) as sub:
+        for _ in range(2):
+            assert sock.recv()
+        for parts in bad:
+            assert parts[-1] != good or parts[0] != b"masks/gate/"
+            sock.send_multipart(parts)
+        sock.send_multipart([b"masks/gate/", good])
+        assert sub.receive().seq == 7
+        heard = [parts for parts in bad if parts[0].startswith((b"masks/", b"status/"))]
+        assert sub.rejected == len(heard)
+
+
+@given(st.lists(st.binary(max_size=200), min_size=1, max_size=4))
+def test_no_bytes_crash_a_session(parts) -> None:
+    session = _Session(None, "masks", 10_000)
+    assert session.feed(parts) is None
+    session.feed_guide(parts)
+    assert session.rejected == 2
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+_FIELDS = sorted(msgspec.json.decode(masks_json()))
+_ROW_FIELDS = sorted(msgspec.json.decode(masks_json())["instances"][0])
+
+
+@given(st.sampled_from(_FIELDS), st.sampled_from(_ROW_FIELDS), JSON, st.booleans())
+def test_no_value_of_a_field_crashes_a_session(field, row_field, value, in_row) -> None:
+    message = msgspec.json.decode(masks_json())
+    if in_row:
+        message["instances"][1][row_field] = value
+    else:
+        message[field] = value
+    session = _Session(None, "masks", 10_000)
+    received = session.feed([b"masks/gate/", msgspec.json.encode(message)])
+    assert (received is None) == (session.rejected == 1)
+    if received is not None:
+        assert received.instances.masks.areas.sum() <= 40 * 60 * len(received.instances)
+        assert received.instances.to_coco(1) is not None
+
+
+def test_a_subscriber_takes_a_bounded_number_of_sources(monkeypatch) -> None:
+    monkeypatch.setattr(client, "MAX_SOURCES", 5)
+    session = _Session(None, "masks", 10_000)
+    for i in range(20):
+        name = f"s{i}"
+        session.feed([f"masks/{name}/".encode(), masks_json(source=name, started=str(i % 3))])
+        session.feed([f"status/{name}/".encode(), status_json(source=name, started=str(i % 3))])
+    assert len(session.gaps) <= 5
+    assert len(session.statuses) <= 5
+    assert session.rejected > 0
+
+
+@pytest.mark.parametrize(
+    "told", ["", "tcp://127.0.0.1:0", "udp://1", "tcp://-:5", "inproc://x", "tcp://127.0.0.1:99999"]
+)
+def test_nonsense_about_where_the_pictures_are_is_rejected(told) -> None:
+    with lying_publisher() as (sock, at), streamseg.connect(at, frames="plain") as sub:
+        assert sock.recv()
+        sock.send_multipart([b"status//", status_json(endpoints={"frames": told})])
+        with pytest.raises(ReceiveTimeout):
+            sub.receive(timeout=0.3)
+        assert sub.rejected == 1
+
+
+def test_pictures_bound_to_every_interface_are_looked_for_where_the_masks_are() -> None:
+    with lying_publisher() as (sock, at), lying_publisher() as (pictures, pictures_at):
+        port = wire.Address.parse(pictures_at).port
+        with streamseg.connect(at, frames="plain", timeout=5) as sub:
+            assert sock.recv()
+            told = status_json(endpoints={"frames": f"tcp://0.0.0.0:{port}"})
+            sock.send_multipart([b"status//", told])
+            sending = threading.Thread(
+                target=lambda: (
+                    pictures.recv(),
+                    pictures.recv(),
+                    pictures.send_multipart([b"video/gate/", masks_json(), jpeg()]),
+                )
+            )
+            sending.start()
+            assert sub.receive().jpeg == jpeg()
+            sending.join()
+
+
+# Pictures
+
+
+def received_with(picture):
+    session = _Session(None, "frames", 10_000)
+    return session.feed([b"frames/gate/", masks_json(), picture])
+
+
+@pytest.mark.parametrize("picture", [b"", b"\xff\xd8\xff", b"GIF89a", jpeg()[:200], bytes(1000)])
+def test_a_picture_that_cannot_be_decoded_is_a_wire_error(picture) -> None:
+    with pytest.raises(WireError, match="a picture that can't be decoded"):
+        _ = received_with(picture).frame
+
+
+def test_a_picture_larger_than_its_frame_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(WireError, match="a picture of 4000 x 4000"):
+        _ = received_with(jpeg((4000, 4000))).frame
+
+
+def test_a_picture_that_was_not_asked_for_is_a_usage_error() -> None:
+    received = _Session(None, "masks", 10_000).feed([b"masks/gate/", masks_json()])
+    with pytest.raises(UsageError, match="frames="):
+        _ = received.frame
+
+
+def test_without_pillow_a_picture_says_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["PIL"] = None
+from streamseg.client import _decode_jpeg
+from streamseg.errors import UsageError
+try:
+    _decode_jpeg(b"", (1, 1))
+except UsageError as error:
+    print(error)
+"""
+    assert "pip install 'streamseg[frames]'" in _python(program)
+
+
+# The call
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "5555",
+        "127.0.0.1:5555",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:99999",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:*",
+        "tcp://*:5555",
+        "tcp://bad host:5555",
+        "tcp://256.1.1.1:5555",
+        "tcp://[::zz]:5555",
+        "tcp://:5555",
+        "tcp://-:5555",
+        "http://127.0.0.1:5555",
+        "ipc://",
+        "ipc://" + "x" * 200,
+        "inproc://x",
+        "tcp://127.0.0.1:5555\n",
+    ],
+)
+def test_what_is_no_address_is_refused_at_once(address) -> None:
+    with pytest.raises(UsageError):
+        streamseg.connect(address)
+    with pytest.raises(UsageError):
+        streamseg.connect("tcp://127.0.0.1:5555", frames="plain", frames_address=address)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sources": "gate"},
+        {"sources": []},
+        {"sources": ["a/b"]},
+        {"sources": [""]},
+        {"sources": ["x" * 65]},
+        {"frames": True},
+        {"frames": "painted"},
+        {"timeout": -1},
+        {"timeout": float("nan")},
+    ],
+)
+def test_wrong_options_are_refused_at_once(options) -> None:
+    with pytest.raises(UsageError):
+        streamseg.connect("tcp://127.0.0.1:5555", **options)
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_ipv6_works_end_to_end() -> None:
+    with service(bind="tcp://[::1]:*") as running:
+        assert running.masks_at.startswith("tcp://[::1]:")
+        with streamseg.connect(running.masks_at, timeout=5) as sub:
+            running.wait_joined()
+            running.put(result())
+            assert sub.receive().index == 0
+
+
+def test_ipc_works_end_to_end_with_pictures(tmp_path) -> None:
+    where = f"ipc://{tmp_path}/masks"
+    with service(bind=where) as running, streamseg.connect(where, frames="plain", timeout=5) as sub:
+        reading: list[int] = []
+        thread = threading.Thread(target=lambda: reading.append(sub.receive().index))
+        thread.start()
+        eventually(lambda: running.publisher.wants("video", "gate"))
+        running.show(result(3), None, jpeg())
+        thread.join(5)
+    assert reading == [3]
+
+
+HEAVY = ("torch", "torchvision", "av", "cv2", "scipy", "yaml", "prometheus_client", "safetensors")
+
+
+def test_a_consumer_never_imports_what_the_service_needs() -> None:
+    program = f"""
+import sys
+import streamseg
+sub = streamseg.connect("tcp://127.0.0.1:1")
+try:
+    sub.receive(timeout=0.01)
+except streamseg.StreamsegError:
+    pass
+sub.close()
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    assert _python(program) == "[]\n"
+
+
+def _python(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
