@@ -103,12 +103,7 @@ class Demo:
 
     def _wait(self, service: Service, subscribers: Pipeline) -> Summary:
         """The service's summary; its failure is the cause of those of its subscribers."""
-        failures = []
-        for run in (service, subscribers):
-            try:
-                run.wait()
-            except StageError as error:
-                failures.append(error)
+        failures = [error for run in (service, subscribers) if (error := _failure_of(run))]
         if failures and not self._aborted:
             raise failures[0]
         return service.summary()
@@ -122,6 +117,15 @@ class Demo:
         for done, received in enumerate(messages, start=1):
             self._progress("street", done, None)
             yield received
+
+
+def _failure_of(run: Service | Pipeline) -> StageError | None:
+    """What a run failed with, once it has ended."""
+    try:
+        run.wait()
+    except StageError as error:
+        return error
+    return None
 
 
 def _count(messages: Iterable[Received], counts: list[int], row: int) -> Iterator[Received]:
