@@ -72,7 +72,7 @@ class Mailbox(Generic[T]):
         self._wake()
 
     def abort(self) -> None:
-        """Stop now: writers get ``Closed``, readers end, what is waiting stays in ``drain``."""
+        """Stop now: writers get ``Closed``, readers end, what is waiting stays where it is."""
         with self._changed:
             self._aborted = True
             self._changed.notify_all()
@@ -144,13 +144,6 @@ class Mailbox(Generic[T]):
         """True after ``abort``."""
         with self._changed:
             return self._aborted
-
-    def drain(self) -> list[T]:
-        """Take out what was left behind by ``abort``."""
-        with self._changed:
-            left = [item for lane in self._lanes.values() for item in lane]
-            self._lanes.clear()
-            return left
 
     def _has_room(self, source: str) -> bool:
         return len(self._lanes.get(source, ())) < self._capacity

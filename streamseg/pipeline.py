@@ -59,15 +59,15 @@ class Pipeline:
         """
         for mailbox in into:
             mailbox.add_writer()
-        self.watch(*into)
+        self._remember(into)
         thread = threading.Thread(
             target=self._run, args=(name, items, into, on_error), name=name, daemon=True
         )
         self._threads.append(thread)
         thread.start()
 
-    def watch(self, *mailboxes: Mailbox[Any]) -> None:
-        """Have ``abort`` reach mailboxes that stages read from, whoever writes to them."""
+    def _remember(self, mailboxes: Sequence[Mailbox[Any]]) -> None:
+        """Have ``abort`` reach them."""
         with self._lock:
             self._mailboxes.extend(m for m in mailboxes if m not in self._mailboxes)
         if self._aborted.is_set():

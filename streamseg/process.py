@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from streamseg.channel import Mailbox
-from streamseg.config import Config, SourceConfig
+from streamseg.config import Config, SourceConfig, Thresholds
 from streamseg.errors import OutputError, SourceError, StageError, StreamsegError
 from streamseg.metrics import Metrics
 from streamseg.models.base import Segmenter
 from streamseg.pipeline import Pipeline
 from streamseg.sinks.files import ResultsFile, VideoFile, write_json_atomically
 from streamseg.sources import Source, open_source
-from streamseg.stages import infer, read, track
+from streamseg.stages import infer, read, source_thresholds, track
 from streamseg.summary import Progress, Summary, Tally
 from streamseg.types import Frame, Result
 
@@ -87,6 +87,7 @@ class Processor:
     ) -> None:
         self._config = config
         self._model = model
+        self._thresholds = source_thresholds(config, model)
         self._out = out
         self._progress = progress
         self.stopped = False
@@ -124,7 +125,8 @@ class Processor:
         folder = self._out / config.name
         _make_folder(folder)
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run into this folder
-        run = _Run(self._config, config, source, self._model, folder, self._progress)
+        run = _Run(config, source, self._model, folder, self._progress)
+        run.start(self._config, self._thresholds)
         self._pipeline = run.pipeline
         if self.stopped:
             self._pipeline.stop()
@@ -138,7 +140,6 @@ class _Run:
 
     def __init__(
         self,
-        config: Config,
         source_config: SourceConfig,
         source: Source,
         model: Segmenter,
@@ -149,6 +150,7 @@ class _Run:
         self._metrics = Metrics()
         self._source_config = source_config
         self._source = source
+        self._model = model
         self._folder = folder
         self._progress = progress
         self._problem: Exception | None = None
@@ -156,7 +158,23 @@ class _Run:
         self._account = self._metrics.account(source.name)
         self._results = ResultsFile(folder / "results.jsonl")
         self._video = VideoFile(folder / "annotated.mp4")
-        self._spawn(config, model)
+
+    def start(self, config: Config, thresholds: Mapping[str, Thresholds]) -> None:
+        """Start every stage; returns at once."""
+        pipeline, worker = self.pipeline, config.worker
+        inbox: Mailbox[Frame] = Mailbox(worker.max_batch)
+        found: Mailbox[Result] = Mailbox(worker.max_batch)
+        to_results: Mailbox[Result] = Mailbox(SINK_CAPACITY)
+        to_video: Mailbox[Result] = Mailbox(SINK_CAPACITY)
+        pipeline.spawn("results", self._published(self._results.drain(to_results)))
+        pipeline.spawn("video", self._video.drain(to_video))
+        tracked = self._tally.count(track(found, config.tracker, self._metrics))
+        pipeline.spawn("tracker", tracked, into=[to_results, to_video])
+        batches = inbox.batches(worker.max_batch, worker.max_wait_ms / 1000)
+        results = infer(batches, self._model, thresholds, self._metrics)
+        pipeline.spawn("worker", results, into=[found])
+        frames = pipeline.until_stopped(read(self._source, self._account))
+        pipeline.spawn(f"source:{self._source.name}", frames, [inbox], on_error=self._source_failed)
 
     def finish(self) -> Outcome:
         """Wait for the end, close the files, write the summary."""
@@ -171,23 +189,6 @@ class _Run:
         outcome = Outcome(self._source_config, state, reason, summary)
         write_json_atomically(self._folder / "summary.json", self._describe(outcome, summary))
         return outcome
-
-    def _spawn(self, config: Config, model: Segmenter) -> None:
-        pipeline, worker = self.pipeline, config.worker
-        inbox: Mailbox[Frame] = Mailbox(worker.max_batch)
-        found: Mailbox[Result] = Mailbox(worker.max_batch)
-        to_results: Mailbox[Result] = Mailbox(SINK_CAPACITY)
-        to_video: Mailbox[Result] = Mailbox(SINK_CAPACITY)
-        pipeline.spawn("results", self._published(self._results.drain(to_results)))
-        pipeline.spawn("video", self._video.drain(to_video))
-        tracked = self._tally.count(track(found, config.tracker, self._metrics))
-        pipeline.spawn("tracker", tracked, into=[to_results, to_video])
-        thresholds = self._source_config.thresholds or config.thresholds
-        batches = inbox.batches(worker.max_batch, worker.max_wait_ms / 1000)
-        results = infer(batches, model, {self._source.name: thresholds}, self._metrics)
-        pipeline.spawn("worker", results, into=[found])
-        frames = pipeline.until_stopped(read(self._source, self._account))
-        pipeline.spawn(f"source:{self._source.name}", frames, [inbox], on_error=self._source_failed)
 
     def _source_failed(self, error: Exception) -> None:
         self._problem = error

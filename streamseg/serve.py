@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from wsgiref.simple_server import WSGIServer
 
 import msgspec
+import torch
 from prometheus_client import start_http_server
 
 from streamseg import wire
@@ -28,7 +29,7 @@ from streamseg.models.base import Segmenter
 from streamseg.pipeline import Pipeline
 from streamseg.sinks.publisher import Publisher
 from streamseg.sources import Source, open_source
-from streamseg.stages import infer, read, track
+from streamseg.stages import infer, read, source_thresholds, track
 from streamseg.summary import Summary, Tally
 from streamseg.types import Frame, Result
 
@@ -58,6 +59,7 @@ class Service:
         self._config = config
         self._sources = [open_source(source) for source in config.sources]
         self._model = model or load_configured(config)
+        self._thresholds = source_thresholds(config, self._model)
         self._tally = Tally(self._model.name, self.metrics)
         self._pipeline = Pipeline()
         self._exporter = export_metrics(config.publish.metrics, self.metrics)
@@ -94,10 +96,9 @@ class Service:
             self._endings.to_paint(self._tally.count(tracked)),
             into=[publisher.results, to_paint],
         )
-        thresholds = {s.name: s.thresholds or config.thresholds for s in config.sources}
         batches = inbox.batches(config.worker.max_batch, config.worker.max_wait_ms / 1000)
         pipeline.spawn(
-            "worker", infer(batches, self._model, thresholds, self.metrics), into=[found]
+            "worker", infer(batches, self._model, self._thresholds, self.metrics), into=[found]
         )
         for source in self._sources:
             self._start_source(source, inbox)
@@ -246,8 +247,10 @@ class _Endings:
 
 
 def load_configured(config: Config) -> Segmenter:
-    """The model that a config names."""
+    """The model that a config names; the threads of its forward are this process's from now on."""
     model = config.model
+    if config.worker.threads is not None:
+        torch.set_num_threads(config.worker.threads)
     return load_model(
         model.name,
         weights=model.weights,

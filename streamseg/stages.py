@@ -10,14 +10,27 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from streamseg.config import Thresholds, TrackerConfig
+from streamseg.config import Config, Thresholds, TrackerConfig
 from streamseg.metrics import Account, Metrics
 from streamseg.models.base import Segmenter
+from streamseg.models.selection import Selection
 from streamseg.sources import Source
 from streamseg.tracker import Tracker
 from streamseg.types import Frame, Result
 
 CORRUPT = "corrupt"
+
+
+def source_thresholds(config: Config, model: Segmenter) -> dict[str, Thresholds]:
+    """The thresholds of each source, by its name.
+
+    Raises:
+        UsageError: one names a class that the model doesn't know.
+    """
+    chosen = {source.name: source.thresholds or config.thresholds for source in config.sources}
+    for thresholds in chosen.values():
+        Selection.of(thresholds, model.categories)
+    return chosen
 
 
 def read(source: Source, account: Account) -> Iterator[Frame]:
@@ -43,14 +56,14 @@ def infer(
     Args:
         batches: lists of frames, of one source or of many.
         model: finds them.
-        thresholds: by source; a source that isn't in it has the model's own.
+        thresholds: by source, see :func:`source_thresholds`.
         metrics: takes the seconds spent on a frame, by stage.
     """
     for frames in batches:
         taken = time.monotonic()
         prepared = model.prepare([frame.image for frame in frames])
         ready = time.monotonic()
-        own = [thresholds.get(frame.source, model.thresholds) for frame in frames]
+        own = [thresholds[frame.source] for frame in frames]
         detections = model.forward(prepared, own)
         found = time.monotonic()
         instances = model.postprocess(detections)

@@ -110,7 +110,7 @@ def test_a_mailbox_without_writers_yet_is_not_finished() -> None:
     assert mailbox.get(timeout=0) is None
 
 
-def test_an_abort_ends_readers_and_writers_and_leaves_what_waits_in_drain() -> None:
+def test_an_abort_ends_readers_and_writers_and_gives_out_nothing_more() -> None:
     mailbox: Mailbox[Item] = Mailbox(5)
     mailbox.add_writer()
     items = [Item("a", 0), Item("b", 0), Item("a", 1)]
@@ -122,8 +122,7 @@ def test_an_abort_ends_readers_and_writers_and_leaves_what_waits_in_drain() -> N
     assert list(mailbox) == []
     with pytest.raises(Closed):
         mailbox.put(Item("a", 2))
-    assert sorted(mailbox.drain(), key=str) == sorted(items, key=str)
-    assert mailbox.drain() == []
+    assert len(mailbox) == 3
 
 
 def test_an_empty_mailbox_gives_up_after_its_timeout() -> None:
@@ -307,7 +306,7 @@ def test_an_abort_frees_everybody_and_no_item_is_lost_sight_of(policy) -> None:
 
     mailbox.add_writer()
     in_threads(*[lambda s=s: write(s) for s in SOURCES], read, read, stop)
-    left = mailbox.drain()
+    left = [item for lane in mailbox._lanes.values() for item in lane]
     assert len(refused) == len(SOURCES)
     for source in SOURCES:
         everywhere = numbers(received + dropped + left, source)

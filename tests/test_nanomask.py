@@ -114,9 +114,9 @@ def test_images_share_a_forward_only_if_their_prepared_shapes_are_equal(model, f
     a, b = frames
     batches = model.prepare([a, a[:300], b])
     assert [batch.rows for batch in batches] == [(0, 2), (1,)]
-    assert [tuple(batch.tensor.shape) for batch in batches] == [(2, 3, 384, 512), (1, 3, 224, 512)]
-    assert [batch.shapes for batch in batches] == [((384, 512), (384, 512)), ((200, 512),)]
-    assert not batches[1].tensor[:, :, 200:].any()  # padding is zero
+    assert [tuple(batch.tensor.shape) for batch in batches] == [(2, 3, 352, 448), (1, 3, 192, 448)]
+    assert [batch.shapes for batch in batches] == [((336, 448), (336, 448)), ((175, 448),)]
+    assert not batches[1].tensor[:, :, 175:].any()  # padding is zero
     staged = model.postprocess(model.forward(batches))
     for found, expected in zip(staged, model.predict([a, a[:300], b]), strict=True):
         assert_alike(found, expected)

@@ -13,11 +13,12 @@ from conftest import CLIP, MEDIA
 
 from streamseg import Instances, connect, load_model
 from streamseg.config import Config, PublishConfig, SourceConfig, Thresholds, WorkerConfig
-from streamseg.errors import BindError, SourceError, StageError
+from streamseg.errors import BindError, SourceError, StageError, StreamsegError, UsageError
 from streamseg.metrics import AccountSnapshot
 from streamseg.models.base import Segmenter
 from streamseg.serve import Service
 from streamseg.summary import Summary
+from streamseg.watch import check_service
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -112,6 +113,29 @@ def test_each_source_has_its_own_thresholds(nanomask: Segmenter) -> None:
     service.wait()
     assert "person" in names["all"]
     assert names["cars"] == {"car"}
+
+
+def test_a_wrong_class_in_a_source_s_thresholds_is_said_before_anything_starts(
+    model: Segmenter,
+) -> None:
+    wrong = SourceConfig(url=str(CLIP), name="a", thresholds=Thresholds(classes=("persn",)))
+    with pytest.raises(UsageError, match="person"):
+        Service(config(wrong), model)
+
+
+def test_a_failed_service_tells_its_subscribers_that_there_should_have_been_more(
+    model: Segmenter,
+) -> None:
+    service = Service(config(pattern("a", 5000)), model)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        next(iter(subscriber))
+        service.abort()
+        for _ in subscriber:
+            pass
+        with pytest.raises(StreamsegError, match="the service failed"):
+            check_service(subscriber)
+    service.wait()
 
 
 def test_a_source_that_breaks_leaves_the_others_and_is_reported(model: Segmenter) -> None:

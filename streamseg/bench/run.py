@@ -95,10 +95,10 @@ class Bench:
     def _clip(self) -> list[dict[str, Any]]:
         model = load_model("nanomask")
         frames, rounds = (20, 1) if self._quick else (200, 3)
-        return self._throughput(model, "nanomask on the bundled clip", frames, rounds, batch=2)
+        return self._throughput(model, "nanomask on the bundled clip", frames, rounds, batch=4)
 
     def _mask_rcnn(self) -> list[dict[str, Any]]:
-        frames, rounds = (2, 1) if self._quick else (8, 3)
+        frames, rounds = (2, 1) if self._quick else (6, 3)
         title = f"Mask R-CNN R50-FPN, {FOUND} instances a frame, on the bundled clip"
         return self._throughput(crowded_mask_rcnn(), title, frames, rounds, batch=1)
 
