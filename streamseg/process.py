@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from streamseg.allocator import share_heap
 from streamseg.channel import Mailbox
 from streamseg.config import Config, SourceConfig, Thresholds
 from streamseg.errors import OutputError, SourceError, StageError, StreamsegError
@@ -85,6 +86,7 @@ class Processor:
         out: Path,
         progress: Progress,
     ) -> None:
+        share_heap()
         self._config = config
         self._model = model
         self._thresholds = source_thresholds(config, model)

@@ -19,6 +19,7 @@ import torch
 from prometheus_client import start_http_server
 
 from streamseg import wire
+from streamseg.allocator import share_heap
 from streamseg.annotate import pictures
 from streamseg.channel import Mailbox
 from streamseg.config import Config
@@ -54,6 +55,7 @@ class Service:
     """
 
     def __init__(self, config: Config, model: Segmenter | None = None) -> None:
+        share_heap()
         self.metrics = Metrics()
         self.problems: list[str] = []
         self._config = config

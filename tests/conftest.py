@@ -18,6 +18,16 @@ MEDIA = Path(__file__).parent / "media"
 CLIP = Path(__file__).parents[1] / "streamseg" / "assets" / "street.mp4"
 SHARED = Path(__file__).parents[2] / "shared"
 
+PEAK = """
+def peak():
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
+"""
+"""For programs that tests start: their own peak of memory, in KiB.
+
+``getrusage`` won't do: a new process begins with the peak of the one that started it.
+"""
+
 
 @dataclass(frozen=True)
 class Ended:

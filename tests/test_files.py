@@ -12,6 +12,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from conftest import PEAK
 
 from streamseg import wire
 from streamseg.annotate import paint
@@ -439,8 +440,10 @@ def test_the_encoder_takes_one_thread(tmp_path):
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_thousands_of_pictures(tmp_path):
-    code = """
-import resource, sys
+    code = (
+        PEAK
+        + """
+import sys
 import numpy as np
 from pathlib import Path
 from streamseg.sinks.files import VideoFile
@@ -449,8 +452,9 @@ with VideoFile(Path(sys.argv[1])) as video:
     for index in range(5000):
         video.write(image, index / 25)
         if index in (500, 4999):
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            print(peak())
 """
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out.mp4")],
         capture_output=True, text=True, check=True, timeout=100,
