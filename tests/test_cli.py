@@ -94,6 +94,16 @@ def test_recorded_results_do_not_depend_on_the_batch_size(streamseg: Run, tmp_pa
             assert left.box == pytest.approx(right.box, abs=1e-2)
 
 
+def test_the_example_config_for_recordings_works(streamseg: Run, tmp_path: Path) -> None:
+    example = Path(__file__).parents[1] / "configs" / "process.yaml"
+    result = streamseg("process", CLIP, "--out", "out", "--end", "0.35", "--config", example)
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "out" / "street" / "results.jsonl").read_bytes().splitlines()
+    found = [i for line in lines for i in wire.decode(line, wire.RecordedMessage).instances]
+    assert {i.class_name for i in found} <= {"person", "car", "truck", "bus"}
+    assert min(i.score for i in found) >= 0.3
+
+
 def test_process_takes_many_inputs_and_goes_on_after_a_bad_one(
     streamseg: Run, tmp_path: Path
 ) -> None:

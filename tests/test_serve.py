@@ -12,7 +12,16 @@ import pytest
 from conftest import CLIP, MEDIA
 
 from streamseg import Instances, connect, load_model
-from streamseg.config import Config, PublishConfig, SourceConfig, Thresholds, WorkerConfig
+from streamseg.config import (
+    Config,
+    PublishConfig,
+    SourceConfig,
+    Thresholds,
+    WorkerConfig,
+    load,
+    override,
+    validate,
+)
 from streamseg.errors import BindError, SourceError, StageError, StreamsegError, UsageError
 from streamseg.metrics import AccountSnapshot
 from streamseg.models.base import Segmenter
@@ -20,6 +29,7 @@ from streamseg.serve import Service
 from streamseg.summary import Summary
 from streamseg.watch import check_service
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.timeout(90)
 
 
@@ -96,6 +106,23 @@ def test_two_sources_share_the_model_and_end_each_for_itself(model: Segmenter) -
     assert counts == {"short": 10, "long": 60}
     assert ended["short"] < ended["long"]
     assert all(s.account.balanced for s in summary.sources)
+
+
+@pytest.mark.parametrize("name", ["recording.yaml", "two-sources.yaml"])
+def test_the_example_configs_can_be_served(
+    name: str, nanomask: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    raw = load(ROOT / "configs" / name)
+    cut = [f"sources.{row}.end=0.5" for row in range(len(raw["sources"]))]
+    override(raw, ["publish.bind=tcp://127.0.0.1:*", "publish.wait_subscribers=1", *cut])
+    service = Service(validate(raw, name), nanomask)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        sources = {received.source for received in subscriber}
+    service.wait()
+    assert sources == {source["name"] for source in raw["sources"]}
+    assert service.problems == []
 
 
 def test_each_source_has_its_own_thresholds(nanomask: Segmenter) -> None:
