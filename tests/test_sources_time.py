@@ -1,7 +1,7 @@
 """Times that can be relied on, and files that are shorter than they say."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamseg.sources.promise import missing_bytes
@@ -78,6 +78,7 @@ def test_rounded_times_are_still_a_constant_rate():
     assert place([round(i / 30, 3) for i in range(300) if i != 99])[1].lost == 1
 
 
+@example(times=[None, 5e-324, 1.0])
 @given(st.lists(st.none() | st.floats(-1e9, 1e9), max_size=200))
 def test_within_an_epoch_times_never_go_back(times):
     placed, timeline = place(times)
@@ -127,6 +128,7 @@ def test_a_file_that_is_shorter_than_it_says_is_found_out(tmp_path, data, missin
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"\0\0\0\x08ftyp", b"\x1a\x45\xdf\xa3", b"RIFF"]))
+@example(b"\x01" + bytes(6), b"\x1a\x45\xdf\xa3")
 def test_any_bytes_after_a_head_are_survived(tmp_path_factory, rest, head):
     path = tmp_path_factory.mktemp("any") / "file"
     path.write_bytes(head + rest)

@@ -27,7 +27,7 @@ def missing_bytes(path: Path) -> int:
         if head[4:8] in _BOXES:
             end = _end_of_boxes(file, size)
         elif head[:4] == _EBML_HEADER:
-            end = _end_of_segment(file)
+            end = _end_of_segment(file, size)
         elif head[:4] == b"RIFF":
             end = _end_of_riff(head)
         else:
@@ -54,11 +54,11 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
     return 0
 
 
-def _end_of_segment(file: BinaryIO) -> int:
+def _end_of_segment(file: BinaryIO, size: int) -> int:
     """Where Matroska's one segment ends; 0 if it is open-ended, as in a live recording."""
     file.seek(4)
     header = _variable_size(file)
-    if header is None:
+    if header is None or header > size:
         return 0
     file.seek(header, 1)
     if file.read(4) != _MATROSKA_SEGMENT:

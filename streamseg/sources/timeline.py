@@ -13,6 +13,7 @@ _JUMP_SECONDS = 10.0
 _JUMP_GAPS = 50
 _JITTER_SECONDS = 0.5
 _JITTER_GAPS = 3
+_LEAST_GAP = 1e-6  # seconds: no stream's clock is that fine
 
 
 class Timeline:
@@ -77,7 +78,7 @@ class Timeline:
             self._epoch += 1
             return time
         if self._gaps:
-            self._judge(gap / typical)
+            self._judge(gap / max(typical, _LEAST_GAP))
         self._gaps.append(gap)
         return time
 
