@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
 
 import msgspec
 import yaml
@@ -30,6 +30,9 @@ Point: TypeAlias = tuple[float, float]
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the config; unknown keys are errors."""
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class Thresholds(Section, frozen=True, kw_only=True):
@@ -219,16 +222,30 @@ def validate(raw: dict[str, Any], where: str) -> Config:
     Raises:
         ConfigError: naming the path of what is wrong, and what was expected.
     """
-    try:
-        config = msgspec.convert(raw, Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(str(error))}") from None
+    config = convert(raw, Config, where)
     names = source_names([(s.name, s.url) for s in config.sources])
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(f"{where}: sources: two sources are called {repeated[0]!r}")
     named = [msgspec.structs.replace(s, name=n) for s, n in zip(config.sources, names, strict=True)]
     return msgspec.structs.replace(config, sources=tuple(named))
+
+
+def convert(raw: dict[str, Any], schema: type[SectionT], where: str) -> SectionT:
+    """``raw`` as a ``schema``.
+
+    Args:
+        raw: what ``load`` and ``override`` made.
+        schema: what is expected.
+        where: the file's name, for messages.
+
+    Raises:
+        ConfigError: naming the path of what is wrong, and what was expected.
+    """
+    try:
+        return msgspec.convert(raw, schema)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(str(error), schema)}") from None
 
 
 def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
@@ -301,11 +318,11 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`(?: - at
 _EXPECTED = re.compile(r"(?P<what>.*) - at `\$(?P<at>.*)`", re.DOTALL)
 
 
-def _explain(message: str) -> str:
+def _explain(message: str, schema: type[Section]) -> str:
     """The message of msgspec, with the path first and near matches of an unknown key."""
     if unknown := _UNKNOWN.fullmatch(message):
         at, key = unknown["at"] or "", unknown["field"]
-        known = _keys_at(at)
+        known = _keys_at(at, schema)
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         return f"{_path(at, key)}: unknown key; {hint}"
@@ -318,11 +335,26 @@ def _path(at: str, key: str = "") -> str:
     return ".".join(part for part in (at.lstrip("."), key) if part) or "the config"
 
 
-def _keys_at(at: str) -> list[str]:
-    """The keys that the schema has at a path such as ``.sources[0].thresholds``."""
-    section: Any = Config
+def _keys_at(at: str, schema: type[Section]) -> list[str]:
+    """The keys that ``schema`` has at a path such as ``.sources[0].thresholds``.
+
+    Where one of several sections may stand, those of all of them.
+    """
+    sections = [schema]
     for key in re.findall(r"[A-Za-z_]\w*", at):
-        hints = get_type_hints(section)
-        options = [hints[key], *get_args(hints[key])]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
-    return list(section.__struct_fields__)
+        hints = [get_type_hints(section).get(key) for section in sections]
+        sections = [section for hint in hints for section in _sections_in(hint)]
+    keys = [key for section in sections for key in _own_keys(section)]
+    return list(dict.fromkeys(keys))
+
+
+def _sections_in(hint: Any) -> list[type[Section]]:
+    """The sections that a type hint is made of."""
+    if isinstance(hint, type) and issubclass(hint, Section):
+        return [hint]
+    return [section for argument in get_args(hint) for section in _sections_in(argument)]
+
+
+def _own_keys(section: type[Section]) -> list[str]:
+    tag = section.__struct_config__.tag_field
+    return [*([tag] if tag else []), *section.__struct_fields__]

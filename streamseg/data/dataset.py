@@ -1,0 +1,91 @@
+"""What an annotated dataset is, whatever format it came in: the nouns of training and measuring.
+
+Nothing here holds pixels: a picture is read when it is asked for, with the reader that the sources
+use, so that a model is trained and measured on what it will be served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from streamseg.masks import RLE, Polygon, Size
+
+
+@dataclass(frozen=True, slots=True)
+class PngSegment:
+    """A mask that is the pixels of one value in a PNG: R + 256 G + 65536 B, or the grey value."""
+
+    path: Path
+    value: int
+
+
+Segmentation: TypeAlias = tuple[Polygon, ...] | RLE | PngSegment
+
+
+@dataclass(frozen=True, slots=True)
+class PatternFrame:
+    """A picture that is a frame of the synthetic pattern at ``url``."""
+
+    url: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One annotated object, or crowd of objects.
+
+    Attributes:
+        id: the dataset's.
+        category_id: the dataset's, never renumbered.
+        box: x1, y1, x2, y2, pixels.
+        segmentation: polygons, run lengths (compressed), the pixels of a PNG, or None where only
+            the box is annotated.
+        crowd: whether it stands for many objects.
+        area: of the mask in pixels, as the dataset says; of the box where there is no mask.
+    """
+
+    id: int
+    category_id: int
+    box: tuple[float, float, float, float]
+    segmentation: Segmentation | None
+    crowd: bool = False
+    area: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedImage:
+    """One picture and what is annotated in it.
+
+    Attributes:
+        id: the dataset's.
+        picture: the file, or the frame of the pattern, that it is.
+        size: (height, width), as the dataset says.
+        annotations: what is annotated in it, crowds included.
+    """
+
+    id: int
+    picture: Path | PatternFrame
+    size: Size
+    annotations: tuple[Annotation, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Annotated pictures.
+
+    Attributes:
+        name: for reports.
+        images: the pictures, ids ascending.
+        categories: the name of each category id, ids ascending.
+        annotated: the category ids of which every object in every picture is annotated.
+        repeat: how often each picture is seen in an epoch of training.
+    """
+
+    name: str
+    images: tuple[AnnotatedImage, ...]
+    categories: Mapping[int, str]
+    annotated: frozenset[int]
+    repeat: int = 1

@@ -1,0 +1,1 @@
+"""How good results are: average precision, panoptic quality, tracking; numbers and pictures."""

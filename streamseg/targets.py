@@ -1,0 +1,50 @@
+"""A picture and what is annotated in it, as tensors: what data gives and losses take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Targets:
+    """What is annotated in one picture: N objects, of C classes.
+
+    Attributes:
+        image_id: the dataset's id of the picture.
+        seed: for random draws that losses make for this picture, so that they depend on the
+            recipe's seed, the epoch and the picture alone.
+        boxes: float32 (N, 4) xyxy, pixels of the picture.
+        labels: int64 (N,), class indices, 0 to C - 1.
+        masks: bool (N, H, W); zeros where there is none.
+        has_mask: bool (N,), false for objects that are annotated by their box alone.
+        crowd: bool (N,), true for regions of many objects: neither object nor background.
+        annotated: bool (C,), the classes of which every object is annotated; the absence of
+            others says nothing.
+    """
+
+    image_id: int
+    seed: int
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor
+    has_mask: Tensor
+    crowd: Tensor
+    annotated: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One picture to learn from.
+
+    Attributes:
+        image: uint8 (3, H, W) RGB.
+        targets: what is annotated in it.
+    """
+
+    image: Tensor
+    targets: Targets
