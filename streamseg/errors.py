@@ -9,9 +9,11 @@ StreamsegError (1)            a failure, said in one line
 │   ├── TooLargeError         its frames are larger than the limit
 │   └── IncompleteError       it ended before it should have, or lost much on the way
 ├── WeightsError              a weights file that can't be loaded into the model
+├── DataError                 an annotated dataset that can't be read or isn't sound
 ├── OutputError               a file or folder that can't be written
 ├── BindError                 an address that can't be served on
 ├── MaskError                 run lengths that are not a mask of that size
+├── TrainingError             training can't go on: a loss isn't finite
 ├── WireError                 a message that is not what the protocol says
 ├── ReceiveTimeout            no message in the time given
 └── StageError                a stage of the pipeline failed; ``__cause__`` says why
@@ -62,6 +64,10 @@ class WeightsError(StreamsegError):
     """A weights file is missing, damaged or of another architecture."""
 
 
+class DataError(StreamsegError):
+    """An annotated dataset can't be read, or what it says isn't sound."""
+
+
 class OutputError(StreamsegError):
     """A file or folder can't be written."""
 
@@ -72,6 +78,10 @@ class BindError(StreamsegError):
 
 class MaskError(StreamsegError, ValueError):
     """Run lengths or crops that don't make a mask of the size they claim."""
+
+
+class TrainingError(StreamsegError):
+    """Training can't go on; the latest checkpoint is intact."""
 
 
 class WireError(StreamsegError, ValueError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -35,6 +36,22 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, rows: Tensor) -> Targets:
+        """Some of the objects, by an index or boolean tensor."""
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            masks=self.masks[rows],
+            has_mask=self.has_mask[rows],
+            crowd=self.crowd[rows],
+        )
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on a device."""
+        tensors = ("boxes", "labels", "masks", "has_mask", "crowd", "annotated")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,10 @@ from streamseg.masks import RLE, Polygon, Size
 
 @dataclass(frozen=True, slots=True)
 class PngSegment:
-    """A mask that is the pixels of one value in a PNG: R + 256 G + 65536 B, or the grey value."""
+    """A mask that is the pixels of one value in a PNG.
+
+    The value is R + 256 G + 65536 B, the grey value, or the palette's index.
+    """
 
     path: Path
     value: int

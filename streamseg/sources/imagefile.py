@@ -14,13 +14,15 @@ import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeAlias, cast
 
 import av.error
 import numpy as np
+import numpy.typing as npt
 from av.codec import CodecContext
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from streamseg.sources.base import BadPictureError, check_pixels, decoder_limit
@@ -30,12 +32,16 @@ from streamseg.types import Image, Size
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Of the files that are taken for images; what is inside decides how they are decoded."""
 
+TURNED = (5, 6, 7, 8)
+"""The EXIF orientations with which width and height change places."""
+
 _BYTES_PER_PIXEL = 16
 _HEADER_BYTES = 2**24
 _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
 _EXIF = re.compile(rb"(?:Exif\0\0|eXIf|EXIF.{4})(?=II\*\0|MM\0\*)", re.DOTALL)
 # Not for TIFF, where FFmpeg takes a tag that it doesn't know for an error, too.
 _STRICT = {"mjpeg": {"err_detect": "explode"}, "png": {"err_detect": "crccheck+explode"}}
+_Pixels: TypeAlias = npt.NDArray[Any]
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -46,16 +52,47 @@ def read_image(path: Path, max_pixels: int) -> Image:
         BadPictureError: it can't be read or decoded.
         TooLargeError: it has more than ``max_pixels``.
     """
+    return cast(Image, _read_upright(path, max_pixels, _to_rgb))
+
+
+def read_labels(path: Path, max_pixels: int) -> npt.NDArray[np.int32]:
+    """What each pixel of a PNG of labels says, int32 (H, W), upright.
+
+    That is the palette's index, the grey value (of 8 or 16 bits; fewer bits are stretched to 8),
+    or R + 256 G + 65536 B; alpha is dropped.
+
+    Raises:
+        BadPictureError: it can't be read or decoded, isn't a PNG, or has pixels of another kind.
+        TooLargeError: it has more than ``max_pixels``.
+    """
+    # Nothing else will do: where pixels are stored with loss, labels grow rims of other labels.
+    return cast(npt.NDArray[np.int32], _read_upright(path, max_pixels, _to_labels, "png"))
+
+
+def read_orientation(path: Path, max_pixels: int) -> int:
+    """EXIF's orientation of an image file, 1 to 8: what ``read_image`` undoes; 1 is upright.
+
+    Raises:
+        BadPictureError: it can't be read.
+    """
+    return _orientation(_read(path, max_pixels))
+
+
+def _read_upright(
+    path: Path, max_pixels: int, convert: Callable[[VideoFrame], _Pixels], only: str | None = None
+) -> _Pixels:
     data = _read(path, max_pixels)
     codec, size_of = _format(data)
+    if only and codec != only:
+        raise BadPictureError(f"isn't a {only.upper()}")
     size = size_of(data)
     if size is None:
         raise BadPictureError("its header is damaged")
     height, width = size
     check_pixels(str(path), width, height, max_pixels)
-    image = _decode(data, codec, max_pixels)
-    check_pixels(str(path), image.shape[1], image.shape[0], max_pixels)  # headers can lie
-    return _upright(image, _orientation(data))
+    pixels = _decode(data, codec, max_pixels, convert)
+    check_pixels(str(path), pixels.shape[1], pixels.shape[0], max_pixels)  # headers can lie
+    return _upright(pixels, _orientation(data))
 
 
 def _read(path: Path, max_pixels: int) -> bytes:
@@ -70,7 +107,9 @@ def _read(path: Path, max_pixels: int) -> bytes:
     return data
 
 
-def _decode(data: bytes, codec: str, max_pixels: int) -> Image:
+def _decode(
+    data: bytes, codec: str, max_pixels: int, convert: Callable[[VideoFrame], _Pixels]
+) -> _Pixels:
     decoder = cast(VideoCodecContext, CodecContext.create(codec, "r"))
     decoder.thread_count = 1
     limit = {"max_pixels": str(decoder_limit(max_pixels))}
@@ -79,12 +118,31 @@ def _decode(data: bytes, codec: str, max_pixels: int) -> Image:
         frames = decoder.decode(Packet(data)) or decoder.decode(None)
         if not frames:
             raise BadPictureError("there is no picture in it")
-        return cast(Image, VideoReformatter().reformat(frames[0], format="rgb24").to_ndarray())
+        return convert(frames[0])
     except (av.error.FFmpegError, ValueError) as error:
         raise BadPictureError(f"can't be decoded: {reason_of(error)}") from None
 
 
-def _upright(image: Image, orientation: int) -> Image:
+def _to_rgb(frame: VideoFrame) -> _Pixels:
+    return cast(_Pixels, VideoReformatter().reformat(frame, format="rgb24").to_ndarray())
+
+
+def _to_labels(frame: VideoFrame) -> _Pixels:
+    kind = frame.format.name
+    if kind == "pal8":
+        indices, _ = frame.to_ndarray()
+        return cast(_Pixels, indices.astype(np.int32))
+    if kind == "gray16be":
+        return frame.to_ndarray().astype(np.int32)
+    if kind in ("gray", "monob", "ya8"):
+        return VideoReformatter().reformat(frame, format="gray").to_ndarray().astype(np.int32)
+    if kind in ("rgb24", "rgba"):
+        rgb = _to_rgb(frame).astype(np.int32)
+        return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+    raise BadPictureError(f"isn't a PNG of labels: its pixels are {kind}")
+
+
+def _upright(image: _Pixels, orientation: int) -> _Pixels:
     """Undo what EXIF's orientation 1 to 8 says the camera did."""
     mirrored = orientation in (2, 4, 5, 7)
     turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
