@@ -345,7 +345,7 @@ def test_twenty_objects_at_1080p_take_little_time():
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} isn't there (not ours to ship)")
 needs_peers = pytest.mark.skipif(
-    find_spec("trackeval") is None, reason="trackeval is in the bench environment only"
+    find_spec("trackers") is None, reason="trackers is in the bench environment only"
 )
 
 

@@ -3,18 +3,16 @@
 The peers are SORT, ByteTrack, OC-SORT, BoT-SORT and C-BIoU as the PyPI package ``trackers`` has
 them, at their published defaults, told the frame rate. They are given boxes, scores and categories;
 what they leave without an identity counts as not tracked, as it does for streamseg. The metrics
-are trackeval's HOTA (Luiten et al., IJCV 2021), CLEAR (Bernardin and Stiefelhagen, 2008) and
-Identity (Ristani et al., ECCV-W 2016), all sequences taken together.
+are those of :mod:`streamseg.evaluate.tracking`, all sequences taken together.
 
-``trackers`` and ``trackeval`` are imported when used: they bring an OpenCV that must not be in the
-environment of the service.
+``trackers`` is imported when used: it brings an OpenCV that must not be in the environment of the
+service.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -24,16 +22,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from streamseg.evaluate import TrackedFrame, TrackedSequence, read_tracks, score_sequences
 from streamseg.masks import IntArray, Masks, Size, box_iou
 from streamseg.tracker import Tracker
 from streamseg.types import NOT_TRACKED, Instances
 
 KITTI_FPS = 10.0
-KITTI_IGNORE = 10000  # the id of regions that aren't annotated
 KITTI_NAMES = {1: "car", 2: "pedestrian"}
 MOT15_FPS = 25.0
 MOT15_SIZE = (480, 640)  # of both TUD sequences
-MATCH_IOU = 0.5  # from which CLEAR and Identity call two boxes or masks the same
 PEERS = {
     "SORT": "SORTTracker",
     "ByteTrack": "ByteTrackTracker",
@@ -163,58 +160,49 @@ def load_mot15(folder: Path) -> list[Scene]:
 
 
 def _kitti_scene(path: Path) -> Scene:
-    lines: dict[int, list[list[str]]] = defaultdict(list)
-    for text in path.read_text().splitlines():
-        frame, *line = text.split()
-        if int(line[0]) != KITTI_IGNORE:
-            lines[int(frame)].append(line)
-    height, width = (int(extent) for extent in next(iter(lines.values()))[0][2:4])
-    frames = [lines[index] for index in range(max(lines) + 1)]
-    found = tuple(_kitti_instances(frame, (height, width)) for frame in frames)
+    tracks = read_tracks(path, {name: label for label, name in KITTI_NAMES.items()})
+    frames = [tracks[index] for index in range(tracks.length)]
+    found = tuple(_kitti_instances(frame) for frame in frames)
     return Scene(
         path.stem,
         KITTI_FPS,
-        tuple(np.array([int(line[0]) for line in frame], np.int64) for frame in frames),
+        tuple(frame.ids for frame in frames),
         found,
         tuple(instances.masks.pairwise_iou(instances.masks) for instances in found),
     )
 
 
-def _kitti_instances(lines: list[list[str]], size: Size) -> Instances:
-    masks = Masks.from_rle([line[4] for line in lines], size)
-    labels = np.array([int(line[1]) for line in lines], np.int64)
-    return Instances(masks.boxes, np.ones(len(lines), np.float32), labels, masks, KITTI_NAMES)
+def _kitti_instances(frame: TrackedFrame) -> Instances:
+    assert frame.masks is not None
+    scores = np.ones(len(frame.ids), np.float32)
+    return Instances(frame.masks.boxes, scores, frame.labels, frame.masks, KITTI_NAMES)
 
 
 def _mot15_scene(folder: Path) -> Scene:
-    truth, found = (
-        np.loadtxt(folder / kind / f"{kind}.txt", delimiter=",", ndmin=2) for kind in ("gt", "det")
-    )
-    last = int(max(truth[:, 0].max(), found[:, 0].max()))
-    frames = range(1, last + 1)
-    there = [truth[truth[:, 0] == frame] for frame in frames]
-    instances = tuple(_mot15_instances(found[found[:, 0] == frame]) for frame in frames)
+    truth = read_tracks(folder / "gt" / "gt.txt", {})
+    # What was detected has no identities, so that it isn't tracks.
+    detected = np.loadtxt(folder / "det" / "det.txt", delimiter=",", ndmin=2)
+    frames = range(max(truth.length, int(detected[:, 0].max())))
+    instances = tuple(_mot15_instances(detected[detected[:, 0] == index + 1]) for index in frames)
     return Scene(
         folder.name,
         MOT15_FPS,
-        tuple(rows[:, 1].astype(np.int64) for rows in there),
+        tuple(truth[index].ids for index in frames),
         instances,
-        tuple(box_iou(_corners(t), f.boxes) for t, f in zip(there, instances, strict=True)),
+        tuple(
+            box_iou(truth[index].boxes, found.boxes)
+            for index, found in zip(frames, instances, strict=True)
+        ),
     )
 
 
 def _mot15_instances(rows: npt.NDArray[np.float64]) -> Instances:
-    boxes = _corners(rows)
+    boxes = np.concatenate([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6]], axis=1)
     scores = rows[:, 6].astype(np.float32)
     masks = Masks.from_boxes(boxes, MOT15_SIZE)
     return Instances(
         boxes.astype(np.float32), scores, np.ones(len(rows), np.int64), masks, {1: "pedestrian"}
     )
-
-
-def _corners(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Boxes xyxy of lines in MOT's format."""
-    return np.concatenate([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6]], axis=1)
 
 
 def _trackers() -> Iterator[tuple[str, Callable[[float], Identify]]]:
@@ -264,14 +252,14 @@ def _run(begin: Callable[[float], Identify], scenes: Iterable[Scene]) -> Trackin
         ids = [identify(found, index / scene.fps) for index, found in enumerate(scene.found)]
         seconds += time.process_time() - start
         frames += len(ids)
-        tracked.append(_for_trackeval(scene, ids))
-    hota, clear, identity = (_score(metric, tracked) for metric in _metrics())
+        tracked.append(_with_identity(scene, ids))
+    score = score_sequences(tracked, "boxes")
     return TrackingRow(
         tracker="",
-        hota=float(np.mean(hota["HOTA"])),
-        idf1=float(identity["IDF1"]),
-        mota=float(clear["MOTA"]),
-        switches=float(clear["IDSW"]),
+        hota=score.hota,
+        idf1=score.idf1,
+        mota=score.mota,
+        switches=score.switches,
         ms=seconds / frames * 1000,
     )
 
@@ -282,36 +270,11 @@ def _row(name: str, runs: list[TrackingRow]) -> TrackingRow:
     return TrackingRow(name, *(fmean(getattr(run, column) for run in runs) for column in columns))
 
 
-def _metrics() -> list[Any]:
-    metrics = import_module("trackeval.metrics")
-    config = {"THRESHOLD": MATCH_IOU, "PRINT_CONFIG": False}
-    return [metrics.HOTA(), metrics.CLEAR(config), metrics.Identity(config)]
-
-
-def _score(metric: Any, sequences: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """One metric over all sequences together."""
-    each = {str(index): metric.eval_sequence(data) for index, data in enumerate(sequences)}
-    total: Mapping[str, Any] = metric.combine_sequences(each)
-    return total
-
-
-def _for_trackeval(scene: Scene, ids: list[IntArray]) -> Mapping[str, Any]:
-    """What trackeval's metrics take: ids counted from 0, and only what has an identity."""
+def _with_identity(scene: Scene, ids: list[IntArray]) -> TrackedSequence:
+    """What a tracker made of a scene, without the detections that it left without an identity."""
     kept = [frame != NOT_TRACKED for frame in ids]
-    truth, people = _counted_from_zero(list(scene.truth_ids))
-    tracked, tracks = _counted_from_zero([f[k] for f, k in zip(ids, kept, strict=True)])
-    return {
-        "gt_ids": truth,
-        "tracker_ids": tracked,
-        "similarity_scores": [like[:, k] for like, k in zip(scene.likeness, kept, strict=True)],
-        "num_gt_ids": people,
-        "num_tracker_ids": tracks,
-        "num_gt_dets": sum(map(len, truth)),
-        "num_tracker_dets": sum(map(len, tracked)),
-        "num_timesteps": len(ids),
-    }
-
-
-def _counted_from_zero(frames: list[IntArray]) -> tuple[list[IntArray], int]:
-    known = np.unique(np.concatenate(frames))
-    return [np.searchsorted(known, frame).astype(np.int64) for frame in frames], len(known)
+    return TrackedSequence(
+        scene.truth_ids,
+        tuple(frame[there] for frame, there in zip(ids, kept, strict=True)),
+        tuple(like[:, there] for like, there in zip(scene.likeness, kept, strict=True)),
+    )

@@ -1,1 +1,71 @@
 """How good results are: average precision, panoptic quality, tracking; numbers and pictures."""
+
+from streamseg.evaluate.coco import ClassScores, CocoScores, PrecisionRecall, evaluate_coco
+from streamseg.evaluate.confusion import ConfusionMatrix, confusion
+from streamseg.evaluate.panoptic import (
+    ClassQuality,
+    PanopticScores,
+    Quality,
+    SegmentInfo,
+    Tally,
+    count_image,
+    panoptic_quality,
+)
+from streamseg.evaluate.pictures import (
+    Series,
+    plot_confusion,
+    plot_precision_recall,
+    plot_series,
+)
+from streamseg.evaluate.report import (
+    Listing,
+    coco_classes,
+    coco_summary,
+    panoptic_classes,
+    panoptic_summary,
+    to_dict,
+    tracking_summary,
+)
+from streamseg.evaluate.tracking import (
+    TrackedSequence,
+    TrackingScores,
+    TrackScore,
+    evaluate_tracks,
+    score_sequences,
+)
+from streamseg.evaluate.tracks import TrackedFrame, Tracks, read_tracks
+
+__all__ = [
+    "ClassQuality",
+    "ClassScores",
+    "CocoScores",
+    "ConfusionMatrix",
+    "Listing",
+    "PanopticScores",
+    "PrecisionRecall",
+    "Quality",
+    "SegmentInfo",
+    "Series",
+    "Tally",
+    "TrackScore",
+    "TrackedFrame",
+    "TrackedSequence",
+    "TrackingScores",
+    "Tracks",
+    "coco_classes",
+    "coco_summary",
+    "confusion",
+    "count_image",
+    "evaluate_coco",
+    "evaluate_tracks",
+    "panoptic_classes",
+    "panoptic_quality",
+    "panoptic_summary",
+    "plot_confusion",
+    "plot_precision_recall",
+    "plot_series",
+    "read_tracks",
+    "score_sequences",
+    "to_dict",
+    "tracking_summary",
+]
