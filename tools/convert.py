@@ -1,37 +1,51 @@
-"""Make nanomask's bundled weights, one fp16 safetensors file, from the npz files they come as.
+"""Weights files from other files: what training starts from, and what the package carries.
 
-    python tools/convert.py DETECTOR.npz MASK_BRANCH.npz streamseg/assets/nanomask.safetensors
+    python tools/convert.py detector DETECTOR.npz start.safetensors
+    python tools/convert.py bundle runs/nanomask/best.pt streamseg/assets/nanomask.safetensors
 
-Names and shapes are checked against the network before anything is written.
+``detector`` takes NanoDet-g's arrays and gives the mask branch random weights; ``bundle`` takes a
+checkpoint's averaged weights as fp16. Names and shapes are checked before anything is written.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
-from streamseg.models import checkpoints
-from streamseg.models.nanomask import NanoMaskNet
+from streamseg.models import checkpoints, load_model
+from streamseg.models.categories import COCO
 
 
-def main(detector: Path, mask_branch: Path, target: Path) -> None:
-    """Write ``target`` from the arrays of both files."""
-    state: dict[str, torch.Tensor] = {}
-    for source in (detector, mask_branch):
-        with np.load(source) as arrays:
-            state |= {name: torch.from_numpy(arrays[name]).half() for name in arrays.files}
-    if wrong := checkpoints.differences(NanoMaskNet(), state):
-        sys.exit(f"{detector}, {mask_branch}: {wrong}")
-    target.write_bytes(save(state))
-    values = sum(tensor.numel() for tensor in state.values())
-    print(f"{target}: {len(state)} tensors, {values} values, {target.stat().st_size} bytes")
+def detector(source: Path, target: Path) -> None:
+    """NanoDet-g's detector with a mask branch that knows nothing yet."""
+    state = load_model("nanomask", weights="none").network.state_dict()
+    own = {name for name in state if not name.startswith("mask.")}
+    with np.load(source) as arrays:
+        if own != set(arrays.files):
+            sys.exit(f"{source}: isn't NanoDet-g: {sorted(own ^ set(arrays.files))[:3]} …")
+        state |= {name: torch.from_numpy(arrays[name]).float() for name in own}
+    _write(checkpoints.Weights(state, "nanomask", COCO), target)
+
+
+def bundle(source: Path, target: Path) -> None:
+    """A checkpoint's weights as fp16."""
+    weights = checkpoints.read(source)
+    half = {name: tensor.half() for name, tensor in weights.state.items()}
+    _write(replace(weights, state=half), target)
+
+
+def _write(weights: checkpoints.Weights, target: Path) -> None:
+    target.write_bytes(checkpoints.to_safetensors(weights))
+    values = sum(tensor.numel() for tensor in weights.state.values())
+    print(f"{target}: {len(weights.state)} tensors, {values} values, {target.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    ways = {"detector": detector, "bundle": bundle}
+    if len(sys.argv) != 4 or sys.argv[1] not in ways:
         sys.exit(__doc__)
-    main(*map(Path, sys.argv[1:]))
+    ways[sys.argv[1]](*map(Path, sys.argv[2:]))

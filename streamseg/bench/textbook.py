@@ -67,7 +67,7 @@ def detect(model: Segmenter, rgb: Image) -> Found:
         return Found(found["boxes"], found["scores"], found["labels"], masks)
     (detected,) = model.forward(model.prepare([rgb]))
     assert isinstance(detected.masks, BoxMasks)
-    masks = paste(detected.masks.probabilities, detected.boxes, rgb.shape[:2])
+    masks = paste(detected.masks.probabilities, detected.masks.boxes, rgb.shape[:2])
     return Found(detected.boxes, detected.scores, detected.labels, masks > model.thresholds.mask)
 
 

@@ -8,10 +8,11 @@ fitted to its network and what the network's outputs mean; all the rest is here.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,13 +22,17 @@ from streamseg.config import Thresholds
 from streamseg.errors import UsageError
 from streamseg.masks import Size
 from streamseg.models.layers import MaskSource
+from streamseg.models.objective import Objective
 from streamseg.models.selection import Selection
 from streamseg.types import Image, Instances
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 State: TypeAlias = dict[str, Tensor]
 
-_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +50,23 @@ class Batch:
     sizes: tuple[Size, ...]
     shapes: tuple[Size, ...]
     tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRows:
+    """How the first dimension of a tensor is made up of classes.
+
+    Attributes:
+        starts: each category's first row, in the order of the categories.
+        each: rows of a category.
+        before: rows at the beginning that are no category's.
+        after: rows at the end that are no category's.
+    """
+
+    starts: tuple[int, ...]
+    each: int = 1
+    before: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,8 +132,21 @@ class Segmenter(ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, name: str) -> nn.Module:
-        """The network of that name, with random weights."""
+    def build(cls, name: str, categories: Mapping[int, str]) -> nn.Module:
+        """The network of that name, with random weights, for these categories."""
+
+    @classmethod
+    @abstractmethod
+    def class_rows(cls, categories: Mapping[int, str]) -> Mapping[str, ClassRows]:
+        """Which tensors of a network for these categories have rows for them."""
+
+    @abstractmethod
+    def objective(self, weights: Mapping[str, float]) -> Objective:
+        """What the network is trained to do.
+
+        Args:
+            weights: of single losses, by name, instead of the family's own.
+        """
 
     @classmethod
     @abstractmethod
@@ -138,6 +173,12 @@ class Segmenter(ABC):
     @abstractmethod
     def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
         """Run the network on a batch; one selection and one result an image."""
+
+    def with_network(self, network: nn.Module) -> Self:
+        """The same model with another network of its architecture."""
+        other = copy.copy(self)
+        other.network = network.eval()
+        return other
 
     def predict(
         self,
@@ -179,7 +220,7 @@ class Segmenter(ABC):
         selections = self._selections(thresholds, count)
         found: dict[int, Detections] = {}
         with torch.autocast(
-            self.device.type, _AUTOCAST[self.precision], enabled=self.precision != "fp32"
+            self.device.type, AUTOCAST[self.precision], enabled=self.precision != "fp32"
         ):
             for batch in batches:
                 chosen = [selections[row] for row in batch.rows]
@@ -220,7 +261,7 @@ class Segmenter(ABC):
             found.boxes.float().cpu().numpy(),
             found.scores.float().cpu().numpy(),
             found.labels.cpu().numpy(),
-            found.masks.masks(found.boxes, found.size, selection.thresholds.mask),
+            found.masks.masks(found.size, selection.thresholds.mask),
             self.categories,
             features=None if found.features is None else found.features.float().cpu().numpy(),
         )

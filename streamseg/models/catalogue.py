@@ -6,6 +6,7 @@ Torch is imported when a model is made, so that the list can be printed quickly.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from streamseg.models.base import Precision, Segmenter
+    from streamseg.models.checkpoints import Weights
 
 Availability = Literal["bundled", "downloaded", "yours"]
 
@@ -141,17 +143,55 @@ def load_model(
     options = {"device": device, "precision": precision, "input_size": input_size}
     _check(ModelConfig, options)
     selected = _check(Thresholds, thresholds)
-    place = _device(device)
+    place = find_device(device)
     family = _family(entry)
+    given = _weights(entry, family, weights)
+    categories = (given and given.categories) or family.trained_on
+    network = _build(entry, family, categories)
+    if given is not None:
+        _load_into(network, entry, family, given, str(weights))
     return family(
         name,
-        _network(entry, family, weights),
-        family.trained_on,
+        network,
+        categories,
         input_size=input_size or entry.default_size,
         device=place,
         precision=precision,
         thresholds=selected,
     )
+
+
+def start_model(
+    config: ModelConfig, categories: Mapping[int, str], thresholds: Thresholds
+) -> tuple[Segmenter, list[str]]:
+    """A model to be trained for ``categories``, and what of it begins with random weights.
+
+    Where the weights are those of a model of other categories, a class takes over what they have
+    for the class of its name.
+
+    Raises:
+        WeightsError, UnknownModelError, UsageError: as :func:`load_model`.
+    """
+    entry = find(config.name)
+    family = _family(entry)
+    network = _build(entry, family, categories)
+    given = _weights(entry, family, config.weights)
+    fresh: list[str] = ["everything"]
+    if given is not None:
+        known = given.categories or family.trained_on
+        source = _build(entry, family, known)
+        _load_into(source, entry, family, given, config.weights)
+        fresh = _take_over(network, source, family, categories, known)
+    model = family(
+        config.name,
+        network,
+        categories,
+        input_size=config.input_size or entry.default_size,
+        device=find_device(config.device),
+        precision=config.precision,
+        thresholds=thresholds,
+    )
+    return model, fresh
 
 
 def _check(schema: type[Any], values: dict[str, Any]) -> Any:
@@ -167,7 +207,8 @@ def _check(schema: type[Any], values: dict[str, Any]) -> Any:
         raise UsageError(f"load_model: {error}") from None
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as torch has it; UsageError if it isn't there."""
     import torch
 
     if name == "auto":
@@ -188,29 +229,68 @@ def _family(entry: Entry) -> type[Segmenter]:
     return MaskRCNN
 
 
-def _network(entry: Entry, family: type[Segmenter], weights: str | Path) -> nn.Module:
-    """The network of an entry, with its weights in it."""
+def _build(entry: Entry, family: type[Segmenter], categories: Mapping[int, str]) -> nn.Module:
+    """The network of an entry with random weights, always the same ones."""
     import torch
-
-    from streamseg.models import checkpoints
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = family.build(entry.name)
+        return family.build(entry.name, categories)
+
+
+def _weights(entry: Entry, family: type[Segmenter], weights: str | Path) -> Weights | None:
+    """What is to be loaded, if anything is."""
+    from streamseg.models import checkpoints
+
     if weights == "none":
-        return network
-    is_default = weights == "default"
-    state = family.published(entry.name) if is_default else checkpoints.read(Path(weights))
-    adopted = family.adopt(network, state)
+        return None
+    if weights == "default":
+        return checkpoints.Weights(family.published(entry.name))
+    return checkpoints.read(Path(weights))
+
+
+def _load_into(
+    network: nn.Module, entry: Entry, family: type[Segmenter], given: Weights, where: str
+) -> None:
+    from streamseg.models import checkpoints
+
+    adopted = family.adopt(network, dict(given.state))
     if wrong := checkpoints.differences(network, adopted):
         raise WeightsError(
-            f"{weights}: doesn't fit {entry.name}: {wrong}{_resemblance(entry, state)}"
+            f"{where}: doesn't fit {entry.name}: {wrong}{_resemblance(entry, given)}"
         )
     network.load_state_dict(adopted)
-    return network
 
 
-def _resemblance(entry: Entry, state: dict[str, torch.Tensor]) -> str:
+def _take_over(
+    network: nn.Module,
+    source: nn.Module,
+    family: type[Segmenter],
+    categories: Mapping[int, str],
+    known: Mapping[int, str],
+) -> list[str]:
+    """Copy the weights of ``source`` into a network of other categories, class by class.
+
+    Returns:
+        The names of the classes that ``source`` doesn't know.
+    """
+    state = source.state_dict()
+    own, theirs = family.class_rows(categories), family.class_rows(known)
+    row_of = {name: row for row, name in enumerate(known.values())}
+    for key, rows in own.items():
+        tensor, other = network.state_dict()[key].clone(), theirs[key]
+        tensor[: rows.before] = state[key][: rows.before]
+        tensor[len(tensor) - rows.after :] = state[key][len(state[key]) - rows.after :]
+        for start, name in zip(rows.starts, categories.values(), strict=True):
+            if name in row_of:
+                of = other.starts[row_of[name]]
+                tensor[start : start + rows.each] = state[key][of : of + rows.each]
+        state[key] = tensor
+    network.load_state_dict(state)
+    return [name for name in categories.values() if name not in row_of]
+
+
+def _resemblance(entry: Entry, given: Weights) -> str:
     """Which other model a file's tensors would fit best, if they would fit it well."""
     import torch
 
@@ -219,8 +299,9 @@ def _resemblance(entry: Entry, state: dict[str, torch.Tensor]) -> str:
         if other is entry:
             continue
         with torch.device("meta"):
-            network = _family(other).build(other.name)
+            network = _family(other).build(other.name, _family(other).trained_on)
         names = set(network.state_dict())
-        shares[other.name] = len(names & set(_family(other).adopt(network, state))) / len(names)
+        adopted = _family(other).adopt(network, dict(given.state))
+        shares[other.name] = len(names & set(adopted)) / len(names)
     likely = max(shares, key=shares.__getitem__)
     return f"; it looks like {likely}" if shares[likely] > 0.5 else ""

@@ -7,15 +7,17 @@ are used. What a file lacks or has too much is said in one line.
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from streamseg.errors import WeightsError
@@ -23,16 +25,34 @@ from streamseg.errors import WeightsError
 MAX_BYTES = 4 << 30
 """Larger weights files are refused."""
 
+_CHECKPOINT = "streamseg checkpoint 1"
 _WRAPPERS = ("model", "state_dict")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors in a weights file, by name.
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """What a weights file holds.
+
+    Attributes:
+        state: the tensors, by name.
+        model: the catalogue's name of the model, where this project wrote the file.
+        categories: the name of each category id that the model knows, likewise.
+        training: the rest of a checkpoint, for training to go on from it.
+    """
+
+    state: Mapping[str, Tensor]
+    model: str | None = None
+    categories: Mapping[int, str] | None = None
+    training: Mapping[str, Any] | None = None
+
+
+def read(path: Path) -> Weights:
+    """What is in a weights file.
 
     Args:
-        path: safetensors, or a state dict saved by torch, bare or under ``model`` or
-            ``state_dict``.
+        path: safetensors, a checkpoint of this project, or a state dict saved by torch, bare or
+            under ``model`` or ``state_dict``.
 
     Raises:
         WeightsError: the file is missing, damaged, too large or no weights file, or holds a value
@@ -41,17 +61,34 @@ def read(path: Path) -> dict[str, Tensor]:
     start = _start(path)
     if start.startswith(_ZIP):
         _check_zip(path)
-        state = _read_torch(path)
+        weights = _read_torch(path)
     elif start.startswith(_PICKLE):
-        state = _read_torch(path)
+        weights = _read_torch(path)
     elif start[8:9] == b"{":
-        state = _read_safetensors(path)
+        weights = _read_safetensors(path)
     else:
         raise WeightsError(
             f"{path}: is no weights file; expected is safetensors or a file made by torch.save"
         )
-    _check_values(path, state)
-    return state
+    _check_values(path, weights.state)
+    return weights
+
+
+def to_safetensors(weights: Weights) -> bytes:
+    """A safetensors file of the tensors, with the model's name and categories in its header."""
+    header = {"model": weights.model or "", "categories": _written(weights.categories or {})}
+    return save({name: t.contiguous() for name, t in weights.state.items()}, header)
+
+
+def to_checkpoint(weights: Weights) -> dict[str, Any]:
+    """What ``torch.save`` is given: tensors, numbers and strings, which load as nothing else."""
+    return {
+        "format": _CHECKPOINT,
+        "name": weights.model,
+        "categories": _written(weights.categories or {}),
+        "model": dict(weights.state),
+        "training": weights.training,
+    }
 
 
 def differences(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
@@ -99,7 +136,7 @@ def _check_zip(path: Path) -> None:
         raise WeightsError(f"{path}: says that it holds more than it can; refused")
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path) -> Weights:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -111,7 +148,28 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: is cut off, damaged or no weights file") from None
     except (RuntimeError, EOFError, KeyError, ValueError, OSError, IndexError, TypeError):
         raise WeightsError(f"{path}: is cut off, damaged or no weights file") from None
-    return _unwrapped(path, content)
+    state = _unwrapped(path, content)
+    if not isinstance(content, Mapping) or content.get("format") != _CHECKPOINT:
+        return Weights(state)
+    described = _described_by(path, state, content.get("name"), content.get("categories"))
+    training = content.get("training")
+    return replace(described, training=training if isinstance(training, Mapping) else None)
+
+
+def _described_by(
+    path: Path, state: Mapping[str, Tensor], model: object, categories: object
+) -> Weights:
+    """The tensors with what the file says of the model, which came as text."""
+    try:
+        read = json.loads(str(categories))
+        known = {int(number): str(name) for number, name in read.items()}
+    except (ValueError, AttributeError):
+        raise WeightsError(f"{path}: its list of categories is damaged") from None
+    return Weights(state, str(model) if model else None, known or None)
+
+
+def _written(categories: Mapping[int, str]) -> str:
+    return json.dumps({str(number): name for number, name in categories.items()})
 
 
 def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
@@ -126,14 +184,18 @@ def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> Weights:
     try:
         state: dict[str, Tensor] = load_file(path)
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: is cut off or damaged: {error}") from None
     if not state:
         raise WeightsError(f"{path}: holds no tensors")
-    return state
+    if "categories" not in header:
+        return Weights(state)
+    return _described_by(path, state, header.get("model"), header["categories"])
 
 
 def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -26,8 +26,8 @@ _MARGIN = 3e-7
 class MaskSource(Protocol):
     """What a family's masks are made from, one row a detection."""
 
-    def masks(self, boxes: Tensor, size: Size, threshold: float) -> Masks:
-        """The pixels above ``threshold`` in a frame of ``size``; ``boxes`` are (N, 4) xyxy."""
+    def masks(self, size: Size, threshold: float) -> Masks:
+        """The pixels above ``threshold`` in a frame of ``size``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,14 +35,18 @@ class BoxMasks:
     """Masks as a mask head of the Mask R-CNN kind gives them.
 
     Attributes:
-        probabilities: float32 (N, M, M), in 0 to 1, each covering its detection's box.
+        probabilities: float32 (N, M, M), in 0 to 1.
+        boxes: float32 (N, 4) xyxy, pixels of the frame: what each covers.
     """
 
     probabilities: Tensor
+    boxes: Tensor
 
-    def masks(self, boxes: Tensor, size: Size, threshold: float) -> Masks:
+    def masks(self, size: Size, threshold: float) -> Masks:
         """See :func:`paste_masks`."""
-        return paste_masks(self.probabilities.float().cpu(), boxes.float().cpu(), size, threshold)
+        return paste_masks(
+            self.probabilities.float().cpu(), self.boxes.float().cpu(), size, threshold
+        )
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, size: Size, threshold: float) -> Masks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from http.client import HTTPException
 from typing import Any, ClassVar
@@ -30,13 +30,14 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from streamseg.errors import WeightsError
 from streamseg.masks import Size
-from streamseg.models.base import Batch, Detections, Segmenter, State
+from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
 from streamseg.models.categories import COCO
+from streamseg.models.mask_rcnn_objective import MaskRCNNObjective
 from streamseg.models.selection import Selection
 from streamseg.models.two_stage import Boxes, select_boxes, with_masks
 from streamseg.types import Image
 
-OUTPUTS = 91
+COCO_OUTPUTS = 91
 """Background and COCO's ids 1 to 90, holes included: an output's number is the category id."""
 
 _PUBLISHED = {
@@ -66,6 +67,8 @@ class MaskRCNN(Segmenter):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        outputs = list(range(COCO_OUTPUTS)) if self.categories == COCO else [0, *self.categories]
+        self._ids = torch.tensor(outputs)  # the category of each output
         _fix_levels(self.network)
         # torchvision works boxes out in the type of what it is given: in bf16 they would be
         # whole multiples of eight pixels at the right edge of a wide image.
@@ -73,9 +76,10 @@ class MaskRCNN(Segmenter):
             module.register_forward_hook(lambda _module, _inputs, outputs: _in_fp32(outputs))
 
     @classmethod
-    def build(cls, name: str) -> TorchvisionMaskRCNN:
+    def build(cls, name: str, categories: Mapping[int, str]) -> TorchvisionMaskRCNN:
+        outputs = COCO_OUTPUTS if categories == COCO else len(categories) + 1
         if name == "mask_rcnn_r50_fpn_v2":
-            network = maskrcnn_resnet50_fpn_v2(weights_backbone=None, num_classes=OUTPUTS)
+            network = maskrcnn_resnet50_fpn_v2(weights_backbone=None, num_classes=outputs)
         else:
             trunk = resnet_fpn_backbone(
                 backbone_name="resnet50",
@@ -83,9 +87,24 @@ class MaskRCNN(Segmenter):
                 norm_layer=FrozenBatchNorm2d,
                 trainable_layers=5,
             )
-            network = TorchvisionMaskRCNN(trunk, OUTPUTS)
+            network = TorchvisionMaskRCNN(trunk, outputs)
             _set_epsilon(network, 0.0)
         return network
+
+    @classmethod
+    def class_rows(cls, categories: Mapping[int, str]) -> Mapping[str, ClassRows]:
+        outputs = tuple(outputs_of(categories))
+        single = ClassRows(outputs, before=1)
+        four = ClassRows(tuple(4 * output for output in outputs), each=4, before=4)
+        parts = {
+            "roi_heads.box_predictor.cls_score": single,
+            "roi_heads.box_predictor.bbox_pred": four,
+            "roi_heads.mask_predictor.mask_fcn_logits": single,
+        }
+        return {f"{name}.{kind}": parts[name] for name in parts for kind in ("weight", "bias")}
+
+    def objective(self, weights: Mapping[str, float]) -> MaskRCNNObjective:
+        return MaskRCNNObjective(self.network, weights, outputs_of(self.categories))
 
     @classmethod
     def published(cls, name: str) -> State:
@@ -134,14 +153,16 @@ class MaskRCNN(Segmenter):
         features = self.network.backbone(batch.tensor)
         proposals, _ = self.network.rpn(ImageList(batch.tensor, shapes), features)
         pooled = heads.box_head(heads.box_roi_pool(features, proposals, shapes))
-        boxes, scores, labels = heads.postprocess_detections(
+        boxes, scores, outputs = heads.postprocess_detections(
             *heads.box_predictor(pooled), proposals, shapes
         )
+        labels = [self._ids.to(each.device)[each] for each in outputs]
         kept = [
             select_boxes(*each)
             for each in zip(boxes, scores, labels, shapes, batch.sizes, selections, strict=True)
         ]
-        return with_masks(batch, selections, kept, self._masks(features, kept, shapes))
+        covered = [boxes.source for boxes in kept]
+        return with_masks(batch, selections, kept, covered, self._masks(features, kept, shapes))
 
     def _masks(
         self, features: dict[str, Tensor], found: Sequence[Boxes], shapes: list[Size]
@@ -151,8 +172,14 @@ class MaskRCNN(Segmenter):
         cuts = heads.mask_roi_pool(features, [boxes.prepared for boxes in found], shapes)
         logits = heads.mask_predictor(heads.mask_head(cuts))
         labels = torch.cat([boxes.labels for boxes in found])
-        own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
+        outputs = (labels[:, None] == self._ids.to(labels.device)).int().argmax(dim=1)
+        own: Tensor = logits[torch.arange(len(labels), device=labels.device), outputs]
         return own.float().sigmoid()
+
+
+def outputs_of(categories: Mapping[int, str]) -> list[int]:
+    """The number of the output that stands for each category."""
+    return list(categories) if categories == COCO else list(range(1, len(categories) + 1))
 
 
 def _in_fp32(outputs: Any) -> Any:

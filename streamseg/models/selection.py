@@ -7,6 +7,7 @@ label decide is decided first, so that no mask is computed for an object that is
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,15 @@ class Selection:
 
     Attributes:
         thresholds: as they were given.
-        least_scores: float32, the least score by category id; infinite for those not kept.
+        category_ids: int64 (C,), ascending.
+        least_scores: float32 (C,), the least score of each; infinite for those not kept.
+        least_of_others: that of an output which stands for no category, as COCO's unused ids do.
     """
 
     thresholds: Thresholds
+    category_ids: IntArray
     least_scores: FloatArray
+    least_of_others: float
 
     @classmethod
     def of(cls, thresholds: Thresholds, categories: Mapping[int, str]) -> Selection:
@@ -42,18 +47,20 @@ class Selection:
         known = list(categories.values())
         _check_names("classes", thresholds.classes, known)
         _check_names("score_by_class", thresholds.score_by_class, known)
-        # A network may have outputs for ids that the dataset doesn't use: they have no name.
-        rest = np.inf if thresholds.classes else thresholds.score
-        least = np.full(max(categories) + 1, rest, np.float32)
-        for category_id, name in categories.items():
-            if not thresholds.classes or name in thresholds.classes:
-                least[category_id] = thresholds.score_by_class.get(name, thresholds.score)
-        return cls(thresholds, least)
+        numbers = sorted(categories)
+        least = [
+            thresholds.score_by_class.get(categories[number], thresholds.score)
+            if not thresholds.classes or categories[number] in thresholds.classes
+            else math.inf
+            for number in numbers
+        ]
+        others = math.inf if thresholds.classes else thresholds.score
+        return cls(thresholds, np.array(numbers, np.int64), np.array(least, np.float32), others)
 
     @property
     def least_score(self) -> float:
         """No detection with a lower score can come out."""
-        return float(self.least_scores.min())
+        return float(min(*self.least_scores.tolist(), self.least_of_others))
 
     def rows(self, boxes: FloatArray, scores: FloatArray, labels: IntArray) -> IntArray:
         """Which detections deserve a mask, in their order.
@@ -66,7 +73,9 @@ class Selection:
         Returns:
             int64 (K,), row numbers.
         """
-        kept = scores >= self.least_scores[labels]
+        at = np.searchsorted(self.category_ids, labels).clip(max=len(self.category_ids) - 1)
+        known = self.category_ids[at] == labels
+        kept = scores >= np.where(known, self.least_scores[at], self.least_of_others)
         if self.thresholds.region:
             kept &= _inside((boxes[:, :2] + boxes[:, 2:]) / 2, self.thresholds.region)
         rows = np.flatnonzero(kept)

@@ -56,6 +56,7 @@ def with_masks(
     batch: Batch,
     selections: Sequence[Selection],
     found: Sequence[Boxes],
+    covered: Sequence[Tensor],
     probabilities: Tensor,
     features: Tensor | None = None,
 ) -> list[Detections]:
@@ -65,6 +66,7 @@ def with_masks(
         batch: the images.
         selections: one for each image.
         found: the selected boxes of each image.
+        covered: for each image (N, 4) xyxy, what its masks cover, pixels of the image as given.
         probabilities: (N, M, M), for the boxes of all images one after the other.
         features: (N, D) likewise, or None.
     """
@@ -77,7 +79,7 @@ def with_masks(
             boxes.source,
             boxes.scores,
             boxes.labels,
-            BoxMasks(masks[row]),
+            BoxMasks(masks[row], covered[row]),
             selections[row],
             appearances[row],
         )

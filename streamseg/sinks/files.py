@@ -208,9 +208,18 @@ def write_json_atomically(path: Path, data: Mapping[str, Any]) -> None:
         OutputError: it can't be written.
     """
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
+    """``data`` at ``path``, complete or not at all; what was there before stays until then.
+
+    Raises:
+        OutputError: it can't be written.
+    """
     with _writing(path):
         _check_target(path)
-        _part_of(path).write_text(text, encoding="utf-8")
+        _part_of(path).write_bytes(data)
         _publish(path)
 
 

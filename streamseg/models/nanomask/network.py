@@ -1,47 +1,33 @@
-"""nanomask: NanoDet-g's detector with a mask branch of the Mask R-CNN kind; real time on a CPU.
+"""nanomask's network: NanoDet-g's detector with a mask branch of the Mask R-CNN kind.
 
 The detector is NanoDet-g (RangiLyu, https://github.com/RangiLyu/nanodet, Apache-2.0), its batch
 norms folded into the convolutions: a small CSP network, a path aggregation neck without
 convolutions, a head that says each side of a box as a distribution over eleven distances (Li et
 al., "Generalized Focal Loss", 2020). Masks are class-agnostic: RoIAlign on a stride-4 map and a
-small fully convolutional head (He et al., "Mask R-CNN", 2017, section 3.1).
+small fully convolutional head (He et al., "Mask R-CNN", 2017, section 3.1); the same features give
+a second, better box.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.resources import as_file, files
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import (
-    adaptive_avg_pool2d,
-    conv2d,
-    interpolate,
-    leaky_relu,
-    max_pool2d,
-    normalize,
-    pad,
-    relu,
-)
-from torchvision.ops import batched_nms, roi_align
+from torch.nn.functional import conv2d, interpolate, leaky_relu, max_pool2d, pad, relu
+from torchvision.ops import roi_align
 
 from streamseg.masks import FloatArray, Size
-from streamseg.models import checkpoints
-from streamseg.models.base import Batch, Detections, Segmenter, State
-from streamseg.models.categories import COCO
-from streamseg.models.selection import Selection
-from streamseg.models.two_stage import Boxes, select_boxes, with_masks
-from streamseg.types import Image
 
-CLASSES = 80
 BINS = 11
+PRIOR = 0.01
 STRIDES = (8, 16, 32)
 ROI_SIZE = 14
+ROI_GROWTH = 1.1
 MAP_STRIDE = 4
 C2_CHANNELS = 64
 TILE = 8
@@ -119,15 +105,35 @@ class Neck(nn.Module):
 
 
 class Head(nn.Module):
-    """One level's outputs: (B, 80 + 4 * 11, H, W), class logits and four distributions."""
+    """One level's outputs: (B, C + 4 * 11, H, W), class logits and four distributions."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(128, 128, 3, padding=1)
-        self.out = nn.Conv2d(128, CLASSES + 4 * BINS, 1)
+        self.out = nn.Conv2d(128, classes + 4 * BINS, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.out(_leaky(self.conv(x)))
+        return outputs
+
+
+class Refinement(nn.Module):
+    """What a second look at an object's features says: a better box, and how good its mask is."""
+
+    def __init__(self, channels: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(channels * (ROI_SIZE // 2) ** 2, hidden)
+        self.out = nn.Linear(hidden, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is said of N objects whose features are ``x``, (N, 96, 14, 14).
+
+        Returns:
+            (N, 5): how far the edges x1, y1, x2, y2 lie from where they were, in parts of the
+            box's width or height, and the logit of the mask's quality.
+        """
+        pooled = max_pool2d(x, 2).flatten(1)
+        outputs: Tensor = self.out(relu(self.hidden(pooled), inplace=True))
         return outputs
 
 
@@ -137,23 +143,28 @@ class MaskBranch(nn.Module):
     def __init__(self, channels: int = 96) -> None:
         super().__init__()
         self.lateral_c2 = nn.Conv2d(C2_CHANNELS, channels, 1)
-        self.lateral_p3 = nn.Conv2d(128, channels, 1)
+        self.laterals = nn.ModuleList(nn.Conv2d(128, channels, 1) for _ in STRIDES)
         self.smooth = nn.Conv2d(channels, channels, 3, padding=1)
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
+        # Dilated, so that each cell sees the whole object, large ones as well.
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
+            for dilation in (1, 2, 4, 1)
+        )
         self.deconv = nn.ConvTranspose2d(channels, channels, 2, 2)
         self.logits = nn.Conv2d(channels, 1, 1)
+        self.refinement = Refinement(channels)
 
-    def map(self, c2: Tensor, p3: Tensor) -> Tensor:
+    def map(self, features: Features) -> Tensor:
         """The map that boxes are cut from: (B, 96, H / 4, W / 4)."""
-        return relu(self.smooth(self._merged(c2, p3)), inplace=True)
+        return relu(self.smooth(self._merged(features)), inplace=True)
 
-    def map_around(self, c2: Tensor, p3: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    def map_around(self, features: Features, boxes: Sequence[Tensor]) -> Tensor:
         """The same where ``cut`` looks for these boxes; zeros elsewhere.
 
         Most of a frame is background, and the map's convolution is a quarter of all work: it is
         done on the 8 x 8 tiles that a box touches, each with a border of one.
         """
-        merged = self._merged(c2, p3)
+        merged = self._merged(features)
         batch, channels, height, width = merged.shape
         tiles = _tiles_touched(boxes, (height // TILE, width // TILE)).to(merged.device)
         if tiles.float().mean() > 0.5:  # the borders would cost more than the rest saves
@@ -167,47 +178,63 @@ class MaskBranch(nn.Module):
         whole.permute(0, 2, 4, 1, 3, 5)[tiles] = smoothed
         return whole.view(batch, channels, height, width)
 
-    def _merged(self, c2: Tensor, p3: Tensor) -> Tensor:
-        fine: Tensor = self.lateral_c2(c2)
-        return fine + _resized_like(self.lateral_p3(p3), fine)
+    def _merged(self, features: Features) -> Tensor:
+        coarse: Tensor | None = None
+        for lateral, level in zip(reversed(self.laterals), reversed(features.levels), strict=True):
+            own: Tensor = lateral(level)
+            coarse = own if coarse is None else own + _resized_like(coarse, own)
+        assert coarse is not None
+        fine: Tensor = self.lateral_c2(features.c2)
+        return fine + _resized_like(coarse, fine)
 
     def cut(self, features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         """RoIAlign of the boxes of each image, xyxy in its pixels: (N, 96, 14, 14)."""
         cuts: Tensor = roi_align(features, list(boxes), ROI_SIZE, 1 / MAP_STRIDE, 2, aligned=True)
         return cuts
 
-    def forward(self, cuts: Tensor) -> Tensor:
-        """Mask logits, (N, 1, 28, 28)."""
+    def forward(self, cuts: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask logits, (N, 1, 28, 28), and refinements, (N, 5)."""
         x = cuts
         for conv in self.convs:
             x = relu(conv(x), inplace=True)
         logits: Tensor = self.logits(relu(self.deconv(x), inplace=True))
-        return logits
+        return logits, self.refinement(x)
+
+
+class Features(NamedTuple):
+    """What the mask branch is given of a batch.
+
+    Attributes:
+        c2: (B, 64, H / 4, W / 4), the backbone's first stage.
+        levels: (B, 128, H / s, W / s) for the strides s = 8, 16 and 32, from the neck.
+    """
+
+    c2: Tensor
+    levels: tuple[Tensor, Tensor, Tensor]
 
 
 class Outputs(NamedTuple):
     """What the network says of a batch before there are boxes to make masks for.
 
     Attributes:
-        cells: (B, cells, 80 + 4 * 11), the three levels one after the other, row by row.
-        c2: (B, 64, H / 4, W / 4), the backbone's first stage, for the mask branch.
-        p3: (B, 128, H / 8, W / 8), the neck's finest level, for the mask branch.
+        cells: (B, cells, C + 4 * 11), the three levels one after the other, row by row.
+        features: for the mask branch.
     """
 
     cells: Tensor
-    c2: Tensor
-    p3: Tensor
+    features: Features
 
 
 class NanoMaskNet(nn.Module):
     """The network: normalised BGR (B, 3, H, W) in, sides multiples of 32, :class:`Outputs` out."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
         self.backbone = Backbone()
         self.neck = Neck()
-        self.head = nn.ModuleList(Head() for _ in STRIDES)
+        self.head = nn.ModuleList(Head(classes) for _ in STRIDES)
         self.mask = MaskBranch()
+        self._begin(classes)
 
     def forward(self, images: Tensor) -> Outputs:
         c2, c3, c4, c5 = self.backbone(images)
@@ -216,7 +243,24 @@ class NanoMaskNet(nn.Module):
             head(level).permute(0, 2, 3, 1).flatten(1, 2)
             for head, level in zip(self.head, levels, strict=True)
         ]
-        return Outputs(torch.cat(cells, dim=1), c2, levels[0])
+        return Outputs(torch.cat(cells, dim=1), Features(c2, levels))
+
+    def _begin(self, classes: int) -> None:
+        """Random weights that keep the variance of what passes (He et al., 2015).
+
+        No class is likely at first, and no box is moved.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.startswith("head.") and ".out." in name:
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.kaiming_normal_(parameter, a=0.1)
+        for name, parameter in self.head.named_parameters():
+            if name.endswith("out.bias"):
+                nn.init.constant_(parameter[:classes], -math.log(1 / PRIOR - 1))
+        nn.init.zeros_(self.mask.refinement.out.weight)
 
 
 @lru_cache(maxsize=64)
@@ -239,96 +283,16 @@ def decode_boxes(distributions: Tensor, grid: Tensor) -> Tensor:
     return torch.cat([centres - sides[:, :2], centres + sides[:, 2:]], dim=1)
 
 
-class NanoMask(Segmenter):
-    """NanoDet-g with a mask branch. ``input_size`` is the long side that images are resized to."""
-
-    trained_on = COCO
-    mean: ClassVar[tuple[float, ...]] = (103.53, 116.28, 123.675)
-    deviation: ClassVar[tuple[float, ...]] = (57.375, 57.12, 58.395)
-    least_score: ClassVar[float] = 0.05
-    nms_iou: ClassVar[float] = 0.6
-    most_candidates: ClassVar[int] = 1000
-    most_detections: ClassVar[int] = 100
-
-    network: NanoMaskNet
-
-    @classmethod
-    def build(cls, name: str) -> NanoMaskNet:
-        del name  # the family has one member
-        return NanoMaskNet()
-
-    @classmethod
-    def published(cls, name: str) -> State:
-        with as_file(files("streamseg") / "assets" / f"{name}.safetensors") as path:
-            return checkpoints.read(path)
-
-    def fit(self, size: Size) -> Size:
-        scale = self.input_size / max(size)
-        return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
-
-    def write(self, image: Image, into: Tensor) -> None:
-        height, width = into.shape[1:]
-        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        bgr = torch.from_numpy(cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)).permute(2, 0, 1)
-        mean = torch.tensor(self.mean)[:, None, None]
-        deviation = torch.tensor(self.deviation)[:, None, None]
-        torch.sub(bgr, mean, out=into).div_(deviation)
-
-    def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
-        outputs: Outputs = self.network(batch.tensor)
-        height, width = batch.tensor.shape[2:]
-        grid = cell_grid((height, width))
-        found = [
-            self._boxes(cells, grid, shape, size, selection)
-            for cells, shape, size, selection in zip(
-                outputs.cells.float().cpu(), batch.shapes, batch.sizes, selections, strict=True
-            )
-        ]
-        boxes = [each.prepared.to(self.device) for each in found]
-        return with_masks(batch, selections, found, *self._masks(outputs, boxes))
-
-    def _boxes(
-        self, cells: Tensor, grid: FloatArray, shape: Size, size: Size, selection: Selection
-    ) -> Boxes:
-        """The detections of one image that the thresholds let through, on the CPU."""
-        values = cells.numpy()  # its reductions of small arrays wait for no other thread
-        best = values[:, :CLASSES].max(axis=1)
-        # A detection below all thresholds can't come out, and it suppresses none above them.
-        least = max(self.least_score, selection.least_score - 1e-6)
-        chosen = np.flatnonzero(best > np.log(least / (1 - least)))
-        if len(chosen) > self.most_candidates:
-            chosen = chosen[np.argsort(-best[chosen], kind="stable")[: self.most_candidates]]
-        scores = torch.from_numpy(best[chosen]).sigmoid()
-        classes = torch.from_numpy(values[chosen, :CLASSES].argmax(axis=1))
-        boxes = decode_boxes(
-            torch.from_numpy(values[chosen, CLASSES:]), torch.from_numpy(grid[chosen])
-        )
-        boxes = torch.minimum(boxes.clamp_(min=0), torch.tensor([*shape[::-1], *shape[::-1]]))
-        kept = batched_nms(boxes, scores, classes, self.nms_iou)[: self.most_detections]
-        kept = kept[(boxes[kept, 2:] > boxes[kept, :2]).all(dim=1)]  # not wholly in the padding
-        labels = torch.tensor(list(self.categories))[classes[kept]]
-        return select_boxes(boxes[kept], scores[kept], labels, shape, size, selection)
-
-    def _masks(self, outputs: Outputs, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mask probabilities (N, 28, 28) and appearance (N, 128) for the boxes of all images."""
-        if not any(len(rows) for rows in boxes):
-            return torch.zeros(0, 2 * ROI_SIZE, 2 * ROI_SIZE), torch.zeros(0, 2 * C2_CHANNELS)
-        branch = self.network.mask
-        cuts = branch.cut(branch.map_around(outputs.c2, outputs.p3, boxes), boxes)
-        probabilities = branch(cuts)[:, 0].float().sigmoid()
-        return probabilities, _appearance(outputs.c2, boxes, probabilities)
+def grown(boxes: Tensor) -> Tensor:
+    """What a mask covers: a tenth more than its box (N, 4), which may be too small."""
+    margins = (boxes[:, 2:] - boxes[:, :2]) * (ROI_GROWTH - 1) / 2
+    return torch.cat([boxes[:, :2] - margins, boxes[:, 2:] + margins], dim=1)
 
 
-def _appearance(c2: Tensor, boxes: Sequence[Tensor], probabilities: Tensor) -> Tensor:
-    """What the pixels of each mask look like: (N, 128) of length 1.
-
-    The mean of the backbone's first stage over the mask, its upper half and its lower half apart:
-    it tells people apart better than the mask branch's own features, which are made to be alike.
-    """
-    cuts = roi_align(c2, list(boxes), 8, 1 / MAP_STRIDE, 1, aligned=True)
-    weighted = cuts * adaptive_avg_pool2d(probabilities[:, None], 8)
-    halves = [half.sum(dim=(2, 3)) for half in weighted.chunk(2, dim=2)]
-    return normalize(torch.cat(halves, dim=1), dim=1)
+def refined(boxes: Tensor, refinements: Tensor) -> Tensor:
+    """Boxes (N, 4) xyxy with their edges moved as :class:`Refinement` says, (N, 5)."""
+    extents = boxes[:, 2:] - boxes[:, :2]
+    return boxes + refinements[:, :4] * torch.cat([extents, extents], dim=1)
 
 
 def _tiles_touched(boxes: Sequence[Tensor], grid: Size) -> Tensor:
