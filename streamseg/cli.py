@@ -1,7 +1,8 @@
 """The command line: what it takes, what it prints, and how it exits.
 
 Data goes to stdout, diagnostics to stderr. Exit 0 when the work is done, 2 for a wrong call or
-config, 1 for a failure said in one line, 130 when ``process`` or ``demo`` was interrupted.
+config, 1 for a failure said in one line, 130 when ``process``, ``train`` or ``demo`` was
+interrupted.
 """
 
 from __future__ import annotations
@@ -258,6 +259,89 @@ def watch(
 
 
 @app.command()
+def train(
+    file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See configs/train/.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="By default runs/ and the config's name."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from DIR/last.pt as if it had never stopped.")
+    ] = False,
+    sets: Sets = None,
+) -> int:
+    """Train a model on annotated pictures, and measure it while it learns.
+
+    DIR gets best.pt, last.pt, model.safetensors, steps.csv, measures.csv and their curves.
+
+    Example: `streamseg train configs/train/tiny.yaml --out runs/tiny`
+    """
+    from streamseg.recipe import load_recipe
+    from streamseg.terminal import ProgressReport, listing
+    from streamseg.train import Trainer, joined
+
+    recipe = load_recipe(file, sets or [])
+    target = folder or Path("runs") / file.stem
+    with joined() as processes:
+        with ProgressReport("batches") as progress:
+            run = Trainer(recipe, file.parent, target, progress, processes, resume=resume)
+            if processes.leads:
+                err.print(run.introduction, soft_wrap=True, highlight=False)
+            with stopped_by_signals(run):
+                report = run.run()
+        if processes.leads:
+            out.print(listing(f"in {target}", ("measured", "AP", "AP50"), report.rows()))
+    return INTERRUPTED if report.interrupted else 0
+
+
+@app.command("eval")
+def evaluate(
+    file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See configs/eval/.")],
+    weights: WeightsOption = None,
+    model: ModelName = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look for problems in the data, train and val.")
+    ] = False,
+    through_service: Annotated[
+        bool,
+        typer.Option("--through-service", help="Measure what a service publishes of the data."),
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Takes results and pictures.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Takes the numbers.")
+    ] = None,
+    sets: Sets = None,
+) -> int:
+    """Measure a model on annotated pictures, and panoptic results and tracks in files.
+
+    With `--check`, the config may be anything with datasets in it: a recipe, an evaluation, or a
+    file of theirs alone.
+
+    Example: `streamseg eval configs/eval/coco.yaml --weights runs/tiny/best.pt --out eval-out`
+    """
+    from streamseg.measure import Measurement, listings, prepare, with_model, write
+    from streamseg.recipe import load_evaluation
+    from streamseg.terminal import ProgressReport, listing
+
+    if check:
+        options = (weights, model, through_service, folder, json_file)
+        return check_data(file, sets or [], alone=not any(options))
+    evaluation = with_model(load_evaluation(file, sets or []), model, weights)
+    prepare(folder, json_file)
+    with ProgressReport("images") as progress:
+        run = Measurement(evaluation, file.parent, progress, through_service=through_service)
+        for note in run.notes:
+            err.print(note, soft_wrap=True, highlight=False, markup=False)
+        report = run.run()
+    write(report, folder, json_file)
+    for table in listings(report):
+        out.print(listing(table.title, table.columns, table.rows))
+    return 0
+
+
+@app.command()
 def models() -> int:
     """The catalogue: every model's name, family, size, published accuracy and licence.
 
@@ -304,6 +388,31 @@ def bench(
     from streamseg.bench.run import Bench
 
     Bench(folder, data, quick=quick).run(part or [])
+    return 0
+
+
+def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
+    """Print every problem of the datasets in ``file``, one a line; 1 if there are any.
+
+    Raises:
+        ConfigError: what ``recipe.load_data`` says, or there are options beside ``--check``.
+    """
+    from streamseg.data import check
+    from streamseg.errors import ConfigError
+    from streamseg.measure import data_size
+    from streamseg.recipe import load_data
+
+    if not alone:
+        raise ConfigError("--check looks at the data alone: leave the other options out")
+    data = load_data(file, sets)
+    problems = check(data, file)
+    for problem in problems:
+        print(problem)  # noqa: T201 - data, one line each, however wide the terminal is
+    if problems:
+        fail(f"{file}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+        return 1
+    images, annotations = data_size(data, file.parent)
+    print(f"{images} images, {annotations} annotations: no problems")  # noqa: T201 - as above
     return 0
 
 

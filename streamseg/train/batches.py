@@ -1,0 +1,163 @@
+"""Which pictures come when, and as what: the same for any number of workers or processes.
+
+An epoch's order follows from the recipe's seed and the epoch; how a picture is varied follows from
+these and the picture itself. A batch of the whole training is dealt out to the processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils import data
+
+from streamseg.data import AnnotatedImage, Augmentation, Dataset, load_sample
+from streamseg.models.base import Segmenter
+from streamseg.targets import Sample, Targets
+from streamseg.train.processes import Processes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingBatch:
+    """Pictures of one forward.
+
+    Attributes:
+        images: float32 (B, 3, H, W), prepared as for prediction.
+        targets: what is annotated in each.
+        names: of each picture, for messages.
+    """
+
+    images: Tensor
+    targets: tuple[Targets, ...]
+    names: tuple[str, ...]
+
+
+class Batches:
+    """The training data as batches.
+
+    Args:
+        datasets: what to learn from.
+        classes: the names of the model's classes, in its order.
+        augmentation: how pictures are varied.
+        model: prepares them.
+        size: pictures in a batch, over all processes together.
+        seed: the recipe's.
+        workers: processes that load and vary pictures; 0 does it in between.
+        processes: those that train together.
+
+    Attributes:
+        size: pictures in a batch, over all processes together.
+        in_epoch: batches in an epoch.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        classes: Sequence[str],
+        augmentation: Augmentation,
+        model: Segmenter,
+        *,
+        size: int,
+        seed: int,
+        workers: int,
+        processes: Processes,
+    ) -> None:
+        self._samples = _Samples(datasets, classes, augmentation, seed)
+        self._model = model
+        self._seed = seed
+        self._workers = workers
+        self._processes = processes
+        self.size = min(size, len(self._samples.entries))
+        self.in_epoch = len(self._samples.entries) // self.size
+
+    def epoch(self, number: int, first: int = 0) -> Generator[TrainingBatch, None, None]:
+        """This process's part of the batches of an epoch, from batch ``first`` on."""
+        loader = data.DataLoader(
+            self._samples,
+            batch_sampler=self._order(number, first),
+            num_workers=self._workers,
+            collate_fn=list,
+            prefetch_factor=4 if self._workers else None,
+            worker_init_fn=_one_thread,
+        )
+        for loaded in loader:
+            yield self._prepared(loaded)
+
+    def _order(self, number: int, first: int) -> list[list[tuple[int, int]]]:
+        """(epoch, entry) of the pictures of each batch."""
+        draws = torch.Generator().manual_seed(draw_seed(self._seed, number, 0))
+        order = torch.randperm(len(self._samples.entries), generator=draws).tolist()
+        starts = range(first * self.size, self.in_epoch * self.size, self.size)
+        return [
+            [(number, entry) for entry in self._processes.share(order[at : at + self.size])]
+            for at in starts
+        ]
+
+    def _prepared(self, loaded: Sequence[tuple[str, Sample]]) -> TrainingBatch:
+        samples = [sample for _, sample in loaded]
+        shapes = [sample.image.shape[1:] for sample in samples]
+        multiple = self._model.multiple
+        height, width = (
+            -(-max(shape[axis] for shape in shapes) // multiple) * multiple for axis in (0, 1)
+        )
+        images = torch.zeros(len(samples), height, width, 3).permute(0, 3, 1, 2)  # channels last
+        for place, sample, shape in zip(images, samples, shapes, strict=True):
+            pixels = sample.image.permute(1, 2, 0).contiguous().numpy()
+            self._model.write(pixels, place[:, : shape[0], : shape[1]])
+        device = self._model.device
+        return TrainingBatch(
+            images.to(device),
+            tuple(sample.targets.to(device) for sample in samples),
+            tuple(name for name, _ in loaded),
+        )
+
+
+def draw_seed(seed: int, epoch: int, image: int) -> int:
+    """A seed for random draws, unlike those of other epochs and pictures."""
+    digest = hashlib.sha256(f"{seed} {epoch} {image}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+class _Samples(data.Dataset[tuple[str, Sample]]):
+    """Varied pictures by (epoch, entry)."""
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        classes: Sequence[str],
+        augmentation: Augmentation,
+        seed: int,
+    ) -> None:
+        self.entries: list[tuple[Dataset, AnnotatedImage]] = [
+            (dataset, image)
+            for dataset in datasets
+            for image in dataset.images
+            for _ in range(dataset.repeat)
+        ]
+        self._classes = classes
+        self._augmentation = augmentation
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[str, Sample]:
+        epoch, entry = key
+        dataset, image = self.entries[entry]
+        seed = draw_seed(self._seed, epoch, entry + 1)
+        sample = self._load(entry, seed)
+        return f"{dataset.name} {image.id}", self._augmentation(sample, self._donor)
+
+    def _donor(self) -> Sample:
+        """Another picture, by a draw that the augmentation has seeded."""
+        entry = int(torch.randint(len(self.entries), ()))
+        return self._load(entry, 0)
+
+    def _load(self, entry: int, seed: int) -> Sample:
+        dataset, image = self.entries[entry]
+        sample = load_sample(dataset, image, self._classes, seed)
+        return replace(sample, targets=replace(sample.targets, seed=seed))
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,375 @@
+"""The training loop: read it from top to bottom.
+
+    data → augmentation → batches → losses → gradients → steps → averaged weights → measures
+
+Any family's network is trained by it: what it is trained to do is its ``Objective``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from streamseg.config import Thresholds
+from streamseg.data import Augmentation, Dataset, coco_truth, open_dataset
+from streamseg.errors import ConfigError, OutputError, TrainingError
+from streamseg.evaluate.coco import CocoScores, evaluate_coco
+from streamseg.evaluate.coco_rows import On
+from streamseg.evaluate.predictions import has_masks, predict_dataset
+from streamseg.models.base import AUTOCAST, Segmenter
+from streamseg.models.catalogue import start_model
+from streamseg.models.checkpoints import Weights, read, to_safetensors
+from streamseg.models.objective import Objective
+from streamseg.recipe import Recipe
+from streamseg.sinks.files import write_bytes_atomically
+from streamseg.summary import Progress
+from streamseg.train import checkpoint
+from streamseg.train.batches import Batches, TrainingBatch
+from streamseg.train.checkpoint import Position
+from streamseg.train.journal import Journal
+from streamseg.train.optimisation import (
+    AveragedWeights,
+    freeze,
+    make_optimiser,
+    schedule,
+    set_rate,
+)
+from streamseg.train.processes import Processes
+
+LOG_EVERY = 20
+"""Optimiser steps between lines of ``steps.csv``."""
+MEASURED = Thresholds(score=0.05)
+"""What counts as a detection when a training is measured: as ``streamseg eval`` has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What a training came to.
+
+    Attributes:
+        position: how far it is.
+        interrupted: whether it was stopped before its end.
+    """
+
+    position: Position
+    interrupted: bool
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """What was measured last, AP and AP50, as a table shows them."""
+        return [
+            (name, *(_percent(scores[key]) for key in ("ap", "ap50")))
+            for name, scores in self.position.measures.items()
+        ]
+
+
+class Trainer:
+    """Trains as a recipe says; everything that can be wrong with it is said by the constructor.
+
+    Args:
+        recipe: what to do.
+        root: the folder that the recipe's ``data.root`` is relative to.
+        out: the folder for checkpoints and the journal.
+        progress: told (what, batches done, batches in all).
+        processes: those that train together.
+        resume: go on from ``last.pt`` in ``out``.
+
+    Raises:
+        ConfigError, DataError, WeightsError, OutputError: see what they say.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        root: Path,
+        out: Path,
+        progress: Progress,
+        processes: Processes = Processes(),  # noqa: B008 - it is frozen
+        *,
+        resume: bool = False,
+    ) -> None:
+        torch.manual_seed(recipe.seed)
+        self._recipe, self._out, self._progress = recipe, out, progress
+        self._processes = processes
+        self._stopped = False
+        folder = root / recipe.data.root
+        learnt = [open_dataset(config, folder) for config in recipe.data.train]
+        self._measured = [open_dataset(config, folder) for config in recipe.data.val]
+        categories = _categories(learnt)
+        self.model, fresh = start_model(recipe.model, categories, MEASURED)
+        self._fresh = tuple(fresh)
+        objective = self.model.objective(recipe.losses)
+        _check_annotation(objective, learnt, categories)
+        if recipe.batch % processes.count:
+            raise ConfigError(
+                f"batch: {recipe.batch} can't be shared by {processes.count} processes"
+            )
+        self._batches = Batches(
+            learnt,
+            list(categories.values()),
+            Augmentation(recipe.augment, self.model.input_size),
+            self.model,
+            size=recipe.batch,
+            seed=recipe.seed,
+            workers=recipe.workers,
+            processes=processes,
+        )
+        network = self.model.network
+        freeze(network, recipe.optimiser.frozen)
+        self._objective = _distributed(objective, processes)
+        self._optimiser = make_optimiser(network, recipe.optimiser)
+        self._scaler = torch.amp.GradScaler(enabled=recipe.model.precision == "fp16")
+        served = copy.deepcopy(network) if recipe.ema else network
+        self._average = AveragedWeights(network, served, recipe.ema) if recipe.ema else None
+        self._served = self.model.with_network(served)
+        per_epoch = -(-self._batches.in_epoch // recipe.accumulate)
+        self._rate = schedule(recipe.schedule, recipe.optimiser.rate, per_epoch * recipe.epochs)
+        self._position = self._resumed() if resume else Position()
+        if processes.leads:
+            _make_folder(out, resume=resume)
+            self._journal = Journal(out, self._position.step)
+
+    @property
+    def introduction(self) -> str:
+        """What is about to happen, in one line."""
+        fresh = f"; new: {', '.join(self._fresh[:5])}" if self._fresh else ""
+        return (
+            f"{self.model.name}: {len(self.model.categories)} classes{fresh}; "
+            f"{self._batches.in_epoch} batches of {self._batches.size} an epoch"
+        )
+
+    def stop(self) -> None:
+        """End after the current optimiser step, with a checkpoint."""
+        self._stopped = True
+
+    abort = stop  # a step is short, and half of one can't be saved
+
+    def run(self) -> TrainingReport:
+        """Train to the end, or until it is stopped.
+
+        Raises:
+            TrainingError: a loss isn't finite; the pictures are named.
+            OutputError: a checkpoint can't be written; the one before stays.
+        """
+        recipe = self._recipe
+        while self._position.epoch < recipe.epochs:
+            if not self._run_epoch():
+                self._save("last.pt")
+                return self._report(interrupted=True)
+            epoch = self._position.epoch + 1
+            if epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs:
+                self._measure(epoch)
+            self._position = replace(self._position, epoch=epoch, batch=0)
+            self._save("last.pt")
+        self._export()
+        return self._report(interrupted=False)
+
+    def _run_epoch(self) -> bool:
+        """One epoch, or what is left of it; False if training was stopped on the way."""
+        recipe, done = self._recipe, self._position
+        self.model.network.train()
+        losses = _MeanLosses()
+        count = self._batches.in_epoch
+        what = f"epoch {done.epoch + 1} of {recipe.epochs}"
+        with closing(self._batches.epoch(done.epoch, done.batch)) as batches:
+            for number, batch in enumerate(batches, start=done.batch + 1):
+                losses.add(self._learn(batch))
+                if number % recipe.accumulate and number != count:
+                    continue
+                self._step()
+                self._position = replace(self._position, batch=number)
+                step = self._position.step
+                if self._processes.leads:
+                    self._progress(what, number, count)
+                    if step % LOG_EVERY == 0 or number == count:
+                        rate = self._rate(step - 1)
+                        self._journal.note_step(step, done.epoch + 1, rate, losses.take())
+                if self._processes.any(self._stopped):
+                    return False
+                if recipe.save_every and step % recipe.save_every == 0:
+                    self._save("last.pt")
+        return True
+
+    def _learn(self, batch: TrainingBatch) -> dict[str, float]:
+        """Add a batch's gradients; its losses by name."""
+        precision = self._recipe.model.precision
+        with torch.autocast(
+            self.model.device.type, AUTOCAST[precision], enabled=precision != "fp32"
+        ):
+            losses: dict[str, Tensor] = self._objective(batch.images, batch.targets)
+        total = torch.stack(list(losses.values())).sum()
+        if not bool(torch.isfinite(total)):
+            self._refuse(losses, batch)
+        torch.autograd.backward(self._scaler.scale(total / self._recipe.accumulate))
+        shared = self._processes.mean(torch.stack(list(losses.values())).detach())
+        return dict(zip(losses, shared.tolist(), strict=True))
+
+    def _step(self) -> None:
+        """One optimiser step with what gradients there are."""
+        set_rate(self._optimiser, self._rate(self._position.step))
+        if self._recipe.optimiser.clip:
+            self._scaler.unscale_(self._optimiser)
+            nn.utils.clip_grad_norm_(self.model.network.parameters(), self._recipe.optimiser.clip)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        self._optimiser.zero_grad(set_to_none=True)
+        self._position = replace(self._position, step=self._position.step + 1)
+        if self._average is not None:
+            self._average.update(self._position.step)
+
+    def _refuse(self, losses: Mapping[str, Tensor], batch: TrainingBatch) -> None:
+        wrong = [name for name, loss in losses.items() if not bool(torch.isfinite(loss))]
+        raise TrainingError(
+            f"loss {', '.join(wrong)} isn't finite in epoch {self._position.epoch + 1}, after "
+            f"step {self._position.step}, with the images {', '.join(batch.names)}: lower "
+            "optimiser.rate or look at these images; the latest checkpoint is intact"
+        )
+
+    def _measure(self, epoch: int) -> None:
+        """Measure the served weights on every dataset; keep them if they are the best so far."""
+        if self._processes.leads:
+            measures = {}
+            for dataset in self._measured:
+                for scores in measure(self._served, dataset, self._progress):
+                    self._journal.note_measure(self._position.step, epoch, dataset.name, scores)
+                    measures[f"{dataset.name}, {scores.on}"] = {
+                        "ap": scores.ap,
+                        "ap50": scores.ap50,
+                    }
+            self._journal.draw()
+            self._position = replace(self._position, measures=measures)
+            value = _overall(measures)
+            if value is None or self._position.best is None or value > self._position.best:
+                self._position = replace(self._position, best=value)
+                self._save("best.pt")
+        self._processes.wait()
+
+    def _save(self, name: str) -> None:
+        if not self._processes.leads:
+            return
+        states: dict[str, Any] = {
+            "network": self.model.network.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+        checkpoint.save(self._out / name, self._recipe, self._weights(), self._position, states)
+
+    def _resumed(self) -> Position:
+        position, weights, states = checkpoint.load(
+            self._out / "last.pt", self._recipe, self.model.name, self.model.categories
+        )
+        self._served.network.load_state_dict(dict(weights.state))
+        self.model.network.load_state_dict(states["network"])
+        self._optimiser.load_state_dict(states["optimiser"])
+        self._scaler.load_state_dict(states["scaler"])
+        return position
+
+    def _export(self) -> None:
+        """The best weights as safetensors, to be served."""
+        if self._processes.leads:
+            best = read(self._out / "best.pt")
+            write_bytes_atomically(self._out / "model.safetensors", to_safetensors(best))
+        self._processes.wait()
+
+    def _weights(self) -> Weights:
+        return Weights(self._served.network.state_dict(), self.model.name, self.model.categories)
+
+    def _report(self, *, interrupted: bool) -> TrainingReport:
+        if self._processes.leads:
+            self._journal.close()
+        return TrainingReport(self._position, interrupted)
+
+
+class _MeanLosses:
+    """The mean of each loss since it was last asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        self._count += 1
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def take(self) -> dict[str, float]:
+        means = {name: value / self._count for name, value in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+
+def measure(model: Segmenter, dataset: Dataset, progress: Progress) -> list[CocoScores]:
+    """COCO's average precision of boxes, and of masks where the dataset has any."""
+    rows = predict_dataset(model, dataset, MEASURED, batch=4, progress=progress)
+    truth = coco_truth(dataset)
+    on: list[On] = ["boxes", "masks"] if has_masks(dataset) else ["boxes"]
+    return [evaluate_coco(truth, rows, each) for each in on]
+
+
+def _categories(datasets: list[Dataset]) -> dict[int, str]:
+    """What a model of these datasets knows, by the first dataset's id of each name.
+
+    Raises:
+        ConfigError: one id has two names.
+    """
+    known: dict[int, str] = {}
+    for dataset in datasets:
+        for number, name in dataset.categories.items():
+            if name in known.values():
+                continue
+            if number in known:
+                raise ConfigError(
+                    f"{dataset.name}: category {number} is {name!r} here and {known[number]!r} in "
+                    "another dataset: give one of them another id"
+                )
+            known[number] = name
+    return dict(sorted(known.items()))
+
+
+def _check_annotation(
+    objective: Objective, datasets: list[Dataset], categories: Mapping[int, str]
+) -> None:
+    """Refuse to teach that what isn't annotated isn't there."""
+    if objective.takes_partial_annotation:
+        return
+    for dataset in datasets:
+        names = {dataset.categories[number] for number in dataset.annotated}
+        missing = [name for name in categories.values() if name not in names]
+        if missing:
+            raise ConfigError(
+                f"{dataset.name}: {', '.join(missing[:5])} isn't annotated there, which this "
+                "model would take for background: train it on datasets of the same classes"
+            )
+
+
+def _distributed(objective: Objective, processes: Processes) -> nn.Module:
+    return objective if processes.count == 1 else DistributedDataParallel(objective)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _overall(measures: Mapping[str, Mapping[str, float | None]]) -> float | None:
+    """What decides which weights are best: the mean AP of all that was measured."""
+    values = [m["ap"] for m in measures.values() if m["ap"] is not None]
+    return math.fsum(values) / len(values) if values else None
+
+
+def _make_folder(folder: Path, *, resume: bool) -> None:
+    if not resume and (folder / "last.pt").exists():
+        raise ConfigError(
+            f"{folder}: holds a training already: go on with --resume, or choose another --out"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: can't make this folder: {error.strerror}") from None

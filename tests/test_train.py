@@ -1,0 +1,412 @@
+"""The training loop: it learns, goes on as if never stopped, and says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import command, environment
+
+from streamseg.config import convert
+from streamseg.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
+from streamseg.models import checkpoints, load_model
+from streamseg.recipe import Recipe
+from streamseg.train import Trainer
+
+ROOT = Path(__file__).parents[1]
+PATTERN = "test:?size=64x48&frames=8&objects=3&fps=1"
+TINY = {
+    "model": {"name": "nanomask", "weights": "none", "device": "cpu", "input_size": 64},
+    "data": {
+        "train": [{"format": "pattern", "url": f"{PATTERN}&seed=1"}],
+        "val": [{"format": "pattern", "url": f"{PATTERN}&seed=2", "name": "held out"}],
+    },
+    "epochs": 4,
+    "batch": 4,
+    "workers": 0,
+    "ema": 0.9,
+    "evaluate_every": 4,
+    "schedule": {"warmup": 2},
+    "augment": {"copy_paste": 0.5},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Sums are in one order, and threads don't wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def recipe(**changes):
+    return convert({**TINY, **changes}, Recipe, "tiny.yaml")
+
+
+def trainer(out, *, resume=False, progress=lambda *_: None, **changes):
+    return Trainer(recipe(**changes), ROOT, out, progress, resume=resume)
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_training(first: Path, second: Path):
+    """Weights, averaged weights and optimiser equal, bit for bit."""
+    a, b = (checkpoints.read(folder / "last.pt") for folder in (first, second))
+    assert a.state.keys() == b.state.keys()
+    assert all(torch.equal(tensor, b.state[name]) for name, tensor in a.state.items())
+    states = [each.training["states"] for each in (a, b)]
+    for name, tensor in states[0]["network"].items():
+        assert torch.equal(tensor, states[1]["network"][name]), name
+    moments = [each["optimiser"]["state"] for each in states]
+    for number, state in moments[0].items():
+        assert torch.equal(state["exp_avg"], moments[1][number]["exp_avg"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Four epochs without an interruption."""
+    out = tmp_path_factory.mktemp("whole")
+    report = trainer(out).run()
+    assert not report.interrupted
+    return out
+
+
+def stop_after(out, epoch, batch):
+    """Train until that batch of that epoch is done."""
+    stopped = []
+
+    def progress(what, done, _expected):
+        if what.startswith(f"epoch {epoch} ") and done == batch:
+            run.stop()
+            stopped.append(what)
+
+    run = trainer(out, progress=progress)
+    report = run.run()
+    assert stopped
+    assert report.interrupted
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(2, 2), (3, 1)])
+def test_a_training_that_was_stopped_goes_on_bit_for_bit(whole, tmp_path, epoch, batch):
+    stop_after(tmp_path, epoch, batch)
+    assert not trainer(tmp_path, resume=True).run().interrupted
+    assert_same_training(whole, tmp_path)
+    assert rows_of(whole / "measures.csv") == rows_of(tmp_path / "measures.csv")
+
+
+def test_lines_after_the_checkpoint_are_dropped_when_it_goes_on(whole, tmp_path):
+    stop_after(tmp_path, 3, 1)
+    with (tmp_path / "steps.csv").open("a") as file:
+        file.write("99,9" + ",0" * (len(rows_of(whole / "steps.csv")[0]) - 2) + "\n")
+    trainer(tmp_path, resume=True).run()
+    steps = [int(row["step"]) for row in rows_of(tmp_path / "steps.csv")]
+    assert steps == sorted(steps)
+    assert steps[-1] == 8
+
+
+def test_a_training_leaves_what_is_needed_to_serve_and_to_understand_it(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {"last.pt", "best.pt", "model.safetensors", "steps.csv", "measures.csv"} <= names
+    assert not [name for name in names if name.endswith(".part")]
+    held = torch.load(whole / "best.pt", weights_only=True)
+    assert json.loads(held["categories"]) == {"1": "disc", "2": "box"}
+    assert json.loads(held["training"]["recipe"])["epochs"] == 4
+    assert json.loads(held["training"]["versions"])["torch"] == version("torch")
+    measured = json.loads(held["training"]["position"])["measures"]
+    assert set(measured) == {"held out, boxes", "held out, masks"}
+    (last,) = {int(row["step"]) for row in rows_of(whole / "measures.csv")}
+    assert last == 8
+
+
+@pytest.mark.parametrize("name", ["best.pt", "model.safetensors"])
+def test_what_was_trained_can_be_served_under_its_own_classes(whole, name):
+    model = load_model("nanomask", weights=whole / name, device="cpu", input_size=64, score=0.05)
+    assert model.categories == {1: "disc", 2: "box"}
+    averaged = checkpoints.read(whole / "best.pt").state
+    assert all(torch.equal(t, averaged[n]) for n, t in model.network.state_dict().items())
+    found = model.predict([np.zeros((48, 64, 3), np.uint8)])[0]
+    assert found.categories == {1: "disc", 2: "box"}
+
+
+def test_the_averaged_weights_are_not_the_last_ones(whole):
+    held = checkpoints.read(whole / "last.pt")
+    raw = held.training["states"]["network"]
+    assert any(not torch.equal(t, raw[n]) for n, t in held.state.items())
+
+
+def test_the_order_and_the_pictures_do_not_depend_on_the_workers(tmp_path):
+    def first_batch(workers):
+        run = trainer(tmp_path / str(workers), workers=workers)
+        return next(run._batches.epoch(1))
+
+    here, there = first_batch(0), first_batch(1)
+    assert here.names == there.names
+    assert torch.equal(here.images, there.images)
+    assert all(
+        torch.equal(a.masks, b.masks) for a, b in zip(here.targets, there.targets, strict=True)
+    )
+
+
+def test_frozen_parts_stay_and_others_move(tmp_path):
+    run = trainer(tmp_path, epochs=1, optimiser={"frozen": ["backbone", "neck"]})
+    before = {name: t.clone() for name, t in run.model.network.state_dict().items()}
+    run.run()
+    after = run.model.network.state_dict()
+    for name, tensor in before.items():
+        frozen = name.startswith(("backbone", "neck"))
+        assert torch.equal(tensor, after[name]) == frozen, name
+
+
+def test_gradients_of_several_forwards_make_one_step(tmp_path):
+    trainer(tmp_path, epochs=1, batch=2, accumulate=2).run()
+    assert [int(row["step"]) for row in rows_of(tmp_path / "steps.csv")] == [2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimiser": {"name": "sgd", "rate": 0.01}, "schedule": {"name": "steps"}},
+        {"model": {**TINY["model"], "precision": "bf16"}},
+        {"ema": 0},
+        {"losses": {"distil": 1.0, "mask": 0.5}},
+    ],
+)
+def test_other_ways_of_training_learn_as_well(tmp_path, changes):
+    trainer(tmp_path, epochs=3, **changes).run()
+    losses = [float(row["loss"]) for row in rows_of(tmp_path / "steps.csv")]
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_checkpoint(tmp_path):
+    trainer(tmp_path, epochs=1).run()
+    before = (tmp_path / "last.pt").read_bytes()
+    out = tmp_path / "wild"
+    with pytest.raises(TrainingError, match=r"isn't finite in epoch .* images pattern \d") as said:
+        trainer(out, optimiser={"rate": 1e30, "clip": 0}, schedule={"warmup": 0}).run()
+    assert "lower optimiser.rate" in str(said.value)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path):
+    trainer(tmp_path, epochs=1).run()
+    before = (tmp_path / "last.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    again = trainer(tmp_path, epochs=1, resume=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"last\.pt: can't be written"):
+            again._save("last.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    checkpoints.read(tmp_path / "last.pt")
+
+
+def test_a_second_training_does_not_overwrite_the_first(whole):
+    with pytest.raises(ConfigError, match="holds a training already: go on with --resume"):
+        trainer(whole)
+
+
+def test_there_must_be_something_to_go_on_from(tmp_path):
+    with pytest.raises(WeightsError, match=r"last\.pt: there is no such weights file"):
+        trainer(tmp_path, resume=True)
+
+
+def test_going_on_with_another_recipe_is_refused_with_what_differs(whole):
+    with pytest.raises(ConfigError, match=r"optimiser\.rate was 0\.001 and is 0\.5"):
+        trainer(whole, resume=True, optimiser={"rate": 0.5})
+
+
+def test_going_on_with_other_classes_is_refused_with_what_differs(whole, tmp_path):
+    images = annotated(tmp_path, ["disc", "box", "star"])
+    data = {"train": [images], "val": []}
+    with pytest.raises(WeightsError, match="it knows 2 classes, not 3, it lacks star"):
+        trainer(whole, resume=True, data=data)
+
+
+def test_weights_of_another_architecture_are_refused_with_what_differs(tmp_path):
+    other = tmp_path / "other.pt"
+    torch.save({"stem.weight": torch.zeros(3)}, other)
+    with pytest.raises(WeightsError, match=r"doesn't fit nanomask: \d+ missing .* 1 unexpected"):
+        trainer(tmp_path / "out", model={**TINY["model"], "weights": str(other)})
+
+
+def test_classes_take_over_what_the_weights_know_of_their_name(whole, tmp_path):
+    data = {"train": [annotated(tmp_path, ["star", "box"], first_id=40)], "val": []}
+    model = {**TINY["model"], "weights": str(whole / "best.pt")}
+    run = trainer(tmp_path / "out", model=model, data=data)
+    assert run.model.categories == {40: "star", 41: "box"}
+    assert "new: star" in run.introduction
+    old = checkpoints.read(whole / "best.pt").state
+    new = run.model.network.state_dict()
+    for name in ("head.0.out.weight", "head.2.out.bias"):
+        assert torch.equal(new[name][1], old[name][1])  # box
+        assert not torch.equal(new[name][0], old[name][0])  # star isn't disc
+        assert torch.equal(new[name][2:], old[name][2:])
+    assert torch.equal(new["backbone.stem.conv.weight"], old["backbone.stem.conv.weight"])
+
+
+def test_a_dataset_with_problems_never_starts_training(tmp_path):
+    images = annotated(tmp_path, ["disc"])
+    path = Path(images["annotations"])
+    rows = json.loads(path.read_text())
+    rows["annotations"][0]["category_id"] = 77
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="77"):
+        trainer(tmp_path / "out", data={"train": [images], "val": []})
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_id_with_two_names_is_refused(tmp_path):
+    data = {"train": [TINY["data"]["train"][0], annotated(tmp_path, ["car"])], "val": []}
+    with pytest.raises(ConfigError, match="category 1 is 'car' here and 'disc' in another"):
+        trainer(tmp_path / "out", data=data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"losses": {"maks": 1}}, "losses.maks: there is no such loss; known are quality"),
+        ({"optimiser": {"frozen": ["bakbone"]}}, "no parameter begins with 'bakbone'"),
+        ({"optimiser": {"frozen": [""]}}, "nothing is left to be trained"),
+        ({"optimiser": {"rates": {"hed": 0.1}}}, "no trained parameter begins with 'hed'"),
+    ],
+)
+def test_what_a_recipe_says_of_things_that_are_not_there_is_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        trainer(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 3}, "tiny.yaml: epoch: unknown key; did you mean 'epochs'?"),
+        ({"optimiser": {"lr": 1}}, "tiny.yaml: optimiser.lr: unknown key; known are name, rate"),
+        ({"data": {"train": [{"format": "coco"}]}}, "data.train[0]: Object missing required"),
+        ({"data": {"train": [{"format": "voc"}]}}, "data.train[0].format: Invalid value 'voc'"),
+        (
+            {"data": {"train": [{"format": "pattern", "ulr": "x", "url": PATTERN}]}},
+            "data.train[0].ulr: unknown key; did you mean 'url'?",
+        ),
+        ({"data": {"val": TINY["data"]["val"]}}, "data.train is empty"),
+        ({"augment": {"scale": [2, 1]}}, "augment: scale: the first number must not be larger"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_its_path(changes, message):
+    with pytest.raises(ConfigError) as refused:
+        recipe(**changes)
+    assert message in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def annotated(folder: Path, names: list[str], first_id: int = 1) -> dict[str, str]:
+    """A COCO dataset of four pictures with one square of each class, as a recipe has it."""
+    import cv2
+
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    images, annotations = [], []
+    for number in range(4):
+        canvas = np.full((48, 64, 3), 60, np.uint8)
+        for index in range(len(names)):
+            x = 4 + 18 * index
+            canvas[10:24, x : x + 14] = 80 + 50 * index
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number + 1,
+                    "category_id": first_id + index,
+                    "bbox": [x, 10, 14, 14],
+                    "area": 196,
+                    "iscrowd": 0,
+                    "segmentation": [[x, 10, x + 14, 10, x + 14, 24, x, 24]],
+                }
+            )
+        cv2.imwrite(str(pictures / f"{number}.png"), canvas)
+        size = {"width": 64, "height": 48}
+        images.append({"id": number + 1, "file_name": f"{number}.png", **size})
+    categories = [{"id": first_id + index, "name": name} for index, name in enumerate(names)]
+    path = folder / "annotations.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    return {"format": "coco", "images": str(pictures), "annotations": str(path)}
+
+
+def write_recipe(path: Path, **changes) -> Path:
+    path.write_text(json.dumps({**TINY, **changes}))  # JSON is YAML
+    return path
+
+
+def test_the_command_trains_and_shows_what_was_measured(streamseg, tmp_path):
+    ended = streamseg("train", write_recipe(tmp_path / "tiny.yaml", epochs=1))
+    assert ended.returncode == 0, ended.stderr
+    assert "held out, masks" in ended.stdout
+    assert "nanomask: 2 classes; new: everything; 2 batches of 4 an epoch" in ended.stderr
+    assert (tmp_path / "runs" / "tiny" / "model.safetensors").exists()
+
+
+@pytest.mark.timeout(180)
+def test_an_interrupt_saves_and_exits_with_130(tmp_path):
+    file = write_recipe(tmp_path / "tiny.yaml", epochs=500, evaluate_every=500)
+    out = tmp_path / "out"
+    env = environment() | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command("train", file, "--out", out), env=env) as run:
+        wait_for((out / "last.pt").exists)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 130
+    assert checkpoints.read(out / "last.pt").training is not None
+    assert not list(out.glob("*.part"))
+
+
+def wait_for(condition, seconds=100):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(240)
+def test_two_processes_learn_what_one_learns(tmp_path):
+    file = write_recipe(tmp_path / "tiny.yaml", epochs=3, evaluate_every=3)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    script = str(ROOT / "tools" / "train.py")
+    alone = [sys.executable, script, str(file), "--out", str(tmp_path / "one")]
+    subprocess.run(alone, env=env, check=True, timeout=100)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", script, str(file)]
+    subprocess.run([*launcher, "--out", str(tmp_path / "two")], env=env, check=True, timeout=200)
+    one, two = (rows_of(tmp_path / name / "steps.csv") for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for alone_row, shared_row in zip(one, two, strict=True):
+        for name, value in alone_row.items():
+            assert float(shared_row[name]) == pytest.approx(float(value), abs=1e-4), name
+    a, b = (checkpoints.read(tmp_path / name / "last.pt").state for name in ("one", "two"))
+    assert all(torch.allclose(t, b[n], atol=1e-4) for n, t in a.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_tiny_recipe_learns_the_synthetic_pattern(tmp_path):
+    """Mask AP on frames of a pattern that it has never seen."""
+    run = [*command("train", ROOT / "configs" / "train" / "tiny.yaml"), "--out", tmp_path / "out"]
+    subprocess.run(list(map(str, run)), env=environment(), check=True, timeout=500)
+    masks = [row for row in rows_of(tmp_path / "out" / "measures.csv") if row["on"] == "masks"]
+    assert float(masks[-1]["ap"]) >= 0.80

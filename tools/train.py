@@ -1,0 +1,13 @@
+"""``streamseg train`` for ``torchrun``: several GPUs or machines, the same code.
+
+torchrun --nproc-per-node 2 tools/train.py configs/train/nanomask.yaml --out runs/nanomask
+"""
+
+from __future__ import annotations
+
+import sys
+
+from streamseg.cli import main
+
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])
