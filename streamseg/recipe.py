@@ -247,14 +247,14 @@ class TrackingTask(Section, frozen=True, kw_only=True):
         truth: MOTS text (``frame id class height width rle``) or MOT text
             (``frame,id,left,top,width,height,…``), or a ``results.jsonl`` of this project.
         results: likewise.
-        on: what overlaps are computed on; MOT text has boxes only.
+        overlap: what overlaps are computed on; MOT text has boxes only.
         classes: category ids by name, such as ``{car: 1, pedestrian: 2}``; scored one by one.
         name: how it is called in the report; by default the truth's name.
     """
 
     truth: str
     results: str
-    on: Literal["masks", "boxes"] = "masks"
+    overlap: Literal["masks", "boxes"] = "masks"
     classes: dict[str, int] = field(default_factory=dict)
     name: str = ""
 

@@ -20,13 +20,18 @@ from rich.table import Table
 from streamseg.summary import Summary
 
 PLAIN_EVERY = 100
-"""Without a terminal, a line is printed every so many frames."""
+"""Without a terminal, a line is printed every so many frames, or whatever is counted."""
 
 
 class ProgressReport:
-    """A bar for each name on a terminal, plain lines elsewhere; on stderr."""
+    """A bar for each name on a terminal, plain lines elsewhere; on stderr.
 
-    def __init__(self) -> None:
+    Args:
+        unit: what is counted.
+    """
+
+    def __init__(self, unit: str = "frames") -> None:
+        self._unit = unit
         self._console = Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -37,6 +42,7 @@ class ProgressReport:
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
 
     def __enter__(self) -> ProgressReport:  # noqa: PYI034 - Self came with Python 3.11
         self._bars.start()
@@ -51,13 +57,15 @@ class ProgressReport:
         self._bars.stop()
 
     def __call__(self, name: str, done: int, expected: int | None) -> None:
-        """``done`` frames of ``expected`` (None: unknown) are through."""
+        """``done`` of ``expected`` (None: unknown) are through."""
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=expected)
         self._bars.update(self._tasks[name], completed=done, total=expected)
-        if not self._console.is_terminal and done % PLAIN_EVERY == 0:
+        before = self._done.get(name, 0)
+        self._done[name] = done
+        if not self._console.is_terminal and done // PLAIN_EVERY > before // PLAIN_EVERY:
             of = f" of {expected}" if expected else ""
-            print(f"{name}: {done}{of} frames", file=sys.stderr, flush=True)  # noqa: T201 - progress
+            print(f"{name}: {done}{of} {self._unit}", file=sys.stderr, flush=True)  # noqa: T201 - progress
 
 
 def summary_table(summary: Summary) -> Table:

@@ -53,7 +53,7 @@ class Pair:
         (self.folder / "truth.txt").write_text("\n".join(truth) + "\n")
         (self.folder / "results.txt").write_text("\n".join(results) + "\n")
         named = CLASSES if classes is None else classes
-        task = TrackingTask(truth="truth.txt", results="results.txt", on=on, classes=named)
+        task = TrackingTask(truth="truth.txt", results="results.txt", overlap=on, classes=named)
         return evaluate_tracks(task, self.folder)
 
 
@@ -258,7 +258,7 @@ def test_no_results_at_all(pair: Pair):
             {},
             r"results.txt: its frames are \(70, 100\), those of .*truth.txt are \(60, 100\)",
         ),
-        ([box(1, 1, 0)], {"classes": {"car": 1}}, "results.txt: has boxes only: say on: boxes"),
+        ([box(1, 1, 0)], {"classes": {"car": 1}}, "results.txt: has boxes only: say overlap: boxes"),
         ([box(1, 1, 0)], {"on": "boxes"}, "line 1: has no class, in the eighth column"),
         ([box(0, 1, 0)], {"classes": {}}, "line 1: frame 0, but frames are counted from 1"),
         (["1,2,3"], {"classes": {}}, "line 1: isn't MOT text"),
@@ -427,7 +427,7 @@ def test_as_the_official_program_scores_mot(
     task = TrackingTask(
         truth="gt/S/gt/gt.txt",
         results="trackers/ours/data/S.txt",
-        on="boxes",
+        overlap="boxes",
         classes={"pedestrian": 1} if benchmark == "MOT17" else {},
     )
     ours = evaluate_tracks(task, tmp_path).overall
@@ -442,7 +442,7 @@ def test_as_the_official_program_scores_mot(
 @needs_kitti
 @pytest.mark.parametrize("on", ["masks", "boxes"])
 def test_kitti_truth_against_itself(on: str):
-    task = TrackingTask(truth="0016.txt", results="0016.txt", on=on, classes=CLASSES)
+    task = TrackingTask(truth="0016.txt", results="0016.txt", overlap=on, classes=CLASSES)
     scores = evaluate_tracks(task, KITTI)
     assert (scores.name, scores.overall.frames) == ("0016", 209)
     names = (*PERFECT, "smota") if on == "masks" else PERFECT
@@ -511,7 +511,7 @@ def test_our_own_results_score_as_the_same_in_mots_text(pair: Pair, tmp_path: Pa
 def test_mot15_truth_against_itself():
     for scene in ("TUD-Campus", "TUD-Stadtmitte"):
         task = TrackingTask(
-            truth=f"{scene}/gt/gt.txt", results=f"{scene}/gt/gt.txt", on="boxes", name=scene
+            truth=f"{scene}/gt/gt.txt", results=f"{scene}/gt/gt.txt", overlap="boxes", name=scene
         )
         scores = evaluate_tracks(task, MOT15)
         assert scores.name == scene

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from streamseg.config import Thresholds
-from streamseg.data import Dataset, load_picture
+from streamseg.data import Dataset, coco_truth, load_picture
 from streamseg.errors import DataError
+from streamseg.evaluate.coco import CocoScores, evaluate_coco
+from streamseg.evaluate.coco_rows import CocoRow, On
 from streamseg.models.base import Segmenter
 from streamseg.types import Instances
 
@@ -88,9 +90,19 @@ def predict_dataset(
     return results
 
 
-def has_masks(dataset: Dataset) -> bool:
-    """Whether any object of it is annotated by more than its box."""
-    return any(a.segmentation is not None for image in dataset.images for a in image.annotations)
+def measured_truth(dataset: Dataset) -> CocoRow:
+    """The truth of the classes that are annotated everywhere; of others it says too little."""
+    truth = coco_truth(dataset)
+    measured = [row for row in truth["categories"] if row["id"] in dataset.annotated]
+    return truth | {"categories": measured}
+
+
+def score_dataset(dataset: Dataset, results: Sequence[CocoRow]) -> tuple[CocoScores, ...]:
+    """How good results are: on boxes, and on masks where any object has more than its box."""
+    truth = measured_truth(dataset)
+    masked = any(a.segmentation is not None for image in dataset.images for a in image.annotations)
+    on: tuple[On, ...] = ("boxes", "masks") if masked else ("boxes",)
+    return tuple(evaluate_coco(truth, results, each) for each in on)
 
 
 def _some(names: Sequence[str] | Mapping[str, int]) -> str:

@@ -126,21 +126,23 @@ def evaluate_tracks(task: TrackingTask, root: Path) -> TrackingScores:
     truth = read_tracks(root / task.truth, task.classes)
     found = read_tracks(root / task.results, task.classes)
     labels = dict(task.classes) or {ALL_TOGETHER: ANYTHING}
-    _check(truth, found, labels, task.on)
+    _check(truth, found, labels, task.overlap)
     # Where neither file has anything there is nothing to count, however many frames that are.
     frames = [(truth[i], found[i]) for i in sorted({*truth.frames, *found.frames})]
     length = max(truth.length, found.length)
-    likeness = [_likeness(there, other, task.on) for there, other in frames]
+    likeness = [_likeness(there, other, task.overlap) for there, other in frames]
     sequences = {
-        name: _sequence(frames, likeness, label, task.on) for name, label in labels.items()
+        name: _sequence(frames, likeness, label, task.overlap) for name, label in labels.items()
     }
     counts = {name: _count([sequence]) for name, sequence in sequences.items()}
     tracks = {name: _tracks([sequence]) for name, sequence in sequences.items()}
     return TrackingScores(
         name=task.name or Path(task.truth).stem,
-        on=task.on,
-        classes={name: _score(counts[name], length, tracks[name], task.on) for name in sequences},
-        overall=_score(_together(counts), length, sum(tracks.values()), task.on),
+        on=task.overlap,
+        classes={
+            name: _score(counts[name], length, tracks[name], task.overlap) for name in sequences
+        },
+        overall=_score(_together(counts), length, sum(tracks.values()), task.overlap),
     )
 
 
@@ -158,7 +160,7 @@ def _check(truth: Tracks, found: Tracks, labels: Mapping[str, int], on: On) -> N
     """That the two files can be compared, and that there is something to compare."""
     for tracks in (truth, found):
         if on == "masks" and tracks.frames and tracks.size is None:
-            raise DataError(f"{tracks.path}: has boxes only: say on: boxes")
+            raise DataError(f"{tracks.path}: has boxes only: say overlap: boxes")
         there = [np.isin(f.labels, list(labels.values())).any() for f in tracks.frames.values()]
         if not any(there) and (tracks is truth or tracks.names):
             has = (

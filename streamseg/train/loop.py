@@ -20,12 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from streamseg.config import Thresholds
-from streamseg.data import Augmentation, Dataset, coco_truth, open_dataset
+from streamseg.data import Augmentation, Dataset, open_dataset
 from streamseg.errors import ConfigError, OutputError, TrainingError
-from streamseg.evaluate.coco import CocoScores, evaluate_coco
-from streamseg.evaluate.coco_rows import On
-from streamseg.evaluate.predictions import has_masks, predict_dataset
-from streamseg.models.base import AUTOCAST, Segmenter
+from streamseg.evaluate.predictions import predict_dataset, score_dataset
+from streamseg.models.base import AUTOCAST
 from streamseg.models.catalogue import start_model
 from streamseg.models.checkpoints import Weights, read, to_safetensors
 from streamseg.models.objective import Objective
@@ -66,7 +64,7 @@ class TrainingReport:
     def rows(self) -> list[tuple[str, str, str]]:
         """What was measured last, AP and AP50, as a table shows them."""
         return [
-            (name, *(_percent(scores[key]) for key in ("ap", "ap50")))
+            (name, _percent(scores["ap"]), _percent(scores["ap50"]))
             for name, scores in self.position.measures.items()
         ]
 
@@ -238,7 +236,10 @@ class Trainer:
         if self._processes.leads:
             measures = {}
             for dataset in self._measured:
-                for scores in measure(self._served, dataset, self._progress):
+                results = predict_dataset(
+                    self._served, dataset, MEASURED, batch=4, progress=self._progress
+                )
+                for scores in score_dataset(dataset, results):
                     self._journal.note_measure(self._position.step, epoch, dataset.name, scores)
                     measures[f"{dataset.name}, {scores.on}"] = {
                         "ap": scores.ap,
@@ -304,14 +305,6 @@ class _MeanLosses:
         means = {name: value / self._count for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
         return means
-
-
-def measure(model: Segmenter, dataset: Dataset, progress: Progress) -> list[CocoScores]:
-    """COCO's average precision of boxes, and of masks where the dataset has any."""
-    rows = predict_dataset(model, dataset, MEASURED, batch=4, progress=progress)
-    truth = coco_truth(dataset)
-    on: list[On] = ["boxes", "masks"] if has_masks(dataset) else ["boxes"]
-    return [evaluate_coco(truth, rows, each) for each in on]
 
 
 def _categories(datasets: list[Dataset]) -> dict[int, str]:
