@@ -258,7 +258,11 @@ def test_no_results_at_all(pair: Pair):
             {},
             r"results.txt: its frames are \(70, 100\), those of .*truth.txt are \(60, 100\)",
         ),
-        ([box(1, 1, 0)], {"classes": {"car": 1}}, "results.txt: has boxes only: say overlap: boxes"),
+        (
+            [box(1, 1, 0)],
+            {"classes": {"car": 1}},
+            "results.txt: has boxes only: say overlap: boxes",
+        ),
         ([box(1, 1, 0)], {"on": "boxes"}, "line 1: has no class, in the eighth column"),
         ([box(0, 1, 0)], {"classes": {}}, "line 1: frame 0, but frames are counted from 1"),
         (["1,2,3"], {"classes": {}}, "line 1: isn't MOT text"),

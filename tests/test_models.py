@@ -21,7 +21,7 @@ from streamseg.masks import Masks
 from streamseg.models import CATALOGUE, checkpoints, load_model
 from streamseg.models.catalogue import find
 from streamseg.models.layers import paste_masks
-from streamseg.models.nanomask import NanoMaskNet
+from streamseg.models.nanomask.network import NanoMaskNet
 from streamseg.models.selection import Selection
 from streamseg.types import Instances
 
@@ -249,7 +249,7 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
 
 @pytest.fixture(scope="module")
 def state():
-    return NanoMaskNet().state_dict()
+    return NanoMaskNet(80).state_dict()
 
 
 def refused(path, model="nanomask"):

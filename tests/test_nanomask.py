@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from streamseg.config import Thresholds
 from streamseg.errors import UsageError
 from streamseg.masks import box_iou
-from streamseg.models import load_model
-from streamseg.models.nanomask import cell_grid, decode_boxes
+from streamseg.models import checkpoints, load_model
+from streamseg.models.nanomask import NanoMask
+from streamseg.models.nanomask.network import cell_grid, decode_boxes, grown
 
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "streamseg" / "assets" / "street.mp4"
@@ -169,8 +170,9 @@ def test_what_is_no_image_is_refused(model, image):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (33, 31)])
-def test_tiny_and_thin_images_are_predicted(size):
-    model = load_model("nanomask", weights="none", device="cpu", input_size=64, score=0.05)
+def test_tiny_and_thin_images_are_predicted(size, monkeypatch):
+    monkeypatch.setattr(NanoMask, "least_score", 0.0)  # random weights are sure of nothing
+    model = load_model("nanomask", weights="none", device="cpu", input_size=64, score=0.001)
     found = model.predict([np.full((*size, 3), 90, np.uint8)])[0]
     assert len(found) > 0
     assert found.size == size
@@ -189,7 +191,8 @@ def test_an_empty_scene_has_no_instances(model):
     assert found.features.shape == (0, 128)
 
 
-def test_random_weights_flood_no_one_with_detections():
+def test_random_weights_flood_no_one_with_detections(monkeypatch):
+    monkeypatch.setattr(NanoMask, "least_score", 0.001)
     model = load_model("nanomask", weights="none", device="cpu", input_size=96, score=0)
     found = model.predict([np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)])[0]
     assert 0 < len(found) <= 100
@@ -228,12 +231,12 @@ def test_the_map_around_boxes_is_the_whole_map_where_boxes_are_cut(model, frames
     torch.manual_seed(0)
     with torch.inference_mode():
         outputs = model.network(batch.tensor)
-        whole = branch.map(outputs.c2, outputs.p3)
+        whole = branch.map(outputs.features)
         for extent in (3.0, 40.0, 400.0):
             corners = torch.rand(2, 5, 2) * torch.tensor([width, height])
             boxes = torch.cat([corners, corners + extent], dim=2)
-            boxes = list(boxes.minimum(torch.tensor([width, height] * 2)))
-            around = branch.map_around(outputs.c2, outputs.p3, boxes)
+            boxes = [grown(b) for b in boxes.minimum(torch.tensor([width, height] * 2))]
+            around = branch.map_around(outputs.features, boxes)
             torch.testing.assert_close(
                 branch.cut(around, boxes), branch.cut(whole, boxes), atol=1e-4, rtol=1e-4
             )
@@ -252,19 +255,38 @@ def test_bf16_finds_the_same_objects(model, frames):
     assert (matched.masks.pairwise_iou(sure.masks).diagonal() > 0.9).all()
 
 
-def test_the_bundled_weights_are_made_by_the_converter(tmp_path, monkeypatch):
-    source = SHARED / "nanodet_g"
-    if not source.exists():
-        pytest.skip("needs ../shared/data/nanodet_g, which isn't part of the project")
-    target = tmp_path / "made.safetensors"
-    names = ("nanodet_g_fp16.npz", "mask_branch_fp16.npz")
-    arguments = ["convert.py", *(str(source / name) for name in names), str(target)]
-    monkeypatch.setattr(sys, "argv", arguments)
+def converted(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
     runpy.run_path(str(ROOT / "tools" / "convert.py"), run_name="__main__")
+
+
+def test_a_detector_s_arrays_become_what_training_starts_from(tmp_path, monkeypatch):
+    random = load_model("nanomask", weights="none", device="cpu").network.state_dict()
+    given = {
+        name: np.full(tensor.shape, 0.5, np.float16)
+        for name, tensor in random.items()
+        if not name.startswith("mask.")
+    }
+    np.savez(tmp_path / "detector.npz", **given)
+    converted(monkeypatch, "detector", tmp_path / "detector.npz", tmp_path / "start.safetensors")
+    made = load_model("nanomask", weights=tmp_path / "start.safetensors", device="cpu")
+    for name, tensor in made.network.state_dict().items():
+        assert (tensor == 0.5).all() if name in given else torch.equal(tensor, random[name])
+    np.savez(tmp_path / "other.npz", stem=np.zeros(3))
+    with pytest.raises(SystemExit, match=r"other\.npz: isn't NanoDet-g"):
+        converted(monkeypatch, "detector", tmp_path / "other.npz", tmp_path / "none.safetensors")
+    assert not (tmp_path / "none.safetensors").exists()
+
+
+def test_the_package_carries_half_precision_with_names_of_classes(tmp_path, monkeypatch):
     bundled = ROOT / "streamseg" / "assets" / "nanomask.safetensors"
-    made, shipped = load_file(target), load_file(bundled)
+    again = tmp_path / "again.safetensors"
+    converted(monkeypatch, "bundle", bundled, again)
+    made, shipped = load_file(again), load_file(bundled)
     assert made.keys() == shipped.keys()
     assert all(torch.equal(tensor, shipped[name]) for name, tensor in made.items())
+    assert {tensor.dtype for tensor in shipped.values()} == {torch.float16}
+    assert checkpoints.read(bundled).categories == load_model("nanomask").categories
     assert bundled.stat().st_size < 15_000_000
 
 
