@@ -31,7 +31,7 @@ def one_line(result: Ended) -> str:
 def test_help_is_quick_and_loads_nothing_heavy(streamseg: Run) -> None:
     result = streamseg("--help")
     assert result.returncode == 0
-    for name in ("demo", "serve", "watch", "process", "models", "bench"):
+    for name in ("demo", "serve", "watch", "process", "models", "bench", "train", "eval"):
         assert name in result.stdout
     code = (
         "import sys, streamseg.cli; print([m for m in ('torch', 'av', 'cv2') if m in sys.modules])"
@@ -42,7 +42,9 @@ def test_help_is_quick_and_loads_nothing_heavy(streamseg: Run) -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["demo", "serve", "watch", "process", "models", "bench"])
+@pytest.mark.parametrize(
+    "name", ["demo", "serve", "watch", "process", "models", "bench", "train", "eval"]
+)
 def test_every_command_s_help_has_an_example(streamseg: Run, name: str) -> None:
     result = streamseg(name, "--help")
     assert result.returncode == 0

@@ -393,3 +393,39 @@ def test_a_file_of_another_family_says_which_it_looks_like(tmp_path, state):
     assert refused(tmp_path / "v2.pth").endswith("it looks like mask_rcnn_r50_fpn_v2")
     torch.save({"resnet.conv1.weight": torch.zeros(2)}, tmp_path / "unknown.pth")
     assert "looks like" not in refused(tmp_path / "unknown.pth")
+
+
+def test_a_file_of_this_project_says_its_classes_in_either_format(tmp_path):
+    state = {"a": torch.ones(2)}
+    weights = checkpoints.Weights(state, "nanomask", {3: "cat", 900_000_000: "dog"})
+    (tmp_path / "a.safetensors").write_bytes(checkpoints.to_safetensors(weights))
+    torch.save(checkpoints.to_checkpoint(weights), tmp_path / "a.pt")
+    for name in ("a.safetensors", "a.pt"):
+        read = checkpoints.read(tmp_path / name)
+        assert (read.model, read.categories) == ("nanomask", {3: "cat", 900_000_000: "dog"})
+        assert torch.equal(read.state["a"], state["a"])
+
+
+@pytest.mark.parametrize("categories", ["[1]", "{", '{"one": "cat"}', "7"])
+def test_damaged_class_names_are_said_in_one_line(tmp_path, categories):
+    path = tmp_path / "a.pt"
+    held = checkpoints.to_checkpoint(checkpoints.Weights({"a": torch.ones(2)}, "nanomask", {}))
+    torch.save(held | {"categories": categories}, path)
+    with pytest.raises(WeightsError, match=r"a\.pt: its list of categories is damaged"):
+        checkpoints.read(path)
+
+
+def test_thresholds_hold_for_any_category_ids():
+    from streamseg.config import Thresholds
+    from streamseg.models.selection import Selection
+
+    categories = {7: "cat", 2_000_000_000: "dog"}
+    chosen = Thresholds(score=0.5, score_by_class={"dog": 0.9})
+    selection = Selection.of(chosen, categories)
+    assert selection.least_score == 0.5
+    labels = np.array([7, 2_000_000_000, 7, 2_000_000_000])
+    scores = np.array([0.95, 0.95, 0.6, 0.6], np.float32)
+    rows = selection.rows(np.zeros((4, 4), np.float32), scores, labels)
+    assert rows.tolist() == [0, 1, 2]
+    only = Selection.of(Thresholds(score=0.5, classes=("dog",)), categories)
+    assert only.rows(np.zeros((4, 4), np.float32), scores, labels).tolist() == [1, 3]

@@ -11,7 +11,7 @@ import torch
 from streamseg.errors import ConfigError
 from streamseg.models import load_model
 from streamseg.models.nanomask.assignment import assign
-from streamseg.models.nanomask.network import NanoMaskNet, cell_grid, grown, refined
+from streamseg.models.nanomask.network import NanoMaskNet, cell_grid, grown
 from streamseg.models.nanomask.objective import NanoMaskObjective
 from streamseg.targets import Targets
 
@@ -136,8 +136,7 @@ def test_a_crowd_is_neither_object_nor_background(network):
 def test_an_object_without_a_mask_teaches_boxes_only(network):
     boxes_only = targets(*TWO, has_mask=torch.zeros(2, dtype=torch.bool))
     losses = NanoMaskObjective(network, {})(images(), [boxes_only])
-    assert losses["mask"] == losses["dice"] == losses["mask_quality"] == 0
-    assert losses["refined_box"] > 0
+    assert losses["mask"] == losses["dice"] == 0
     (losses["mask"] + losses["dice"]).backward(retain_graph=True)
     logits = network.mask.logits.weight
     assert logits.grad is None or not logits.grad.any()
@@ -157,7 +156,7 @@ def test_an_image_s_objects_count_the_same_alone_and_beside_an_empty_image(netwo
     two = images(2)
     alone = objective(two[:1], [targets(*TWO)])
     beside = objective(two, [targets(*TWO), targets([], [])])
-    for name in ("box", "distribution", "mask", "dice", "refined_box", "mask_quality"):
+    for name in ("box", "distribution", "mask", "dice"):
         torch.testing.assert_close(alone[name], beside[name], atol=1e-5, rtol=1e-4)
 
 
@@ -189,7 +188,7 @@ def test_a_frozen_detector_leaves_the_masks_to_be_trained(network):
     for name, parameter in network.named_parameters():
         parameter.requires_grad = name.startswith("mask.")
     losses = NanoMaskObjective(network, {"distil": 1.0})(images(), [targets(*TWO)])
-    assert set(losses) == {"mask", "dice", "mask_quality", "refined_box"}
+    assert set(losses) == {"mask", "dice"}
 
 
 def test_a_loss_that_is_unknown_is_refused(network):
@@ -197,10 +196,8 @@ def test_a_loss_that_is_unknown_is_refused(network):
         NanoMaskObjective(network, {"giou": 1.0})
 
 
-def test_a_box_is_refined_by_parts_of_its_size_and_its_mask_covers_a_tenth_more():
+def test_a_mask_covers_a_tenth_more_than_its_box():
     box = torch.tensor([[10.0, 20, 30, 60]])
-    moved = refined(box, torch.tensor([[0.5, 0.25, -0.5, 0.0, 9.0]]))
-    torch.testing.assert_close(moved, torch.tensor([[20.0, 30, 20, 60]]))
     torch.testing.assert_close(grown(box), torch.tensor([[9.0, 18, 31, 62]]))
 
 

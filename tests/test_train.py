@@ -350,6 +350,33 @@ def annotated(folder: Path, names: list[str], first_id: int = 1) -> dict[str, st
     return {"format": "coco", "images": str(pictures), "annotations": str(path)}
 
 
+def test_your_own_data_becomes_a_served_model(streamseg, tmp_path):
+    """docs/training.md, from the first command to the last."""
+    config = ROOT / "configs" / "train" / "own-data.yaml"
+    for part in ("train", "val"):
+        (tmp_path / "made").mkdir(exist_ok=True)
+        annotated(tmp_path / "made", ["person", "gnome"], first_id=70)
+        (tmp_path / "made" / "pictures").rename(tmp_path / part)
+        (tmp_path / "made" / "annotations.json").rename(tmp_path / f"{part}.json")
+    here = ("--set", f"data.root={tmp_path}")
+    checked = streamseg("eval", "--check", config, *here)
+    assert checked.returncode == 0, checked.stderr
+    assert "8 images, 16 annotations: no problems" in checked.stdout
+    small = ("epochs=1", "batch=2", "workers=0", "model.input_size=64", "model.device=cpu")
+    sets = [argument for text in small for argument in ("--set", text)]
+    trained = streamseg("train", config, *here, *sets, "--out", "runs/mine")
+    assert trained.returncode == 0, trained.stderr
+    assert "2 classes; new: gnome" in trained.stderr
+    weights = ("--weights", "runs/mine/model.safetensors")
+    ended = streamseg("process", tmp_path / "val", "--out", "results", *weights)
+    assert ended.returncode == 0, ended.stderr
+    lines = (tmp_path / "results" / "val" / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    val = ("--set", "data.val.0.images=val", "--set", "data.val.0.annotations=val.json")
+    measured = streamseg("eval", config.parents[1] / "eval" / "coco.yaml", *here, *weights, *val)
+    assert measured.returncode == 0, measured.stderr
+
+
 def write_recipe(path: Path, **changes) -> Path:
     path.write_text(json.dumps({**TINY, **changes}))  # JSON is YAML
     return path

@@ -4,8 +4,7 @@ The detector is NanoDet-g (RangiLyu, https://github.com/RangiLyu/nanodet, Apache
 norms folded into the convolutions: a small CSP network, a path aggregation neck without
 convolutions, a head that says each side of a box as a distribution over eleven distances (Li et
 al., "Generalized Focal Loss", 2020). Masks are class-agnostic: RoIAlign on a stride-4 map and a
-small fully convolutional head (He et al., "Mask R-CNN", 2017, section 3.1); the same features give
-a second, better box.
+small fully convolutional head (He et al., "Mask R-CNN", 2017, section 3.1).
 """
 
 from __future__ import annotations
@@ -117,26 +116,6 @@ class Head(nn.Module):
         return outputs
 
 
-class Refinement(nn.Module):
-    """What a second look at an object's features says: a better box, and how good its mask is."""
-
-    def __init__(self, channels: int, hidden: int = 256) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(channels * (ROI_SIZE // 2) ** 2, hidden)
-        self.out = nn.Linear(hidden, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What is said of N objects whose features are ``x``, (N, 96, 14, 14).
-
-        Returns:
-            (N, 5): how far the edges x1, y1, x2, y2 lie from where they were, in parts of the
-            box's width or height, and the logit of the mask's quality.
-        """
-        pooled = max_pool2d(x, 2).flatten(1)
-        outputs: Tensor = self.out(relu(self.hidden(pooled), inplace=True))
-        return outputs
-
-
 class MaskBranch(nn.Module):
     """A stride-4 map of the image, and from it a mask for each box."""
 
@@ -144,6 +123,8 @@ class MaskBranch(nn.Module):
         super().__init__()
         self.lateral_c2 = nn.Conv2d(C2_CHANNELS, channels, 1)
         self.laterals = nn.ModuleList(nn.Conv2d(128, channels, 1) for _ in STRIDES)
+        # Where the map is still coarse, a convolution costs a quarter.
+        self.context = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
         self.smooth = nn.Conv2d(channels, channels, 3, padding=1)
         # Dilated, so that each cell sees the whole object, large ones as well.
         self.convs = nn.ModuleList(
@@ -152,7 +133,6 @@ class MaskBranch(nn.Module):
         )
         self.deconv = nn.ConvTranspose2d(channels, channels, 2, 2)
         self.logits = nn.Conv2d(channels, 1, 1)
-        self.refinement = Refinement(channels)
 
     def map(self, features: Features) -> Tensor:
         """The map that boxes are cut from: (B, 96, H / 4, W / 4)."""
@@ -184,6 +164,8 @@ class MaskBranch(nn.Module):
             own: Tensor = lateral(level)
             coarse = own if coarse is None else own + _resized_like(coarse, own)
         assert coarse is not None
+        for conv in self.context:
+            coarse = relu(conv(coarse), inplace=True)
         fine: Tensor = self.lateral_c2(features.c2)
         return fine + _resized_like(coarse, fine)
 
@@ -192,13 +174,13 @@ class MaskBranch(nn.Module):
         cuts: Tensor = roi_align(features, list(boxes), ROI_SIZE, 1 / MAP_STRIDE, 2, aligned=True)
         return cuts
 
-    def forward(self, cuts: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask logits, (N, 1, 28, 28), and refinements, (N, 5)."""
+    def forward(self, cuts: Tensor) -> Tensor:
+        """Mask logits, (N, 1, 28, 28)."""
         x = cuts
         for conv in self.convs:
             x = relu(conv(x), inplace=True)
         logits: Tensor = self.logits(relu(self.deconv(x), inplace=True))
-        return logits, self.refinement(x)
+        return logits
 
 
 class Features(NamedTuple):
@@ -248,7 +230,7 @@ class NanoMaskNet(nn.Module):
     def _begin(self, classes: int) -> None:
         """Random weights that keep the variance of what passes (He et al., 2015).
 
-        No class is likely at first, and no box is moved.
+        No class is likely at first.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -260,7 +242,6 @@ class NanoMaskNet(nn.Module):
         for name, parameter in self.head.named_parameters():
             if name.endswith("out.bias"):
                 nn.init.constant_(parameter[:classes], -math.log(1 / PRIOR - 1))
-        nn.init.zeros_(self.mask.refinement.out.weight)
 
 
 @lru_cache(maxsize=64)
@@ -287,12 +268,6 @@ def grown(boxes: Tensor) -> Tensor:
     """What a mask covers: a tenth more than its box (N, 4), which may be too small."""
     margins = (boxes[:, 2:] - boxes[:, :2]) * (ROI_GROWTH - 1) / 2
     return torch.cat([boxes[:, :2] - margins, boxes[:, 2:] + margins], dim=1)
-
-
-def refined(boxes: Tensor, refinements: Tensor) -> Tensor:
-    """Boxes (N, 4) xyxy with their edges moved as :class:`Refinement` says, (N, 5)."""
-    extents = boxes[:, 2:] - boxes[:, :2]
-    return boxes + refinements[:, :4] * torch.cat([extents, extents], dim=1)
 
 
 def _tiles_touched(boxes: Sequence[Tensor], grid: Size) -> Tensor:

@@ -2,9 +2,8 @@
 
 The detector: quality focal loss, distribution focal loss (Li et al., "Generalized Focal Loss",
 2020, sections 3.2 and 3.3) and GIoU. The mask branch: binary cross entropy and Dice on 28 x 28
-masks, a second box, and how good the mask is (Huang et al., "Mask Scoring R-CNN", 2019). With
-``distil``, the network that training started from goes on teaching what it knew: a dataset that
-annotates one class must not make the others background.
+masks. With ``distil``, the network that training started from goes on teaching what it knew: a
+dataset that annotates one class must not make the others background.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ from streamseg.models.nanomask.network import (
     cell_grid,
     decode_boxes,
     grown,
-    refined,
 )
 from streamseg.models.objective import Objective, generator_of, mean_over_processes
 from streamseg.targets import Targets
@@ -59,8 +57,6 @@ class NanoMaskObjective(Objective):
         "distribution": 0.25,
         "mask": 1.0,
         "dice": 1.0,
-        "refined_box": 1.0,
-        "mask_quality": 0.25,
         "distil": 0.0,
     }
 
@@ -142,31 +138,21 @@ class NanoMaskObjective(Objective):
         ]
         regions = [grown(each.boxes) for each in chosen]
         branch = self.network.mask
-        logits, refinements = branch(branch.cut(branch.map(outputs.features), regions))
-        logits, refinements = logits[:, 0].float(), refinements.float()
-        proposals = torch.cat([each.boxes for each in chosen])
-        truth = torch.cat([each.truth for each in chosen])
+        logits = branch(branch.cut(branch.map(outputs.features), regions))[:, 0].float()
         has_mask = torch.cat([each.has_mask for each in chosen])
         cuts = [
             _cut_masks(each, region, objects.masks)
             for each, region, objects in zip(chosen, regions, targets, strict=True)
         ]
-        count = mean_over_processes(torch.as_tensor(float(len(proposals)), device=logits.device))
         masked = mean_over_processes(has_mask.sum())
-        wanted = torch.cat(cuts)[has_mask]
-        own, quality = logits[has_mask], refinements[has_mask, 4]
+        own, wanted = logits[has_mask], torch.cat(cuts)[has_mask]
         probabilities = own.sigmoid()
         pixels = binary_cross_entropy_with_logits(own, wanted, reduction="none").mean(dim=(1, 2))
         shared = (probabilities * wanted).sum(dim=(1, 2))
         sizes = probabilities.square().sum(dim=(1, 2)) + wanted.square().sum(dim=(1, 2))
-        fit = _mask_overlaps(probabilities.detach() > 0.5, wanted > 0.5)
-        better = refined(proposals, refinements)
         return {
             "mask": pixels.sum() / masked,
             "dice": (1 - (2 * shared + 1) / (sizes + 1)).sum() / masked,
-            "mask_quality": binary_cross_entropy_with_logits(quality, fit, reduction="sum")
-            / masked,
-            "refined_box": generalized_box_iou_loss(better, truth, reduction="sum") / count,
         }
 
     def _distil(self, images: Tensor, cells: Tensor, targets: Sequence[Targets]) -> Tensor:
@@ -196,13 +182,11 @@ class _Proposals:
 
     Attributes:
         boxes: (R, 4) xyxy.
-        truth: (R, 4), the boxes of the objects that they are to become.
         rows: int64 (R,), the objects' rows.
         has_mask: bool (R,).
     """
 
     boxes: Tensor
-    truth: Tensor
     rows: Tensor
     has_mask: Tensor
 
@@ -231,7 +215,7 @@ def _propose(boxes: Tensor, scores: Tensor, owners: Tensor, targets: Targets) ->
     proposed = torch.cat([moved, found[good]])
     order = torch.randperm(len(rows), generator=draws)[:ROIS_PER_IMAGE].to(boxes.device)
     rows, proposed = rows[order], proposed[order]
-    return _Proposals(proposed, targets.boxes[rows], rows, targets.has_mask[rows])
+    return _Proposals(proposed, rows, targets.has_mask[rows])
 
 
 def _cut_masks(proposals: _Proposals, regions: Tensor, masks: Tensor) -> Tensor:
@@ -280,9 +264,3 @@ def _overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     shared = (corners[1] - corners[0]).clamp(min=0).prod(dim=1)
     areas = [(each[:, 2:] - each[:, :2]).clamp(min=0).prod(dim=1) for each in (boxes, others)]
     return shared / (areas[0] + areas[1] - shared).clamp(min=1e-6)
-
-
-def _mask_overlaps(masks: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of masks, bool (N, 28, 28), row by row: (N,)."""
-    shared = (masks & others).sum(dim=(1, 2))
-    return shared / (masks | others).sum(dim=(1, 2)).clamp(min=1)

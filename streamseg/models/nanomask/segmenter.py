@@ -29,7 +29,6 @@ from streamseg.models.nanomask.network import (
     cell_grid,
     decode_boxes,
     grown,
-    refined,
 )
 from streamseg.models.nanomask.objective import NanoMaskObjective
 from streamseg.models.selection import Selection
@@ -93,22 +92,12 @@ class NanoMask(Segmenter):
             )
         ]
         regions = [grown(each.prepared.to(self.device)) for each in found]
-        probabilities, features, refinements = self._masks(outputs.features, regions)
-        better = [
-            _refine(boxes, own, shape, size)
-            for boxes, own, shape, size in zip(
-                found,
-                torch.split(refinements, [len(each) for each in regions]),
-                batch.shapes,
-                batch.sizes,
-                strict=True,
-            )
-        ]
         covered = [
             resize_boxes(region.float().cpu(), list(shape), list(size))
             for region, shape, size in zip(regions, batch.shapes, batch.sizes, strict=True)
         ]
-        return with_masks(batch, selections, better, covered, probabilities, features)
+        masks = self._masks(outputs.features, regions)
+        return with_masks(batch, selections, found, covered, *masks)
 
     def _boxes(
         self, cells: Tensor, grid: FloatArray, shape: Size, size: Size, selection: Selection
@@ -133,25 +122,14 @@ class NanoMask(Segmenter):
         labels = torch.tensor(list(self.categories))[indices[kept]]
         return select_boxes(boxes[kept], scores[kept], labels, shape, size, selection)
 
-    def _masks(
-        self, features: Features, regions: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask probabilities (N, 28, 28), appearance (N, 128) and refinements (N, 5)."""
+    def _masks(self, features: Features, regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mask probabilities (N, 28, 28) and appearance (N, 128) for the regions of all images."""
         if not any(len(rows) for rows in regions):
-            empty = torch.zeros(0, 2 * ROI_SIZE, 2 * ROI_SIZE), torch.zeros(0, 2 * C2_CHANNELS)
-            return *empty, torch.zeros(0, 5)
+            return torch.zeros(0, 2 * ROI_SIZE, 2 * ROI_SIZE), torch.zeros(0, 2 * C2_CHANNELS)
         branch = self.network.mask
-        logits, refinements = branch(branch.cut(branch.map_around(features, regions), regions))
-        probabilities = logits[:, 0].float().sigmoid()
-        appearance = _appearance(features.c2, regions, probabilities)
-        return probabilities, appearance, refinements.float().cpu()
-
-
-def _refine(boxes: Boxes, refinements: Tensor, shape: Size, size: Size) -> Boxes:
-    """The same objects in better boxes; (N, 5), see :class:`Refinement`."""
-    better = refined(boxes.prepared, refinements).clamp_(min=0)
-    better = torch.minimum(better, torch.tensor([*shape[::-1], *shape[::-1]]))
-    return Boxes(better, resize_boxes(better, list(shape), list(size)), boxes.scores, boxes.labels)
+        cuts = branch.cut(branch.map_around(features, regions), regions)
+        probabilities = branch(cuts)[:, 0].float().sigmoid()
+        return probabilities, _appearance(features.c2, regions, probabilities)
 
 
 def _appearance(c2: Tensor, boxes: Sequence[Tensor], probabilities: Tensor) -> Tensor:
