@@ -405,7 +405,7 @@ def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
     if not alone:
         raise ConfigError("--check looks at the data alone: leave the other options out")
     data = load_data(file, sets)
-    problems = check(data, file)
+    problems = check(data, file.parent)
     for problem in problems:
         print(problem)  # noqa: T201 - data, one line each, however wide the terminal is
     if problems:

@@ -148,7 +148,7 @@ def write_instance_png(folder: Path) -> InstancePngData:
 
 
 def problems_of(config: DatasetConfig, folder: Path) -> list[Problem]:
-    return check(DataConfig(train=(config,)), folder / "data.yaml")
+    return check(DataConfig(train=(config,)), folder)
 
 
 def located(config: DatasetConfig, folder: Path) -> list[str]:

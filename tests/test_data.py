@@ -476,7 +476,7 @@ REAL: list[tuple[DatasetConfig, int, int]] = [
 @pytest.mark.parametrize(("config", "images", "annotations"), REAL)
 def test_real_datasets_have_no_problems(config, images, annotations):
     root = shared(config.annotations)
-    assert check(DataConfig(train=(config,)), root / "data.yaml") == []
+    assert check(DataConfig(train=(config,)), root) == []
     dataset = open_dataset(config, root)
     assert len(dataset.images) == images
     assert sum(len(image.annotations) for image in dataset.images) == annotations

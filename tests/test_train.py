@@ -23,6 +23,7 @@ from streamseg.errors import ConfigError, DataError, OutputError, TrainingError,
 from streamseg.models import checkpoints, load_model
 from streamseg.recipe import Recipe
 from streamseg.train import Trainer
+from streamseg.train.optimisation import freeze, train_mode
 
 ROOT = Path(__file__).parents[1]
 PATTERN = "test:?size=64x48&frames=8&objects=3&fps=1"
@@ -272,6 +273,23 @@ def test_a_dataset_with_problems_never_starts_training(tmp_path):
     with pytest.raises(DataError, match="77"):
         trainer(tmp_path / "out", data={"train": [images], "val": []})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_with_a_damaged_picture_never_starts_training(tmp_path):
+    images = annotated(tmp_path, ["disc"])
+    (tmp_path / "pictures" / "2.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"the data have 1 problem, .* image 3"):
+        trainer(tmp_path / "out", data={"train": [images], "val": []})
+    assert not (tmp_path / "out").exists()
+
+
+def test_frozen_batch_norms_keep_their_statistics():
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2))
+    freeze(network, ("0",))
+    train_mode(network)
+    assert [module.training for module in network] == [False, True]
+    with pytest.raises(ConfigError, match="nothing is left to be trained"):
+        freeze(network, ("1",))
 
 
 def test_one_id_with_two_names_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from streamseg.errors import ConfigError, DataError, TooLargeError
 from streamseg.recipe import DataConfig, DatasetConfig
 
 
-def check(config: DataConfig, file: Path) -> list[Problem]:
+def check(config: DataConfig, folder: Path) -> list[Problem]:
     """All problems of all datasets; none means that they can be trained on and measured with.
 
     A dataset that can't be read at all is one problem, and the others are checked all the same.
@@ -27,9 +27,9 @@ def check(config: DataConfig, file: Path) -> list[Problem]:
 
     Args:
         config: the datasets.
-        file: where the config was read from; its ``root`` is relative to that.
+        folder: what its ``root`` is relative to: where the config was read from.
     """
-    root = file.parent / config.root
+    root = folder / config.root
     sections = list(dict.fromkeys((*config.train, *config.val)))
     names = Counter(name_of(section) for section in sections)
     return [

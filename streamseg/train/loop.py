@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from streamseg.config import Thresholds
-from streamseg.data import Augmentation, Dataset, open_dataset
-from streamseg.errors import ConfigError, OutputError, TrainingError
+from streamseg.data import Augmentation, Dataset, Problem, check, open_dataset
+from streamseg.errors import ConfigError, DataError, OutputError, TrainingError
 from streamseg.evaluate.predictions import predict_dataset, score_dataset
 from streamseg.models.base import AUTOCAST
 from streamseg.models.catalogue import start_model
@@ -40,6 +40,7 @@ from streamseg.train.optimisation import (
     make_optimiser,
     schedule,
     set_rate,
+    train_mode,
 )
 from streamseg.train.processes import Processes
 
@@ -94,6 +95,9 @@ class Trainer:
         *,
         resume: bool = False,
     ) -> None:
+        if processes.leads and not resume:
+            _refuse_problems(check(recipe.data, root))
+        processes.wait()
         torch.manual_seed(recipe.seed)
         self._recipe, self._out, self._progress = recipe, out, progress
         self._processes = processes
@@ -173,7 +177,7 @@ class Trainer:
     def _run_epoch(self) -> bool:
         """One epoch, or what is left of it; False if training was stopped on the way."""
         recipe, done = self._recipe, self._position
-        self.model.network.train()
+        train_mode(self.model.network)
         losses = _MeanLosses()
         count = self._batches.in_epoch
         what = f"epoch {done.epoch + 1} of {recipe.epochs}"
@@ -223,7 +227,7 @@ class Trainer:
         if self._average is not None:
             self._average.update(self._position.step)
 
-    def _refuse(self, losses: Mapping[str, Tensor], batch: TrainingBatch) -> None:
+    def _refuse(self, losses: Mapping[str, Tensor], batch: TrainingBatch) -> NoReturn:
         wrong = [name for name, loss in losses.items() if not bool(torch.isfinite(loss))]
         raise TrainingError(
             f"loss {', '.join(wrong)} isn't finite in epoch {self._position.epoch + 1}, after "
@@ -305,6 +309,15 @@ class _MeanLosses:
         means = {name: value / self._count for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
         return means
+
+
+def _refuse_problems(problems: Sequence[Problem]) -> None:
+    """Before hours are spent on it, every picture is opened."""
+    if problems:
+        raise DataError(
+            f"the data have {len(problems)} problem{'s' if len(problems) > 1 else ''}, the first: "
+            f"{problems[0]}; list them with streamseg eval --check"
+        )
 
 
 def _categories(datasets: list[Dataset]) -> dict[int, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
 from streamseg.errors import ConfigError
@@ -29,6 +30,14 @@ def freeze(network: nn.Module, parts: tuple[str, ...]) -> None:
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError("optimiser.frozen: nothing is left to be trained")
+
+
+def train_mode(network: nn.Module) -> None:
+    """Set the network to train; batch norms that are frozen keep their statistics, too."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
 
 
 def make_optimiser(network: nn.Module, config: OptimiserConfig) -> Optimizer:
