@@ -445,7 +445,7 @@ def test_datasets_are_checked_one_by_one(tmp_path):
         PatternData(url="test:?frames=0"),
     )
     val = (train[0], PatternData(url="test:?size=8x8&frames=2", name="fine"))
-    found = check(DataConfig(root="data", train=train, val=val), tmp_path / "data.yaml")
+    found = check(DataConfig(root="data", train=train, val=val), tmp_path)
     wrong_size = "it is 5 x 4, its annotations are for 20 x 16"
     texts = [str(problem).replace(f"{tmp_path}/", "") for problem in found]
     assert texts == [

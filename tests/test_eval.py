@@ -294,7 +294,8 @@ def test_the_example_for_coco_works(streamseg: Run, folder: Path, tmp_path: Path
 
 def test_every_example_is_an_evaluation_that_a_test_runs() -> None:
     files = sorted(EXAMPLES.glob("*.yaml"))
-    assert [file.name for file in files] == ["coco.yaml", "panoptic.yaml", "tracking.yaml"]
+    names = ["coco.yaml", "nanomask.yaml", "panoptic.yaml", "tracking.yaml"]
+    assert [file.name for file in files] == names
     for file in files:
         load_evaluation(file, [])
 

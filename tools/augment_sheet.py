@@ -1,6 +1,6 @@
 """A contact sheet of what a recipe's augmentation does to its own training pictures, as a PNG.
 
-    python tools/augment_sheet.py RECIPE.yaml OUT.png [--rows N] [--columns N] [--seed S]
+    python tools/augment_sheet.py RECIPE.yaml OUT.png [--set a.b=c]… [--rows N] [--columns N]
 
 A row has one picture: first as it is, then as the model would see it, pixel by pixel. Objects with
 a mask have it painted, all have their box; crowds, which are neither object nor background, are
@@ -52,14 +52,15 @@ class Pictures:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument("out", type=Path, metavar="OUT.png")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="sets")
     parser.add_argument("--rows", type=int, default=6, help="pictures")
     parser.add_argument("--columns", type=int, default=5, help="the picture and its views")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:
-        recipe = load_recipe(given.recipe, [])
+        recipe = load_recipe(given.recipe, given.sets)
         pictures = open_pictures(recipe, given.recipe.parent)
         image = sheet(recipe, pictures, given.rows, given.columns, given.seed)
     except StreamsegError as error:
