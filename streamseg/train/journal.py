@@ -52,7 +52,7 @@ class Journal:
 
     def draw(self) -> None:
         """Losses and average precision as PNGs; nothing where matplotlib isn't installed."""
-        if find_spec("matplotlib") is None:
+        if without_curves():
             return
         self._draw_losses()
         self._draw_measures()
@@ -115,6 +115,11 @@ class _Table:
     def _append(self, row: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(row.values()) + "\n")
+
+
+def without_curves() -> str:
+    """What is to be said where curves can't be drawn; empty where they can."""
+    return "" if find_spec("matplotlib") else "; no curves: pip install 'streamseg[train]'"
 
 
 def _line(values: Sequence[Any] | Any) -> str:

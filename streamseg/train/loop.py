@@ -33,7 +33,7 @@ from streamseg.summary import Progress
 from streamseg.train import checkpoint
 from streamseg.train.batches import Batches, TrainingBatch
 from streamseg.train.checkpoint import Position
-from streamseg.train.journal import Journal
+from streamseg.train.journal import Journal, without_curves
 from streamseg.train.optimisation import (
     AveragedWeights,
     freeze,
@@ -145,7 +145,7 @@ class Trainer:
         fresh = f"; new: {', '.join(self._fresh[:5])}" if self._fresh else ""
         return (
             f"{self.model.name}: {len(self.model.categories)} classes{fresh}; "
-            f"{self._batches.in_epoch} batches of {self._batches.size} an epoch"
+            f"{self._batches.in_epoch} batches of {self._batches.size} an epoch{without_curves()}"
         )
 
     def stop(self) -> None:
