@@ -28,13 +28,7 @@ from streamseg.types import Instances
 NAMES = {1: "person", 3: "car", 7: "train"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other make these slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Masks inside their boxes

@@ -23,6 +23,7 @@ from streamseg.errors import ConfigError, DataError, OutputError, TrainingError,
 from streamseg.models import checkpoints, load_model
 from streamseg.recipe import Recipe
 from streamseg.train import Trainer
+from streamseg.train.journal import Journal
 from streamseg.train.optimisation import freeze, train_mode
 
 ROOT = Path(__file__).parents[1]
@@ -43,13 +44,7 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Sums are in one order, and threads don't wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe(**changes):
@@ -218,6 +213,17 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert (tmp_path / "last.pt").read_bytes() == before
     checkpoints.read(tmp_path / "last.pt")
+
+
+def test_a_full_disk_is_one_line_for_the_journal_too(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    journal = Journal(tmp_path, 0)
+    journal.note_step(1, 1, 0.1, {"mask": 1.0})
+    (tmp_path / "steps.csv").unlink()
+    (tmp_path / "steps.csv").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"steps\.csv: can't be written: No space left"):
+        journal.note_step(2, 1, 0.1, {"mask": 1.0})
 
 
 def test_a_second_training_does_not_overwrite_the_first(whole):

@@ -143,7 +143,7 @@ def load_model(
     options = {"device": device, "precision": precision, "input_size": input_size}
     _check(ModelConfig, options)
     selected = _check(Thresholds, thresholds)
-    place = find_device(device)
+    place = _device(device)
     family = _family(entry)
     given = _weights(entry, family, weights)
     categories = (given and given.categories) or family.trained_on
@@ -187,7 +187,7 @@ def start_model(
         network,
         categories,
         input_size=config.input_size or entry.default_size,
-        device=find_device(config.device),
+        device=_device(config.device),
         precision=config.precision,
         thresholds=thresholds,
     )
@@ -207,8 +207,7 @@ def _check(schema: type[Any], values: dict[str, Any]) -> Any:
         raise UsageError(f"load_model: {error}") from None
 
 
-def find_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as torch has it; UsageError if it isn't there."""
+def _device(name: str) -> torch.device:
     import torch
 
     if name == "auto":

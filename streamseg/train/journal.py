@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from streamseg.errors import OutputError
 from streamseg.evaluate.coco import CocoScores
 from streamseg.evaluate.pictures import Series, plot_series
 from streamseg.sinks.files import write_bytes_atomically
@@ -113,8 +114,11 @@ class _Table:
         write_bytes_atomically(self._path, "".join(line + "\n" for line in lines).encode())
 
     def _append(self, row: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(row.values()) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_line(row.values()) + "\n")
+        except OSError as error:
+            raise OutputError(f"{self._path}: can't be written: {error.strerror}") from None
 
 
 def without_curves() -> str:

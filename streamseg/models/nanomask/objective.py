@@ -45,11 +45,7 @@ LEAST_OVERLAP = 0.5
 
 
 class NanoMaskObjective(Objective):
-    """The losses of :class:`NanoMaskNet`.
-
-    Attributes:
-        teacher: the network that training started from, if ``distil`` has a weight.
-    """
+    """The losses of :class:`NanoMaskNet`; with ``distil``, its present weights are the teacher."""
 
     own_weights: ClassVar[Mapping[str, float]] = {
         "quality": 1.0,
