@@ -342,27 +342,24 @@ def evaluate(
 
 
 @app.command()
-def models() -> int:
-    """The catalogue: every model's name, family, size, published accuracy and licence.
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="One alone, and where it is published.")
+    ] = None,
+) -> int:
+    """The catalogue: every model's name, size, cost and published accuracy; one in full.
 
-    Example: `streamseg models`
+    Example: `streamseg models` or `streamseg models solov2_r50`
     """
-    from streamseg.models.catalogue import CATALOGUE
+    from streamseg.models.catalogue import CATALOGUE, find
     from streamseg.terminal import listing
 
-    columns = (
-        "name",
-        "family",
-        "classes",
-        "M params",
-        "input",
-        "box / mask AP",
-        "weights",
-        "licence",
-    )
+    if name is not None:
+        out.print(model_description(find(name)), soft_wrap=True, highlight=False)
+        return 0
+    columns = ("name", "params", "GFLOPs", "box AP", "mask", "PQ", "weights")
     out.print(listing("models", columns, [model_row(entry) for entry in CATALOGUE]))
-    for entry in CATALOGUE:
-        out.print(f"{entry.name}: {entry.source}", soft_wrap=True, highlight=False)
+    out.print("streamseg models NAME says more: licence, input, where the weights are published.")
     return 0
 
 
@@ -418,17 +415,32 @@ def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
 
 def model_row(entry: Entry) -> tuple[str, ...]:
     """An entry of the catalogue as the table shows it."""
-    published = [f"{ap:.1f}" if ap is not None else "-" for ap in (entry.box_ap, entry.mask_ap)]
+    usual = entry.published[0]
+    accuracies = (usual.box_ap, usual.mask_ap, usual.pq)
     return (
         entry.name,
-        entry.family,
-        entry.classes,
-        f"{entry.parameters:.1f}",
-        entry.input_size,
-        " / ".join(published),
+        f"{entry.parameters:.1f}M",
+        f"{entry.gflops:.1f}",
+        *("-" if value is None else f"{value:.1f}" for value in accuracies),
         entry.weights,
-        entry.licence,
     )
+
+
+def model_description(entry: Entry) -> str:
+    """What is known of a model, and where its weights are published."""
+    cost = f"{entry.parameters:.2f} M parameters; {entry.gflops:.1f} GFLOPs for 640 x 480 pixels"
+    lines = [
+        f"{entry.name}: {entry.family}, classes: {entry.classes}",
+        f"input {entry.input_size}; {cost}",
+        f"weights: {entry.weights}",
+    ]
+    for file in entry.published:
+        accuracies = {"box AP": file.box_ap, "mask AP": file.mask_ap, "PQ": file.pq}
+        known = [f"{what} {value:.1f}" for what, value in accuracies.items() if value is not None]
+        lines += ["", f"{file.file}", f"  from {file.url}", f"  licence {file.licence}"]
+        lines += [f"  {', '.join([*known, file.measured_on])}"]
+        lines += [f"  sha256 {file.sha256}…"] if file.sha256 else []
+    return "\n".join(lines)
 
 
 def build_config(

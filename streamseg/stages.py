@@ -66,7 +66,7 @@ def infer(
         own = [thresholds[frame.source] for frame in frames]
         detections = model.forward(prepared, own)
         found = time.monotonic()
-        instances = model.postprocess(detections)
+        predictions = model.postprocess(detections)
         done = time.monotonic()
         spent = {
             "prepare": (ready - taken) / len(frames),
@@ -75,10 +75,12 @@ def infer(
         }
         for stage, seconds in spent.items():
             metrics.stage_seconds.labels(stage).observe(seconds)
-        for frame, rows in zip(frames, instances, strict=True):
+        for frame, found_in_it in zip(frames, predictions, strict=True):
             timing = {"queue": (taken - frame.monotonic) * 1000}
             timing |= {stage: seconds * 1000 for stage, seconds in spent.items()}
-            yield Result(frame, rows, model.name, timing)
+            yield Result(
+                frame, found_in_it.instances, model.name, timing, found_in_it.segments
+            )
 
 
 def track(results: Iterable[Result], settings: TrackerConfig, metrics: Metrics) -> Iterator[Result]:

@@ -12,7 +12,8 @@ from PIL import Image
 from streamseg.config import ModelConfig, SourceConfig, Thresholds
 from streamseg.models import checkpoints
 from streamseg.models.base import Segmenter
-from streamseg.models.catalogue import start_model
+from streamseg.models.categories import Categories
+from streamseg.models.loading import start_model
 from streamseg.recipe import CocoData
 from streamseg.sources.imagefile import read_image
 from streamseg.sources.pattern import CATEGORIES, TestPattern
@@ -27,7 +28,7 @@ SIZES = ("160x120", "120x96")
 def wild_model() -> Segmenter:
     """A model with random weights that finds some fifty objects in every picture."""
     made, _ = start_model(
-        ModelConfig(weights="none", input_size=INPUT_SIZE), CATEGORIES, Thresholds()
+        ModelConfig(weights="none", input_size=INPUT_SIZE), Categories(CATEGORIES), Thresholds()
     )
     with torch.no_grad():
         for level in made.network.head:  # type: ignore[union-attr]
@@ -37,7 +38,7 @@ def wild_model() -> Segmenter:
 
 
 def write_weights(model: Segmenter, path: Path) -> Path:
-    weights = checkpoints.Weights(model.network.state_dict(), model.name, model.categories)
+    weights = checkpoints.Weights(model.network.state_dict(), model.name, model.all_categories)
     path.write_bytes(checkpoints.to_safetensors(weights))
     return path
 

@@ -20,7 +20,8 @@ from streamseg.errors import UnknownModelError, UsageError, WeightsError
 from streamseg.masks import Masks
 from streamseg.models import CATALOGUE, checkpoints, load_model
 from streamseg.models.catalogue import find
-from streamseg.models.layers import paste_masks
+from streamseg.models.categories import Categories
+from streamseg.models.layers.masks import paste_masks
 from streamseg.models.nanomask.network import NanoMaskNet
 from streamseg.models.selection import Selection
 from streamseg.types import Instances
@@ -391,19 +392,22 @@ def test_a_file_of_another_family_says_which_it_looks_like(tmp_path, state):
 
 def test_a_file_of_this_project_says_its_classes_in_either_format(tmp_path):
     state = {"a": torch.ones(2)}
-    weights = checkpoints.Weights(state, "nanomask", {3: "cat", 900_000_000: "dog"})
+    weights = checkpoints.Weights(state, "nanomask", Categories({3: "cat", 900_000_000: "dog"}))
     (tmp_path / "a.safetensors").write_bytes(checkpoints.to_safetensors(weights))
     torch.save(checkpoints.to_checkpoint(weights), tmp_path / "a.pt")
     for name in ("a.safetensors", "a.pt"):
         read = checkpoints.read(tmp_path / name)
-        assert (read.model, read.categories) == ("nanomask", {3: "cat", 900_000_000: "dog"})
+        assert (read.model, read.categories) == (
+            "nanomask",
+            Categories({3: "cat", 900_000_000: "dog"}),
+        )
         assert torch.equal(read.state["a"], state["a"])
 
 
 @pytest.mark.parametrize("categories", ["[1]", "{", '{"one": "cat"}', "7"])
 def test_damaged_class_names_are_said_in_one_line(tmp_path, categories):
     path = tmp_path / "a.pt"
-    held = checkpoints.to_checkpoint(checkpoints.Weights({"a": torch.ones(2)}, "nanomask", {}))
+    held = checkpoints.to_checkpoint(checkpoints.Weights({"a": torch.ones(2)}, "nanomask"))
     torch.save(held | {"categories": categories}, path)
     with pytest.raises(WeightsError, match=r"a\.pt: its list of categories is damaged"):
         checkpoints.read(path)

@@ -10,6 +10,7 @@ import torch
 
 from streamseg.errors import ConfigError
 from streamseg.models import load_model
+from streamseg.models.categories import Categories
 from streamseg.models.nanomask.assignment import assign
 from streamseg.models.nanomask.network import NanoMaskNet, cell_grid, grown
 from streamseg.models.nanomask.objective import NanoMaskObjective
@@ -245,7 +246,7 @@ def test_mask_rcnn_does_not_take_what_is_not_annotated_for_background(mask_rcnn)
 def test_mask_rcnn_s_outputs_are_the_categories_of_any_dataset():
     from streamseg.models.mask_rcnn import MaskRCNN
 
-    categories = {7: "star", 900_000_001: "moon"}
+    categories = Categories({7: "star", 900_000_001: "moon"})
     torch.manual_seed(0)
     network = MaskRCNN.build("mask_rcnn_r50_fpn", categories)
     assert network.roi_heads.box_predictor.cls_score.out_features == 3

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import CLIP, MEDIA
 
-from streamseg import Instances, connect, load_model
+from streamseg import connect, load_model
 from streamseg.config import (
     Config,
     PublishConfig,
@@ -24,7 +24,7 @@ from streamseg.config import (
 )
 from streamseg.errors import BindError, SourceError, StageError, StreamsegError, UsageError
 from streamseg.metrics import AccountSnapshot
-from streamseg.models.base import Segmenter
+from streamseg.models.base import Prediction, Segmenter
 from streamseg.serve import Service
 from streamseg.summary import Summary
 from streamseg.watch import check_service
@@ -185,7 +185,7 @@ def test_a_model_that_raises_ends_the_run_and_loses_count_of_nothing() -> None:
     class Broken(type(load_model("nanomask", input_size=128))):  # type: ignore[misc]
         calls = 0
 
-        def postprocess(self, detections: object) -> list[Instances]:
+        def postprocess(self, detections: object) -> list[Prediction]:
             self.calls += 1
             if self.calls == 3:
                 raise ZeroDivisionError("the model broke")

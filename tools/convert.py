@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from streamseg.models import checkpoints, load_model
-from streamseg.models.categories import COCO
+from streamseg.models.categories import COCO_THINGS
 
 
 def detector(source: Path, target: Path) -> None:
@@ -28,7 +28,7 @@ def detector(source: Path, target: Path) -> None:
         if own != set(arrays.files):
             sys.exit(f"{source}: isn't NanoDet-g: {sorted(own ^ set(arrays.files))[:3]} …")
         state |= {name: torch.from_numpy(arrays[name]).float() for name in own}
-    _write(checkpoints.Weights(state, "nanomask", COCO), target)
+    _write(checkpoints.Weights(state, "nanomask", COCO_THINGS), target)
 
 
 def bundle(source: Path, target: Path) -> None:

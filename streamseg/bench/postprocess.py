@@ -17,7 +17,7 @@ from streamseg.annotate import FILL_ALPHA, fill
 from streamseg.bench import textbook
 from streamseg.masks import Masks
 from streamseg.models.categories import COCO
-from streamseg.models.layers import paste_masks
+from streamseg.models.layers.masks import paste_masks
 from streamseg.types import Image, Instances
 
 SIZE = (1080, 1920)

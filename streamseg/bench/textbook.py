@@ -24,7 +24,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from streamseg.annotate import FILL_ALPHA, PALETTE
 from streamseg.models.base import Segmenter
-from streamseg.models.layers import BoxMasks
+from streamseg.models.layers.masks import BoxMasks
 from streamseg.models.mask_rcnn import MaskRCNN
 from streamseg.types import Image
 
@@ -67,6 +67,7 @@ def detect(model: Segmenter, rgb: Image) -> Found:
         return Found(found["boxes"], found["scores"], found["labels"], masks)
     (detected,) = model.forward(model.prepare([rgb]))
     assert isinstance(detected.masks, BoxMasks)
+    assert detected.boxes is not None
     masks = paste(detected.masks.probabilities, detected.masks.boxes, rgb.shape[:2])
     return Found(detected.boxes, detected.scores, detected.labels, masks > model.thresholds.mask)
 

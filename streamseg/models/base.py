@@ -12,7 +12,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from streamseg.config import Thresholds
 from streamseg.errors import UsageError
 from streamseg.masks import Size
-from streamseg.models.layers import MaskSource
+from streamseg.models.categories import Categories
+from streamseg.models.layers.masks import MaskSource
 from streamseg.models.objective import Objective
 from streamseg.models.selection import Selection
-from streamseg.types import Image, Instances
+from streamseg.types import Image, Instances, Segment
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,16 +58,23 @@ class ClassRows:
     """How the first dimension of a tensor is made up of classes.
 
     Attributes:
-        starts: each category's first row, in the order of the categories.
-        each: rows of a category.
-        before: rows at the beginning that are no category's.
-        after: rows at the end that are no category's.
+        starts: the first row of each class, by its name.
+        each: rows of a class.
+        before: rows at the beginning that are no class's.
+        after: rows at the end that are no class's.
     """
 
-    starts: tuple[int, ...]
+    starts: Mapping[str, int]
     each: int = 1
     before: int = 0
     after: int = 0
+
+
+class PanopticSource(Protocol):
+    """What the panoptic parts of one image are made from, once its instances are known."""
+
+    def segments(self, instances: Instances) -> tuple[Segment, ...]:
+        """The parts of the image, of which no two overlap."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,21 +83,37 @@ class Detections:
 
     Attributes:
         size: (height, width) of the image as it was given.
-        boxes: float32 (N, 4) xyxy, pixels of the image as it was given.
+        boxes: float32 (N, 4) xyxy, pixels of the image as it was given; None where they are the
+            tight boxes of the masks.
         scores: float32 (N,), descending.
         labels: int64 (N,), category ids.
         masks: what the N masks are made from.
         selection: the thresholds that the detections passed, and that their masks have to pass.
         features: float32 (N, D) appearance, of length 1, or None.
+        panoptic: what the panoptic parts are made from, None for models that have none.
     """
 
     size: Size
-    boxes: Tensor
+    boxes: Tensor | None
     scores: Tensor
     labels: Tensor
     masks: MaskSource
     selection: Selection
     features: Tensor | None = None
+    panoptic: PanopticSource | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        instances: the things, best score first.
+        segments: the panoptic parts, None for a model that has none.
+    """
+
+    instances: Instances
+    segments: tuple[Segment, ...] | None = None
 
 
 class Segmenter(ABC):
@@ -98,14 +122,15 @@ class Segmenter(ABC):
     Attributes:
         name: as in the catalogue.
         network: the torch module alone: no resizing before it, no thresholds after it.
-        categories: the name of each category id.
+        categories: the name of each category id: of the things, which are what instances are of.
+        stuff: the name of each category id that panoptic parts may have besides; mostly none.
         thresholds: for frames that bring none of their own.
         device: where the network is.
         input_size: pixels; which side it means is said by the family.
         precision: ``fp32``, or the type that the network is autocast to.
     """
 
-    trained_on: ClassVar[Mapping[int, str]]
+    trained_on: ClassVar[Categories]
     """The categories of the published weights."""
     multiple: ClassVar[int] = 32
     """Prepared images are padded with zeros to a multiple of this, to the right and below."""
@@ -114,7 +139,7 @@ class Segmenter(ABC):
         self,
         name: str,
         network: nn.Module,
-        categories: Mapping[int, str],
+        categories: Categories,
         *,
         input_size: int,
         device: torch.device,
@@ -122,22 +147,23 @@ class Segmenter(ABC):
         thresholds: Thresholds | None = None,
     ) -> None:
         self.name = name
-        self.categories = categories
+        self.categories = categories.things
+        self.stuff = categories.stuff
         self.thresholds = thresholds or Thresholds()
         self.device = device
         self.input_size = input_size
         self.precision = precision
         self.network = network.eval().to(device).to(memory_format=torch.channels_last)
-        Selection.of(self.thresholds, categories)  # a wrong class name is said now
+        Selection.of(self.thresholds, self.categories)  # a wrong class name is said now
 
     @classmethod
     @abstractmethod
-    def build(cls, name: str, categories: Mapping[int, str]) -> nn.Module:
+    def build(cls, name: str, categories: Categories) -> nn.Module:
         """The network of that name, with random weights, for these categories."""
 
     @classmethod
     @abstractmethod
-    def class_rows(cls, categories: Mapping[int, str]) -> Mapping[str, ClassRows]:
+    def class_rows(cls, categories: Categories) -> Mapping[str, ClassRows]:
         """Which tensors of a network for these categories have rows for them."""
 
     @abstractmethod
@@ -149,9 +175,10 @@ class Segmenter(ABC):
         """
 
     @classmethod
-    @abstractmethod
-    def published(cls, name: str) -> State:
-        """The default weights of that name."""
+    def published(cls, name: str) -> State | None:
+        """The default weights of that name, where they are at hand or can be downloaded."""
+        del name
+        return None
 
     @classmethod
     def adopt(cls, network: nn.Module, state: State) -> State:
@@ -162,6 +189,12 @@ class Segmenter(ABC):
         del network
         return state
 
+    @classmethod
+    def restriction(cls, state: Mapping[str, Tensor]) -> str | None:
+        """What a published file mustn't be used for, if its keys tell; mostly None."""
+        del state
+        return None
+
     @abstractmethod
     def fit(self, size: Size) -> Size:
         """The (height, width) that an image of ``size`` is resized to, without padding."""
@@ -170,9 +203,22 @@ class Segmenter(ABC):
     def write(self, image: Image, into: Tensor) -> None:
         """Resize and normalise ``image``; ``into`` is a float32 (3, h, w) view of its place."""
 
+    def training_shape(self, shape: Size) -> Size:
+        """The (height, width) that a varied picture is brought to before it is padded.
+
+        Args:
+            shape: its own (height, width), at most ``input_size`` on each side.
+        """
+        return shape
+
     @abstractmethod
     def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
         """Run the network on a batch; one selection and one result an image."""
+
+    @property
+    def all_categories(self) -> Categories:
+        """Things and stuff."""
+        return Categories(self.categories, self.stuff)
 
     def with_network(self, network: nn.Module) -> Self:
         """The same model with another network of its architecture."""
@@ -198,6 +244,28 @@ class Segmenter(ABC):
             UsageError: an image isn't uint8 (H, W, 3), the thresholds aren't one for each image,
                 or they name a class that the model doesn't know.
         """
+        return [found.instances for found in self._predict(images, thresholds)]
+
+    def predict_panoptic(
+        self,
+        images: Sequence[Image],
+        thresholds: Thresholds | Sequence[Thresholds] | None = None,
+    ) -> list[tuple[Segment, ...]]:
+        """Divide each image into things and stuff that don't overlap.
+
+        Takes and raises what :meth:`predict` does.
+
+        Raises:
+            UsageError: the model has no panoptic results, too.
+        """
+        segments = [found.segments for found in self._predict(images, thresholds)]
+        if not self.stuff:
+            raise UsageError(f"{self.name} has no panoptic results")
+        return [each or () for each in segments]
+
+    def _predict(
+        self, images: Sequence[Image], thresholds: Thresholds | Sequence[Thresholds] | None
+    ) -> list[Prediction]:
         return self.postprocess(self.forward(self.prepare(images), thresholds))
 
     def prepare(self, images: Sequence[Image]) -> list[Batch]:
@@ -228,9 +296,9 @@ class Segmenter(ABC):
         return [found[row] for row in range(count)]
 
     @torch.inference_mode()
-    def postprocess(self, detections: Sequence[Detections]) -> list[Instances]:
-        """Make the masks at source resolution, inside their boxes."""
-        return [self._instances(found) for found in detections]
+    def postprocess(self, detections: Sequence[Detections]) -> list[Prediction]:
+        """Make the masks at source resolution, inside their boxes, and what follows from them."""
+        return [self._prediction(found) for found in detections]
 
     def _batch(
         self, images: Sequence[Image], shapes: Sequence[Size], rows: list[int], padded: Size
@@ -255,17 +323,22 @@ class Segmenter(ABC):
             raise UsageError(f"{len(thresholds)} thresholds for {count} images: give one or each")
         return [Selection.of(each, self.categories) for each in thresholds]
 
+    def _prediction(self, found: Detections) -> Prediction:
+        instances = self._instances(found)
+        segments = None if found.panoptic is None else found.panoptic.segments(instances)
+        return Prediction(instances, segments)
+
     def _instances(self, found: Detections) -> Instances:
-        selection = found.selection
+        masks = found.masks.masks(found.size, found.selection.thresholds.mask)
         instances = Instances(
-            found.boxes.float().cpu().numpy(),
+            masks.boxes if found.boxes is None else found.boxes.float().cpu().numpy(),
             found.scores.float().cpu().numpy(),
             found.labels.cpu().numpy(),
-            found.masks.masks(found.size, selection.thresholds.mask),
+            masks,
             self.categories,
             features=None if found.features is None else found.features.float().cpu().numpy(),
         )
-        return selection.finish(instances)
+        return found.selection.finish(instances)
 
 
 def _checked_size(image: Image, row: int) -> Size:

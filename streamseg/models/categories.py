@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Categories:
+    """What a model knows, by category id, in the order of its outputs.
+
+    Attributes:
+        things: what is counted: each one is an instance.
+        stuff: what isn't, such as sky; only panoptic models have any.
+    """
+
+    things: Mapping[int, str]
+    stuff: Mapping[int, str] = field(default_factory=dict)
+
 
 _BY_OUTPUT = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 
@@ -20,3 +35,67 @@ COCO: Mapping[int, str] = MappingProxyType(
 
 The order is that of the ids; a model of 80 contiguous outputs has its outputs in this order.
 """
+
+COCO_THINGS = Categories(COCO)
+"""What COCO's instance segmentation has."""
+
+_STUFF: Mapping[int, str] = MappingProxyType(
+    {
+        92: "banner",
+        93: "blanket",
+        95: "bridge",
+        100: "cardboard",
+        107: "counter",
+        109: "curtain",
+        112: "door-stuff",
+        118: "floor-wood",
+        119: "flower",
+        122: "fruit",
+        125: "gravel",
+        128: "house",
+        130: "light",
+        133: "mirror-stuff",
+        138: "net",
+        141: "pillow",
+        144: "platform",
+        145: "playingfield",
+        147: "railroad",
+        148: "river",
+        149: "road",
+        151: "roof",
+        154: "sand",
+        155: "sea",
+        156: "shelf",
+        159: "snow",
+        161: "stairs",
+        166: "tent",
+        168: "towel",
+        171: "wall-brick",
+        175: "wall-stone",
+        176: "wall-tile",
+        177: "wall-wood",
+        178: "water-other",
+        180: "window-blind",
+        181: "window-other",
+        184: "tree-merged",
+        185: "fence-merged",
+        186: "ceiling-merged",
+        187: "sky-other-merged",
+        188: "cabinet-merged",
+        189: "table-merged",
+        190: "floor-other-merged",
+        191: "pavement-merged",
+        192: "mountain-merged",
+        193: "grass-merged",
+        194: "dirt-merged",
+        195: "paper-merged",
+        196: "food-other-merged",
+        197: "building-other-merged",
+        198: "rock-merged",
+        199: "wall-other-merged",
+        200: "rug-merged",
+    }
+)
+
+COCO_PANOPTIC = Categories(COCO, _STUFF)
+"""What COCO's panoptic segmentation has: the 80 things and 53 kinds of stuff, by its own ids."""

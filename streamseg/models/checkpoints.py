@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from streamseg.errors import WeightsError
+from streamseg.models.categories import Categories
 
 MAX_BYTES = 4 << 30
 """Larger weights files are refused."""
@@ -37,13 +38,13 @@ class Weights:
     Attributes:
         state: the tensors, by name.
         model: the catalogue's name of the model, where this project wrote the file.
-        categories: the name of each category id that the model knows, likewise.
+        categories: what the model knows, likewise.
         training: the rest of a checkpoint, for training to go on from it.
     """
 
     state: Mapping[str, Tensor]
     model: str | None = None
-    categories: Mapping[int, str] | None = None
+    categories: Categories | None = None
     training: Mapping[str, Any] | None = None
 
 
@@ -76,7 +77,7 @@ def read(path: Path) -> Weights:
 
 def to_safetensors(weights: Weights) -> bytes:
     """A safetensors file of the tensors, with the model's name and categories in its header."""
-    header = {"model": weights.model or "", "categories": _written(weights.categories or {})}
+    header = {"model": weights.model or ""} | _written(weights.categories)
     return save({name: t.contiguous() for name, t in weights.state.items()}, header)
 
 
@@ -85,10 +86,9 @@ def to_checkpoint(weights: Weights) -> dict[str, Any]:
     return {
         "format": _CHECKPOINT,
         "name": weights.model,
-        "categories": _written(weights.categories or {}),
         "model": dict(weights.state),
         "training": weights.training,
-    }
+    } | _written(weights.categories)
 
 
 def differences(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
@@ -151,25 +151,33 @@ def _read_torch(path: Path) -> Weights:
     state = _unwrapped(path, content)
     if not isinstance(content, Mapping) or content.get("format") != _CHECKPOINT:
         return Weights(state)
-    described = _described_by(path, state, content.get("name"), content.get("categories"))
+    described = _described_by(path, state, content.get("name"), content)
     training = content.get("training")
     return replace(described, training=training if isinstance(training, Mapping) else None)
 
 
 def _described_by(
-    path: Path, state: Mapping[str, Tensor], model: object, categories: object
+    path: Path, state: Mapping[str, Tensor], model: object, written: Mapping[str, Any]
 ) -> Weights:
     """The tensors with what the file says of the model, which came as text."""
     try:
-        read = json.loads(str(categories))
-        known = {int(number): str(name) for number, name in read.items()}
+        things, stuff = (_names(written.get(kind, "{}")) for kind in ("categories", "stuff"))
     except (ValueError, AttributeError):
         raise WeightsError(f"{path}: its list of categories is damaged") from None
-    return Weights(state, str(model) if model else None, known or None)
+    known = Categories(things, stuff) if things or stuff else None
+    return Weights(state, str(model) if model else None, known)
 
 
-def _written(categories: Mapping[int, str]) -> str:
-    return json.dumps({str(number): name for number, name in categories.items()})
+def _written(categories: Categories | None) -> dict[str, str]:
+    """The things as ``categories``, and ``stuff`` where there is any."""
+    known = categories or Categories({})
+    things = {"categories": json.dumps({str(n): name for n, name in known.things.items()})}
+    stuff = json.dumps({str(n): name for n, name in known.stuff.items()})
+    return things | ({"stuff": stuff} if known.stuff else {})
+
+
+def _names(written: object) -> dict[int, str]:
+    return {int(number): str(name) for number, name in json.loads(str(written)).items()}
 
 
 def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
@@ -195,7 +203,7 @@ def _read_safetensors(path: Path) -> Weights:
         raise WeightsError(f"{path}: holds no tensors")
     if "categories" not in header:
         return Weights(state)
-    return _described_by(path, state, header.get("model"), header["categories"])
+    return _described_by(path, state, header.get("model"), header)
 
 
 def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -31,7 +31,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from streamseg.errors import WeightsError
 from streamseg.masks import Size
 from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
-from streamseg.models.categories import COCO
+from streamseg.models.categories import COCO, COCO_THINGS, Categories
 from streamseg.models.mask_rcnn_objective import MaskRCNNObjective
 from streamseg.models.selection import Selection
 from streamseg.models.two_stage import Boxes, select_boxes, with_masks
@@ -61,7 +61,7 @@ class MaskRCNN(Segmenter):
     The long side is held to 1333 / 800 of it, as published.
     """
 
-    trained_on = COCO
+    trained_on = COCO_THINGS
     network: Any
     long_to_short: ClassVar[float] = 1333 / 800
 
@@ -76,8 +76,9 @@ class MaskRCNN(Segmenter):
             module.register_forward_hook(lambda _module, _inputs, outputs: _in_fp32(outputs))
 
     @classmethod
-    def build(cls, name: str, categories: Mapping[int, str]) -> TorchvisionMaskRCNN:
-        outputs = COCO_OUTPUTS if categories == COCO else len(categories) + 1
+    def build(cls, name: str, categories: Categories) -> TorchvisionMaskRCNN:
+        things = categories.things
+        outputs = COCO_OUTPUTS if things == COCO else len(things) + 1
         if name == "mask_rcnn_r50_fpn_v2":
             network = maskrcnn_resnet50_fpn_v2(weights_backbone=None, num_classes=outputs)
         else:
@@ -92,10 +93,10 @@ class MaskRCNN(Segmenter):
         return network
 
     @classmethod
-    def class_rows(cls, categories: Mapping[int, str]) -> Mapping[str, ClassRows]:
-        outputs = tuple(outputs_of(categories))
+    def class_rows(cls, categories: Categories) -> Mapping[str, ClassRows]:
+        outputs = dict(zip(categories.things.values(), outputs_of(categories.things), strict=True))
         single = ClassRows(outputs, before=1)
-        four = ClassRows(tuple(4 * output for output in outputs), each=4, before=4)
+        four = ClassRows({name: 4 * row for name, row in outputs.items()}, each=4, before=4)
         parts = {
             "roi_heads.box_predictor.cls_score": single,
             "roi_heads.box_predictor.bbox_pred": four,

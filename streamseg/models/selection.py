@@ -62,11 +62,11 @@ class Selection:
         """No detection with a lower score can come out."""
         return float(min(*self.least_scores.tolist(), self.least_of_others))
 
-    def rows(self, boxes: FloatArray, scores: FloatArray, labels: IntArray) -> IntArray:
+    def rows(self, boxes: FloatArray | None, scores: FloatArray, labels: IntArray) -> IntArray:
         """Which detections deserve a mask, in their order.
 
         Args:
-            boxes: float32 (N, 4) xyxy, pixels of the frame.
+            boxes: float32 (N, 4) xyxy, pixels of the frame; None where the masks will tell.
             scores: float32 (N,), descending.
             labels: int64 (N,), category ids.
 
@@ -76,18 +76,27 @@ class Selection:
         at = np.searchsorted(self.category_ids, labels).clip(max=len(self.category_ids) - 1)
         known = self.category_ids[at] == labels
         kept = scores >= np.where(known, self.least_scores[at], self.least_of_others)
-        if self.thresholds.region:
-            kept &= _inside((boxes[:, :2] + boxes[:, 2:]) / 2, self.thresholds.region)
+        if boxes is not None:
+            kept &= self._in_region(boxes)
         rows = np.flatnonzero(kept)
-        # Where masks can still fall for their area, who is among the best isn't known yet.
-        return rows if self.thresholds.min_area else rows[: self.thresholds.max_instances]
+        # Where masks can still fall for what they are, who is among the best isn't known yet.
+        undecided = self.thresholds.min_area or (self.thresholds.region and boxes is None)
+        return rows if undecided else rows[: self.thresholds.max_instances]
 
     def finish(self, instances: Instances) -> Instances:
-        """What only the masks decide: the least area, and the best of those that have it."""
-        if not self.thresholds.min_area:
+        """What only the masks decide: region, least area, and the best of those that are left."""
+        if not (self.thresholds.min_area or self.thresholds.region):
             return instances
-        large = np.flatnonzero(instances.masks.areas >= self.thresholds.min_area)
-        return instances[large[: self.thresholds.max_instances]]
+        kept = self._in_region(instances.boxes)
+        if self.thresholds.min_area:
+            kept &= instances.masks.areas >= self.thresholds.min_area
+        return instances[np.flatnonzero(kept)[: self.thresholds.max_instances]]
+
+    def _in_region(self, boxes: FloatArray) -> BoolArray:
+        """Which boxes have their centres in the region, where there is one."""
+        if not self.thresholds.region:
+            return np.ones(len(boxes), np.bool_)
+        return _inside((boxes[:, :2] + boxes[:, 2:]) / 2, self.thresholds.region)
 
 
 def _inside(points: npt.NDArray[Any], polygon: Sequence[tuple[float, float]]) -> BoolArray:

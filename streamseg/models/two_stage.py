@@ -11,7 +11,7 @@ from torchvision.models.detection.transform import resize_boxes
 
 from streamseg.masks import Size
 from streamseg.models.base import Batch, Detections
-from streamseg.models.layers import BoxMasks
+from streamseg.models.layers.masks import BoxMasks
 from streamseg.models.selection import Selection
 
 

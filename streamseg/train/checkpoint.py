@@ -15,6 +15,7 @@ import torch
 
 from streamseg.errors import ConfigError, WeightsError
 from streamseg.models import checkpoints
+from streamseg.models.categories import Categories
 from streamseg.recipe import Recipe
 from streamseg.sinks.files import write_bytes_atomically
 
@@ -72,7 +73,7 @@ def save(
 
 
 def load(
-    path: Path, recipe: Recipe, model: str, categories: Mapping[int, str]
+    path: Path, recipe: Recipe, model: str, categories: Categories
 ) -> tuple[Position, checkpoints.Weights, Mapping[str, Any]]:
     """A checkpoint to go on from.
 
@@ -106,10 +107,12 @@ def load(
     return position, weights, states
 
 
-def _unlike(weights: checkpoints.Weights, model: str, categories: Mapping[int, str]) -> str:
+def _unlike(weights: checkpoints.Weights, model: str, categories: Categories) -> str:
     """What tells its model from the wanted one, in words; empty if nothing does."""
     parts = [] if weights.model == model else [f"the model is {weights.model}, not {model}"]
-    known, wanted = weights.categories or {}, categories
+    known, wanted = (
+        {**each.things, **each.stuff} for each in (weights.categories or Categories({}), categories)
+    )
     if list(known.items()) != list(wanted.items()):
         missing = [name for name in wanted.values() if name not in known.values()]
         extra = [name for name in known.values() if name not in wanted.values()]

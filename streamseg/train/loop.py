@@ -24,8 +24,9 @@ from streamseg.data import Augmentation, Dataset, Problem, check, open_dataset
 from streamseg.errors import ConfigError, DataError, OutputError, TrainingError
 from streamseg.evaluate.predictions import predict_dataset, score_dataset
 from streamseg.models.base import AUTOCAST
-from streamseg.models.catalogue import start_model
+from streamseg.models.categories import Categories
 from streamseg.models.checkpoints import Weights, read, to_safetensors
+from streamseg.models.loading import start_model
 from streamseg.models.objective import Objective
 from streamseg.recipe import Recipe
 from streamseg.sinks.files import write_bytes_atomically
@@ -106,7 +107,7 @@ class Trainer:
         learnt = [open_dataset(config, folder) for config in recipe.data.train]
         self._measured = [open_dataset(config, folder) for config in recipe.data.val]
         categories = _categories(learnt)
-        self.model, fresh = start_model(recipe.model, categories, MEASURED)
+        self.model, fresh = start_model(recipe.model, Categories(categories), MEASURED)
         self._fresh = tuple(fresh)
         objective = self.model.objective(recipe.losses)
         _check_annotation(objective, learnt, categories)
@@ -269,7 +270,7 @@ class Trainer:
 
     def _resumed(self) -> Position:
         position, weights, states = checkpoint.load(
-            self._out / "last.pt", self._recipe, self.model.name, self.model.categories
+            self._out / "last.pt", self._recipe, self.model.name, self.model.all_categories
         )
         self._served.network.load_state_dict(dict(weights.state))
         self.model.network.load_state_dict(states["network"])
@@ -285,7 +286,8 @@ class Trainer:
         self._processes.wait()
 
     def _weights(self) -> Weights:
-        return Weights(self._served.network.state_dict(), self.model.name, self.model.categories)
+        state = self._served.network.state_dict()
+        return Weights(state, self.model.name, self.model.all_categories)
 
     def _report(self, *, interrupted: bool) -> TrainingReport:
         if self._processes.leads:

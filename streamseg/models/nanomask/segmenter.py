@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms, roi_align
 from streamseg.masks import FloatArray, Size
 from streamseg.models import checkpoints
 from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
-from streamseg.models.categories import COCO
+from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.nanomask.network import (
     BINS,
     C2_CHANNELS,
@@ -41,7 +41,7 @@ _PARTS = ("weight", "bias")
 class NanoMask(Segmenter):
     """NanoDet-g with a mask branch. ``input_size`` is the long side that images are resized to."""
 
-    trained_on = COCO
+    trained_on = COCO_THINGS
     mean: ClassVar[tuple[float, ...]] = (103.53, 116.28, 123.675)
     deviation: ClassVar[tuple[float, ...]] = (57.375, 57.12, 58.395)
     least_score: ClassVar[float] = 0.05
@@ -52,13 +52,14 @@ class NanoMask(Segmenter):
     network: NanoMaskNet
 
     @classmethod
-    def build(cls, name: str, categories: Mapping[int, str]) -> NanoMaskNet:
+    def build(cls, name: str, categories: Categories) -> NanoMaskNet:
         del name  # the family has one member
-        return NanoMaskNet(len(categories))
+        return NanoMaskNet(len(categories.things))
 
     @classmethod
-    def class_rows(cls, categories: Mapping[int, str]) -> Mapping[str, ClassRows]:
-        rows = ClassRows(tuple(range(len(categories))), after=4 * BINS)
+    def class_rows(cls, categories: Categories) -> Mapping[str, ClassRows]:
+        numbered = {name: row for row, name in enumerate(categories.things.values())}
+        rows = ClassRows(numbered, after=4 * BINS)
         return {f"head.{level}.out.{part}": rows for level in range(3) for part in _PARTS}
 
     def objective(self, weights: Mapping[str, float]) -> NanoMaskObjective:

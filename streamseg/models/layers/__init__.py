@@ -1,0 +1,1 @@
+"""What families of models share: trunks, and masks that are made inside their boxes."""

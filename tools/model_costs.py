@@ -1,0 +1,133 @@
+"""What each model of the catalogue costs: parameters, operations, time. The table of docs/models.md.
+
+    python tools/model_costs.py [NAME ...]
+
+The weights are random: what a forward costs doesn't depend on them, as long as no object is found.
+So objects are kept out by a score that none reaches, and what is done for each of them (masks, and
+the mask head of the Mask R-CNN kind) isn't in these numbers. For each model, one after the other
+on one image, several rounds:
+
+* ``prepare``: resizing, normalising and padding;
+* ``forward``: the network and the choice of boxes, cells or instances;
+* ``modules``: the same modules called in sequence, without this project's code around them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection.image_list import ImageList
+
+from streamseg.config import Thresholds
+from streamseg.models import CATALOGUE, load_model
+from streamseg.models.base import Segmenter
+from streamseg.types import Image
+
+ROUNDS = 7
+SIZE = (480, 640)
+NOTHING = Thresholds(score=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a model costs; times are medians.
+
+    Attributes:
+        parameters: millions.
+        gflops: billions of multiplications, each with its addition.
+        prepare: milliseconds.
+        forward: milliseconds.
+        ratio: of the time of ``forward`` to that of the modules alone.
+    """
+
+    parameters: float
+    gflops: float
+    prepare: float
+    forward: float
+    ratio: float
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=[entry.name for entry in CATALOGUE])
+    options = parser.parse_args()
+    print("| model | M parameters | GFLOPs | prepare, ms | forward, ms | / modules alone |")
+    print("|---|---|---|---|---|---|")
+    for name in options.names:
+        costs = measure(load_model(name, weights="none", device="cpu"))
+        print(
+            f"| `{name}` | {costs.parameters:.2f} | {costs.gflops:.1f} | {costs.prepare:.1f} | "
+            f"{costs.forward:.0f} | {costs.ratio:.2f} |",
+            flush=True,
+        )
+
+
+def measure(model: Segmenter) -> Costs:
+    """What ``model`` costs for one image of noise."""
+    image = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    batches = model.prepare([image])
+    prepare, forward, alone = _interleaved(
+        lambda: model.prepare([image]),
+        lambda: model.forward(batches, NOTHING),
+        lambda: call_modules(model, batches[0].tensor, batches[0].shapes[0]),
+    )
+    ratio = median(a / b for a, b in zip(forward, alone, strict=True))
+    parameters = sum(each.numel() for each in model.network.parameters()) / 1e6
+    return Costs(parameters, gflops(model, image), median(prepare), median(forward), ratio)
+
+
+def gflops(model: Segmenter, image: Image) -> float:
+    """Billions of multiplications, each with its addition, for an image without objects."""
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deformable}
+    )
+    with counter:
+        model.forward(model.prepare([image]), NOTHING)
+    return counter.get_total_flops() / 2e9
+
+
+@torch.inference_mode()
+def call_modules(model: Segmenter, tensor: Tensor, shape: tuple[int, int]) -> Any:
+    """The network's modules in sequence."""
+    network: Any = model.network
+    if not hasattr(network, "roi_heads"):
+        return network(tensor)
+    images, heads = ImageList(tensor, [shape]), network.roi_heads
+    features = network.backbone(tensor)
+    proposals, _ = network.rpn(images, features)
+    pooled = heads.box_head(heads.box_roi_pool(features, proposals, [shape]))
+    stuff = network.sem_seg_head(features) if hasattr(network, "sem_seg_head") else None
+    return heads.box_predictor(pooled), stuff
+
+
+def _interleaved(*calls: Callable[[], Any]) -> list[list[float]]:
+    """Milliseconds of each call, one after the other, round after round."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(ROUNDS + 1):
+        for call, own in zip(calls, times, strict=True):
+            begin = time.perf_counter()
+            call()
+            if turn:  # the first round warms up
+                own.append((time.perf_counter() - begin) * 1000)
+    return times
+
+
+def _deformable(_image: Any, weight: Any, *_rest: Any, out_shape: Any = None, **_named: Any) -> int:
+    """Operations of a deformable convolution: those of an ordinary one."""
+    batch, _, height, width = out_shape
+    channels_out, channels_in, *kernel = weight
+    return int(2 * batch * height * width * channels_out * channels_in * np.prod(kernel))
+
+
+if __name__ == "__main__":
+    main()
