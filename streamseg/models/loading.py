@@ -35,7 +35,7 @@ _FAMILIES: dict[Family, tuple[str, str]] = {
     "panoptic_fpn": ("panoptic_fpn", "PanopticFPN"),
     "yolact": ("yolact", "YOLACT"),
     "solo": ("solo", "SOLO"),
-    "solov2": ("solov2", "SOLOv2"),
+    "solov2": ("solo", "SOLOv2"),
 }
 """The module and the class of each family, imported when one of its models is made."""
 
@@ -118,6 +118,15 @@ def start_model(
         thresholds=thresholds,
     )
     return model, fresh
+
+
+def has_stuff(name: str) -> bool:
+    """Whether models of that name divide pictures into things and stuff.
+
+    Raises:
+        UnknownModelError: no model of that name.
+    """
+    return bool(_family(find(name)).trained_on.stuff)
 
 
 def _check(schema: type[Any], values: dict[str, Any]) -> Any:

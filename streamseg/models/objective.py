@@ -63,12 +63,18 @@ class Objective(nn.Module, ABC):
 def mean_over_processes(count: Tensor) -> Tensor:
     """A normaliser: the mean of ``count`` over all processes, at least 1 over their number."""
     count = count.detach().float()
-    processes = 1
-    if distributed.is_available() and distributed.is_initialized():
-        processes = distributed.get_world_size()
+    processes = process_count()
+    if processes > 1:
         count = count.clone()
         distributed.all_reduce(count)
     return count.clamp(min=1) / processes
+
+
+def process_count() -> int:
+    """How many processes train together."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
 
 
 def generator_of(targets: Targets) -> torch.Generator:
