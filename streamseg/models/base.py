@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 State: TypeAlias = dict[str, Tensor]
+ClassRows: TypeAlias = Mapping[str, tuple[int, ...]]
+"""Which rows of a tensor, of its first dimension, are those of each class, by the class's name."""
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,23 +53,6 @@ class Batch:
     sizes: tuple[Size, ...]
     shapes: tuple[Size, ...]
     tensor: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class ClassRows:
-    """How the first dimension of a tensor is made up of classes.
-
-    Attributes:
-        starts: the first row of each class, by its name.
-        each: rows of a class.
-        before: rows at the beginning that are no class's.
-        after: rows at the end that are no class's.
-    """
-
-    starts: Mapping[str, int]
-    each: int = 1
-    before: int = 0
-    after: int = 0
 
 
 class PanopticSource(Protocol):
@@ -163,8 +148,11 @@ class Segmenter(ABC):
 
     @classmethod
     @abstractmethod
-    def class_rows(cls, categories: Categories) -> Mapping[str, ClassRows]:
-        """Which tensors of a network for these categories have rows for them."""
+    def class_rows(cls, network: nn.Module, categories: Categories) -> Mapping[str, ClassRows]:
+        """Which tensors of ``network``, which is for these categories, have rows for them.
+
+        Rows that are no class's, such as the background's, are left out.
+        """
 
     @abstractmethod
     def objective(self, weights: Mapping[str, float]) -> Objective:

@@ -20,9 +20,9 @@ from streamseg.models.catalogue import CATALOGUE, Entry, Family, find
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
-    from streamseg.models.base import Precision, Segmenter
+    from streamseg.models.base import ClassRows, Precision, Segmenter
     from streamseg.models.categories import Categories
     from streamseg.models.checkpoints import Weights
 
@@ -107,6 +107,7 @@ def start_model(
         known = given.categories or family.trained_on
         source = _build(entry, family, known)
         _load_into(source, entry, family, given, config.weights)
+        family.adopt(network, dict(given.state))  # for what the file implies beside its tensors
         fresh = _take_over(network, source, family, categories, known)
     model = family(
         config.name,
@@ -219,21 +220,25 @@ def _take_over(
         The names of the classes that ``source`` doesn't know.
     """
     state = source.state_dict()
-    own, theirs = family.class_rows(categories), family.class_rows(known)
+    own, theirs = family.class_rows(network, categories), family.class_rows(source, known)
     fresh: dict[str, None] = {}
     for key, rows in own.items():
-        tensor, other = network.state_dict()[key].clone(), theirs[key]
-        tensor[: rows.before] = state[key][: rows.before]
-        tensor[len(tensor) - rows.after :] = state[key][len(state[key]) - rows.after :]
-        for name, start in rows.starts.items():
-            if name in other.starts:
-                of = other.starts[name]
-                tensor[start : start + rows.each] = state[key][of : of + rows.each]
+        tensor = network.state_dict()[key].clone()
+        tensor[_rest(tensor, rows)] = state[key][_rest(state[key], theirs[key])]
+        for name, places in rows.items():
+            if name in theirs[key]:
+                tensor[list(places)] = state[key][list(theirs[key][name])]
             else:
                 fresh[name] = None
         state[key] = tensor
     network.load_state_dict(state)
     return list(fresh)
+
+
+def _rest(tensor: Tensor, rows: ClassRows) -> list[int]:
+    """The rows that are no class's."""
+    taken = {place for places in rows.values() for place in places}
+    return [row for row in range(len(tensor)) if row not in taken]
 
 
 def _resemblance(entry: Entry, given: Weights) -> str:

@@ -93,11 +93,12 @@ class MaskRCNN(Segmenter):
         return network
 
     @classmethod
-    def class_rows(cls, categories: Categories) -> Mapping[str, ClassRows]:
+    def class_rows(cls, network: nn.Module, categories: Categories) -> Mapping[str, ClassRows]:
+        del network  # all have the same
         outputs = dict(zip(categories.things.values(), outputs_of(categories.things), strict=True))
-        single = ClassRows(outputs, before=1)
-        four = ClassRows({name: 4 * row for name, row in outputs.items()}, each=4, before=4)
-        parts = {
+        single = {name: (row,) for name, row in outputs.items()}
+        four = {name: tuple(range(4 * row, 4 * row + 4)) for name, row in outputs.items()}
+        parts: dict[str, ClassRows] = {
             "roi_heads.box_predictor.cls_score": single,
             "roi_heads.box_predictor.bbox_pred": four,
             "roi_heads.mask_predictor.mask_fcn_logits": single,

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,8 +18,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from streamseg.masks import BoolArray, IntArray
-
-Window: TypeAlias = tuple[int, int, int, int]
 
 _MARGIN = 5e-7
 """More than the order of operations can change a value between 0 and 1."""
@@ -74,7 +71,6 @@ def bilinear_twice(inputs: int, enlarged: int, cut: int, outputs: int) -> AxisWe
 
 def resized_above(
     values: Tensor,
-    window: Window,
     rows: AxisWeights,
     columns: AxisWeights,
     threshold: float,
@@ -84,8 +80,6 @@ def resized_above(
 
     Args:
         values: float32 (h, w), in 0 to 1, on the CPU.
-        window: (top, left, bottom, right), exclusive below and at the right; no value outside of
-            it is above the threshold.
         rows: how the first axis is resized.
         columns: how the second axis is resized.
         threshold: pixels above it are inside.
@@ -95,7 +89,7 @@ def resized_above(
     Returns:
         bool crop of (H, W), and the x, y of its upper left pixel.
     """
-    top, left, bottom, right = window
+    top, left, bottom, right = _extent(values > threshold)
     out_rows, in_rows = rows.around(top, bottom)
     out_columns, in_columns = columns.around(left, right)
     wide = values[in_rows, in_columns] @ columns.weights[out_columns, in_columns].T
@@ -104,6 +98,14 @@ def resized_above(
     if np.count_nonzero(inside) != np.count_nonzero(pixels > threshold - _MARGIN):
         inside = whole()[out_rows, out_columns].numpy() > threshold
     return inside, (out_columns.start, out_rows.start)
+
+
+def _extent(inside: Tensor) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of what is true in (h, w), exclusive; zeros where nothing is."""
+    rows, columns = inside.any(dim=1).nonzero(), inside.any(dim=0).nonzero()
+    if len(rows) == 0:
+        return 0, 0, 0, 0
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def _weights(inputs: int, outputs: int) -> Tensor:

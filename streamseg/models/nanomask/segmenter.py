@@ -9,7 +9,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import batched_nms, roi_align
@@ -19,7 +19,6 @@ from streamseg.models import checkpoints
 from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
 from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.nanomask.network import (
-    BINS,
     C2_CHANNELS,
     MAP_STRIDE,
     ROI_SIZE,
@@ -57,9 +56,9 @@ class NanoMask(Segmenter):
         return NanoMaskNet(len(categories.things))
 
     @classmethod
-    def class_rows(cls, categories: Categories) -> Mapping[str, ClassRows]:
-        numbered = {name: row for row, name in enumerate(categories.things.values())}
-        rows = ClassRows(numbered, after=4 * BINS)
+    def class_rows(cls, network: nn.Module, categories: Categories) -> Mapping[str, ClassRows]:
+        del network  # all have the same
+        rows = {name: (row,) for row, name in enumerate(categories.things.values())}
         return {f"head.{level}.out.{part}": rows for level in range(3) for part in _PARTS}
 
     def objective(self, weights: Mapping[str, float]) -> NanoMaskObjective:

@@ -170,12 +170,28 @@ def enlarged(features: Tensor) -> Tensor:
     return resized(features, (2 * features.shape[2], 2 * features.shape[3]))
 
 
-def fit_offsets(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give deformable convolutions as many offsets as a file has: 18, or 27 with weights."""
+def fit_offsets(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give deformable convolutions the offsets that a file has for them.
+
+    These are 18, or 27 with weights. Where a file has no bias for them, it is zero.
+
+    Returns:
+        ``state`` with these biases.
+    """
+    biases = {}
     for name, module in network.named_modules():
-        offsets = state.get(f"{name}.offset.weight")
-        if isinstance(module, DeformableConv2d) and offsets is not None and len(offsets) == 18:
-            module.offset = nn.Conv2d(module.in_channels, 18, 3, stride=module.stride[0], padding=1)
+        weight = state.get(f"{name}.offset.weight")
+        if isinstance(module, DeformableConv2d) and weight is not None and len(weight) in (18, 27):
+            module.offset = nn.Conv2d(
+                module.in_channels,
+                len(weight),
+                3,
+                module.stride[0],
+                padding=1,
+                device=module.weight.device,
+            )
+            biases[f"{name}.offset.bias"] = weight.new_zeros(len(weight))
+    return {**biases, **state}
 
 
 def _deform(backbone: ResNet) -> None:

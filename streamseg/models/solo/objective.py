@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import one_hot, pad
 from torchvision.ops import sigmoid_focal_loss
 
 from streamseg.masks import Size
@@ -146,13 +144,16 @@ def dice_loss(probabilities: Tensor, wanted: Tensor) -> Tensor:
 
 
 def shrunk(masks: Tensor, factor: int, size: Sequence[int]) -> Tensor:
-    """Bool masks (N, H, W) made smaller as the authors do, and padded to ``size``: (N, h, w)."""
-    height, width = masks.shape[1] / factor, masks.shape[2] / factor
-    small = int(width + 0.5), int(height + 0.5)
-    out = np.zeros((len(masks), *size), np.uint8)
-    for place, mask in zip(out, masks.cpu().numpy().astype(np.uint8), strict=True):
-        place[: small[1], : small[0]] = cv2.resize(mask, small, interpolation=cv2.INTER_LINEAR)
-    return torch.from_numpy(out).to(masks.device)
+    """Bool masks (N, H, W) made smaller as the authors do, and padded: (N, *size).
+
+    They pad them to ``factor`` times ``size`` and resize them bilinearly, so that a pixel is the
+    mean of the four in the middle of its ``factor`` x ``factor``; halves are rounded up.
+    """
+    height, width = (factor * side for side in size)
+    padded = pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1])).to(torch.uint8)
+    middle = factor // 2 - 1, factor // 2
+    four = [padded[:, y::factor, x::factor] for y in middle for x in middle]
+    return torch.stack(four).sum(dim=0) >= 2
 
 
 def _class_loss(logits: Sequence[Tensor], claims: Sequence[Sequence[Claims]]) -> Tensor:

@@ -11,6 +11,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import cv2
@@ -106,20 +107,13 @@ class SoftMasks:
         height, width = self.probabilities.shape[1:]
         rows = bilinear_twice(height, MASK_STRIDE * height, self.shape[0], size[0])
         columns = bilinear_twice(width, MASK_STRIDE * width, self.shape[1], size[1])
-        crops, origins = [], []
-        for values in self.probabilities.float().cpu():
-            window = _window(values > threshold)
-            crop, origin = resized_above(
-                values,
-                window,
-                rows,
-                columns,
-                threshold,
-                lambda values=values: self.whole(values, size),  # type: ignore[misc]
-            )
-            crops.append(crop)
-            origins.append(origin)
-        return Masks.from_crops(crops, np.array(origins, np.int64), size)
+        made = [
+            resized_above(values, rows, columns, threshold, partial(self.whole, values, size))
+            for values in self.probabilities.float().cpu()
+        ]
+        return Masks.from_crops(
+            [crop for crop, _ in made], np.array([at for _, at in made], np.int64), size
+        )
 
     def whole(self, values: Tensor, size: Size) -> Tensor:
         """One map (h, w) resized as a whole, float32 (H, W)."""
@@ -181,8 +175,9 @@ class SOLOSegmenter(Segmenter):
         """Of the model of that name."""
 
     @classmethod
-    def class_rows(cls, categories: Categories) -> Mapping[str, ClassRows]:
-        rows = ClassRows({name: row for row, name in enumerate(categories.things.values())})
+    def class_rows(cls, network: nn.Module, categories: Categories) -> Mapping[str, ClassRows]:
+        del network  # all have the same
+        rows = {name: (row,) for row, name in enumerate(categories.things.values())}
         return {"category.weight": rows, "category.bias": rows}
 
     def objective(self, weights: Mapping[str, float]) -> SOLOObjective:
@@ -200,9 +195,7 @@ class SOLOSegmenter(Segmenter):
                 "the weights are AdelaiDet's, whose ResNet has its strides elsewhere and can't be "
                 "loaded: take mmdetection's"
             )
-        renamed = {_renamed(key): tensor for key, tensor in state.items()}
-        fit_offsets(network, renamed)
-        return renamed
+        return fit_offsets(network, {_renamed(key): tensor for key, tensor in state.items()})
 
     @classmethod
     def restriction(cls, state: Mapping[str, Tensor]) -> str | None:
@@ -226,18 +219,20 @@ class SOLOSegmenter(Segmenter):
         outputs: Outputs = self.network(batch.tensor)
         padded = batch.tensor.shape[2:]
         maps = padded[0] // MASK_STRIDE, padded[1] // MASK_STRIDE
-        probabilities = [_peaks(each.float().sigmoid()) for each in outputs.categories]
-        return [
-            self._detections(
-                self._candidates(outputs, probabilities, image, maps, selection),
-                shape,
-                size,
-                selection,
-            )
-            for image, (shape, size, selection) in enumerate(
-                zip(batch.shapes, batch.sizes, selections, strict=True)
-            )
-        ]
+        # Matrix NMS counts pixels by a product of matrices: in bf16 it would miscount.
+        with torch.autocast(self.device.type, enabled=False):
+            probabilities = [_peaks(each.float().sigmoid()) for each in outputs.categories]
+            return [
+                self._detections(
+                    self._candidates(outputs, probabilities, image, maps, selection),
+                    shape,
+                    size,
+                    selection,
+                )
+                for image, (shape, size, selection) in enumerate(
+                    zip(batch.shapes, batch.sizes, selections, strict=True)
+                )
+            ]
 
     def _candidates(
         self,
@@ -296,14 +291,6 @@ def _peaks(probabilities: Tensor) -> Tensor:
     """
     highest = max_pool2d(probabilities, 2, stride=1, padding=1)[:, :, :-1, :-1]
     return probabilities * (highest == probabilities)
-
-
-def _window(inside: Tensor) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of what is true in (h, w); zeros where nothing is."""
-    rows, columns = inside.any(dim=1).nonzero(), inside.any(dim=0).nonzero()
-    if len(rows) == 0:
-        return 0, 0, 0, 0
-    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def _renamed(key: str) -> str:
