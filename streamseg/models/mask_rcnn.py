@@ -26,12 +26,14 @@ from torchvision.models.detection import (
 )
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from streamseg.errors import WeightsError
 from streamseg.masks import Size
 from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
 from streamseg.models.categories import COCO, COCO_THINGS, Categories
+from streamseg.models.layers.grid_paste import SampledMasks
+from streamseg.models.layers.masks import BoxMasks
 from streamseg.models.mask_rcnn_objective import MaskRCNNObjective
 from streamseg.models.selection import Selection
 from streamseg.models.two_stage import Boxes, select_boxes, with_masks
@@ -64,11 +66,12 @@ class MaskRCNN(Segmenter):
     trained_on = COCO_THINGS
     network: Any
     long_to_short: ClassVar[float] = 1333 / 800
+    mask_source: ClassVar[type[BoxMasks | SampledMasks]] = BoxMasks
+    """What becomes of mask probabilities (N, M, M) and the boxes (N, 4) that they cover."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        outputs = list(range(COCO_OUTPUTS)) if self.categories == COCO else [0, *self.categories]
-        self._ids = torch.tensor(outputs)  # the category of each output
+        self._ids = torch.tensor(self.ids_of_outputs(self.categories))
         _fix_levels(self.network)
         # torchvision works boxes out in the type of what it is given: in bf16 they would be
         # whole multiples of eight pixels at the right edge of a wide image.
@@ -76,11 +79,23 @@ class MaskRCNN(Segmenter):
             module.register_forward_hook(lambda _module, _inputs, outputs: _in_fp32(outputs))
 
     @classmethod
-    def build(cls, name: str, categories: Categories) -> TorchvisionMaskRCNN:
-        things = categories.things
-        outputs = COCO_OUTPUTS if things == COCO else len(things) + 1
+    def ids_of_outputs(cls, things: Mapping[int, str]) -> list[int]:
+        """The category id that each output stands for; the first one is the background."""
+        return list(range(COCO_OUTPUTS)) if things == COCO else [0, *things]
+
+    @classmethod
+    def outputs_of(cls, things: Mapping[int, str]) -> list[int]:
+        """The number of the output that stands for each category."""
+        ids = cls.ids_of_outputs(things)
+        return [ids.index(number) for number in things]
+
+    @classmethod
+    def build(cls, name: str, categories: Categories) -> nn.Module:
+        outputs = len(cls.ids_of_outputs(categories.things))
         if name == "mask_rcnn_r50_fpn_v2":
-            network = maskrcnn_resnet50_fpn_v2(weights_backbone=None, num_classes=outputs)
+            network: nn.Module = maskrcnn_resnet50_fpn_v2(
+                weights_backbone=None, num_classes=outputs
+            )
         else:
             trunk = resnet_fpn_backbone(
                 backbone_name="resnet50",
@@ -95,7 +110,8 @@ class MaskRCNN(Segmenter):
     @classmethod
     def class_rows(cls, network: nn.Module, categories: Categories) -> Mapping[str, ClassRows]:
         del network  # all have the same
-        outputs = dict(zip(categories.things.values(), outputs_of(categories.things), strict=True))
+        things = categories.things
+        outputs = dict(zip(things.values(), cls.outputs_of(things), strict=True))
         single = {name: (row,) for name, row in outputs.items()}
         four = {name: tuple(range(4 * row, 4 * row + 4)) for name, row in outputs.items()}
         parts: dict[str, ClassRows] = {
@@ -106,10 +122,10 @@ class MaskRCNN(Segmenter):
         return {f"{name}.{kind}": parts[name] for name in parts for kind in ("weight", "bias")}
 
     def objective(self, weights: Mapping[str, float]) -> MaskRCNNObjective:
-        return MaskRCNNObjective(self.network, weights, outputs_of(self.categories))
+        return MaskRCNNObjective(self.network, weights, self.outputs_of(self.categories))
 
     @classmethod
-    def published(cls, name: str) -> State:
+    def published(cls, name: str) -> State | None:
         weights = _PUBLISHED[name]
         try:
             with redirect_stdout(sys.stderr):  # torch says there that it downloads
@@ -150,9 +166,14 @@ class MaskRCNN(Segmenter):
         into.copy_(resized[0])
 
     def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
+        return self.detect_in(self.network.backbone(batch.tensor), batch, selections)
+
+    def detect_in(
+        self, features: dict[str, Tensor], batch: Batch, selections: Sequence[Selection]
+    ) -> list[Detections]:
+        """The same, with the pyramid's levels given."""
         heads = self.network.roi_heads
         shapes = list(batch.shapes)
-        features = self.network.backbone(batch.tensor)
         proposals, _ = self.network.rpn(ImageList(batch.tensor, shapes), features)
         pooled = heads.box_head(heads.box_roi_pool(features, proposals, shapes))
         boxes, scores, outputs = heads.postprocess_detections(
@@ -163,8 +184,13 @@ class MaskRCNN(Segmenter):
             select_boxes(*each)
             for each in zip(boxes, scores, labels, shapes, batch.sizes, selections, strict=True)
         ]
-        covered = [boxes.source for boxes in kept]
-        return with_masks(batch, selections, kept, covered, self._masks(features, kept, shapes))
+        counts = [len(boxes.scores) for boxes in kept]
+        probabilities = torch.split(self._masks(features, kept, shapes), counts)
+        masks = [
+            self.mask_source(own, boxes.source)
+            for own, boxes in zip(probabilities, kept, strict=True)
+        ]
+        return with_masks(batch, selections, kept, masks)
 
     def _masks(
         self, features: dict[str, Tensor], found: Sequence[Boxes], shapes: list[Size]
@@ -177,11 +203,6 @@ class MaskRCNN(Segmenter):
         outputs = (labels[:, None] == self._ids.to(labels.device)).int().argmax(dim=1)
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), outputs]
         return own.float().sigmoid()
-
-
-def outputs_of(categories: Mapping[int, str]) -> list[int]:
-    """The number of the output that stands for each category."""
-    return list(categories) if categories == COCO else list(range(1, len(categories) + 1))
 
 
 def _in_fp32(outputs: Any) -> Any:
@@ -204,8 +225,8 @@ def _set_epsilon(network: nn.Module, epsilon: float) -> None:
             module.eps = epsilon
 
 
-def _fix_levels(network: TorchvisionMaskRCNN) -> None:
-    """Have the poolers work out the strides of their levels now, from a plain square.
+def _fix_levels(network: Any) -> None:
+    """Have torchvision's poolers work out the strides of their levels now, from a plain square.
 
     They would take them from the first image they see, for good, and a very thin one has them
     wrong: its results, and those of all images after it, would depend on the order.
@@ -218,4 +239,5 @@ def _fix_levels(network: TorchvisionMaskRCNN) -> None:
         for level, n in enumerate((2, 3, 4, 5))
     }
     for pooler in (network.roi_heads.box_roi_pool, network.roi_heads.mask_roi_pool):
-        pooler(levels, [torch.zeros(0, 4)], [(side, side)])
+        if isinstance(pooler, MultiScaleRoIAlign):
+            pooler(levels, [torch.zeros(0, 4)], [(side, side)])

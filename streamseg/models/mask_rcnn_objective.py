@@ -41,6 +41,12 @@ class MaskRCNNObjective(Objective):
         self._outputs = torch.tensor(outputs)
 
     def losses(self, images: Tensor, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        return self.losses_in(self.network.backbone(images), images, targets)
+
+    def losses_in(
+        self, features: dict[str, Tensor], images: Tensor, targets: Sequence[Targets]
+    ) -> dict[str, Tensor]:
+        """The same, with the pyramid's levels given."""
         shapes = [(images.shape[2], images.shape[3])] * len(images)
         objects = [each[~each.crowd] for each in targets]
         truth = [
@@ -52,12 +58,12 @@ class MaskRCNNObjective(Objective):
             }
             for each in objects
         ]
-        features = self.network.backbone(images)
         proposals, rpn = self.network.rpn(ImageList(images, shapes), features, truth)
         heads = self.network.roi_heads
         proposals, matched, labels, regressions = heads.select_training_samples(proposals, truth)
         pooled = heads.box_head(heads.box_roi_pool(features, proposals, shapes))
-        class_loss, box_loss = fastrcnn_loss(*heads.box_predictor(pooled), labels, regressions)
+        logits, boxes = heads.box_predictor(pooled)
+        class_loss, box_loss = self.compare_boxes(logits, boxes, labels, regressions)
         return {
             "objectness": rpn["loss_objectness"],
             "proposal": rpn["loss_rpn_box_reg"],
@@ -86,11 +92,43 @@ class MaskRCNNObjective(Objective):
         objects = [match[row] for match, row in zip(matched, rows, strict=True)]
         cuts = heads.mask_roi_pool(features, boxes, shapes)
         logits = heads.mask_predictor(heads.mask_head(cuts))
-        loss: Tensor = maskrcnn_loss(
-            logits,
-            boxes,
-            [each["masks"] for each in truth],
-            [each["labels"] for each in truth],
-            objects,
-        )
+        masks, classes = ([each[name] for each in truth] for name in ("masks", "labels"))
+        return self.compare_masks(logits, boxes, masks, classes, objects)
+
+    def compare_boxes(
+        self,
+        logits: Tensor,
+        regressions: Tensor,
+        labels: Sequence[Tensor],
+        wanted: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """The losses of classes and boxes.
+
+        Args:
+            logits: (N, outputs), of the proposals of all images.
+            regressions: (N, 4 * outputs).
+            labels: int64, the output of each proposal, by image; 0 is background.
+            wanted: (n, 4), what the regressions should be, by image.
+        """
+        losses: tuple[Tensor, Tensor] = fastrcnn_loss(logits, regressions, labels, wanted)
+        return losses
+
+    def compare_masks(
+        self,
+        logits: Tensor,
+        boxes: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        objects: Sequence[Tensor],
+    ) -> Tensor:
+        """The loss of masks.
+
+        Args:
+            logits: (N, outputs, M, M), of the proposals of all images that are objects.
+            boxes: (n, 4) of these proposals, by image.
+            masks: uint8 (m, H, W) of the objects, by image.
+            labels: int64 (m,), the output of each object, by image.
+            objects: int64 (n,), which object each proposal is, by image.
+        """
+        loss: Tensor = maskrcnn_loss(logits, boxes, masks, labels, objects)
         return loss

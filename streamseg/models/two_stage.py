@@ -11,7 +11,7 @@ from torchvision.models.detection.transform import resize_boxes
 
 from streamseg.masks import Size
 from streamseg.models.base import Batch, Detections
-from streamseg.models.layers.masks import BoxMasks
+from streamseg.models.layers.masks import MaskSource
 from streamseg.models.selection import Selection
 
 
@@ -56,9 +56,8 @@ def with_masks(
     batch: Batch,
     selections: Sequence[Selection],
     found: Sequence[Boxes],
-    covered: Sequence[Tensor],
-    probabilities: Tensor,
-    features: Tensor | None = None,
+    masks: Sequence[MaskSource],
+    features: Sequence[Tensor | None] | None = None,
 ) -> list[Detections]:
     """One result an image.
 
@@ -66,22 +65,12 @@ def with_masks(
         batch: the images.
         selections: one for each image.
         found: the selected boxes of each image.
-        covered: for each image (N, 4) xyxy, what its masks cover, pixels of the image as given.
-        probabilities: (N, M, M), for the boxes of all images one after the other.
-        features: (N, D) likewise, or None.
+        masks: what their masks are made from.
+        features: (N, D) of each image, or None.
     """
-    counts = [len(boxes.scores) for boxes in found]
-    masks = torch.split(probabilities, counts)
-    appearances = [None] * len(found) if features is None else torch.split(features, counts)
+    appearances = features or [None] * len(found)
+    rows = zip(batch.sizes, found, masks, selections, appearances, strict=True)
     return [
-        Detections(
-            size,
-            boxes.source,
-            boxes.scores,
-            boxes.labels,
-            BoxMasks(masks[row], covered[row]),
-            selections[row],
-            appearances[row],
-        )
-        for row, (size, boxes) in enumerate(zip(batch.sizes, found, strict=True))
+        Detections(size, boxes.source, boxes.scores, boxes.labels, source, selection, appearance)
+        for size, boxes, source, selection, appearance in rows
     ]

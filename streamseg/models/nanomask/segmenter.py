@@ -18,6 +18,7 @@ from streamseg.masks import FloatArray, Size
 from streamseg.models import checkpoints
 from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
 from streamseg.models.categories import COCO_THINGS, Categories
+from streamseg.models.layers.masks import BoxMasks
 from streamseg.models.nanomask.network import (
     C2_CHANNELS,
     MAP_STRIDE,
@@ -96,8 +97,12 @@ class NanoMask(Segmenter):
             resize_boxes(region.float().cpu(), list(shape), list(size))
             for region, shape, size in zip(regions, batch.shapes, batch.sizes, strict=True)
         ]
-        masks = self._masks(outputs.features, regions)
-        return with_masks(batch, selections, found, covered, *masks)
+        counts = [len(each.scores) for each in found]
+        probabilities, features = (
+            torch.split(each, counts) for each in self._masks(outputs.features, regions)
+        )
+        masks = [BoxMasks(own, box) for own, box in zip(probabilities, covered, strict=True)]
+        return with_masks(batch, selections, found, masks, features)
 
     def _boxes(
         self, cells: Tensor, grid: FloatArray, shape: Size, size: Size, selection: Selection

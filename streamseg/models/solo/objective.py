@@ -127,7 +127,6 @@ def claim(targets: Targets, padded: Size, grid: int, sizes: tuple[float, float])
                 objects.append(torch.full_like(numbers, row))
     none = torch.zeros(0, dtype=torch.int64)
     device = targets.boxes.device
-    unknown &= (classes == -1)[:, :, None]
     return Claims(
         classes.to(device),
         unknown.to(device),
@@ -163,7 +162,7 @@ def _class_loss(logits: Sequence[Tensor], claims: Sequence[Sequence[Claims]]) ->
         by_cell = level.permute(0, 2, 3, 1).float()  # (B, S, S, C)
         classes = torch.stack([each.classes for each in own])
         wanted = one_hot(classes + 1, by_cell.shape[3] + 1)[..., 1:].to(by_cell.dtype)
-        known = ~torch.stack([each.unknown for each in own])
+        known = ~torch.stack([each.unknown for each in own]) | (wanted > 0)
         losses = sigmoid_focal_loss(by_cell, wanted, ALPHA, GAMMA)
         total.append((losses * known).sum())
         positive.append((classes >= 0).sum())
