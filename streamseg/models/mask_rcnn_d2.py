@@ -183,9 +183,10 @@ class _Anchors(AnchorGenerator):  # type: ignore[misc]
         device: torch.device = torch.device("cpu"),  # noqa: B008 - as torchvision has it
     ) -> Tensor:
         (scale,) = scales
-        width = torch.tensor([(scale**2 / ratio) ** 0.5 for ratio in aspect_ratios])
-        height = width * torch.tensor(aspect_ratios)
-        return torch.stack([-width, -height, width, height], dim=1).to(device, dtype) / 2
+        widths = [(scale**2 / ratio) ** 0.5 for ratio in aspect_ratios]
+        width = torch.tensor(widths, dtype=dtype, device=device)
+        height = width * torch.tensor(aspect_ratios, dtype=dtype, device=device)
+        return torch.stack([-width, -height, width, height], dim=1) / 2
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         first = feature_maps[0]

@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from streamseg.errors import UsageError
 from streamseg.masks import Masks, Size
 from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
 from streamseg.models.categories import COCO_THINGS, Categories
@@ -120,7 +121,18 @@ class YOLACT(Segmenter):
     most_of_a_class: ClassVar[int] = 200
     most_detections: ClassVar[int] = 100
 
+    least_scored_input: ClassVar[int] = 249
+    """Pixels; with less, nothing is left of a mask where YOLACT++ scores it."""
+
     network: YOLACTNet
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.network.plus and self.input_size < self.least_scored_input:
+            raise UsageError(
+                f"{self.name}: input_size must be at least {self.least_scored_input}, "
+                f"not {self.input_size}"
+            )
 
     @classmethod
     def build(cls, name: str, categories: Categories) -> YOLACTNet:
