@@ -1,4 +1,4 @@
-"""What each model of the catalogue costs: parameters, operations, time. The table of docs/models.md.
+"""What each model of the catalogue costs: parameters, operations, time. See docs/models.md.
 
     python tools/model_costs.py [NAME ...]
 

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from streamseg.bench import memory, postprocess, throughput, tracking
+from streamseg.bench import maps, memory, postprocess, throughput, tracking
 from streamseg.demo import CLIP
 from streamseg.errors import UsageError
 from streamseg.models import load_model
@@ -53,6 +53,7 @@ class Bench:
         """What can be measured, by name."""
         return {
             "postprocess": self._postprocess,
+            "maps": self._maps,
             "clip": self._clip,
             "mask_rcnn": self._mask_rcnn,
             "memory": self._memory,
@@ -88,6 +89,25 @@ class Bench:
                     ("textbook", row.textbook_ms, ("", "")),
                     ("streamseg", row.streamseg_ms, (f"{row.ratio:.0f} x", _yes(row))),
                 )
+            ],
+        )
+        return [asdict(row) for row in rows]
+
+    def _maps(self) -> list[dict[str, Any]]:
+        rows = [row for n in (20, 100) for row in maps.measure(n, 1 if self._quick else 9)]
+        self._table(
+            "masks from maps of the whole image, at 1080p, ms",
+            ("family", "instances", "textbook", "streamseg", "faster", "differing pixels"),
+            [
+                (
+                    row.family,
+                    str(row.instances),
+                    f"{row.textbook_ms:.1f}",
+                    f"{row.streamseg_ms:.1f}",
+                    f"{row.ratio:.0f} x",
+                    str(row.differing),
+                )
+                for row in rows
             ],
         )
         return [asdict(row) for row in rows]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from streamseg.errors import WeightsError
 from streamseg.models.categories import Categories
+from streamseg.models.zoo_pickle import is_plain_pickle, read_zoo_pickle
 
 MAX_BYTES = 4 << 30
 """Larger weights files are refused."""
@@ -52,8 +53,8 @@ def read(path: Path) -> Weights:
     """What is in a weights file.
 
     Args:
-        path: safetensors, a checkpoint of this project, or a state dict saved by torch, bare or
-            under ``model`` or ``state_dict``.
+        path: safetensors, a checkpoint of this project, or a state dict saved by torch or, with
+            numpy arrays, by detectron2's model zoo, bare or under ``model`` or ``state_dict``.
 
     Raises:
         WeightsError: the file is missing, damaged, too large or no weights file, or holds a value
@@ -63,6 +64,8 @@ def read(path: Path) -> Weights:
     if start.startswith(_ZIP):
         _check_zip(path)
         weights = _read_torch(path)
+    elif is_plain_pickle(start):
+        weights = Weights(_unwrapped(path, read_zoo_pickle(path)))
     elif start.startswith(_PICKLE):
         weights = _read_torch(path)
     elif start[8:9] == b"{":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet34, resnet50, resnet101
 from torchvision.ops import deform_conv2d
@@ -80,9 +81,17 @@ class DeformableConv2d(nn.Conv2d):
         nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
-        offsets = self.offset(features)
+        offsets = self.offset(features).float()
         places, weights = offsets[:, :18], offsets[:, 18:]
         mask = weights.sigmoid() if weights.shape[1] else None
-        return deform_conv2d(  # type: ignore[no-any-return]
-            features, places, self.weight, self.bias, self.stride, self.padding, mask=mask
-        )
+        # In fp32 under autocast, too: a place is a fraction of a pixel, and CPUs have no other.
+        with torch.autocast(features.device.type, enabled=False):
+            return deform_conv2d(  # type: ignore[no-any-return]
+                features.float(),
+                places,
+                self.weight,
+                self.bias,
+                self.stride,
+                self.padding,
+                mask=mask,
+            )

@@ -1,0 +1,113 @@
+"""Masks from maps of the whole image, as YOLACT and SOLO have them: in windows, or frame by frame.
+
+The authors' way resizes every map to the frame and thresholds it there. Both ways start from the
+same maps, and their masks are compared pixel by pixel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from streamseg.bench.postprocess import SIZE, THRESHOLD, scene
+from streamseg.masks import Masks
+from streamseg.models.solo.segmenter import SoftMasks
+from streamseg.models.yolact.segmenter import PrototypeMasks, cut_masks
+
+YOLACT_GRID = 138
+SOLO_SHAPE, SOLO_GRID = (750, 1333), (192, 336)
+"""Of a 1080p frame, at the default size."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapsRow:
+    """One family at 1080p, medians in milliseconds.
+
+    Attributes:
+        family: whose maps.
+        instances: how many.
+        textbook_ms: every map resized to the frame.
+        streamseg_ms: every map resized where its object is.
+        ratio: median over the rounds of textbook's time over streamseg's.
+        differing: pixels in which the two differ, of all masks.
+    """
+
+    family: str
+    instances: int
+    textbook_ms: float
+    streamseg_ms: float
+    ratio: float
+    differing: int
+
+
+def measure(instances: int, rounds: int) -> list[MapsRow]:
+    """Interleaved rounds of both ways, for each family, with as many threads as torch has."""
+    return [
+        _compare("yolact", instances, rounds, *_yolact_ways(instances)),
+        _compare("solov2", instances, rounds, *_solo_ways(instances)),
+    ]
+
+
+def _yolact_ways(instances: int) -> tuple[Callable[[], Tensor], Callable[[], Masks]]:
+    _, boxes = scene(instances)
+    relative = boxes / torch.tensor([SIZE[1], SIZE[0]] * 2)
+    draws = torch.Generator().manual_seed(instances)
+    coarse = torch.randn(1, 32, 12, 12, generator=draws)
+    prototypes = interpolate(coarse, (YOLACT_GRID, YOLACT_GRID), mode="bicubic")[0].relu()
+    coefficients = torch.rand(instances, 32, generator=draws) * 2 - 0.8
+    masks = PrototypeMasks(prototypes, coefficients, relative)
+
+    def textbook() -> Tensor:
+        maps = cut_masks(prototypes, coefficients, relative)[None]
+        return interpolate(maps, SIZE, mode="bilinear", align_corners=False)[0] > THRESHOLD
+
+    return textbook, lambda: masks.masks(SIZE, THRESHOLD)
+
+
+def _solo_ways(instances: int) -> tuple[Callable[[], Tensor], Callable[[], Masks]]:
+    _, boxes = scene(instances)
+    x1, y1, x2, y2 = (boxes * (SOLO_SHAPE[0] / SIZE[0] / 4)).T[:, :, None, None]
+    y = torch.arange(SOLO_GRID[0])[:, None]
+    x = torch.arange(SOLO_GRID[1])
+    across, down = (2 * x - x1 - x2) / (x2 - x1), (2 * y - y1 - y2) / (y2 - y1)
+    maps = torch.sigmoid(8 * (1 - across**2 - down**2))
+    masks = SoftMasks(maps, SOLO_SHAPE)
+
+    def textbook() -> Tensor:
+        large = (4 * SOLO_GRID[0], 4 * SOLO_GRID[1])
+        shown = interpolate(maps[None], large, mode="bilinear", align_corners=False)
+        shown = shown[:, :, : SOLO_SHAPE[0], : SOLO_SHAPE[1]]
+        return interpolate(shown, SIZE, mode="bilinear", align_corners=False)[0] > THRESHOLD
+
+    return textbook, lambda: masks.masks(SIZE, THRESHOLD)
+
+
+def _compare(
+    family: str,
+    instances: int,
+    rounds: int,
+    textbook: Callable[[], Tensor],
+    streamseg: Callable[[], Masks],
+) -> MapsRow:
+    times = []
+    for _ in range(rounds + 1):  # the first is a warm-up
+        begun = time.perf_counter()
+        old = textbook()
+        between = time.perf_counter()
+        new = streamseg()
+        times.append((between - begun, time.perf_counter() - between))
+    return MapsRow(
+        family,
+        instances,
+        median(a for a, _ in times[1:]) * 1000,
+        median(b for _, b in times[1:]) * 1000,
+        median(a / b for a, b in times[1:]),
+        int(np.count_nonzero(new.to_arrays() != old.numpy())),
+    )
