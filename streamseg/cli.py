@@ -194,12 +194,17 @@ def process(
     max_fps: Annotated[float | None, typer.Option(help="Frames a second of video.")] = None,
     start: Annotated[float | None, typer.Option(help="Seconds to begin at.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds to stop before.")] = None,
+    panoptic: Annotated[
+        bool,
+        typer.Option("--panoptic", help="Things and stuff, too, as COCO's panoptic PNGs and JSON."),
+    ] = False,
     config_file: ConfigFile = None,
     sets: Sets = None,
 ) -> int:
     """Masks, tracks and annotated video of recordings.
 
-    Each input gets results.jsonl, annotated.mp4 and summary.json.
+    Each input gets results.jsonl, annotated.mp4 and summary.json; with `--panoptic` also
+    panoptic.json and the folder panoptic.
 
     Example: `streamseg process recordings/ --out results`
     """
@@ -213,7 +218,8 @@ def process(
     sources = [{"url": url, **given} for text in inputs for url in expand_inputs(text)]
     config = build_config(config_file, sets, sources, model, weights, {})
     with ProgressReport() as progress:
-        run = Processor(config, load_configured(config), folder, progress)
+        network = load_configured(config)
+        run = Processor(config, network, folder, progress, panoptic=panoptic)
         with stopped_by_signals(run):
             outcomes = list(run.run())
     columns = ("input", "state", "frames", "fps", "instances", "tracks")
@@ -290,7 +296,7 @@ def train(
             with stopped_by_signals(run):
                 report = run.run()
         if processes.leads:
-            out.print(listing(f"in {target}", ("measured", "AP", "AP50"), report.rows()))
+            out.print(listing(f"in {target}", report.columns(), report.rows()))
     return INTERRUPTED if report.interrupted else 0
 
 
@@ -367,7 +373,9 @@ def models(
 def bench(
     part: Annotated[
         list[str] | None,
-        typer.Argument(help="postprocess, clip, mask_rcnn, memory, tracking; all by default."),
+        typer.Argument(
+            help="postprocess, maps, clip, mask_rcnn, memory, tracking; all by default."
+        ),
     ] = None,
     folder: Annotated[Path, typer.Option("--out", help="Takes bench.json.")] = Path("bench-out"),
     data: Annotated[

@@ -1,7 +1,8 @@
 """The recorded composition: files in, and for each a folder of results; nothing is dropped.
 
     source → inbox → worker → found → tracker ┬→ results.jsonl
-                                              └→ annotated.mp4
+                                              ├→ annotated.mp4
+                                              └→ panoptic.json and panoptic/, if asked for
 
 Every mailbox blocks, so the slowest stage sets the pace. ``summary.json`` is written last: a
 folder that has one was finished, and it says how.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +22,13 @@ from typing import Any, Literal, TypeAlias
 from streamseg.allocator import share_heap
 from streamseg.channel import Mailbox
 from streamseg.config import Config, SourceConfig, Thresholds
-from streamseg.errors import OutputError, SourceError, StageError, StreamsegError
+from streamseg.errors import OutputError, SourceError, StageError, StreamsegError, UsageError
 from streamseg.metrics import Metrics
 from streamseg.models.base import Segmenter
+from streamseg.models.catalogue import CATALOGUE
 from streamseg.pipeline import Pipeline
 from streamseg.sinks.files import ResultsFile, VideoFile, write_json_atomically
+from streamseg.sinks.panoptic import PanopticFiles
 from streamseg.sources import Source, open_source
 from streamseg.stages import infer, read, source_thresholds, track
 from streamseg.summary import Progress, Summary, Tally
@@ -74,9 +78,14 @@ class Processor:
         model: the model to use.
         out: the folder that takes a folder for each input.
         progress: told how far the current input is.
+        panoptic: write the panoptic parts as PNGs, too.
 
     Attributes:
         stopped: whether it was told to end before its work was done.
+
+    Raises:
+        UsageError: the model has no panoptic parts, or a threshold names a class that it doesn't
+            know.
     """
 
     def __init__(
@@ -85,13 +94,21 @@ class Processor:
         model: Segmenter,
         out: Path,
         progress: Progress,
+        *,
+        panoptic: bool = False,
     ) -> None:
+        if panoptic and not model.stuff:
+            able = [entry.name for entry in CATALOGUE if entry.published[0].pq is not None]
+            raise UsageError(
+                f"--panoptic: {model.name} has no panoptic results; these have: {', '.join(able)}"
+            )
         share_heap()
         self._config = config
         self._model = model
         self._thresholds = source_thresholds(config, model)
         self._out = out
         self._progress = progress
+        self._panoptic = panoptic
         self.stopped = False
         self._pipeline: Pipeline | None = None
 
@@ -127,7 +144,7 @@ class Processor:
         folder = self._out / config.name
         _make_folder(folder)
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run into this folder
-        run = _Run(config, source, self._model, folder, self._progress)
+        run = _Run(config, source, self._model, folder, self._progress, panoptic=self._panoptic)
         run.start(self._config, self._thresholds)
         self._pipeline = run.pipeline
         if self.stopped:
@@ -147,6 +164,8 @@ class _Run:
         model: Segmenter,
         folder: Path,
         progress: Progress,
+        *,
+        panoptic: bool,
     ) -> None:
         self.pipeline = Pipeline()
         self._metrics = Metrics()
@@ -159,7 +178,13 @@ class _Run:
         self._tally = Tally(model.name, self._metrics)
         self._account = self._metrics.account(source.name)
         self._results = ResultsFile(folder / "results.jsonl")
-        self._video = VideoFile(folder / "annotated.mp4")
+        self._others: dict[str, VideoFile | PanopticFiles] = {
+            "video": VideoFile(folder / "annotated.mp4")
+        }
+        if panoptic:
+            self._others["panoptic"] = PanopticFiles(
+                folder / "panoptic.json", model.categories, model.stuff
+            )
 
     def start(self, config: Config, thresholds: Mapping[str, Thresholds]) -> None:
         """Start every stage; returns at once."""
@@ -167,11 +192,14 @@ class _Run:
         inbox: Mailbox[Frame] = Mailbox(worker.max_batch)
         found: Mailbox[Result] = Mailbox(worker.max_batch)
         to_results: Mailbox[Result] = Mailbox(SINK_CAPACITY)
-        to_video: Mailbox[Result] = Mailbox(SINK_CAPACITY)
         pipeline.spawn("results", self._published(self._results.drain(to_results)))
-        pipeline.spawn("video", self._video.drain(to_video))
+        into = [to_results]
+        for name, file in self._others.items():
+            to_file: Mailbox[Result] = Mailbox(SINK_CAPACITY)
+            pipeline.spawn(name, file.drain(to_file))
+            into.append(to_file)
         tracked = self._tally.count(track(found, config.tracker, self._metrics))
-        pipeline.spawn("tracker", tracked, into=[to_results, to_video])
+        pipeline.spawn("tracker", tracked, into=into)
         batches = inbox.batches(worker.max_batch, worker.max_wait_ms / 1000)
         results = infer(batches, self._model, thresholds, self._metrics)
         pipeline.spawn("worker", results, into=[found])
@@ -180,7 +208,9 @@ class _Run:
 
     def finish(self) -> Outcome:
         """Wait for the end, close the files, write the summary."""
-        with self._results, self._video:  # whatever is raised here leaves them as .part
+        with ExitStack() as files:  # whatever is raised here leaves them as .part
+            for file in (self._results, *self._others.values()):
+                files.enter_context(file)
             self.pipeline.wait(STOP_WITHIN)
             if self._problem is not None and not isinstance(self._problem, StreamsegError):
                 raise StageError(self._source.name, self._problem)

@@ -46,7 +46,7 @@ class CocoData(Section, frozen=True, kw_only=True, tag_field="format", tag="coco
 
 
 class PanopticData(Section, frozen=True, kw_only=True, tag_field="format", tag="panoptic"):
-    """COCO's panoptic JSON and PNGs; its things are the instances.
+    """COCO's panoptic JSON and PNGs; its things are the instances, panoptic models take its stuff.
 
     Attributes:
         images: the folder of the pictures.
@@ -119,7 +119,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
 
 
 class AugmentConfig(Section, frozen=True, kw_only=True):
-    """How training images are varied; image, boxes and masks always together.
+    """How training images are varied; image, boxes, masks and stuff always together.
 
     Attributes:
         flip: the probability of a mirror image.
@@ -263,7 +263,8 @@ class Evaluation(Section, frozen=True, kw_only=True):
     """What ``streamseg eval`` measures; at least one of the three.
 
     Attributes:
-        model: what is measured on ``data.val``.
+        model: what is measured on ``data.val``: average precision, and panoptic quality where both
+            have stuff.
         data: the datasets.
         least_score: detections below it are left out, as COCO's users do to save time.
         most: detections an image.

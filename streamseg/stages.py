@@ -51,7 +51,7 @@ def infer(
     thresholds: Mapping[str, Thresholds],
     metrics: Metrics,
 ) -> Iterator[Result]:
-    """Find the instances in each frame of each batch.
+    """Find the instances in each frame of each batch, and the panoptic parts if the model has any.
 
     Args:
         batches: lists of frames, of one source or of many.
@@ -75,12 +75,10 @@ def infer(
         }
         for stage, seconds in spent.items():
             metrics.stage_seconds.labels(stage).observe(seconds)
-        for frame, found_in_it in zip(frames, predictions, strict=True):
+        for frame, prediction in zip(frames, predictions, strict=True):
             timing = {"queue": (taken - frame.monotonic) * 1000}
             timing |= {stage: seconds * 1000 for stage, seconds in spent.items()}
-            yield Result(
-                frame, found_in_it.instances, model.name, timing, found_in_it.segments
-            )
+            yield Result(frame, prediction.instances, model.name, timing, prediction.segments)
 
 
 def track(results: Iterable[Result], settings: TrackerConfig, metrics: Metrics) -> Iterator[Result]:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
+
+THING: Final = 0
+"""Where a map of stuff has a thing."""
+UNKNOWN: Final = 255
+"""Where nobody knows what is there, or it is of a class that the model doesn't know."""
+MOST_STUFF: Final = UNKNOWN - 1
+"""Classes of stuff that a map has numbers for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +31,9 @@ class Targets:
         crowd: bool (N,), true for regions of many objects: neither object nor background.
         annotated: bool (C,), the classes of which every object is annotated; the absence of
             others says nothing.
+        stuff: uint8 (H, W), what each pixel is of S classes of stuff: 0 is a thing (``THING``), a
+            class's index + 1, or 255 where nobody knows (``UNKNOWN``); None where no stuff is
+            annotated, or the model knows none.
     """
 
     image_id: int
@@ -33,6 +44,7 @@ class Targets:
     has_mask: Tensor
     crowd: Tensor
     annotated: Tensor
+    stuff: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,8 +62,9 @@ class Targets:
 
     def to(self, device: torch.device) -> Targets:
         """The same on a device."""
-        tensors = ("boxes", "labels", "masks", "has_mask", "crowd", "annotated")
-        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+        names = ("boxes", "labels", "masks", "has_mask", "crowd", "annotated", "stuff")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(self, **{n: t.to(device) for n, t in tensors.items() if t is not None})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, TypeAlias, cast
@@ -20,8 +20,11 @@ from streamseg.errors import MaskError, StreamsegError
 from streamseg.masks import RLE, BoolArray, FloatArray, IntArray, Mask, Masks, Size, row_index
 
 Image: TypeAlias = npt.NDArray[np.uint8]
+SegmentMap: TypeAlias = npt.NDArray[np.int32]
 SOURCE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 NOT_TRACKED = -1
+MAX_SEGMENT_ID = 2**24 - 1
+"""What three bytes hold: in COCO's PNGs a pixel is R + 256 G + 65536 B."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,13 +201,43 @@ class Instances:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """One part of a panoptic result: a thing or a patch of stuff."""
+    """One part of a panoptic result: a thing or a patch of stuff.
+
+    Attributes:
+        id: its number in the frame, from 1.
+        label: category id.
+        name: the category's.
+        thing: false for stuff.
+        mask: its pixels, which no other part has.
+    """
 
     id: int
     label: int
     name: str
     thing: bool
     mask: Mask
+
+
+def segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
+    """Which part each pixel of a frame belongs to.
+
+    Args:
+        segments: parts that don't overlap.
+        size: (height, width) of the frame.
+
+    Returns:
+        int32 (H, W) of ids; 0 where there is none.
+
+    Raises:
+        StreamsegError: an id isn't from 1 to ``MAX_SEGMENT_ID``.
+    """
+    ids = np.zeros(size, np.int32)
+    for segment in segments:
+        if not 0 < segment.id <= MAX_SEGMENT_ID:
+            raise StreamsegError(f"segment {segment.id}: ids go from 1 to {MAX_SEGMENT_ID}")
+        x1, y1, x2, y2 = segment.mask.window
+        ids[y1:y2, x1:x2][segment.mask.crop] = segment.id
+    return ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -252,5 +285,7 @@ __all__ = [
     "IntArray",
     "Result",
     "Segment",
+    "SegmentMap",
     "Size",
+    "segment_map",
 ]

@@ -329,7 +329,7 @@ def recorded_message(result: Result, seq: int) -> RecordedMessage:
         epoch=frame.epoch,
         seq=seq,
         frame=frame.index,
-        item=None if frame.item is None else _printable(frame.item),
+        item=None if frame.item is None else printable(frame.item),
         pts=frame.pts,
         size=frame.size,
         model=result.model,
@@ -439,6 +439,6 @@ def decode_segments(
     )
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A file's name as JSON can hold it: bytes of it that aren't UTF-8 become U+FFFD."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

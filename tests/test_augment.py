@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from streamseg.data import Augmentation, augment
 from streamseg.recipe import AugmentConfig
-from streamseg.targets import Sample, Targets
+from streamseg.targets import THING, Sample, Targets
 
 CLASSES = 26
 COLOURS = np.array([c for c in product((0, 127, 255), repeat=3) if any(c)], np.uint8)
@@ -218,6 +218,50 @@ def test_the_textbook_mistake_would_be_noticed(monkeypatch, left_behind):
     monkeypatch.setattr(augment, "_move", forgetful)
     with pytest.raises(AssertionError):
         check_colours(vary(given_sample, None))
+
+
+def with_stuff(given_sample, seed=0):
+    """A map of stuff that says of each object's pixels that a thing is there."""
+    targets = given_sample.targets
+    stuff = torch.randint(1, 4, targets.masks.shape[1:], dtype=torch.uint8)
+    stuff = stuff.masked_fill(targets.masks.any(0), THING)
+    return replace(given_sample, targets=replace(targets, stuff=stuff))
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, sizes, seeds, scales, st.integers(16, 160))
+def test_stuff_moves_with_the_masks(height, width, seed, scale, input_size):
+    """Each pixel of a map that numbers the objects stays with its object's mask."""
+    given_sample = scene(height, width, seed, boxed=0)
+    masks = given_sample.targets.masks
+    numbers = torch.arange(1, len(masks) + 1, dtype=torch.uint8)[:, None, None]
+    stuff = (masks * numbers).sum(0, dtype=torch.uint8)
+    numbered = replace(given_sample, targets=replace(given_sample.targets, stuff=stuff))
+    varied = Augmentation(config(scale=scale), input_size)(numbered, None).targets
+    assert varied.stuff.dtype == torch.uint8
+    assert type(varied.stuff) is torch.Tensor
+    for label, mask in zip(varied.labels.tolist(), varied.masks, strict=True):
+        assert torch.equal(varied.stuff == label + 1, mask)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seeds, st.integers(20, 120), st.integers(20, 120), st.booleans())
+def test_what_is_pasted_is_a_thing_and_the_rest_of_the_stuff_stays(seed, height, width, known):
+    given_sample = with_stuff(scene(height, width, seed))
+    donor = scene(width, height, seed + 1, first=DONORS)
+    donor = with_stuff(donor) if known else donor
+    without = Augmentation(config(), 96)(given_sample, None).targets
+    targets = Augmentation(config(copy_paste=1), 96)(given_sample, lambda: donor).targets
+    over = targets.masks[targets.labels >= DONORS].any(0)
+    assert (targets.stuff[over] == THING).all()
+    assert torch.equal(targets.stuff[~over], without.stuff[~over])
+
+
+def test_pictures_without_stuff_get_none_from_a_donor():
+    donor = with_stuff(scene(60, 60, 3, first=DONORS))
+    varied = Augmentation(config(copy_paste=1), 64)(scene(60, 60, 2), lambda: donor)
+    assert (varied.targets.labels >= DONORS).any()
+    assert varied.targets.stuff is None
 
 
 def test_a_mirror_image_is_exact():

@@ -54,6 +54,7 @@ from streamseg.recipe import (
     PatternData,
 )
 from streamseg.sources.imagefile import read_image
+from streamseg.targets import THING, UNKNOWN
 from streamseg.types import Image as Pixels
 
 ALL = ("brush", "person", "cup", "disc", "box", "pedestrian")
@@ -240,6 +241,43 @@ def test_panoptic_things_are_the_instances(tmp_path):
     targets = load_sample(dataset, image, ("cup", "brush"), 0).targets
     assert (targets.masks.numpy() == [segment_values() == 5, segment_values() == 66049]).all()
     assert targets.crowd.tolist() == [False, True]
+
+
+def test_panoptic_stuff_is_a_map_of_the_model_s_classes(tmp_path):
+    content = panoptic()
+    content["categories"].append({"id": 201, "name": "sea", "isthing": 0})
+    dataset = open_dataset(write_panoptic(tmp_path, content), tmp_path)
+    assert dict(dataset.stuff) == {200: "sky", 201: "sea"}
+    (image,) = dataset.images
+    assert [(patch.id, patch.category_id, patch.area) for patch in image.stuff] == [(300, 200, 20)]
+    values = segment_values()
+    stuff = load_sample(dataset, image, ("cup",), 0, ("grass", "sky")).targets.stuff
+    expected = np.full(SIZE, UNKNOWN)
+    expected[values == 300] = 2
+    expected[(values == 5) | (values == 66049)] = THING  # one that isn't the model's, and a crowd
+    assert stuff.dtype == torch.uint8
+    assert (stuff.numpy() == expected).all()
+    other = load_sample(dataset, image, ("cup",), 0, ("grass", "sea")).targets.stuff
+    assert (other.numpy() == np.where(values == 300, UNKNOWN, expected)).all()
+
+
+def test_there_is_no_map_of_stuff_where_model_or_data_have_none(tmp_path):
+    divided = open_dataset(write_panoptic(tmp_path / "p"), tmp_path / "p")
+    assert load_sample(divided, divided.images[0], ("cup",), 0).targets.stuff is None
+    content = coco()
+    content["categories"][0]["isthing"] = 0
+    plain = open_dataset(write_coco(tmp_path / "c", content), tmp_path / "c")
+    assert (plain.stuff, plain.images[0].stuff) == ({}, ())
+    assert load_sample(plain, plain.images[0], ("cup",), 0, ("brush",)).targets.stuff is None
+
+
+def test_targets_keep_their_stuff_when_objects_are_chosen_or_moved(tmp_path):
+    dataset = open_dataset(write_panoptic(tmp_path), tmp_path)
+    targets = load_sample(dataset, dataset.images[0], ("cup", "brush"), 0, ("sky",)).targets
+    chosen = targets[~targets.crowd].to(torch.device("meta"))
+    assert chosen.labels.shape == (1,)
+    assert chosen.stuff.device.type == "meta"
+    assert chosen.stuff.shape == SIZE
 
 
 def test_panoptic_areas_that_nobody_says_are_counted(tmp_path):

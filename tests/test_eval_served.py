@@ -60,11 +60,11 @@ def silent(*_: object) -> None:
 
 
 def through(model: Segmenter, dataset: Dataset, batch: int = 1) -> list[dict]:
-    return predict_through_service(model, dataset, THRESHOLDS, batch=batch, progress=silent)
+    return predict_through_service(model, dataset, THRESHOLDS, batch=batch, progress=silent).results
 
 
 def direct(model: Segmenter, dataset: Dataset, batch: int = 1) -> list[dict]:
-    return predict_dataset(model, dataset, THRESHOLDS, batch=batch, progress=silent)
+    return predict_dataset(model, dataset, THRESHOLDS, batch=batch, progress=silent).results
 
 
 def both_scores(dataset: Dataset, rows: list[dict]) -> list[dict]:
@@ -93,7 +93,7 @@ def test_the_messages_of_a_service_give_the_rows_and_the_numbers_of_the_model(
     told = []
     rows = predict_through_service(
         wild, own, THRESHOLDS, batch=1, progress=lambda *report: told.append(report)
-    )
+    ).results
     expected = direct(wild, own)
     assert len(rows) > 500
     assert rows == expected  # ids, boxes, scores and run lengths, in one order, to the last bit

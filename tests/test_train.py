@@ -22,7 +22,7 @@ from streamseg.config import convert
 from streamseg.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from streamseg.models import checkpoints, load_model
 from streamseg.recipe import Recipe
-from streamseg.train import Trainer
+from streamseg.train import Trainer, loop
 from streamseg.train.journal import Journal
 from streamseg.train.optimisation import freeze, train_mode
 
@@ -186,6 +186,20 @@ def test_other_ways_of_training_learn_as_well(tmp_path, changes):
     trainer(tmp_path, epochs=3, **changes).run()
     losses = [float(row["loss"]) for row in rows_of(tmp_path / "steps.csv")]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("ema", [0, 0.9])
+def test_what_is_measured_is_not_in_training(tmp_path, monkeypatch, ema):
+    predict, measured = loop.predict_dataset, []
+
+    def watched(model, *args, **kwargs):
+        measured.append([m.training for m in model.network.modules()])
+        return predict(model, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "predict_dataset", watched)
+    trainer(tmp_path, epochs=2, ema=ema, evaluate_every=1).run()
+    assert len(measured) == 2
+    assert not any(map(any, measured))
 
 
 def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_checkpoint(tmp_path):

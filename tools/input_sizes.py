@@ -53,10 +53,10 @@ def main() -> None:
     for model, speed in zip(models, milliseconds(models), strict=True):
         cells = []
         for dataset in datasets:
-            rows = predict_dataset(
+            found = predict_dataset(
                 model, dataset, thresholds, batch=evaluation.batch, progress=lambda *_: None
             )
-            cells += [f"{scores.ap:.3f}" for scores in score_dataset(dataset, rows)]
+            cells += [f"{scores.ap:.3f}" for scores in score_dataset(dataset, found.results)]
         print(f"| {model.input_size} |", " | ".join(cells), f"| {speed:.1f} |", flush=True)
 
 

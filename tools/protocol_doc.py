@@ -29,7 +29,11 @@ MESSAGES = (
     wire.StatusMessage,
     wire.RecordedMessage,
 )
-EXAMPLES = {"masks": wire.MasksMessage, "status": wire.StatusMessage}
+EXAMPLES = {
+    "masks": wire.MasksMessage,
+    "masks_panoptic": wire.MasksMessage,
+    "status": wire.StatusMessage,
+}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from streamseg.data.dataset import (
     Segmentation,
 )
 from streamseg.data.findings import Problem
-from streamseg.data.loading import coco_truth, load_picture, load_sample
+from streamseg.data.loading import coco_truth, load_picture, load_sample, load_segment_ids
 from streamseg.data.opening import open_dataset
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "coco_truth",
     "load_picture",
     "load_sample",
+    "load_segment_ids",
     "open_dataset",
 ]

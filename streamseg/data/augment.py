@@ -1,8 +1,8 @@
 """Training pictures varied: mirrored, scaled, cropped, discoloured, with others' objects pasted in.
 
-Picture, boxes and masks move through one function, :func:`_move`, so that none is left behind. A
-picture is cropped before it is resized, and colours are changed last: each step works on the
-fewest pixels that it can.
+Picture, boxes, masks and stuff move through one function, :func:`_move`, so that none is left
+behind. A picture is cropped before it is resized, and colours are changed last: each step works on
+the fewest pixels that it can.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional
 
 from streamseg.masks import BoolArray, Size
 from streamseg.recipe import AugmentConfig
-from streamseg.targets import Sample, Targets
+from streamseg.targets import THING, Sample, Targets
 
 Step: TypeAlias = Callable[[Any], Any]
 
@@ -57,7 +57,8 @@ class Augmentation:
     of an object with a mask is the mask's; crowds and objects with a box alone have their box cut
     at the picture's edge. Objects of which nothing is left, or too little, are gone. An object
     with a box alone of which most is cut off or hidden has become a crowd: neither object nor
-    background. ``image_id``, ``seed`` and ``annotated`` stay.
+    background. A map of stuff shows what the picture does: things, where objects were pasted in.
+    ``image_id``, ``seed`` and ``annotated`` stay.
 
     Args:
         config: how much is varied.
@@ -122,7 +123,7 @@ def _discolouring(strength: float) -> Step:
 
 
 def _move(sample: Sample, step: Step) -> Sample:
-    """Picture, boxes and masks after ``step``, which takes each of torchvision's tv_tensors.
+    """All of a sample after ``step``, which takes each of torchvision's tv_tensors.
 
     Nothing else in this file changes where anything is. Boxes may then reach out of the picture.
     """
@@ -131,7 +132,13 @@ def _move(sample: Sample, step: Step) -> Sample:
         targets.boxes, format="XYXY", canvas_size=_size(sample), clamping_mode=None
     )
     masks = tv_tensors.Mask(targets.masks.view(torch.uint8))
-    moved = replace(targets, boxes=_plain(step(boxes)), masks=_plain(step(masks)).view(torch.bool))
+    stuff = None if targets.stuff is None else _plain(step(tv_tensors.Mask(targets.stuff)))
+    moved = replace(
+        targets,
+        boxes=_plain(step(boxes)),
+        masks=_plain(step(masks)).view(torch.bool),
+        stuff=stuff,
+    )
     return Sample(_plain(step(tv_tensors.Image(sample.image))), moved)
 
 
@@ -187,7 +194,8 @@ def _some_objects(donor: Sample) -> Sample:
     """A random subset of at least one of the objects that can be cut out, if there are any."""
     rows = (donor.targets.has_mask & ~donor.targets.crowd).nonzero().flatten()
     most = int(torch.randint(len(rows), ())) + 1 if len(rows) else 0
-    return replace(donor, targets=donor.targets[rows[torch.randperm(len(rows))[:most]]])
+    chosen = donor.targets[rows[torch.randperm(len(rows))[:most]]]
+    return replace(donor, targets=replace(chosen, stuff=None))
 
 
 def _paste(sample: Sample, donor: Sample) -> Sample:
@@ -215,7 +223,8 @@ def _hide(targets: Targets, over: Tensor) -> Targets:
     enough = _counts(masks) >= LEAST_LEFT * _counts(targets.masks)
     kept = enough | ~targets.has_mask | targets.crowd
     crowd = targets.crowd | (~targets.has_mask & (_covered(targets.boxes, over) > MOST_COVERED))
-    return replace(targets, masks=masks, crowd=crowd)[kept]
+    stuff = None if targets.stuff is None else targets.stuff.masked_fill(over, THING)
+    return replace(targets, masks=masks, crowd=crowd, stuff=stuff)[kept]
 
 
 def _join(first: Targets, second: Targets) -> Targets:

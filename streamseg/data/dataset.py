@@ -7,7 +7,7 @@ use, so that a model is trained and measured on what it will be served.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -38,7 +38,7 @@ class PatternFrame:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One annotated object, or crowd of objects.
+    """One annotated object, crowd of objects, or patch of stuff.
 
     Attributes:
         id: the dataset's.
@@ -66,13 +66,15 @@ class AnnotatedImage:
         id: the dataset's.
         picture: the file, or the frame of the pattern, that it is.
         size: (height, width), as the dataset says.
-        annotations: what is annotated in it, crowds included.
+        annotations: the objects that are annotated in it, crowds included.
+        stuff: the patches of stuff that are annotated in it.
     """
 
     id: int
     picture: Path | PatternFrame
     size: Size
     annotations: tuple[Annotation, ...]
+    stuff: tuple[Annotation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +87,8 @@ class Dataset:
         categories: the name of each category id, ids ascending.
         annotated: the category ids of which every object in every picture is annotated.
         repeat: how often each picture is seen in an epoch of training.
+        stuff: the name of each id of a category of stuff, ids ascending; panoptic datasets alone
+            have any.
     """
 
     name: str
@@ -92,3 +96,4 @@ class Dataset:
     categories: Mapping[int, str]
     annotated: frozenset[int]
     repeat: int = 1
+    stuff: Mapping[int, str] = field(default_factory=dict)

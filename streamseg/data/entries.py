@@ -107,7 +107,7 @@ class AnnotationFile:
         name: str,
         annotations: Mapping[int, Sequence[Annotation]],
     ) -> Dataset:
-        """The dataset of the file's things.
+        """The dataset of the file's things, and of its stuff where it is a panoptic one.
 
         Args:
             config: where the pictures are, and what is annotated.
@@ -119,6 +119,11 @@ class AnnotationFile:
             ConfigError: ``annotated`` names a thing that there isn't.
         """
         things = {number: entry.name for number, entry in self.categories.items() if entry.isthing}
+        stuff = {
+            number: entry.name
+            for number, entry in self.categories.items()
+            if not entry.isthing and isinstance(config, PanopticData)
+        }
         return Dataset(
             name=name,
             images=tuple(
@@ -126,17 +131,15 @@ class AnnotationFile:
                     id=entry.id,
                     picture=root / config.images / entry.file_name,
                     size=entry.size,
-                    annotations=tuple(
-                        annotation
-                        for annotation in annotations.get(entry.id, ())
-                        if annotation.category_id in things
-                    ),
+                    annotations=_of(things, annotations.get(entry.id, ())),
+                    stuff=_of(stuff, annotations.get(entry.id, ())),
                 )
                 for entry in self.images.values()
             ),
             categories=things,
             annotated=_annotated_ids(config.annotated, things, name),
             repeat=config.repeat,
+            stuff=stuff,
         )
 
 
@@ -282,6 +285,11 @@ def _read_categories(entries: list[Any], findings: Findings) -> dict[int, Catego
             owners[entry.name] = entry.id
             categories[entry.id] = entry
     return dict(sorted(categories.items()))
+
+
+def _of(categories: Mapping[int, str], annotations: Sequence[Annotation]) -> tuple[Annotation, ...]:
+    """The annotations of some categories."""
+    return tuple(each for each in annotations if each.category_id in categories)
 
 
 def _annotated_ids(

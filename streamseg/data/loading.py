@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,12 +29,16 @@ from streamseg.errors import DataError
 from streamseg.masks import MAX_PIXELS, RLE, BoolArray, Mask, Masks
 from streamseg.sources.base import BadPictureError
 from streamseg.sources.imagefile import TURNED, read_image, read_orientation
-from streamseg.targets import Sample, Targets
+from streamseg.targets import THING, UNKNOWN, Sample, Targets
 from streamseg.types import Image
 
 
 def load_sample(
-    dataset: Dataset, image: AnnotatedImage, classes: Sequence[str], seed: int
+    dataset: Dataset,
+    image: AnnotatedImage,
+    classes: Sequence[str],
+    seed: int,
+    stuff: Sequence[str] = (),
 ) -> Sample:
     """A picture with what is annotated in it of a model's classes.
 
@@ -43,10 +48,12 @@ def load_sample(
         classes: the names of the model's classes, in its order; what else is annotated is left
             out.
         seed: see :class:`~streamseg.targets.Targets`.
+        stuff: the names of the model's classes of stuff, in its order; at most ``MOST_STUFF``.
 
     Returns:
         The picture with targets of N objects and C classes. A class that the dataset doesn't
-        know is not ``annotated``.
+        know is not ``annotated``. There is a map of stuff where both model and dataset have any;
+        every thing that is annotated is a thing in it, be it of the model's classes or not.
 
     Raises:
         DataError: the picture or a PNG of masks can't be read or has another size.
@@ -56,6 +63,7 @@ def load_sample(
     indices = {name: index for index, name in enumerate(classes)}
     chosen = [a for a in image.annotations if dataset.categories[a.category_id] in indices]
     names = {dataset.categories[number] for number in dataset.annotated}
+    labels: dict[Path, Labels] = {}
     targets = Targets(
         image_id=image.id,
         seed=seed,
@@ -63,10 +71,11 @@ def load_sample(
         labels=torch.tensor(
             [indices[dataset.categories[a.category_id]] for a in chosen], dtype=torch.int64
         ),
-        masks=_bitmaps(image, chosen),
+        masks=_bitmaps(image, chosen, labels),
         has_mask=_flags([a.segmentation is not None for a in chosen]),
         crowd=_flags([a.crowd for a in chosen]),
         annotated=_flags([name in names for name in classes]),
+        stuff=_stuff_map(dataset, image, stuff, labels) if stuff and dataset.stuff else None,
     )
     return Sample(torch.from_numpy(picture).permute(2, 0, 1).contiguous(), targets)
 
@@ -89,6 +98,18 @@ def load_picture(image: AnnotatedImage) -> Image:
     if not fits:
         raise _wrong_size(image, image.picture, picture.shape, orientation)
     return picture
+
+
+def load_segment_ids(image: AnnotatedImage) -> Labels:
+    """Which segment each pixel of a panoptic dataset's picture is of, int32 (H, W); 0 is void.
+
+    Raises:
+        DataError: the PNG can't be read or has another size than the picture.
+    """
+    for annotation in (*image.annotations, *image.stuff):  # all are of one PNG
+        assert isinstance(annotation.segmentation, PngSegment)
+        return _load_labels(image, annotation.segmentation.path)
+    return np.zeros(image.size, np.int32)
 
 
 def coco_truth(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
@@ -123,11 +144,26 @@ def coco_truth(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _bitmaps(image: AnnotatedImage, annotations: Sequence[Annotation]) -> Tensor:
+def _stuff_map(
+    dataset: Dataset, image: AnnotatedImage, names: Sequence[str], labels: dict[Path, Labels]
+) -> Tensor:
+    """See :attr:`~streamseg.targets.Targets.stuff`."""
+    numbers = {name: number for number, name in enumerate(names, THING + 1)}
+    found = np.full(image.size, UNKNOWN, np.uint8)
+    for annotation in (*image.annotations, *image.stuff):
+        name = dataset.stuff.get(annotation.category_id)
+        number = THING if name is None else numbers.get(name, UNKNOWN)
+        assert isinstance(annotation.segmentation, PngSegment)
+        found[_pixels(image, annotation.segmentation, labels)] = number
+    return torch.from_numpy(found)
+
+
+def _bitmaps(
+    image: AnnotatedImage, annotations: Sequence[Annotation], labels: dict[Path, Labels]
+) -> Tensor:
     """The masks of some of a picture's annotations, bool (N, H, W); zeros where there is none."""
     bitmaps = torch.zeros((len(annotations), *image.size), dtype=torch.bool)
     counts: dict[int, str] = {}
-    labels: dict[Path, Labels] = {}
     for row, annotation in enumerate(annotations):
         segmentation = annotation.segmentation
         if isinstance(segmentation, PngSegment):
@@ -154,11 +190,17 @@ def _run_lengths(image: AnnotatedImage) -> Iterator[RLE | None]:
 def _pixels(image: AnnotatedImage, segment: PngSegment, labels: dict[Path, Labels]) -> BoolArray:
     """The pixels of a segment, bool (H, W); ``labels`` keeps the PNGs that were read."""
     if segment.path not in labels:
-        labels[segment.path] = load_labels(segment.path)
-        if labels[segment.path].shape != image.size:
-            raise _wrong_size(image, segment.path, labels[segment.path].shape)
+        labels[segment.path] = _load_labels(image, segment.path)
     pixels: BoolArray = labels[segment.path] == segment.value
     return pixels
+
+
+def _load_labels(image: AnnotatedImage, path: Path) -> Labels:
+    """What a PNG says of a picture, int32 (H, W)."""
+    labels = load_labels(path)
+    if labels.shape != image.size:
+        raise _wrong_size(image, path, labels.shape)
+    return labels
 
 
 def _flags(values: Sequence[bool]) -> Tensor:

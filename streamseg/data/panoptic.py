@@ -1,4 +1,4 @@
-"""COCO's panoptic JSON and PNGs: each thing is an instance, and stuff is left out.
+"""COCO's panoptic JSON and PNGs: each thing is an instance, the rest is patches of stuff.
 
 Format: https://cocodataset.org/#format-data, "Panoptic Segmentation". A category that doesn't say
 whether it ``isthing`` is one. The PNGs are opened by a thorough reading only: that every one is

@@ -4,6 +4,8 @@ from streamseg.evaluate.coco import ClassScores, CocoScores, PrecisionRecall, ev
 from streamseg.evaluate.confusion import ConfusionMatrix, confusion
 from streamseg.evaluate.panoptic import (
     ClassQuality,
+    PanopticCount,
+    PanopticMap,
     PanopticScores,
     Quality,
     SegmentInfo,
@@ -41,6 +43,8 @@ __all__ = [
     "CocoScores",
     "ConfusionMatrix",
     "Listing",
+    "PanopticCount",
+    "PanopticMap",
     "PanopticScores",
     "PrecisionRecall",
     "Quality",

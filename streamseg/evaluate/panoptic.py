@@ -8,6 +8,7 @@ segment that lies mostly in it or in a crowd of its own category is no mistake.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -141,6 +142,21 @@ class PanopticScores:
     images: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PanopticMap:
+    """A picture that is divided up.
+
+    Attributes:
+        ids: which segment each pixel is of, whole numbers (H, W), 0 is void.
+        segments: what they are.
+        of: what it is called in errors.
+    """
+
+    ids: IdMap
+    segments: Sequence[SegmentInfo]
+    of: str
+
+
 class Category(msgspec.Struct, frozen=True):
     """A member of ``categories``; one that doesn't say whether it ``isthing`` is one."""
 
@@ -167,6 +183,41 @@ class _Results(msgspec.Struct, frozen=True):
 FileT = TypeVar("FileT", _Truth, _Results)
 
 
+class PanopticCount:
+    """Compares picture after picture, wherever they come from.
+
+    Args:
+        categories: of the truth.
+    """
+
+    def __init__(self, categories: Sequence[Category]) -> None:
+        self._categories = tuple(categories)
+        self._tallies: dict[int, Tally] = {}
+        self._images = 0
+
+    def add(self, truth: PanopticMap, found: PanopticMap) -> None:
+        """Count what of ``truth`` was found.
+
+        Raises:
+            DataError: the two are of different sizes, or one says something else than its
+                segments; the message says which.
+        """
+        if truth.ids.shape != found.ids.shape:
+            raise DataError(
+                f"{found.of}: is {found.ids.shape}, but {truth.of} is {truth.ids.shape}"
+            )
+        _check_ids(truth)
+        _check_areas(truth)
+        _check_ids(found)
+        counted = count_image(truth.ids, truth.segments, found.ids, found.segments)
+        self._tallies = _sum(self._tallies, counted)
+        self._images += 1
+
+    def scores(self) -> PanopticScores:
+        """What all of them came to."""
+        return summarise(self._tallies, self._categories, self._images)
+
+
 def panoptic_quality(
     truth: Path, truth_segments: Path, results: Path, result_segments: Path
 ) -> PanopticScores:
@@ -181,24 +232,15 @@ def panoptic_quality(
     there, found = _load(truth, _Truth), _load(results, _Results)
     by_image = {picture.image_id: picture for picture in found.annotations}
     known = {category.id for category in there.categories}
-    tallies: dict[int, Tally] = {}
+    count = PanopticCount(there.categories)
     for picture in there.annotations:
         if picture.image_id not in by_image:
             raise DataError(f"{results}: there is no result for image {picture.image_id}")
         other = by_image[picture.image_id]
-        mine, theirs = truth_segments / picture.file_name, result_segments / other.file_name
         _check_categories(picture, known, truth)
         _check_categories(other, known, results)
-        ids, found_ids = load_labels(mine), load_labels(theirs)
-        if ids.shape != found_ids.shape:
-            raise DataError(f"{theirs}: is {found_ids.shape}, but {mine} is {ids.shape}")
-        _check_ids(ids, picture.segments_info, mine)
-        _check_areas(ids, picture.segments_info, mine)
-        _check_ids(found_ids, other.segments_info, theirs)
-        tallies = _sum(
-            tallies, count_image(ids, picture.segments_info, found_ids, other.segments_info)
-        )
-    return summarise(tallies, there.categories, len(there.annotations))
+        count.add(_load_map(picture, truth_segments), _load_map(other, result_segments))
+    return count.scores()
 
 
 def count_image(
@@ -322,28 +364,33 @@ def _check_categories(picture: _Picture, known: set[int], path: Path) -> None:
             )
 
 
-def _check_ids(ids: IdMap, segments: Sequence[SegmentInfo], png: Path) -> None:
-    listed = [segment.id for segment in segments]
-    painted = set(np.unique(ids).tolist()) - {VOID}
-    for id_ in listed:
-        if listed.count(id_) > 1:
-            raise DataError(f"{png}: segment {id_} stands in segments_info twice")
+def _check_ids(picture: PanopticMap) -> None:
+    listed = Counter(segment.id for segment in picture.segments)
+    painted = set(np.unique(picture.ids).tolist()) - {VOID}
+    for id_, times in listed.items():
+        if times > 1:
+            raise DataError(f"{picture.of}: segment {id_} stands in segments_info twice")
     if unlisted := painted - set(listed):
-        raise DataError(f"{png}: segment {min(unlisted)} isn't in segments_info")
+        raise DataError(f"{picture.of}: segment {min(unlisted)} isn't in segments_info")
     if unpainted := set(listed) - painted:
-        raise DataError(f"{png}: segment {min(unpainted)} of segments_info has no pixels")
+        raise DataError(f"{picture.of}: segment {min(unpainted)} of segments_info has no pixels")
 
 
-def _check_areas(ids: IdMap, segments: Sequence[SegmentInfo], png: Path) -> None:
+def _check_areas(picture: PanopticMap) -> None:
     """The JSON's areas: panopticapi believes them, and where they differ no number means much."""
-    values, counts = np.unique(ids, return_counts=True)
+    values, counts = np.unique(picture.ids, return_counts=True)
     pixels = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    for segment in segments:
+    for segment in picture.segments:
         if segment.area not in (None, pixels[segment.id]):
             raise DataError(
-                f"{png}: segment {segment.id} has {pixels[segment.id]} pixels, and "
+                f"{picture.of}: segment {segment.id} has {pixels[segment.id]} pixels, and "
                 f"{segment.area} in segments_info"
             )
+
+
+def _load_map(picture: _Picture, folder: Path) -> PanopticMap:
+    png = folder / picture.file_name
+    return PanopticMap(load_labels(png), picture.segments_info, str(png))
 
 
 def _load(path: Path, kind: type[FileT]) -> FileT:

@@ -1,4 +1,4 @@
-"""What a model finds in a dataset, as COCO results under the dataset's own category ids."""
+"""What a model finds in a dataset: COCO results under the dataset's own ids, panoptic quality."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 
 from streamseg.config import Thresholds
-from streamseg.data import Dataset, coco_truth, load_picture
+from streamseg.data import AnnotatedImage, Dataset, coco_truth, load_picture, load_segment_ids
 from streamseg.errors import DataError
 from streamseg.evaluate.coco import CocoScores, evaluate_coco
 from streamseg.evaluate.coco_rows import CocoRow, On
+from streamseg.evaluate.panoptic import (
+    Category,
+    PanopticCount,
+    PanopticMap,
+    PanopticScores,
+    SegmentInfo,
+)
 from streamseg.models.base import Segmenter
-from streamseg.types import Instances
+from streamseg.types import Instances, Segment, segment_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,80 @@ class Classes:
         return [row | {"category_id": self.dataset_ids[row["category_id"]]} for row in rows]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What was found in a dataset.
+
+    Attributes:
+        results: COCO's, under the dataset's own category ids.
+        panoptic: how good the panoptic parts are; None where model or dataset has no stuff.
+    """
+
+    results: Sequence[CocoRow]
+    panoptic: PanopticScores | None
+
+
+class Collector:
+    """Takes what is found in a dataset, picture after picture.
+
+    Panoptic parts go by the names of their classes, as instances do. What the model doesn't know
+    is missed wherever the dataset has it; parts of classes that the dataset doesn't know are left
+    out, which makes their pixels void.
+
+    Args:
+        model: finds it.
+        dataset: in its pictures.
+
+    Raises:
+        DataError: they have no class in common.
+    """
+
+    def __init__(self, model: Segmenter, dataset: Dataset) -> None:
+        self._classes = Classes.match(model.categories, dataset)
+        self._results: list[CocoRow] = []
+        self._dataset = dataset
+        names = {**dataset.categories, **dataset.stuff}
+        self._ids = {name: number for number, name in names.items()}
+        self._count: PanopticCount | None = None
+        if model.stuff and dataset.stuff:
+            self._count = PanopticCount(
+                [Category(n, name, n in dataset.categories) for n, name in names.items()]
+            )
+
+    def add(
+        self, image: AnnotatedImage, instances: Instances, segments: Sequence[Segment] | None
+    ) -> None:
+        """Take what was found in one picture.
+
+        Raises:
+            DataError: the truth can't be read, or PNG and JSON don't agree.
+        """
+        self._results += self._classes.rows(instances, image.id)
+        if self._count is not None:
+            self._count.add(self._truth(image), self._found(image, segments or ()))
+
+    def predictions(self) -> Predictions:
+        """All that was taken."""
+        scores = None if self._count is None else self._count.scores()
+        return Predictions(self._results, scores)
+
+    def _truth(self, image: AnnotatedImage) -> PanopticMap:
+        annotations = (*image.annotations, *image.stuff)
+        segments = [SegmentInfo(each.id, each.category_id, each.crowd) for each in annotations]
+        return PanopticMap(load_segment_ids(image), segments, self._name(image))
+
+    def _found(self, image: AnnotatedImage, segments: Sequence[Segment]) -> PanopticMap:
+        known = [segment for segment in segments if segment.name in self._ids]
+        return PanopticMap(
+            segment_map(known, image.size),
+            [SegmentInfo(segment.id, self._ids[segment.name]) for segment in known],
+            f"{self._name(image)}, what was found",
+        )
+
+    def _name(self, image: AnnotatedImage) -> str:
+        return f"{self._dataset.name}, image {image.id}"
+
+
 def predict_dataset(
     model: Segmenter,
     dataset: Dataset,
@@ -66,8 +147,8 @@ def predict_dataset(
     *,
     batch: int,
     progress: Callable[[str, int, int | None], None],
-) -> list[dict[str, Any]]:
-    """What ``model`` finds in every picture of ``dataset``, as COCO results.
+) -> Predictions:
+    """What ``model`` finds in every picture of ``dataset``.
 
     Args:
         model: finds it.
@@ -77,17 +158,17 @@ def predict_dataset(
         progress: told how far it is.
 
     Raises:
-        DataError: a picture can't be read, or the model knows none of the classes.
+        DataError: a picture or its truth can't be read, or the model knows none of the classes.
     """
-    classes = Classes.match(model.categories, dataset)
-    results: list[dict[str, Any]] = []
+    found = Collector(model, dataset)
     for start in range(0, len(dataset.images), batch):
         chosen = dataset.images[start : start + batch]
-        found = model.predict([load_picture(image) for image in chosen], thresholds)
-        for image, instances in zip(chosen, found, strict=True):
-            results += classes.rows(instances, image.id)
+        prepared = model.prepare([load_picture(image) for image in chosen])
+        predicted = model.postprocess(model.forward(prepared, thresholds))
+        for image, prediction in zip(chosen, predicted, strict=True):
+            found.add(image, prediction.instances, prediction.segments)
         progress(dataset.name, start + len(chosen), len(dataset.images))
-    return results
+    return found.predictions()
 
 
 def measured_truth(dataset: Dataset) -> CocoRow:

@@ -48,6 +48,7 @@ class DatasetReport:
         results: what was found, COCO's.
         scores: on boxes, and on masks if the dataset has any.
         confusion: what was taken for what, on masks if the dataset has any.
+        panoptic: how good the panoptic parts are; None where model or dataset has no stuff.
     """
 
     name: str
@@ -56,6 +57,7 @@ class DatasetReport:
     results: Sequence[CocoRow]
     scores: tuple[CocoScores, ...]
     confusion: ConfusionMatrix
+    panoptic: PanopticScores | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,21 +134,22 @@ class Measurement:
     def _measure(self, dataset: Dataset) -> DatasetReport:
         evaluation = self._evaluation
         predict = predict_through_service if self._through_service else predict_dataset
-        results = predict(
+        found = predict(
             self._model,
             dataset,
             Thresholds(score=evaluation.least_score, max_instances=evaluation.most),
             batch=evaluation.batch,
             progress=self._progress,
         )
-        scores = score_dataset(dataset, results)
+        scores = score_dataset(dataset, found.results)
         return DatasetReport(
             dataset.name,
             len(dataset.images),
             Classes.match(self._model.categories, dataset),
-            results,
+            found.results,
             scores,
-            confusion(measured_truth(dataset), results, scores[-1].on),
+            confusion(measured_truth(dataset), found.results, scores[-1].on),
+            found.panoptic,
         )
 
 
@@ -195,6 +198,9 @@ def _notes(model: Segmenter, dataset: Dataset) -> list[str]:
     if classes.unmeasured:
         unmeasured = _few(classes.unmeasured)
         notes.append(f"{dataset.name}: known to {model.name}, not annotated there: {unmeasured}")
+    stuff = [name for name in dataset.stuff.values() if name not in model.stuff.values()]
+    if model.stuff and stuff:
+        notes.append(f"{dataset.name}: stuff that {model.name} can't find: {', '.join(stuff)}")
     return notes
 
 

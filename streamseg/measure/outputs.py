@@ -32,6 +32,9 @@ def listings(report: Report) -> Iterator[Listing]:
         yield _turned(coco_summary(dataset.name, dataset.scores))
         for scores in dataset.scores:
             yield coco_classes(dataset.name, scores)
+        if dataset.panoptic is not None:
+            yield panoptic_summary(dataset.name, dataset.panoptic)
+            yield panoptic_classes(dataset.name, dataset.panoptic)
     for name, panoptic in report.panoptic:
         yield panoptic_summary(name, panoptic)
         yield panoptic_classes(name, panoptic)
@@ -108,7 +111,7 @@ def _write_dataset(dataset: DatasetReport, folder: Path) -> None:
 
 
 def _dataset_to_dict(dataset: DatasetReport) -> dict[str, Any]:
-    return {
+    numbers: dict[str, Any] = {
         "name": dataset.name,
         "images": dataset.images,
         "unknown": list(dataset.classes.unknown),
@@ -116,6 +119,9 @@ def _dataset_to_dict(dataset: DatasetReport) -> dict[str, Any]:
         **{scores.on: scores_to_dict(scores) for scores in dataset.scores},
         "confusion": scores_to_dict(dataset.confusion),
     }
+    if dataset.panoptic is not None:
+        numbers["panoptic"] = scores_to_dict(dataset.panoptic)
+    return numbers
 
 
 def _make_folder(folder: Path) -> None:

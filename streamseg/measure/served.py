@@ -1,6 +1,6 @@
 """What is served is what was measured: a dataset's pictures through a real service.
 
-    pictures → folder → Service → loopback → Subscriber → COCO results
+    pictures → folder → Service → loopback → Subscriber → COCO results, panoptic quality
 
 A live service drops what is late: its publisher keeps ``RESULTS_WAITING`` results of a source, and
 the sockets' queues are longer. So the pictures go through in pieces of that many, each through a
@@ -14,7 +14,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import cv2
 
@@ -29,7 +28,7 @@ from streamseg.config import (
 )
 from streamseg.data import AnnotatedImage, Dataset, load_picture
 from streamseg.errors import OutputError, StreamsegError
-from streamseg.evaluate.predictions import Classes
+from streamseg.evaluate.predictions import Collector, Predictions
 from streamseg.models.base import Segmenter
 from streamseg.serve import Service
 from streamseg.sinks.publisher import RESULTS_WAITING
@@ -44,8 +43,8 @@ SOURCE = "pictures"
 
 def predict_through_service(
     model: Segmenter, dataset: Dataset, thresholds: Thresholds, *, batch: int, progress: Progress
-) -> list[dict[str, Any]]:
-    """What a service with ``model`` publishes for every picture of ``dataset``, as COCO results.
+) -> Predictions:
+    """What a service with ``model`` publishes for every picture of ``dataset``.
 
     It is what :func:`~streamseg.evaluate.predictions.predict_dataset` finds: to the last bit with
     one picture in a forward, to float noise with more, since batches may begin elsewhere.
@@ -65,8 +64,7 @@ def predict_through_service(
         ReceiveTimeout: it went silent.
         StreamsegError: a picture came to no message, or to more than one.
     """
-    classes = Classes.match(model.categories, dataset)
-    results: list[dict[str, Any]] = []
+    found = Collector(model, dataset)
     done = 0
     for start in range(0, len(dataset.images), PIECE):
         piece = dataset.images[start : start + PIECE]
@@ -74,10 +72,10 @@ def predict_through_service(
             service = Service(_config(folder, thresholds, min(batch, PIECE)), model)
             with closing(_served(service, images, dataset.name)) as served:
                 for image, received in served:
-                    results += classes.rows(received.instances, image.id)
+                    found.add(image, received.instances, received.segments)
                     done += 1
                     progress(dataset.name, done, len(dataset.images))
-    return results
+    return found.predictions()
 
 
 def _config(folder: Path, thresholds: Thresholds, batch: int) -> Config:

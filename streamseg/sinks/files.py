@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
+from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ _ADVICE = {
 }
 
 
-class _File(ABC):
+class OutputFile(ABC):
     """A file on its way: ``<path>.part`` now, ``path`` after a clean ``close``.
 
     As a context manager it closes at the end, and aborts if there was an exception.
@@ -58,7 +59,7 @@ class _File(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
-        self._part = _part_of(path)
+        self._part = part_of(path)
         self._ended = False
 
     def close(self) -> None:
@@ -69,14 +70,14 @@ class _File(ABC):
         """
         if not self._ended:
             self._ended = True
-            with _writing(self.path):
+            with writing(self.path):
                 self._complete()
 
     def abort(self) -> None:
         """End without completing: the ``.part`` stays, readable as far as it goes."""
         if not self._ended:
             self._ended = True
-            with _writing(self.path):
+            with writing(self.path):
                 self._leave()
 
     def __enter__(self) -> Self:
@@ -100,14 +101,14 @@ class _File(ABC):
     def _leave(self) -> None: ...
 
 
-class ResultsFile(_File):
+class ResultsFile(OutputFile):
     """Results as lines of JSON, one a frame; each is in the file when ``write`` returns."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._seq: Counter[str] = Counter()
-        with _writing(path):
-            _check_target(path)
+        with writing(path):
+            check_target(path)
             self._file = self._part.open("wb", buffering=0)
 
     def write(self, message: wire.RecordedMessage) -> None:
@@ -116,10 +117,8 @@ class ResultsFile(_File):
         Raises:
             OutputError: it can't be written.
         """
-        line = memoryview(wire.encode(message) + b"\n")
-        with _writing(self.path):
-            while line:  # a disk that is filling up takes a part first, and then says so
-                line = line[self._file.write(line) :]
+        with writing(self.path):
+            write_whole(self._file, wire.encode(message) + b"\n")
 
     def drain(self, results: Iterable[Result]) -> Iterator[Result]:
         """The stage: write each result, then pass it on."""
@@ -130,13 +129,13 @@ class ResultsFile(_File):
 
     def _complete(self) -> None:
         self._file.close()
-        _publish(self.path)
+        publish(self.path)
 
     def _leave(self) -> None:
         self._file.close()
 
 
-class VideoFile(_File):
+class VideoFile(OutputFile):
     """Pictures as H.264 in MP4 with their own times; see :class:`~streamseg.sinks.h264.H264File`.
 
     The first picture sets the size and the shape of the pixels. Without any picture there is no
@@ -153,8 +152,8 @@ class VideoFile(_File):
             ) from None
         require_encoder()
         self._encoder: H264File | None = None
-        with _writing(path):
-            _check_target(path)
+        with writing(path):
+            check_target(path)
             self._part.open("wb").close()
 
     def write(
@@ -173,7 +172,7 @@ class VideoFile(_File):
         """
         from streamseg.sinks.h264 import H264File
 
-        with _writing(self.path):
+        with writing(self.path):
             if self._encoder is None:
                 size = image.shape[0], image.shape[1]
                 self._encoder = H264File(self._part, size, pixel_aspect)
@@ -194,7 +193,7 @@ class VideoFile(_File):
             self._part.unlink(missing_ok=True)
             return
         self._encoder.close()
-        _publish(self.path)
+        publish(self.path)
 
     def _leave(self) -> None:
         if self._encoder is not None:
@@ -217,31 +216,40 @@ def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
     Raises:
         OutputError: it can't be written.
     """
-    with _writing(path):
-        _check_target(path)
-        _part_of(path).write_bytes(data)
-        _publish(path)
+    with writing(path):
+        check_target(path)
+        part_of(path).write_bytes(data)
+        publish(path)
 
 
-def _part_of(path: Path) -> Path:
+def write_whole(file: RawIOBase, data: bytes) -> None:
+    """Write to a file without a buffer: what fails then has nothing left to fail with later."""
+    rest = memoryview(data)
+    while rest:  # a disk that is filling up takes a part first, and then says so
+        rest = rest[file.write(rest) or 0 :]
+
+
+def part_of(path: Path) -> Path:
+    """Where a file or folder is before it is complete."""
     return path.with_name(path.name + ".part")
 
 
-def _check_target(path: Path) -> None:
+def check_target(path: Path) -> None:
     """Refuse now what would fail when the file is given its name, at the end of a long run."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
-def _publish(path: Path) -> None:
+def publish(path: Path) -> None:
     """Give the ``.part`` its name, once its content and then its name are on the disk."""
-    part = _part_of(path)
-    _sync(part)
+    part = part_of(path)
+    sync(part)
     part.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -250,7 +258,8 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """What can't be written becomes an ``OutputError`` with advice, in one line."""
     try:
         yield
     except OSError as error:

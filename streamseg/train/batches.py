@@ -1,7 +1,8 @@
 """Which pictures come when, and as what: the same for any number of workers or processes.
 
 An epoch's order follows from the recipe's seed and the epoch; how a picture is varied follows from
-these and the picture itself. A batch of the whole training is dealt out to the processes.
+these and the picture itself. A batch of the whole training is dealt out to the processes. What is
+annotated is brought to the shape in which the model is shown the picture.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
 from torch.utils import data
 
 from streamseg.data import AnnotatedImage, Augmentation, Dataset, load_sample
+from streamseg.masks import Size
 from streamseg.models.base import Segmenter
-from streamseg.targets import Sample, Targets
+from streamseg.targets import UNKNOWN, Sample, Targets
 from streamseg.train.processes import Processes
 
 
@@ -26,7 +29,7 @@ class TrainingBatch:
 
     Attributes:
         images: float32 (B, 3, H, W), prepared as for prediction.
-        targets: what is annotated in each.
+        targets: what is annotated in each; maps of stuff are (H, W), unknown in the padding.
         names: of each picture, for messages.
     """
 
@@ -40,9 +43,8 @@ class Batches:
 
     Args:
         datasets: what to learn from.
-        classes: the names of the model's classes, in its order.
         augmentation: how pictures are varied.
-        model: prepares them.
+        model: prepares them, and says which classes they are to show.
         size: pictures in a batch, over all processes together.
         seed: the recipe's.
         workers: processes that load and vary pictures; 0 does it in between.
@@ -56,7 +58,6 @@ class Batches:
     def __init__(
         self,
         datasets: Sequence[Dataset],
-        classes: Sequence[str],
         augmentation: Augmentation,
         model: Segmenter,
         *,
@@ -65,7 +66,8 @@ class Batches:
         workers: int,
         processes: Processes,
     ) -> None:
-        self._samples = _Samples(datasets, classes, augmentation, seed)
+        classes, stuff = tuple(model.categories.values()), tuple(model.stuff.values())
+        self._samples = _Samples(datasets, classes, stuff, augmentation, seed)
         self._model = model
         self._seed = seed
         self._workers = workers
@@ -98,7 +100,7 @@ class Batches:
 
     def _prepared(self, loaded: Sequence[tuple[str, Sample]]) -> TrainingBatch:
         samples = [sample for _, sample in loaded]
-        shapes = [sample.image.shape[1:] for sample in samples]
+        shapes = [self._model.training_shape(_size(sample)) for sample in samples]
         multiple = self._model.multiple
         height, width = (
             -(-max(shape[axis] for shape in shapes) // multiple) * multiple for axis in (0, 1)
@@ -108,9 +110,13 @@ class Batches:
             pixels = sample.image.permute(1, 2, 0).contiguous().numpy()
             self._model.write(pixels, place[:, : shape[0], : shape[1]])
         device = self._model.device
+        targets = [
+            _padded(_resized(sample.targets, _size(sample), shape), (height, width))
+            for sample, shape in zip(samples, shapes, strict=True)
+        ]
         return TrainingBatch(
             images.to(device),
-            tuple(sample.targets.to(device) for sample in samples),
+            tuple(each.to(device) for each in targets),
             tuple(name for name, _ in loaded),
         )
 
@@ -128,6 +134,7 @@ class _Samples(data.Dataset[tuple[str, Sample]]):
         self,
         datasets: Sequence[Dataset],
         classes: Sequence[str],
+        stuff: Sequence[str],
         augmentation: Augmentation,
         seed: int,
     ) -> None:
@@ -138,6 +145,7 @@ class _Samples(data.Dataset[tuple[str, Sample]]):
             for _ in range(dataset.repeat)
         ]
         self._classes = classes
+        self._stuff = stuff
         self._augmentation = augmentation
         self._seed = seed
 
@@ -155,8 +163,42 @@ class _Samples(data.Dataset[tuple[str, Sample]]):
 
     def _load(self, entry: int, seed: int) -> Sample:
         dataset, image = self.entries[entry]
-        sample = load_sample(dataset, image, self._classes, seed)
+        sample = load_sample(dataset, image, self._classes, seed, self._stuff)
         return replace(sample, targets=replace(sample.targets, seed=seed))
+
+
+def _size(sample: Sample) -> Size:
+    """(height, width) of a picture."""
+    height, width = sample.image.shape[1:]
+    return height, width
+
+
+def _resized(targets: Targets, size: Size, shape: Size) -> Targets:
+    """The targets of a picture of ``size`` that is resized to ``shape``."""
+    if shape == size:
+        return targets
+    (height, width), (old_height, old_width) = shape, size
+    factors = torch.tensor((width / old_width, height / old_height) * 2)
+    return replace(
+        targets,
+        boxes=targets.boxes * factors,
+        masks=_nearest(targets.masks.view(torch.uint8), shape).view(torch.bool),
+        stuff=None if targets.stuff is None else _nearest(targets.stuff[None], shape)[0],
+    )
+
+
+def _nearest(maps: Tensor, shape: Size) -> Tensor:
+    """uint8 (N, h, w) at another shape, each pixel a copy of the nearest one."""
+    return interpolate(maps[:, None], shape, mode="nearest-exact")[:, 0]
+
+
+def _padded(targets: Targets, shape: Size) -> Targets:
+    """With a map of stuff, if there is one, as large as the batch."""
+    if targets.stuff is None:
+        return targets
+    height, width = targets.stuff.shape
+    edges = (0, shape[1] - width, 0, shape[0] - height)
+    return replace(targets, stuff=pad(targets.stuff, edges, value=UNKNOWN))
 
 
 def _one_thread(_worker: int) -> None:

@@ -110,17 +110,22 @@ def load(
 def _unlike(weights: checkpoints.Weights, model: str, categories: Categories) -> str:
     """What tells its model from the wanted one, in words; empty if nothing does."""
     parts = [] if weights.model == model else [f"the model is {weights.model}, not {model}"]
-    known, wanted = (
-        {**each.things, **each.stuff} for each in (weights.categories or Categories({}), categories)
-    )
-    if list(known.items()) != list(wanted.items()):
-        missing = [name for name in wanted.values() if name not in known.values()]
-        extra = [name for name in known.values() if name not in wanted.values()]
-        said = [f"it knows {len(known)} classes, not {len(wanted)}"]
-        said += [f"it lacks {', '.join(missing[:5])}"] if missing else []
-        said += [f"it has {', '.join(extra[:5])} besides"] if extra else []
-        parts.append(", ".join(said))
+    held = weights.categories or Categories({})
+    parts += _unlike_names("classes", held.things, categories.things)
+    parts += _unlike_names("classes of stuff", held.stuff, categories.stuff)
     return "; ".join(parts)
+
+
+def _unlike_names(what: str, known: Mapping[int, str], wanted: Mapping[int, str]) -> list[str]:
+    """What tells some of its classes from the wanted ones; nothing if they are the same."""
+    if list(known.items()) == list(wanted.items()):
+        return []
+    missing = [name for name in wanted.values() if name not in known.values()]
+    extra = [name for name in known.values() if name not in wanted.values()]
+    said = [f"it knows {len(known)} {what}, not {len(wanted)}"]
+    said += [f"it lacks {', '.join(missing[:5])}"] if missing else []
+    said += [f"it has {', '.join(extra[:5])} besides"] if extra else []
+    return [", ".join(said)]
 
 
 def _changes(before: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,7 +1,8 @@
 """A training's story in files: losses and measures as CSV, as curves, and for TensorBoard.
 
 ``steps.csv`` has a line for every few optimiser steps, ``measures.csv`` one for each dataset that
-was measured. A training that goes on drops the lines after the checkpoint it goes on from.
+was measured, ``panoptic.csv`` three where panoptic quality was. A training that goes on drops the
+lines after the checkpoint it goes on from.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 
 from streamseg.errors import OutputError
 from streamseg.evaluate.coco import CocoScores
+from streamseg.evaluate.panoptic import PanopticScores, Quality
 from streamseg.evaluate.pictures import Series, plot_series
 from streamseg.sinks.files import write_bytes_atomically
 
 MEASURES = ("ap", "ap50", "ap75")
+QUALITIES = ("pq", "sq", "rq")
 
 
 class Journal:
@@ -32,6 +35,7 @@ class Journal:
         self._folder = folder
         self._steps = _Table(folder / "steps.csv", step)
         self._measures = _Table(folder / "measures.csv", step)
+        self._qualities = _Table(folder / "panoptic.csv", step)
         self._board = _tensorboard(folder)
 
     def note_step(self, step: int, epoch: int, rate: float, losses: Mapping[str, float]) -> None:
@@ -51,12 +55,23 @@ class Journal:
             if value is not None:
                 self._scalar(f"{dataset}/{scores.on}/{name}", value, step)
 
+    def note_quality(self, step: int, epoch: int, dataset: str, scores: PanopticScores) -> None:
+        """How good the averaged weights' panoptic parts are on one dataset."""
+        for of in ("all", "things", "stuff"):
+            measures = qualities(getattr(scores, of))
+            row = {"step": step, "epoch": epoch, "dataset": dataset, "of": of}
+            self._qualities.add(row | measures)
+            for name, value in measures.items():
+                if value is not None:
+                    self._scalar(f"{dataset}/{of}/{name}", value, step)
+
     def draw(self) -> None:
-        """Losses and average precision as PNGs; nothing where matplotlib isn't installed."""
+        """Losses and measures as PNGs; nothing where matplotlib isn't installed."""
         if without_curves():
             return
         self._draw_losses()
-        self._draw_measures()
+        self._draw_measures(self._measures, "on", "ap", "Average precision")
+        self._draw_measures(self._qualities, "of", "pq", "Panoptic quality")
 
     def close(self) -> None:
         """End what is open."""
@@ -76,17 +91,18 @@ class Journal:
             path = self._folder / "losses.png"
             plot_series(path, "Losses", curves, "optimiser steps", "weighted loss")
 
-    def _draw_measures(self) -> None:
-        keys = list(dict.fromkeys((r["dataset"], r["on"]) for r in self._measures.rows))
+    def _draw_measures(self, table: _Table, part: str, measure: str, title: str) -> None:
+        """One measure's curves, one for each dataset and each of its parts."""
+        keys = list(dict.fromkeys((r["dataset"], r[part]) for r in table.rows))
         curves = []
-        for dataset, on in keys:
-            rows = [r for r in self._measures.rows if (r["dataset"], r["on"]) == (dataset, on)]
-            known = [r for r in rows if r["ap"] not in ("", None)]
-            xs, ys = [float(r["step"]) for r in known], [float(r["ap"]) for r in known]
-            curves.append(Series(f"{dataset}, {on}", xs, ys))
+        for key in keys:
+            rows = [r for r in table.rows if (r["dataset"], r[part]) == key]
+            known = [r for r in rows if r[measure] not in ("", None)]
+            xs, ys = [float(r["step"]) for r in known], [float(r[measure]) for r in known]
+            curves.append(Series(", ".join(key), xs, ys))
         if curves:
-            path = self._folder / "measures.png"
-            plot_series(path, "Average precision", curves, "optimiser steps", "AP")
+            path = table.path.with_suffix(".png")
+            plot_series(path, title, curves, "optimiser steps", measure.upper())
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         if self._board is not None:
@@ -94,15 +110,16 @@ class Journal:
 
 
 class _Table:
-    """A CSV file that is whole after every line."""
+    """A CSV file that is whole after every line; there is none before the first."""
 
     def __init__(self, path: Path, step: int) -> None:
-        self._path = path
+        self.path = path
         self.rows: list[dict[str, Any]] = []
         if step and path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        self._rewrite()
+        if path.exists():
+            self._rewrite()
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -111,14 +128,19 @@ class _Table:
     def _rewrite(self) -> None:
         lines = [",".join(self.rows[0])] if self.rows else []
         lines += [_line(row.values()) for row in self.rows]
-        write_bytes_atomically(self._path, "".join(line + "\n" for line in lines).encode())
+        write_bytes_atomically(self.path, "".join(line + "\n" for line in lines).encode())
 
     def _append(self, row: dict[str, Any]) -> None:
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(row.values()) + "\n")
         except OSError as error:
-            raise OutputError(f"{self._path}: can't be written: {error.strerror}") from None
+            raise OutputError(f"{self.path}: can't be written: {error.strerror}") from None
+
+
+def qualities(quality: Quality | None) -> dict[str, float | None]:
+    """Panoptic quality and its factors, None where nothing was there to be found."""
+    return {name: None if quality is None else getattr(quality, name) for name in QUALITIES}
 
 
 def without_curves() -> str:

@@ -24,7 +24,6 @@ from streamseg.data import Augmentation, Dataset, Problem, check, open_dataset
 from streamseg.errors import ConfigError, DataError, OutputError, TrainingError
 from streamseg.evaluate.predictions import predict_dataset, score_dataset
 from streamseg.models.base import AUTOCAST
-from streamseg.models.categories import Categories
 from streamseg.models.checkpoints import Weights, read, to_safetensors
 from streamseg.models.loading import start_model
 from streamseg.models.objective import Objective
@@ -34,7 +33,8 @@ from streamseg.summary import Progress
 from streamseg.train import checkpoint
 from streamseg.train.batches import Batches, TrainingBatch
 from streamseg.train.checkpoint import Position
-from streamseg.train.journal import Journal, without_curves
+from streamseg.train.classes import check_annotation, classes_of
+from streamseg.train.journal import Journal, qualities, without_curves
 from streamseg.train.optimisation import (
     AveragedWeights,
     freeze,
@@ -47,6 +47,8 @@ from streamseg.train.processes import Processes
 
 LOG_EVERY = 20
 """Optimiser steps between lines of ``steps.csv``."""
+COLUMNS = {"ap": "AP", "ap50": "AP50", "pq": "PQ", "sq": "SQ", "rq": "RQ"}
+"""How measures are called in tables."""
 MEASURED = Thresholds(score=0.05)
 """What counts as a detection when a training is measured: as ``streamseg eval`` has it."""
 
@@ -63,12 +65,21 @@ class TrainingReport:
     position: Position
     interrupted: bool
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """What was measured last, AP and AP50, as a table shows them."""
+    def columns(self) -> tuple[str, ...]:
+        """The heads of :meth:`rows`."""
+        return ("measured", *(COLUMNS[measure] for measure in self._measures()))
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """What was measured last, as a table shows it."""
         return [
-            (name, _percent(scores["ap"]), _percent(scores["ap50"]))
+            (name, *(_percent(scores.get(measure)) for measure in self._measures()))
             for name, scores in self.position.measures.items()
         ]
+
+    def _measures(self) -> list[str]:
+        """Those that there are."""
+        found = {measure for scores in self.position.measures.values() for measure in scores}
+        return [measure for measure in COLUMNS if measure in found]
 
 
 class Trainer:
@@ -106,18 +117,17 @@ class Trainer:
         folder = root / recipe.data.root
         learnt = [open_dataset(config, folder) for config in recipe.data.train]
         self._measured = [open_dataset(config, folder) for config in recipe.data.val]
-        categories = _categories(learnt)
-        self.model, fresh = start_model(recipe.model, Categories(categories), MEASURED)
+        categories = classes_of(learnt, recipe.model.name)
+        self.model, fresh = start_model(recipe.model, categories, MEASURED)
         self._fresh = tuple(fresh)
         objective = self.model.objective(recipe.losses)
-        _check_annotation(objective, learnt, categories)
+        check_annotation(objective, learnt, categories)
         if recipe.batch % processes.count:
             raise ConfigError(
                 f"batch: {recipe.batch} can't be shared by {processes.count} processes"
             )
         self._batches = Batches(
             learnt,
-            list(categories.values()),
             Augmentation(recipe.augment, self.model.input_size),
             self.model,
             size=recipe.batch,
@@ -144,8 +154,9 @@ class Trainer:
     def introduction(self) -> str:
         """What is about to happen, in one line."""
         fresh = f"; new: {', '.join(self._fresh[:5])}" if self._fresh else ""
+        stuff = f" and {len(self.model.stuff)} of stuff" if self.model.stuff else ""
         return (
-            f"{self.model.name}: {len(self.model.categories)} classes{fresh}; "
+            f"{self.model.name}: {len(self.model.categories)} classes{stuff}{fresh}; "
             f"{self._batches.in_epoch} batches of {self._batches.size} an epoch{without_curves()}"
         )
 
@@ -239,17 +250,10 @@ class Trainer:
     def _measure(self, epoch: int) -> None:
         """Measure the served weights on every dataset; keep them if they are the best so far."""
         if self._processes.leads:
-            measures = {}
+            self._served.network.eval()  # without averaged weights it is the one that learns
+            measures: dict[str, Mapping[str, float | None]] = {}
             for dataset in self._measured:
-                results = predict_dataset(
-                    self._served, dataset, MEASURED, batch=4, progress=self._progress
-                )
-                for scores in score_dataset(dataset, results):
-                    self._journal.note_measure(self._position.step, epoch, dataset.name, scores)
-                    measures[f"{dataset.name}, {scores.on}"] = {
-                        "ap": scores.ap,
-                        "ap50": scores.ap50,
-                    }
+                measures |= self._measure_on(dataset, epoch)
             self._journal.draw()
             self._position = replace(self._position, measures=measures)
             value = _overall(measures)
@@ -257,6 +261,19 @@ class Trainer:
                 self._position = replace(self._position, best=value)
                 self._save("best.pt")
         self._processes.wait()
+
+    def _measure_on(self, dataset: Dataset, epoch: int) -> dict[str, Mapping[str, float | None]]:
+        """What the served weights reach on one dataset, by what it was measured on."""
+        step, name = self._position.step, dataset.name
+        found = predict_dataset(self._served, dataset, MEASURED, batch=4, progress=self._progress)
+        measures: dict[str, Mapping[str, float | None]] = {}
+        for scores in score_dataset(dataset, found.results):
+            self._journal.note_measure(step, epoch, name, scores)
+            measures[f"{name}, {scores.on}"] = {"ap": scores.ap, "ap50": scores.ap50}
+        if found.panoptic is not None:
+            self._journal.note_quality(step, epoch, name, found.panoptic)
+            measures[f"{name}, panoptic"] = qualities(found.panoptic.all)
+        return measures
 
     def _save(self, name: str) -> None:
         if not self._processes.leads:
@@ -322,42 +339,6 @@ def _refuse_problems(problems: Sequence[Problem]) -> None:
         )
 
 
-def _categories(datasets: list[Dataset]) -> dict[int, str]:
-    """What a model of these datasets knows, by the first dataset's id of each name.
-
-    Raises:
-        ConfigError: one id has two names.
-    """
-    known: dict[int, str] = {}
-    for dataset in datasets:
-        for number, name in dataset.categories.items():
-            if name in known.values():
-                continue
-            if number in known:
-                raise ConfigError(
-                    f"{dataset.name}: category {number} is {name!r} here and {known[number]!r} in "
-                    "another dataset: give one of them another id"
-                )
-            known[number] = name
-    return dict(sorted(known.items()))
-
-
-def _check_annotation(
-    objective: Objective, datasets: list[Dataset], categories: Mapping[int, str]
-) -> None:
-    """Refuse to teach that what isn't annotated isn't there."""
-    if objective.takes_partial_annotation:
-        return
-    for dataset in datasets:
-        names = {dataset.categories[number] for number in dataset.annotated}
-        missing = [name for name in categories.values() if name not in names]
-        if missing:
-            raise ConfigError(
-                f"{dataset.name}: {', '.join(missing[:5])} isn't annotated there, which this "
-                "model would take for background: train it on datasets of the same classes"
-            )
-
-
 def _distributed(objective: Objective, processes: Processes) -> nn.Module:
     return objective if processes.count == 1 else DistributedDataParallel(objective)
 
@@ -367,9 +348,12 @@ def _percent(value: float | None) -> str:
 
 
 def _overall(measures: Mapping[str, Mapping[str, float | None]]) -> float | None:
-    """What decides which weights are best: the mean AP of all that was measured."""
-    values = [m["ap"] for m in measures.values() if m["ap"] is not None]
-    return math.fsum(values) / len(values) if values else None
+    """What decides which weights are best: the mean PQ, or the mean AP where there is no PQ."""
+    for measure in ("pq", "ap"):
+        values = [v for scores in measures.values() if (v := scores.get(measure)) is not None]
+        if values:
+            return math.fsum(values) / len(values)
+    return None
 
 
 def _make_folder(folder: Path, *, resume: bool) -> None:
