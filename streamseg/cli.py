@@ -24,7 +24,6 @@ from streamseg.errors import StreamsegError
 
 if TYPE_CHECKING:
     from streamseg.config import Config
-    from streamseg.models.catalogue import Entry
 
 INTERRUPTED = 130
 
@@ -358,7 +357,7 @@ def models(
     Example: `streamseg models` or `streamseg models solov2_r50`
     """
     from streamseg.models.catalogue import CATALOGUE, find
-    from streamseg.terminal import listing
+    from streamseg.terminal import listing, model_description, model_row
 
     if name is not None:
         out.print(model_description(find(name)), soft_wrap=True, highlight=False)
@@ -419,36 +418,6 @@ def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
     images, annotations = data_size(data, file.parent)
     print(f"{images} images, {annotations} annotations: no problems")  # noqa: T201 - as above
     return 0
-
-
-def model_row(entry: Entry) -> tuple[str, ...]:
-    """An entry of the catalogue as the table shows it."""
-    usual = entry.published[0]
-    accuracies = (usual.box_ap, usual.mask_ap, usual.pq)
-    return (
-        entry.name,
-        f"{entry.parameters:.1f}M",
-        f"{entry.gflops:.1f}",
-        *("-" if value is None else f"{value:.1f}" for value in accuracies),
-        entry.weights,
-    )
-
-
-def model_description(entry: Entry) -> str:
-    """What is known of a model, and where its weights are published."""
-    cost = f"{entry.parameters:.2f} M parameters; {entry.gflops:.1f} GFLOPs for 640 x 480 pixels"
-    lines = [
-        f"{entry.name}: {entry.family}, classes: {entry.classes}",
-        f"input {entry.input_size}; {cost}",
-        f"weights: {entry.weights}",
-    ]
-    for file in entry.published:
-        accuracies = {"box AP": file.box_ap, "mask AP": file.mask_ap, "PQ": file.pq}
-        known = [f"{what} {value:.1f}" for what, value in accuracies.items() if value is not None]
-        lines += ["", f"{file.file}", f"  from {file.url}", f"  licence {file.licence}"]
-        lines += [f"  {', '.join([*known, file.measured_on])}"]
-        lines += [f"  sha256 {file.sha256}…"] if file.sha256 else []
-    return "\n".join(lines)
 
 
 def build_config(

@@ -1,10 +1,11 @@
-"""How runs look in a terminal: progress while they go, a table when they are over."""
+"""How things look in a terminal: the progress of runs, tables of results and of models."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -20,8 +21,17 @@ from rich.table import Table
 
 from streamseg.summary import Summary
 
+if TYPE_CHECKING:
+    from streamseg.models.catalogue import Availability, Entry
+
 PLAIN_EVERY = 100
 """Without a terminal, a line is printed every so many frames, or whatever is counted."""
+
+_WEIGHTS: dict[Availability, str] = {
+    "bundled": "its weights come with the package",
+    "downloaded": "its weights are downloaded when they are first used",
+    "yours": "its weights are yours to download; give the file's path as --weights",
+}
 
 
 class ProgressReport:
@@ -102,6 +112,36 @@ def listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def model_row(entry: Entry) -> tuple[str, ...]:
+    """An entry of the catalogue as the table shows it."""
+    usual = entry.published[0]
+    accuracies = (usual.box_ap, usual.mask_ap, usual.pq)
+    return (
+        entry.name,
+        f"{entry.parameters:.1f}M",
+        f"{entry.gflops:.1f}",
+        *("-" if value is None else f"{value:.1f}" for value in accuracies),
+        entry.weights,
+    )
+
+
+def model_description(entry: Entry) -> str:
+    """What is known of a model, and where its weights are published."""
+    cost = f"{entry.parameters:.2f} M parameters; {entry.gflops:.1f} GFLOPs for 640 x 480 pixels"
+    lines = [
+        f"{entry.name}: {entry.family}, classes: {entry.classes}",
+        f"input {entry.input_size}; {cost}",
+        _WEIGHTS[entry.weights],
+    ]
+    for file in entry.published:
+        accuracies = {"box AP": file.box_ap, "mask AP": file.mask_ap, "PQ": file.pq}
+        known = [f"{what} {value:.1f}" for what, value in accuracies.items() if value is not None]
+        lines += ["", f"{file.file}", f"  from {file.url}", f"  licence {file.licence}"]
+        lines += [f"  {', '.join([*known, file.measured_on])}"]
+        lines += [f"  sha256 {file.sha256}…"] if file.sha256 else []
+    return "\n".join(lines)
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

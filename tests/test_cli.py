@@ -209,6 +209,21 @@ def test_models_lists_the_catalogue(streamseg: Run) -> None:
         assert name in result.stdout
 
 
+def test_a_model_is_described_with_where_its_weights_are(streamseg: Run) -> None:
+    result = streamseg("models", "solov2_r50")
+    assert result.returncode == 0
+    for said in ("solov2_r50_fpn_3x_coco_20220512_125856-fed092d4.pth", "Apache-2.0", "37.5"):
+        assert said in result.stdout
+    assert "academic use only" in result.stdout
+    assert "did you mean solov2_r50" in one_line(streamseg("models", "solov2_r5"))
+
+
+def test_weights_that_are_not_downloaded_by_themselves_say_where_they_are(streamseg: Run) -> None:
+    result = streamseg("process", "--model", "yolact_r50", PATTERN, "--out", "out")
+    assert result.returncode == 1
+    assert "get yolact_resnet50_54_800000.pth from https://" in one_line(result)
+
+
 def start(tmp_path: Path, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(*arguments),

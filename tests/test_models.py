@@ -427,3 +427,24 @@ def test_thresholds_hold_for_any_category_ids():
     assert rows.tolist() == [0, 1, 2]
     only = Selection.of(Thresholds(score=0.5, classes=("dog",)), categories)
     assert only.rows(np.zeros((4, 4), np.float32), scores, labels).tolist() == [1, 3]
+
+
+def test_weights_for_academic_use_only_say_so_once(tmp_path, caplog):
+    network = load_model("solov2_light_r18", weights="none", device="cpu").network
+    state = dict(network.state_dict())
+    state["bbox_head.solo_cate.weight"] = state.pop("category.weight")  # WXinlong/SOLO's name
+    torch.save({"state_dict": state}, tmp_path / "theirs.pth")
+    for _ in range(2):
+        load_model("solov2_light_r18", tmp_path / "theirs.pth", device="cpu")
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == 1
+    assert "solov2_light_r18" in warned[0]
+    assert "academic use only" in warned[0]
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+def test_the_catalogue_says_where_weights_are_and_what_they_may_be_used_for(entry):
+    for file in entry.published:
+        assert file.licence
+        assert file.file
+        assert file.url.startswith("https://") or entry.weights == "bundled"
