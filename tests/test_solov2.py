@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learning import ap_by_heart, batch_norms
 from published import NOISE, assert_same_instances, assert_same_tensor, fixture, picture
 from torch.nn.functional import interpolate
 
@@ -19,6 +20,7 @@ from streamseg.config import ModelConfig, Thresholds
 from streamseg.errors import WeightsError
 from streamseg.models import checkpoints, load_model
 from streamseg.models.categories import COCO, COCO_THINGS, Categories
+from streamseg.models.layers.backbones import DeformableConv2d
 from streamseg.models.layers.matrix_nms import matrix_nms
 from streamseg.models.loading import start_model
 from streamseg.models.solo import SOLOv2
@@ -466,3 +468,36 @@ def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, of
     assert layer.bias[1] == 6
     assert layer.weight[0].any()
     assert model.network.kernel.weight.count_nonzero() == 0
+
+
+def test_deformable_convolutions_run_where_the_network_runs_in_bf16():
+    torch.manual_seed(0)
+    conv = DeformableConv2d(4, 5)
+    torch.nn.init.normal_(conv.offset.weight)
+    features = torch.randn(1, 4, 6, 7).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        found = conv(features)
+    assert found.shape == (1, 5, 6, 7)
+    assert torch.isfinite(found).all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
+    """Of 32 pixels enlarged four times: then a pixel of a mask, at stride 4, is one of theirs."""
+    ap = ap_by_heart(
+        tmp_path,
+        "solov2_light_r18",
+        "test:?size=32x32&frames=8&fps=4&objects=2&seed=14",
+        128,
+        epochs=12,
+        optimiser={
+            "rate": 4e-4,
+            "rates": {"kernel.": 0.05},  # it sums thousands of inputs that are never negative
+            "weight_decay": 0,
+            "clip": 10,
+            "frozen": batch_norms("solov2_light_r18"),
+        },
+        schedule={"warmup": 20},
+    )
+    assert ap >= 0.9

@@ -20,7 +20,7 @@ from streamseg.models.layers.fast_nms import fast_nms, fast_nms_across_classes
 from streamseg.models.loading import start_model
 from streamseg.models.yolact import YOLACT
 from streamseg.models.yolact.network import anchors, decode, encode
-from streamseg.models.yolact.objective import IGNORED, NOTHING, match
+from streamseg.models.yolact.objective import IGNORED, NOTHING, draw, match
 from streamseg.models.yolact.segmenter import PrototypeMasks, cut_masks
 from streamseg.targets import Targets
 
@@ -206,6 +206,32 @@ def test_every_object_has_an_anchor_and_crowds_are_not_background():
     matches = match(boxes, targets, own)
     assert matches.classes.tolist() == [NOTHING, 5, IGNORED]  # the larger anchor fits best
     assert int(matches.objects[1]) == 0
+
+
+@pytest.mark.parametrize(("name", "most"), [("yolact_r101", 100), ("yolact_im700", 300)])
+def test_only_so_many_masks_of_an_image_are_learnt(name, most):
+    assert meta_network(name).most_masks == most
+    targets = targets_of(np.zeros((0, 4)), [], np.zeros((0, 4, 4)), classes=80)
+    few, many = torch.arange(most), torch.arange(7, 507)
+    assert torch.equal(draw(few, most, targets), few)
+    found = draw(many, most, targets)
+    assert len(set(found.tolist()) & set(many.tolist())) == len(found) == most
+
+
+def test_an_object_without_a_mask_teaches_no_mask():
+    objective = small().objective({})
+    images, boxes = torch.zeros(1, 3, 96, 96), [[10.0, 10.0, 50.0, 50.0]]
+    masks = np.zeros((1, 96, 96), np.bool_)
+    masks[:, 10:50, 10:50] = True
+    with torch.no_grad():
+        known, unknown = (
+            objective(images, [targets_of(boxes, [3], masks, classes=80, has_mask=[has])])
+            for has in (True, False)
+        )
+    assert known["mask"] > 0
+    assert unknown["mask"] == 0
+    assert unknown["box"] == known["box"] > 0
+    assert unknown["class"] == known["class"] > 0
 
 
 # Masks where they are

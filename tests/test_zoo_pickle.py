@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import fixture
+from safetensors.torch import save_file
 
 from streamseg.errors import WeightsError
 from streamseg.models import checkpoints, load_model
-from streamseg.models.zoo_pickle import read_zoo_pickle
+from streamseg.models.zoo_pickle import _ALLOWED, read_zoo_pickle
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -138,6 +139,63 @@ def test_a_value_that_is_not_finite_is_refused(tmp_path):
     path.write_bytes(pickle.dumps({"model": {"a": np.array([np.nan], np.float32)}}))
     with pytest.raises(WeightsError, match="isn't finite"):
         checkpoints.read(path)
+
+
+def text_of(value):
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+DOUBLED = b"".join(
+    b"}q%c" % n + (text_of("a") + b"h%cs" % (n - 1)) + (text_of("b") + b"h%cs" % (n - 1))
+    for n in range(1, 40)
+)
+"""Dicts of which each holds the one before it twice."""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"}q\x00" + text_of("model") + b"h\x00s.",
+        b"}q\x00" + DOUBLED + b".",
+        b"}" + (text_of("a") + b"}") * 50_000 + b"s" * 50_000 + b".",
+        b"}r" + struct.pack("<I", 1 << 30) + b".",
+        b"}Q.",
+        text_of("os\n" * 1000) + text_of("sys\ntem") + b"\x93.",
+    ],
+    ids=["holds itself", "doubles", "deep", "memo of 16 GB", "another file's", "long name"],
+)
+def test_a_program_that_would_take_forever_or_all_memory_is_refused_in_one_line(tmp_path, program):
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(b"\x80\x04" + program)
+    with pytest.raises(WeightsError) as refused:
+        checkpoints.read(path)
+    message = str(refused.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert len(message) < len(str(path)) + 250
+
+
+def test_what_a_pickle_sets_on_what_it_names_is_gone_with_it(tmp_path):
+    path = tmp_path / "hostile.pkl"
+    change = b"N}" + text_of("__defaults__") + b"Ns" + text_of("seen") + b"K\x01s\x86b"
+    path.write_bytes(b"\x80\x02c_codecs\nencode\n" + change + b".")
+    before = {key: dict(getattr(made, "__dict__", {})) for key, made in _ALLOWED.items()}
+    defaults = _ALLOWED["_codecs", "encode"].__defaults__
+    with pytest.raises(WeightsError):
+        checkpoints.read(path)
+    assert {key: dict(getattr(made, "__dict__", {})) for key, made in _ALLOWED.items()} == before
+    assert _ALLOWED["_codecs", "encode"].__defaults__ == defaults
+
+
+def test_safetensors_may_begin_with_any_length(tmp_path):
+    path = tmp_path / "plain.safetensors"
+    beginnings = set()
+    for length in range(1, 300):
+        save_file({"x" * length: torch.ones(2)}, path)
+        beginnings.add(path.read_bytes()[0])
+        assert torch.equal(checkpoints.read(path).state["x" * length], torch.ones(2))
+    assert 0x80 in beginnings
 
 
 @given(st.data())

@@ -64,12 +64,12 @@ def read(path: Path) -> Weights:
     if start.startswith(_ZIP):
         _check_zip(path)
         weights = _read_torch(path)
+    elif start[8:9] == b"{":  # whatever the eight bytes before it, which are a length
+        weights = _read_safetensors(path)
     elif is_plain_pickle(start):
         weights = Weights(_unwrapped(path, read_zoo_pickle(path)))
     elif start.startswith(_PICKLE):
         weights = _read_torch(path)
-    elif start[8:9] == b"{":
-        weights = _read_safetensors(path)
     else:
         raise WeightsError(
             f"{path}: is no weights file; expected is safetensors or a file made by torch.save"

@@ -39,8 +39,12 @@ STRIDES = (4, 8, 16, 32, 64)
 SIZES = ((32,), (64,), (128,), (256,), (512,))
 """Of the anchors, pixels, one a level."""
 RATIOS = ((0.5, 1.0, 2.0),) * 5
-RESIDUAL = 0.25
-"""What random weights begin with for the last norm of a block: it is frozen at that."""
+RESIDUAL, STEM = 0.25, 1 / 58
+"""What random weights begin with for the last norm of a block, and for the first norm of all.
+
+Norms are frozen, so what they begin with has to hold: blocks must not add up to an explosion, and
+pixels, which come with a deviation of some 58, must not stay as large as they are.
+"""
 
 _RENAMED: tuple[tuple[str, str], ...] = (
     (r"^backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.body.bn1."),
@@ -325,7 +329,8 @@ def _stride_first(body: Any) -> None:
 
 
 def _soften(body: Any) -> None:
-    """Weaken what blocks add: with norms that are frozen at 1, random weights would explode."""
+    """Have random weights give numbers of about 1, see ``RESIDUAL``."""
+    body.bn1.weight.fill_(STEM)
     for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
         for block in stage:
             block.bn3.weight.fill_(RESIDUAL)

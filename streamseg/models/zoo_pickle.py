@@ -8,10 +8,11 @@ are taken out.
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -31,16 +32,22 @@ def is_plain_pickle(start: bytes) -> bool:
 
 
 def read_zoo_pickle(path: Path) -> dict[str, Any]:
-    """A dict with its arrays as tensors.
+    """The dict under ``model``, or the whole one where there is none, with its arrays as tensors.
+
+    Dicts further in are left alone: they may hold themselves, or each other many times over.
 
     Raises:
         WeightsError: it is damaged, or holds more than dicts, text, numbers and arrays.
     """
     try:
         with path.open("rb") as file:
+            _check_memo(file)
+            file.seek(0)
             content = _Unpickler(file, encoding="latin1").load()
     except _ForbiddenError as error:
-        raise WeightsError(f"{path}: names {error}, which could run code; refused") from None
+        raise WeightsError(
+            f"{path}: holds more than tensors, which could run code ({error}); refused"
+        ) from None
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -57,7 +64,21 @@ def read_zoo_pickle(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path}: is cut off, damaged or no weights file") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds no state dict but a {type(content).__name__}")
-    return {str(key): _with_tensors(value) for key, value in content.items()}
+    state = content["model"] if isinstance(content.get("model"), Mapping) else content
+    return {
+        name: value.tensor if isinstance(value, _Array) else value for name, value in state.items()
+    }
+
+
+def _check_memo(file: BinaryIO) -> None:
+    """Refuse a program that numbers what it remembers higher than it has steps.
+
+    Memory is taken for all numbers up to the highest, before anything is remembered under them.
+    """
+    for steps, (step, number, _) in enumerate(pickletools.genops(file)):
+        remembers = step.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if remembers and isinstance(number, int) and number > steps:
+            raise pickle.UnpicklingError("more is remembered than made")
 
 
 class _ForbiddenError(Exception):
@@ -141,20 +162,15 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ALLOWED[module, name]
+            make = _ALLOWED[module, name]
         except KeyError:
-            raise _ForbiddenError(f"{module}.{name}") from None
+            raise _ForbiddenError(repr(f"{module}.{name}"[:80])) from None
+
+        def own(*given: Any) -> Any:  # anew, for a pickle may set attributes of what it names
+            return make(*given)
+
+        return own
 
     def persistent_load(self, pid: Any) -> Any:
-        raise _ForbiddenError(f"the object {pid}")
-
-
-def _with_tensors(value: Any) -> Any:
-    """Arrays as tensors, also inside dicts."""
-    if isinstance(value, _Array):
-        return value.tensor
-    if isinstance(value, dict):
-        return {str(key): _with_tensors(own) for key, own in value.items()}
-    if isinstance(value, _Type | _Ndarray):
-        return str(value)
-    return value
+        del pid  # anything at all
+        raise _ForbiddenError("an object of another file")

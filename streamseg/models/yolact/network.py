@@ -38,11 +38,13 @@ class Variant:
         plus: whether it is YOLACT++: deformable convolutions in the trunk, three sizes of true
             rectangles an anchor, and masks that are scored.
         interval: of YOLACT++: every how manieth block of the last three stages is deformable.
+        most_masks: anchors of one image whose masks are learnt.
     """
 
     depth: int
     plus: bool = False
     interval: int = 1
+    most_masks: int = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +79,7 @@ class YOLACTNet(nn.Module):
     def __init__(self, variant: Variant, classes: int) -> None:
         super().__init__()
         self.plus = variant.plus
+        self.most_masks = variant.most_masks
         self.backbone = ResNet(variant.depth) if variant.depth else DarkNet53()
         if variant.plus:
             _deform(self.backbone, variant.interval)

@@ -31,8 +31,6 @@ CROWDED = 0.7
 """Of an anchor; if a crowd covers more of it, it isn't background."""
 NEGATIVES = 3
 """Anchors of background that are learnt, for each one of an object."""
-MOST_MASKS = 100
-"""Anchors of one image whose masks are learnt; they are drawn, and stand for the others."""
 LEAST_SCORED = 25
 """Pixels of a prototype; what a smaller mask is worth isn't learnt."""
 
@@ -118,7 +116,7 @@ class YOLACTObjective(Objective):
         """Of the masks, and of what the network thinks of them."""
         rows = matches.positive.nonzero()[:, 0]
         rows = rows[targets.has_mask[matches.objects[rows]]]
-        drawn = _drawn(rows, targets)
+        drawn = draw(rows, self.network.most_masks, targets)
         objects = matches.objects[drawn]
         prototypes = outputs.prototypes[image].float()
         size = prototypes.shape[1], prototypes.shape[2]
@@ -232,9 +230,9 @@ def _fitted(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return (resized > 0.5).float()
 
 
-def _drawn(rows: Tensor, targets: Targets) -> Tensor:
-    """At most ``MOST_MASKS`` of the rows."""
-    if len(rows) <= MOST_MASKS:
+def draw(rows: Tensor, most: int, targets: Targets) -> Tensor:
+    """At most so many of the rows, which then stand for the others."""
+    if len(rows) <= most:
         return rows
     order = torch.randperm(len(rows), generator=generator_of(targets))
-    return rows[order[:MOST_MASKS].to(rows.device)]
+    return rows[order[:most].to(rows.device)]

@@ -35,7 +35,7 @@ _VARIANTS = {
     "yolact_r50": Variant(50),
     "yolact_r101": Variant(101),
     "yolact_darknet53": Variant(0),
-    "yolact_im700": Variant(101),
+    "yolact_im700": Variant(101, most_masks=300),
     "yolact_plus_r50": Variant(50, plus=True),
     "yolact_plus_r101": Variant(101, plus=True, interval=3),
 }
