@@ -6,7 +6,7 @@ SERVER := $(VENV)/.server
 DEV := $(VENV)/.dev
 BENCH := $(BENCH_VENV)/.bench
 
-.PHONY: demo test test-slow lint format bench docs clean
+.PHONY: demo test test-slow test-by-hand lint format bench docs clean
 
 demo: $(SERVER)
 	$(VENV)/bin/streamseg demo --out demo-out
@@ -16,6 +16,9 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	$(VENV)/bin/python -m pytest -m slow
+
+test-by-hand: $(DEV)
+	$(VENV)/bin/python -m pytest -m by_hand
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -158,20 +158,27 @@ def ideal_weights(path: Path, categories: Categories = KNOWN) -> Path:
     return path
 
 
-def write_world(folder: Path, count: int = 4, *, water: bool = False) -> PanopticData:
+def write_world(
+    folder: Path, count: int = 4, *, water: bool = False, first: int = 0, scale: int = 1
+) -> PanopticData:
     """Sky above grass, discs on it, and a strip that nobody knows, with their truth.
 
     Pictures are numbered as ``process`` numbers them. With ``water``, the lowest rows of each
-    picture are something that no model here knows, and look like grass.
+    picture are something that no model here knows, and look like grass. With ``scale``, pictures
+    are so many times as high and wide.
     """
     images, annotations = [], []
-    for number in range(count):
-        picture, values = _draw(number, water=water)
+    for number in range(first, first + count):
+        picture, values = (
+            each.repeat(scale, axis=0).repeat(scale, axis=1) for each in _draw(number, water=water)
+        )
         name = f"{number:02}.png"
         (folder / "images").mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(folder / "images" / name), picture[..., ::-1])
         write_values(folder / "panoptic" / name, values)
-        images.append({"id": number, "file_name": name, "height": SIZE[0], "width": SIZE[1]})
+        images.append(
+            {"id": number, "file_name": name, "height": values.shape[0], "width": values.shape[1]}
+        )
         segments = [_segment(values, value) for value in np.unique(values).tolist() if value]
         annotations.append({"image_id": number, "file_name": name, "segments_info": segments})
     categories = [{"id": i, "name": n, "isthing": int(n in THINGS)} for n, i in IDS.items()]

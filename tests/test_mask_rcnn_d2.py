@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learning import ap_by_heart
 from PIL import Image as Pillow
 from published import NOISE, assert_same_instances, assert_same_tensor, fixture, picture
 from torch.nn.functional import grid_sample
@@ -62,6 +63,7 @@ def test_background_comes_first_and_has_neither_box_nor_mask(published):
 # The same numbers
 
 
+@pytest.mark.slow
 def test_every_tensor_on_the_way_is_the_published_one(model, published):
     (batch,) = model.prepare([picture()])
     assert_same_tensor("input", batch.tensor, published, 1e-6)
@@ -78,6 +80,7 @@ def test_every_tensor_on_the_way_is_the_published_one(model, published):
     np.testing.assert_allclose(proposals[: len(boxes)], boxes, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_instances_are_the_published_ones(model, published):
     (found,) = model.predict([picture()])
     assert_same_instances(found, published)
@@ -182,6 +185,7 @@ def noise_image(height, width, seed):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
+@pytest.mark.slow
 def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch():
     model = small()
     image = noise_image(60, 80, 3)
@@ -258,3 +262,19 @@ def test_box_losses_are_l1():
         torch.zeros(3, 2), regressions, [torch.tensor([0, 1, 0])], wanted
     )
     assert float(box) == pytest.approx(0.01 / 3)
+
+
+@pytest.mark.by_hand
+@pytest.mark.timeout(900)
+def test_it_learns_eight_pictures_by_heart(tmp_path):
+    ap = ap_by_heart(
+        tmp_path,
+        "mask_rcnn_r50_fpn_d2",
+        "test:?size=64x64&frames=8&fps=4&objects=2&seed=14",
+        128,
+        regions=32,
+        epochs=24,
+        optimiser={"rate": 3e-4, "weight_decay": 0, "clip": 10},
+        schedule={"warmup": 16},
+    )
+    assert ap >= 0.9

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from dividing import write_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learning import learn_by_heart
 from published import PIXELS, assert_same_instances, assert_same_tensor, fixture, picture
 from torch.nn.functional import interpolate
 
@@ -74,6 +76,7 @@ def test_things_stuff_and_their_map_are_the_published_ones(model, detections, pu
     assert np.count_nonzero(differing) <= PIXELS
 
 
+@pytest.mark.slow
 def test_a_frame_s_thresholds_decide_which_things_there_are(model, detections):
     (everything,) = model.postprocess(detections)
     things = [each for each in everything.segments if each.thing]
@@ -193,3 +196,28 @@ def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(model):
         assert (own.id, own.label, own.thing) == (expected.id, expected.label, expected.thing)
         assert np.count_nonzero(own.mask.to_array() != expected.mask.to_array()) <= PIXELS
     np.testing.assert_array_equal(images[2], before)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_it_learns_eight_pictures_by_heart(tmp_path):
+    """Of 128 x 96 pixels: there must be room for what counts as stuff at all."""
+    write_world(tmp_path, 8, first=14, scale=2)
+    data = {
+        "format": "panoptic",
+        "images": "images",
+        "annotations": "panoptic.json",
+        "segments": "panoptic",
+        "name": "by heart",
+    }
+    measures = learn_by_heart(
+        tmp_path,
+        "panoptic_fpn_r50",
+        data,
+        96,
+        regions=32,
+        epochs=22,
+        optimiser={"rate": 3e-4, "weight_decay": 0, "clip": 10},
+        schedule={"warmup": 16},
+    )
+    assert measures["by heart, panoptic"]["pq"] >= 0.9

@@ -84,22 +84,38 @@ def model(published):
 
 
 @pytest.fixture(scope="module")
-def outputs(model):
+def on_the_way(model):
+    """What comes out of trunk, pyramid and network in one forward."""
+    parts = {
+        "trunk": model.network.backbone,
+        "pyramid": model.network.fpn,
+        "outputs": model.network,
+    }
+    seen = {}
+    hooks = [
+        part.register_forward_hook(lambda *given, name=name: seen.update({name: given[2]}))
+        for name, part in parts.items()
+    ]
     with torch.inference_mode():
         (batch,) = model.prepare([picture()])
-        return model.network(batch.tensor)
+        model.network(batch.tensor)
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
-def test_every_tensor_on_the_way_is_the_published_one(model, published, outputs):
+@pytest.fixture(scope="module")
+def outputs(on_the_way):
+    return on_the_way["outputs"]
+
+
+def test_every_tensor_on_the_way_is_the_published_one(model, published, on_the_way, outputs):
     file = published[1]
     (batch,) = model.prepare([picture()])
     assert_same_tensor("input", batch.tensor, file, 1e-6)
-    with torch.inference_mode():
-        maps = model.network.backbone(batch.tensor)
-        pyramid = model.network.fpn(maps[1:])
-    for level, tensor in enumerate(maps):
+    for level, tensor in enumerate(on_the_way["trunk"]):
         assert_same_tensor(f"backbone.{level}", tensor, file, 1e-4)
-    for level, tensor in enumerate(pyramid):
+    for level, tensor in enumerate(on_the_way["pyramid"]):
         assert_same_tensor(f"fpn.{level}", tensor, file, 1e-4)
     assert_same_tensor("proto", outputs.prototypes[0].permute(1, 2, 0), file, 1e-4)
     assert_same_tensor("all.priors", outputs.anchors, file, 1e-6)
