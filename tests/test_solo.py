@@ -329,3 +329,13 @@ def test_a_class_that_is_not_annotated_is_learnt_where_it_is_and_left_alone_else
         assert bias.grad.sign().tolist() == signs
         objective.network.zero_grad()
     assert objective.takes_partial_annotation
+
+
+def test_pictures_without_objects_leave_no_parameter_without_a_gradient(learner):
+    """Others that train with it would wait for it."""
+    _, objective = learner
+    objective.network.zero_grad()
+    losses = objective(torch.zeros(1, 3, *SIZE), [targets([], [])])
+    torch.stack(list(losses.values())).sum().backward()
+    missing = [name for name, p in objective.network.named_parameters() if p.grad is None]
+    assert missing == []

@@ -86,9 +86,11 @@ class SOLOObjective(Objective):
         self, outputs: Outputs, claims: Sequence[Sequence[Claims]], targets: Sequence[Targets]
     ) -> Tensor:
         """The mean of the Dice losses of all pairs of an object and a cell of its own."""
-        losses = [outputs.categories[0].new_zeros(0, dtype=torch.float32)]
+        losses = []
         for level, own in enumerate(claims):
             stride = self.network.mask_stride(level)
+            if not any(len(claimed.cells) for claimed in own):
+                losses.append(self._untaught(outputs, level))
             for image, claimed in enumerate(own):
                 if len(claimed.cells) == 0:
                     continue
@@ -98,6 +100,14 @@ class SOLOObjective(Objective):
         every = torch.cat(losses)
         pairs = torch.tensor(len(every), device=every.device)
         return every.sum() / mean_over_processes(pairs)
+
+    def _untaught(self, outputs: Outputs, level: int) -> Tensor:
+        """No loss, (0,), that a level without objects has a part in all the same.
+
+        A parameter without a gradient would have the other processes wait for it.
+        """
+        first = torch.zeros(1, dtype=torch.int64, device=outputs.categories[0].device)
+        return self.network.masks(outputs, 0, level, first).flatten(1).sum(dim=1)[:0]
 
 
 def claim(targets: Targets, padded: Size, grid: int, sizes: tuple[float, float]) -> Claims:
