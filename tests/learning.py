@@ -15,6 +15,9 @@ from streamseg.models import load_model
 from streamseg.recipe import Recipe
 from streamseg.train import Trainer
 
+REPEAT = 4
+"""How often an epoch has each picture; a checkpoint is written after each."""
+
 
 def ap_by_heart(folder: Path, name: str, url: str, size: int, **changes: Any) -> float:
     """Mask AP on the pictures of a test pattern that were learnt; see :func:`learn_by_heart`."""
@@ -45,7 +48,7 @@ def learn_by_heart(
     """
     plain = {
         "model": {"name": name, "weights": "none", "device": "cpu", "input_size": size},
-        "data": {"train": [data], "val": [data]},
+        "data": {"train": [{**data, "repeat": REPEAT}], "val": [data]},
         "batch": 1,
         "workers": 0,
         "ema": 0,

@@ -273,7 +273,7 @@ def test_it_learns_eight_pictures_by_heart(tmp_path):
         "test:?size=64x64&frames=8&fps=4&objects=2&seed=14",
         128,
         regions=32,
-        epochs=24,
+        epochs=6,
         optimiser={"rate": 3e-4, "weight_decay": 0, "clip": 10},
         schedule={"warmup": 16},
     )

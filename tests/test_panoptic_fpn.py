@@ -216,7 +216,7 @@ def test_it_learns_eight_pictures_by_heart(tmp_path):
         data,
         96,
         regions=32,
-        epochs=22,
+        epochs=6,
         optimiser={"rate": 3e-4, "weight_decay": 0, "clip": 10},
         schedule={"warmup": 16},
     )

@@ -490,7 +490,7 @@ def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
         "solov2_light_r18",
         "test:?size=32x32&frames=8&fps=4&objects=2&seed=14",
         128,
-        epochs=12,
+        epochs=3,
         optimiser={
             "rate": 4e-4,
             "rates": {"kernel.": 0.05},  # it sums thousands of inputs that are never negative

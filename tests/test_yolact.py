@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learning import ap_by_heart
 from published import NOISE, PIXELS, assert_same_tensor, fixture, picture
 from torch.nn.functional import interpolate
 
@@ -368,3 +369,20 @@ def test_a_published_file_is_recognised_where_another_model_is_asked_for(tmp_pat
 
 def test_training_brings_pictures_to_the_square_that_is_predicted_on():
     assert small().training_shape((40, 96)) == (96, 96)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
+    """Of 32 pixels enlarged four times: then a pixel of a prototype is one of theirs."""
+    ap = ap_by_heart(
+        tmp_path,
+        "yolact_r50",
+        "test:?size=32x32&frames=8&fps=4&objects=3&seed=1",
+        128,
+        batch=8,
+        epochs=15,
+        optimiser={"rate": 5e-4, "weight_decay": 0, "clip": 10},
+        schedule={"warmup": 10},
+    )
+    assert ap >= 0.9
