@@ -32,7 +32,7 @@ from streamseg.models import CATALOGUE, load_model
 from streamseg.models.base import Segmenter
 from streamseg.types import Image
 
-ROUNDS = 7
+ROUNDS = 3
 SIZE = (480, 640)
 NOTHING = Thresholds(score=1.0)
 
