@@ -236,6 +236,7 @@ def targets_of(boxes, labels, size, *, classes):
     )
 
 
+@pytest.mark.slow
 def test_losses_are_finite_and_their_gradients_reach_every_part():
     model = small(Categories({1: "disc", 2: "box"}))
     model.network.train()

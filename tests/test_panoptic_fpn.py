@@ -49,6 +49,7 @@ def test_the_published_file_fits_exactly(published):
     assert differences(network, PanopticFPN.adopt(network, published.empty())) is None
 
 
+@pytest.mark.slow
 def test_stuff_of_each_place_is_the_published_one(detections, published):
     stuff = detections[0].panoptic
     assert_same_tensor("sem_logits_stride4", stuff.logits[None], published, 1e-4)
@@ -56,6 +57,7 @@ def test_stuff_of_each_place_is_the_published_one(detections, published):
     assert np.count_nonzero(differing) <= PIXELS
 
 
+@pytest.mark.slow
 def test_things_stuff_and_their_map_are_the_published_ones(model, detections, published):
     (found,) = model.postprocess(detections)
     assert_same_instances(found.instances, published)
@@ -183,6 +185,7 @@ def test_stuff_takes_over_what_a_published_file_knows_of_its_name(tmp_path, publ
     assert torch.equal(own[[0, 2]], theirs[[0, river]])
 
 
+@pytest.mark.slow
 def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(model):
     small = load_model("panoptic_fpn_r50", weights="none", device="cpu", input_size=96, score=0)
     small.network.load_state_dict(model.network.state_dict())
@@ -198,7 +201,7 @@ def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(model):
     np.testing.assert_array_equal(images[2], before)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(900)
 def test_it_learns_eight_pictures_by_heart(tmp_path):
     """Of 128 x 96 pixels: there must be room for what counts as stuff at all."""

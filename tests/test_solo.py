@@ -92,6 +92,7 @@ def model(published):
     return made
 
 
+@pytest.mark.slow
 def test_every_tensor_on_the_way_is_the_published_one(model, published):
     (batch,) = model.prepare([picture()])
     assert batch.shapes == (tuple(published.meta["resized"]),)
@@ -124,6 +125,7 @@ def test_every_tensor_on_the_way_is_the_published_one(model, published):
         np.testing.assert_allclose(flat[at].numpy()[peaks], samples[peaks], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_instances_are_the_published_ones(model, published):
     assert_same_instances(model.predict([picture()])[0], published)
 
@@ -292,7 +294,14 @@ def test_the_mask_loss_is_none_for_the_mask_itself_and_one_for_its_contrary():
     assert dice_loss(1 - mask, mask).item() == pytest.approx(1, abs=1e-3)
 
 
-@pytest.fixture(scope="module", params=["solov2_light_r18", "decoupled_solo_light_r50", "solo_r50"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "solov2_light_r18",
+        "decoupled_solo_light_r50",
+        pytest.param("solo_r50", marks=pytest.mark.slow),
+    ],
+)
 def learner(request):
     made = load_model(request.param, weights="none", device="cpu", input_size=96)
     network = type(made).build(made.name, Categories({1: "a", 2: "b", 3: "c"}))

@@ -387,7 +387,10 @@ def assert_alike(found, expected):
     assert np.count_nonzero(differing) <= 1e-3 * differing.size
 
 
-@pytest.mark.parametrize("name", ["solov2_light_r18", "solov2_light_r50_dcn"])
+@pytest.mark.parametrize(
+    "name",
+    ["solov2_light_r18", pytest.param("solov2_light_r50_dcn", marks=pytest.mark.slow)],
+)
 def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(name):
     model = small(name)
     image = blobs(120, 160, seed=3)

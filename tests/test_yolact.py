@@ -33,7 +33,6 @@ FILES = {
     "yolact_plus_r50": "yolact_plus_resnet50",
     "yolact_plus_r101": "yolact_plus_base",
 }
-WITH_OUTPUTS = ["yolact_r50", "yolact_plus_r50"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,7 +69,10 @@ def test_the_project_s_own_names_stay():
 # The same numbers
 
 
-@pytest.fixture(scope="module", params=WITH_OUTPUTS)
+@pytest.fixture(
+    scope="module",
+    params=["yolact_r50", pytest.param("yolact_plus_r50", marks=pytest.mark.slow)],
+)
 def published(request):
     return request.param, fixture("yolact", FILES[request.param])
 
@@ -294,7 +296,14 @@ def noise(height, width, seed):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize("name", ["yolact_r50", "yolact_darknet53", "yolact_plus_r50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "yolact_r50",
+        pytest.param("yolact_darknet53", marks=pytest.mark.slow),
+        pytest.param("yolact_plus_r50", marks=pytest.mark.slow),
+    ],
+)
 def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(name):
     model = small(name, thresholds=Thresholds(score=0.0))
     image = noise(60, 80, 3)
@@ -371,7 +380,7 @@ def test_training_brings_pictures_to_the_square_that_is_predicted_on():
     assert small().training_shape((40, 96)) == (96, 96)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(900)
 def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
     """Of 32 pixels enlarged four times: then a pixel of a prototype is one of theirs."""
