@@ -246,10 +246,9 @@ class Segmenter(ABC):
         Raises:
             UsageError: the model has no panoptic results, too.
         """
-        segments = [found.segments for found in self._predict(images, thresholds)]
         if not self.stuff:
             raise UsageError(f"{self.name} has no panoptic results")
-        return [each or () for each in segments]
+        return [found.segments or () for found in self._predict(images, thresholds)]
 
     def _predict(
         self, images: Sequence[Image], thresholds: Thresholds | Sequence[Thresholds] | None
