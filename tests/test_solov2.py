@@ -422,6 +422,20 @@ def test_a_least_score_takes_away_and_changes_nothing_else(light):
     assert_alike(wanted, everything[kept])
 
 
+def test_a_region_keeps_what_has_the_centre_of_its_mask_s_box_there(light):
+    image = blobs(120, 160, seed=3)
+    everything = light.predict([image])[0]
+    centres = (everything.boxes[:, 0] + everything.boxes[:, 2]) / 2
+    middle = float(np.median(centres)) + 0.25
+    left = ((0.0, 0.0), (middle, 0.0), (middle, 120.0), (0.0, 120.0))
+    inside = np.flatnonzero(centres < middle)
+    assert 1 < len(inside) < len(everything)
+    kept = light.predict([image], Thresholds(score=0, region=left))[0]
+    np.testing.assert_array_equal(kept.boxes, everything.boxes[inside])
+    best = light.predict([image], Thresholds(score=0, region=left, max_instances=1))[0]
+    np.testing.assert_array_equal(best.boxes, everything.boxes[inside[:1]])
+
+
 def test_where_nothing_is_sure_nothing_comes_out(light):
     model = replace_category_bias(light, -50.0)
     found = model.predict([blobs(120, 160, seed=3)])[0]
