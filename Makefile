@@ -44,13 +44,13 @@ $(BENCH_VENV)/bin/python:
 	$(PYTHON) -m venv $(BENCH_VENV)
 
 $(SERVER): pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --editable '.[server]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[server,view,mqtt]'
 	@touch $@
 
 # trackeval without what it asks for: its metrics need numpy and scipy only, and its opencv-python
 # would overwrite the headless cv2. `pip check` complains, and is wrong.
 $(DEV): pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --editable '.[server,train,dev]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[server,view,mqtt,train,dev]'
 	$(VENV)/bin/python -m pip install --quiet --no-deps 'trackeval>=1.3'
 	@touch $@
 

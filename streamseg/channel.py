@@ -2,7 +2,8 @@
 
 ``block``: the writer waits: nothing is lost (recordings). ``drop_oldest``: the oldest item of the
 same source makes room, and is reported: what comes out is fresh (live). Readers get the sources
-in turn, so that one that writes much doesn't starve the others.
+in turn, so that one that writes much doesn't starve the others. A mailbox may have entrances of
+another policy: one worker takes from cameras and recordings alike.
 """
 
 from __future__ import annotations
@@ -28,6 +29,18 @@ T = TypeVar("T", bound=Sourced)
 
 class Closed(Exception):  # noqa: N818 - a signal between stages, not an error
     """The mailbox was closed, or the run was stopped: there is no use in writing to it."""
+
+
+T_contra = TypeVar("T_contra", bound=Sourced, contravariant=True)
+
+
+class Inlet(Protocol[T_contra]):
+    """What a stage writes into: a mailbox, or an entrance of one."""
+
+    def add_writer(self) -> None: ...
+    def put(self, item: T_contra) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Mailbox(Generic[T]):
@@ -84,19 +97,49 @@ class Mailbox(Generic[T]):
         Raises:
             Closed: the run was stopped; the item was not taken.
         """
+        if self._policy == "block":
+            self._put_waiting(item)
+        else:
+            self.put_newest(item, self._capacity, self._on_drop)
+
+    def newest(self, on_drop: Callable[[T], None]) -> Newest[T]:
+        """An entrance for sources of which only the newest item is wanted.
+
+        Args:
+            on_drop: called with what was overtaken, outside the lock.
+        """
+        return Newest(self, on_drop)
+
+    def put_newest(self, item: T, capacity: int, on_drop: Callable[[T], None] | None) -> None:
+        """Add an item without waiting; the source's oldest one makes room.
+
+        Raises:
+            Closed: as ``put``.
+        """
         dropped = None
         with self._changed:
-            if self._policy == "block":
-                self._changed.wait_for(lambda: self._aborted or self._has_room(item.source))
             if self._aborted:
                 raise Closed
-            if not self._has_room(item.source):
+            if self._waiting(item.source) >= capacity:
                 dropped = self._lanes[item.source].popleft()
-            self._lanes.setdefault(item.source, deque()).append(item)
-            self._changed.notify_all()
-        if dropped is not None and self._on_drop is not None:
-            self._on_drop(dropped)
+            self._add(item)
+        if dropped is not None and on_drop is not None:
+            on_drop(dropped)
         self._wake()
+
+    def _put_waiting(self, item: T) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._aborted or self._waiting(item.source) < self._capacity
+            )
+            if self._aborted:
+                raise Closed
+            self._add(item)
+        self._wake()
+
+    def _add(self, item: T) -> None:
+        self._lanes.setdefault(item.source, deque()).append(item)
+        self._changed.notify_all()
 
     def get(self, timeout: float | None = None) -> T | None:
         """The next item, sources in turn; None when closed and empty, or after ``timeout`` s."""
@@ -145,8 +188,8 @@ class Mailbox(Generic[T]):
         with self._changed:
             return self._aborted
 
-    def _has_room(self, source: str) -> bool:
-        return len(self._lanes.get(source, ())) < self._capacity
+    def _waiting(self, source: str) -> int:
+        return len(self._lanes.get(source, ()))
 
     def _ended(self) -> bool:
         return self._aborted or (self._opened and self._writers <= 0)
@@ -166,3 +209,27 @@ class Mailbox(Generic[T]):
     def _wake(self) -> None:
         if self._on_put is not None:
             self._on_put()
+
+
+class Newest(Generic[T]):
+    """An entrance of a mailbox where only a source's newest item waits; see ``newest``."""
+
+    def __init__(self, mailbox: Mailbox[T], on_drop: Callable[[T], None]) -> None:
+        self._mailbox = mailbox
+        self._on_drop = on_drop
+
+    def add_writer(self) -> None:
+        """See ``Mailbox``."""
+        self._mailbox.add_writer()
+
+    def put(self, item: T) -> None:
+        """See ``Mailbox``; never waits."""
+        self._mailbox.put_newest(item, 1, self._on_drop)
+
+    def close(self) -> None:
+        """See ``Mailbox``."""
+        self._mailbox.close()
+
+    def abort(self) -> None:
+        """See ``Mailbox``."""
+        self._mailbox.abort()

@@ -8,6 +8,7 @@ expected. Every key has a default but the sources, so the smallest config names 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -26,6 +27,12 @@ Positive: TypeAlias = Annotated[float, Meta(gt=0)]
 NotNegative: TypeAlias = Annotated[float, Meta(ge=0)]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Point: TypeAlias = tuple[float, float]
+MqttTopic: TypeAlias = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", max_length=128)
+]
+CameraOption: TypeAlias = Literal["video_size", "framerate", "input_format"]
+
+_MAX_SECRET_BYTES = 4096
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,15 +91,27 @@ class SourceConfig(Section, frozen=True, kw_only=True):
     """One source of frames.
 
     Attributes:
-        url: a video file, a folder or glob of images, or ``test:`` (the synthetic pattern).
+        url: recorded: a video file, a folder or glob of images, or ``test:`` (the synthetic
+            pattern); live: ``rtsp://``, ``rtmp://`` or ``http://`` (also with an s; MJPEG, HLS,
+            transport streams), ``udp://``, or a camera, ``/dev/video0``.
         name: how it is called on the wire; by default made from ``url``.
         stride: take every n-th frame.
         max_fps: take no more frames than that for each second of pts.
-        start: seconds of pts to begin at.
+        start: seconds of pts to begin at; recordings only, as ``end``.
         end: seconds of pts to stop before.
         max_pixels: refuse frames larger than that.
         stream: which of the file's video streams, from 0; cover art isn't counted.
         thresholds: this source's own thresholds, instead of the service's.
+        transport: what RTSP's media come over; this and all below are for live sources only.
+        open_timeout: seconds until the first frame, else the attempt has failed.
+        stall_after: seconds without a frame after which a connection has failed.
+        max_attempts: give up after so many failed attempts in a row; None never does.
+        user: who to log in as, unless the url says so.
+        password_env: the environment variable that holds the password.
+        password_file: the file that holds the password, and nothing else.
+        hosts: other hosts that an HTTP redirection or playlist may lead to.
+        input: the size, frame rate and pixel format that a camera is asked for, as V4L2's options
+            ``video_size``, ``framerate`` and ``input_format``.
     """
 
     url: str
@@ -104,10 +123,23 @@ class SourceConfig(Section, frozen=True, kw_only=True):
     max_pixels: Count = MAX_PIXELS
     stream: Annotated[int, Meta(ge=0)] = 0
     thresholds: Thresholds | None = None
+    transport: Literal["tcp", "udp"] = "tcp"
+    open_timeout: Positive = 10.0
+    stall_after: Positive = 5.0
+    max_attempts: Count | None = None
+    user: str = ""
+    password_env: str = ""
+    password_file: str = ""
+    hosts: tuple[str, ...] = ()
+    input: dict[CameraOption, str] = {}
 
     def __post_init__(self) -> None:
         if not self.url:
             raise ValueError("url is empty")
+        if self.password_env and self.password_file:
+            raise ValueError("password_env and password_file: only one can hold the password")
+        if (self.password_env or self.password_file) and not self.user:
+            raise ValueError("a password needs a user to log in as")
         if self.name and not SOURCE_NAME.fullmatch(self.name):
             raise ValueError(
                 f"name {self.name!r}: use 1 to 64 letters, digits, dots, dashes and underscores"
@@ -122,11 +154,14 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
     Attributes:
         max_batch: at most so many frames in a forward.
         max_wait_ms: how long a batch waits for more frames.
+        max_age_ms: frames of live sources that are older than this are dropped instead of
+            processed; None takes the newest, however old.
         threads: threads of one forward on a CPU; None is torch's own choice.
     """
 
     max_batch: Annotated[int, Meta(ge=1, le=256)] = 4
     max_wait_ms: NotNegative = 10.0
+    max_age_ms: Positive | None = None
     threads: Count | None = None
 
 
@@ -161,18 +196,95 @@ class PublishConfig(Section, frozen=True, kw_only=True):
     Attributes:
         bind: the ZeroMQ address of masks and status.
         bind_frames: that of pictures; by default the next port (or ``<path>-frames`` for ipc).
-        insecure: allow an address that isn't loopback.
+        bind_replay: where missed masks are asked for; by default the port after (``<path>-replay``).
+        replay_seconds: how long masks are kept for those who missed them; 0 keeps none, and opens
+            no address for it.
+        max_subscribers: connections to each address; more are refused.
+        keys: the folder of the keys that subscribers need, see ``streamseg keys``; empty lets
+            everybody in.
+        insecure: allow an address that isn't loopback without keys.
         jpeg_quality: of the pictures.
         wait_subscribers: hold the first frame back until so many have joined.
-        metrics: ``host:port`` of a Prometheus endpoint, or None.
     """
 
     bind: str = "tcp://127.0.0.1:5555"
     bind_frames: str | None = None
+    bind_replay: str | None = None
+    replay_seconds: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    max_subscribers: Annotated[int, Meta(ge=1, le=10_000)] = 256
+    keys: str = ""
     insecure: bool = False
     jpeg_quality: Annotated[int, Meta(ge=1, le=100)] = 80
     wait_subscribers: Annotated[int, Meta(ge=0)] = 0
-    metrics: Annotated[str, Meta(pattern=r"^.+:\d+$")] | None = None
+
+
+class ControlConfig(Section, frozen=True, kw_only=True):
+    """The HTTP endpoint for operators: health, metrics and what may be changed while it runs.
+
+    Attributes:
+        enabled: false opens none.
+        bind: ``host:port``; None is loopback, three ports after the masks'.
+        token_env: the environment variable that holds the token that changes ask for.
+        token_file: the file that holds it, and nothing else. Beyond loopback there must be one.
+        hosts: names other than the address bound that requests may ask for.
+    """
+
+    enabled: bool = True
+    bind: Annotated[str, Meta(pattern=r"^.+:\d{1,5}$")] | None = None
+    token_env: str = ""
+    token_file: str = ""
+    hosts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.token_env and self.token_file:
+            raise ValueError("token_env and token_file: only one can hold the token")
+
+
+class MqttConfig(Section, frozen=True, kw_only=True):
+    """Counts and events for an MQTT broker, for home automation; see docs/operations.md.
+
+    Attributes:
+        host: the broker's name or address.
+        port: None is 1883, or 8883 with TLS.
+        tls: encrypt, and check the broker's certificate.
+        ca_file: the authority that signed it, PEM; the system's by default.
+        insecure: allow a broker on another machine without TLS.
+        user: who to log in as.
+        password_env: the environment variable that holds the password.
+        password_file: the file that holds the password, and nothing else.
+        client_id: must be unlike that of any other client; by default a random one.
+        prefix: what every topic begins with.
+        qos: of all messages: 0 at most once, 1 at least once, 2 exactly once.
+        retain: whether the broker keeps the latest counts for late joiners, as it does states.
+        counts_every: at most one message of counts in so many seconds, for each source.
+        lost_for: seconds that an identity may be out of sight before it is said to have left.
+        discovery: the prefix that Home Assistant looks for devices under, ``homeassistant`` there
+            by default; None announces nothing.
+    """
+
+    host: Annotated[str, Meta(min_length=1, max_length=253)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    tls: bool = False
+    ca_file: str = ""
+    insecure: bool = False
+    user: str = ""
+    password_env: str = ""
+    password_file: str = ""
+    client_id: Annotated[str, Meta(max_length=64)] = ""
+    prefix: MqttTopic = "streamseg"
+    qos: Literal[0, 1, 2] = 1
+    retain: bool = True
+    counts_every: Positive = 1.0
+    lost_for: NotNegative = 3.0
+    discovery: MqttTopic | None = None
+
+    def __post_init__(self) -> None:
+        if self.ca_file and not self.tls:
+            raise ValueError("ca_file is for tls: true")
+        if self.password_env and self.password_file:
+            raise ValueError("password_env and password_file: only one can hold the password")
+        if (self.password_env or self.password_file) and not self.user:
+            raise ValueError("a password needs a user to log in as")
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -184,10 +296,14 @@ class Config(Section, frozen=True, kw_only=True):
     worker: WorkerConfig = WorkerConfig()
     tracker: TrackerConfig = TrackerConfig()
     publish: PublishConfig = PublishConfig()
+    control: ControlConfig = ControlConfig()
+    mqtt: MqttConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("sources is empty: name at least one")
+        if self.mqtt is not None and not self.tracker.enabled:
+            raise ValueError("mqtt counts identities: it needs tracker.enabled: true")
 
 
 def load(path: Path | None) -> dict[str, Any]:
@@ -260,6 +376,32 @@ def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
         taken.add(made)
         names.append(made)
     return names
+
+
+def read_secret(variable: str, file: str, where: str) -> str:
+    """What an environment variable or a file holds; the empty text if neither is named.
+
+    Args:
+        variable: its name, or empty.
+        file: its path, or empty; a line's end at its end isn't part of the secret.
+        where: begins the message of an error.
+
+    Raises:
+        ConfigError: it isn't set, or can't be read.
+    """
+    if variable:
+        if variable not in os.environ:
+            raise ConfigError(f"{where}the environment variable {variable} isn't set")
+        return os.environ[variable]
+    if not file:
+        return ""
+    try:
+        with Path(file).open(encoding="utf-8") as opened:
+            secret = opened.read(_MAX_SECRET_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "isn't text"
+        raise ConfigError(f"{where}{file}: can't be read: {reason}") from None
+    return secret.rstrip("\r\n")
 
 
 def _first_free(stem: str, taken: set[str]) -> str:

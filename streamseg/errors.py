@@ -3,11 +3,14 @@
 StreamsegError (1)            a failure, said in one line
 ├── UsageError (2)            the call is wrong; nothing was started
 │   ├── ConfigError           a config file, an override or an option
-│   └── UnknownModelError     no model of that name
+│   ├── UnknownModelError     no model of that name
+│   └── NoSuchSourceError     a running service has no source of that name
 ├── SourceError               a source can't be read
 │   ├── NoFramesError         there is nothing in it that could be decoded
 │   ├── TooLargeError         its frames are larger than the limit
-│   └── IncompleteError       it ended before it should have, or lost much on the way
+│   ├── IncompleteError       it ended before it should have, or lost much on the way
+│   ├── NoAnswerError         a camera or a server that doesn't answer
+│   └── StalledError          a connection that is open and gives no frames
 ├── WeightsError              a weights file that can't be loaded into the model
 ├── DataError                 an annotated dataset that can't be read or isn't sound
 ├── OutputError               a file or folder that can't be written
@@ -16,6 +19,8 @@ StreamsegError (1)            a failure, said in one line
 ├── TrainingError             training can't go on: a loss isn't finite
 ├── WireError                 a message that is not what the protocol says
 ├── ReceiveTimeout            no message in the time given
+├── RefusedError              a service that doesn't let us in
+├── KeyFileError              a key, or a folder of keys, that can't be used
 └── StageError                a stage of the pipeline failed; ``__cause__`` says why
 """
 
@@ -44,6 +49,10 @@ class UnknownModelError(UsageError):
     """No model of that name; the message lists near matches."""
 
 
+class NoSuchSourceError(UsageError):
+    """A running service has no source of that name; the message lists those it has."""
+
+
 class SourceError(StreamsegError):
     """A source can't be read; the message names it, without its password."""
 
@@ -58,6 +67,14 @@ class TooLargeError(SourceError):
 
 class IncompleteError(SourceError):
     """A source ended before it should have; what came before was delivered."""
+
+
+class NoAnswerError(SourceError):
+    """A camera or a server didn't answer in time."""
+
+
+class StalledError(SourceError):
+    """A connection is open and gives no frames."""
 
 
 class WeightsError(StreamsegError):
@@ -90,6 +107,14 @@ class WireError(StreamsegError, ValueError):
 
 class ReceiveTimeout(StreamsegError, TimeoutError):  # noqa: N818 - as TimeoutError
     """No message arrived in the time given."""
+
+
+class RefusedError(StreamsegError):
+    """A service refused our key, or asks for one."""
+
+
+class KeyFileError(StreamsegError):
+    """A key, or a folder of keys, can't be used; the message never has the secret in it."""
 
 
 class StageError(StreamsegError):

@@ -8,14 +8,21 @@ others, so that a frame that is lost or settled twice shows.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import Counter as Tally
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from streamseg.errors import StreamsegError
+
+RECENT = 60.0
+"""Seconds over which the latest ages are looked at."""
+_MOST_RECENT = 6000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,27 @@ class Metrics:
             buckets=(0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 100),
             registry=self.registry,
         )
+        self.age_p99 = Gauge(
+            "streamseg_result_age_p99_seconds",
+            f"Seconds from capture to publication that 1 in 100 exceeded in the last {RECENT:g} s",
+            source,
+            registry=self.registry,
+        )
+        self.source_state = Gauge(
+            "streamseg_source_state",
+            "1 for the state that a source is in",
+            ("source", "state"),
+            registry=self.registry,
+        )
+        self.reconnects = self._counter(
+            "reconnects", "Connections to a source after its first", source
+        )
+        self.stalls = self._counter("stalls", "Connections given up without frames", source)
+        self.subscribers = Gauge(
+            "streamseg_subscribers", "Connections of subscribers", registry=self.registry
+        )
+        self._ages: dict[str, RecentAges] = {}
+        self._states: dict[str, str] = {}
         self._accounts: dict[str, Account] = {}
         self._lock = threading.Lock()
 
@@ -91,6 +119,36 @@ class Metrics:
             accounts = list(self._accounts.values())
         return [account.snapshot() for account in accounts]
 
+    def observe_age(self, source: str, seconds: float) -> None:
+        """A result was published so many seconds after its frame was captured."""
+        self.age_seconds.labels(source).observe(seconds)
+        with self._lock:
+            if source not in self._ages:
+                self._ages[source] = RecentAges()
+                self.age_p99.labels(source).set_function(self._ages[source].p99)
+        self._ages[source].add(seconds)
+
+    def age_p99_of(self, source: str) -> float:
+        """See :meth:`RecentAges.p99`; 0 for a source without results."""
+        ages = self._ages.get(source)
+        return 0.0 if ages is None else ages.p99()
+
+    def set_state(self, source: str, state: str) -> None:
+        """A source is in this state now, and in no other."""
+        with self._lock:
+            last, self._states[source] = self._states.get(source), state
+        if last is not None:
+            self.source_state.labels(source, last).set(0)
+        self.source_state.labels(source, state).set(1)
+
+    def forget_state(self, source: str) -> None:
+        """A source that was removed is in no state; its counters stay, as counters must."""
+        with self._lock:
+            self._states.pop(source, None)
+            self._ages.pop(source, None)
+        for gauge in (self.source_state, self.age_p99):
+            gauge.remove_by_labels({"source": source})
+
     def pictures_dropped_total(self) -> int:
         """Pictures dropped so far, over all sources."""
         samples = (s for metric in self.pictures_dropped.collect() for s in metric.samples)
@@ -98,6 +156,31 @@ class Metrics:
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(f"streamseg_{name}", text, labels, registry=self.registry)
+
+
+class RecentAges:
+    """The ages of one source's latest results.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._ages: deque[tuple[float, float]] = deque(maxlen=_MOST_RECENT)
+
+    def add(self, seconds: float) -> None:
+        """A result of this age was published now."""
+        with self._lock:
+            self._ages.append((self._clock(), seconds))
+
+    def p99(self) -> float:
+        """Seconds that 1 in 100 of the latest results exceeded; 0 if there are none."""
+        since = self._clock() - RECENT
+        with self._lock:
+            ages = sorted(age for when, age in self._ages if when >= since)
+        return ages[math.ceil(0.99 * len(ages)) - 1] if ages else 0.0
 
 
 class Account:

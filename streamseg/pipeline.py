@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from streamseg.channel import Closed, Mailbox, Sourced
+from streamseg.channel import Closed, Inlet, Sourced
 from streamseg.errors import StageError
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Pipeline:
     def __init__(self) -> None:
         self.stopping = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._mailboxes: list[Mailbox[Any]] = []
+        self._mailboxes: list[Inlet[Any]] = []
         self._first_failure: StageError | None = None
         self._aborted = threading.Event()
         self._aborted_at = math.inf
@@ -45,7 +45,7 @@ class Pipeline:
         self,
         name: str,
         items: Iterable[T],
-        into: Sequence[Mailbox[T]] = (),
+        into: Sequence[Inlet[T]] = (),
         *,
         on_error: Callable[[Exception], None] | None = None,
     ) -> None:
@@ -63,10 +63,12 @@ class Pipeline:
         thread = threading.Thread(
             target=self._run, args=(name, items, into, on_error), name=name, daemon=True
         )
-        self._threads.append(thread)
-        thread.start()
+        with self._lock:
+            # Sources come and go for months: those that have ended are forgotten.
+            self._threads = [*(t for t in self._threads if t.is_alive()), thread]
+            thread.start()
 
-    def _remember(self, mailboxes: Sequence[Mailbox[Any]]) -> None:
+    def _remember(self, mailboxes: Sequence[Inlet[Any]]) -> None:
         """Have ``abort`` reach them."""
         with self._lock:
             self._mailboxes.extend(m for m in mailboxes if m not in self._mailboxes)
@@ -109,7 +111,7 @@ class Pipeline:
             StageError: the first stage that failed, with its cause.
         """
         due: float | None = None
-        while alive := [thread for thread in self._threads if thread.is_alive()]:
+        while alive := self._alive():
             if self.aborted:
                 if self._aborted_at + LATE_AFTER < time.monotonic():
                     log.warning("left behind, blocked: %s", ", ".join(t.name for t in alive))
@@ -123,11 +125,15 @@ class Pipeline:
         if self._first_failure is not None:
             raise self._first_failure
 
+    def _alive(self) -> list[threading.Thread]:
+        with self._lock:
+            return [thread for thread in self._threads if thread.is_alive()]
+
     def _run(
         self,
         name: str,
         items: Iterable[T],
-        into: Sequence[Mailbox[T]],
+        into: Sequence[Inlet[T]],
         on_error: Callable[[Exception], None] | None,
     ) -> None:
         try:

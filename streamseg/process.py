@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,8 +21,15 @@ from typing import Any, Literal, TypeAlias
 
 from streamseg.allocator import share_heap
 from streamseg.channel import Mailbox
-from streamseg.config import Config, SourceConfig, Thresholds
-from streamseg.errors import OutputError, SourceError, StageError, StreamsegError, UsageError
+from streamseg.config import Config, SourceConfig
+from streamseg.errors import (
+    OutputError,
+    SourceError,
+    StageError,
+    StreamsegError,
+    UsageError,
+    redact,
+)
 from streamseg.metrics import Metrics
 from streamseg.models.base import Segmenter
 from streamseg.models.catalogue import CATALOGUE
@@ -30,7 +37,7 @@ from streamseg.pipeline import Pipeline
 from streamseg.sinks.files import ResultsFile, VideoFile, write_json_atomically
 from streamseg.sinks.panoptic import PanopticFiles
 from streamseg.sources import Source, open_source
-from streamseg.stages import infer, read, source_thresholds, track
+from streamseg.stages import ThresholdBook, infer, read, track
 from streamseg.summary import Progress, Summary, Tally
 from streamseg.types import Frame, Result
 
@@ -105,7 +112,7 @@ class Processor:
         share_heap()
         self._config = config
         self._model = model
-        self._thresholds = source_thresholds(config, model)
+        self._thresholds = ThresholdBook.of(config, model)
         self._out = out
         self._progress = progress
         self._panoptic = panoptic
@@ -141,6 +148,9 @@ class Processor:
             source = open_source(config)
         except SourceError as error:
             return Outcome(config, "failed", str(error))
+        if source.live:
+            url = redact(config.url)
+            return Outcome(config, "failed", f"{url}: is live, never ends: use streamseg serve")
         folder = self._out / config.name
         _make_folder(folder)
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run into this folder
@@ -186,7 +196,7 @@ class _Run:
                 folder / "panoptic.json", model.categories, model.stuff
             )
 
-    def start(self, config: Config, thresholds: Mapping[str, Thresholds]) -> None:
+    def start(self, config: Config, thresholds: ThresholdBook) -> None:
         """Start every stage; returns at once."""
         pipeline, worker = self.pipeline, config.worker
         inbox: Mailbox[Frame] = Mailbox(worker.max_batch)

@@ -4,35 +4,38 @@
     source ─┼→ inbox → worker → tracked → tracker ┤
     source ─┘                                   └→ painter → publisher.pictures ↗
 
-Sinks drop their oldest here, so nothing that is late can hold the masks back.
+Sinks drop their oldest here, so nothing that is late can hold the masks back. Of a live source
+only the newest frame waits for the worker. Sources can be added and taken away while it runs.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Iterable, Iterator
-from wsgiref.simple_server import WSGIServer
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import msgspec
 import torch
-from prometheus_client import start_http_server
 
-from streamseg import wire
 from streamseg.allocator import share_heap
 from streamseg.annotate import pictures
 from streamseg.channel import Mailbox
-from streamseg.config import Config
-from streamseg.errors import BindError, StreamsegError
+from streamseg.config import Config, SourceConfig, Thresholds, source_names
+from streamseg.errors import ConfigError, NoSuchSourceError, StreamsegError
+from streamseg.feed import Feed
 from streamseg.metrics import Metrics
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
 from streamseg.pipeline import Pipeline
 from streamseg.sinks.publisher import Publisher
 from streamseg.sources import Source, open_source
-from streamseg.stages import infer, read, source_thresholds, track
+from streamseg.stages import ThresholdBook, fresh, infer, track
 from streamseg.summary import Summary, Tally
 from streamseg.types import Frame, Result
+from streamseg.wire import FINAL
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,30 @@ STOP_WITHIN = 10.0
 """Seconds that a stopped service gives to what it has taken."""
 PAINTER_CAPACITY = 4
 """Results a source may have waiting for the painter; the newest win."""
+STUCK_AFTER = 60.0
+"""Seconds on one batch after which something is wrong with the model, or its device."""
+REPLACE_WITHIN = 5.0
+"""Seconds that a source gets to end before another takes its name."""
+MOST_PROBLEMS = 100
+FIXED = ("model", "worker", "tracker", "publish", "control")
+"""Sections that hold from one start of the service to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a new config changed in a running service.
+
+    Attributes:
+        added: names of sources.
+        removed: names of sources.
+        restarted: names of sources whose options are other ones now.
+        waits: sections that are other ones now, and will hold when the service is started again.
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    restarted: tuple[str, ...]
+    waits: tuple[str, ...]
 
 
 class Service:
@@ -59,24 +86,41 @@ class Service:
         self.metrics = Metrics()
         self.problems: list[str] = []
         self._config = config
-        self._sources = [open_source(source) for source in config.sources]
+        opened = [open_source(source) for source in config.sources]
         self._model = model or load_configured(config)
-        self._thresholds = source_thresholds(config, self._model)
+        self._thresholds = ThresholdBook.of(config, self._model)
         self._tally = Tally(self._model.name, self.metrics)
         self._pipeline = Pipeline()
-        self._exporter = export_metrics(config.publish.metrics, self.metrics)
-        self._publisher = self._bound_publisher()
-        self._endings = _Endings(self.metrics, self._publisher)
+        self._publisher = Publisher(config.publish, self.metrics)
+        self._endings = _Endings(self.metrics, self._over)
+        self._changing = threading.RLock()
+        self._feeds: dict[str, Feed] = {}
+        self._next_epochs: dict[str, int] = {}
+        self._inbox: Mailbox[Frame] = Mailbox(config.worker.max_batch)
+        self._newest = self._inbox.newest(self._overtaken)
+        self._started = self._kept_open = False
+        self._busy_since = math.inf
+        for source, chosen in zip(opened, config.sources, strict=True):
+            self._feeds[source.name] = self._feed(source, chosen)
 
     @property
     def endpoints(self) -> dict[str, str]:
-        """Where it publishes: ``masks`` and ``frames``."""
+        """Where it publishes: ``masks``, ``frames`` and what else the publisher has."""
         return dict(self._publisher.endpoints)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name."""
+        return self._model.name
+
+    @property
+    def default_thresholds(self) -> Thresholds:
+        """Those of the sources that have none of their own."""
+        return self._thresholds.default
 
     def start(self) -> None:
         """Start every stage; returns at once."""
         config, pipeline, publisher = self._config, self._pipeline, self._publisher
-        inbox: Mailbox[Frame] = Mailbox(config.worker.max_batch)
         found: Mailbox[Result] = Mailbox(config.worker.max_batch)
         to_paint: Mailbox[Result] = Mailbox(
             PAINTER_CAPACITY, "drop_oldest", on_drop=self._picture_dropped
@@ -98,23 +142,32 @@ class Service:
             self._endings.to_paint(self._tally.count(tracked)),
             into=[publisher.results, to_paint],
         )
-        batches = inbox.batches(config.worker.max_batch, config.worker.max_wait_ms / 1000)
         pipeline.spawn(
-            "worker", infer(batches, self._model, self._thresholds, self.metrics), into=[found]
+            "worker",
+            infer(self._watched(self._batches()), self._model, self._thresholds, self.metrics),
+            into=[found],
         )
-        for source in self._sources:
-            self._start_source(source, inbox)
+        with self._changing:
+            self._started = self._kept_open = True
+            self._inbox.add_writer()  # sources come and go; see _let_end
+            for feed in list(self._feeds.values()):
+                self._start_feed(feed)
 
     def stop(self) -> None:
         """Let the sources end and finish what was taken."""
         self._pipeline.stop()
+        with self._changing:
+            for feed in self._feeds.values():
+                feed.stop()
+            self._let_end()
 
     def abort(self) -> None:
         """End now; what is on its way is dropped, and counted so."""
+        self.stop()
         self._pipeline.abort()
 
     def wait(self) -> Summary:
-        """Wait for the end.
+        """Wait for the end: of all its sources, unless one was taken away, or by ``stop``.
 
         Returns:
             What it came to. ``problems`` then says which sources failed.
@@ -135,52 +188,223 @@ class Service:
     def close(self) -> None:
         """Give the addresses back; only needed where the process goes on."""
         self._publisher.close()
-        self._close_exporter()
 
-    def _bound_publisher(self) -> Publisher:
-        try:
-            return Publisher(self._config.publish, self.metrics)
-        except StreamsegError:
-            self._close_exporter()
-            raise
+    # How it is
 
-    def _close_exporter(self) -> None:
-        if self._exporter is not None:
-            self._exporter.shutdown()
-            self._exporter.server_close()
+    @property
+    def ready(self) -> bool:
+        """Whether it takes frames and publishes results."""
+        return self._started and not self._pipeline.stopping.is_set()
 
-    def _start_source(self, source: Source, inbox: Mailbox[Frame]) -> None:
-        account = self.metrics.account(source.name)
+    @property
+    def ailment(self) -> str:
+        """What is wrong with the service itself, not with a source; empty if it is well."""
+        now = time.monotonic()
+        if now - self._busy_since > STUCK_AFTER:
+            return f"the model has worked on one batch for {now - self._busy_since:.0f} s"
+        if self._started and now - self._publisher.looked_up_at > STUCK_AFTER:
+            return f"the publisher has done nothing for {now - self._publisher.looked_up_at:.0f} s"
+        return ""
 
+    def feeds(self) -> list[Feed]:
+        """The sources that it has now."""
+        with self._changing:
+            return list(self._feeds.values())
+
+    def thresholds_of(self, name: str) -> Thresholds:
+        """A source's thresholds as they are now."""
+        return self._thresholds[name]
+
+    # What may be changed while it runs
+
+    def add(self, source: SourceConfig) -> str:
+        """Take a source more; its name.
+
+        Raises:
+            ConfigError: there is one of that name, or its options can't be.
+            SourceError: it can't be opened; live sources are opened later, and again and again.
+        """
+        known = [(feed.name, feed.name) for feed in self.feeds()]
+        name = source_names([*known, (source.name, source.url)])[-1]
+        named = msgspec.structs.replace(source, name=name)
+        opened = open_source(named)  # this may take long, and nobody shall wait for it
+        with self._changing:
+            self._check_running()
+            if name in self._feeds:
+                raise ConfigError(f"there is a source called {name!r} already")
+            self._thresholds.set(name, named.thresholds)
+            self._feeds[name] = self._feed(opened, named)
+            self._start_feed(self._feeds[name])
+        return name
+
+    def remove(self, name: str) -> None:
+        """Take a source away, for good; what was taken of it is still published.
+
+        Raises:
+            NoSuchSourceError: there is none of that name.
+        """
+        with self._changing:
+            feed = self._named(name)
+            feed.removed = True
+            feed.stop()
+            if feed.condition.state in FINAL:
+                self._forget(feed)
+
+    def pause(self, name: str) -> None:
+        """Take no more frames of a source until ``resume``.
+
+        Raises:
+            NoSuchSourceError: there is none of that name.
+        """
+        self._named(name).pause()
+
+    def resume(self, name: str) -> None:
+        """Go on with a source.
+
+        Raises:
+            NoSuchSourceError: there is none of that name.
+        """
+        self._named(name).resume()
+
+    def set_thresholds(self, thresholds: Thresholds | None, name: str | None = None) -> None:
+        """Change what comes out, from the next batch on.
+
+        Args:
+            thresholds: the new ones; None gives a source the service's.
+            name: of a source; None is the service's, for sources without their own.
+
+        Raises:
+            NoSuchSourceError: there is none of that name.
+            UsageError: they name a class that the model doesn't know.
+        """
+        if name is not None:
+            self._named(name)
+            self._thresholds.set(name, thresholds)
+        elif thresholds is not None:
+            self._thresholds.set_default(thresholds)
+
+    def reload(self, config: Config) -> Reloaded:
+        """Have the sources and thresholds of a config; everything in it is looked at first.
+
+        Raises:
+            StreamsegError: a source or a threshold can't be; then nothing was changed, except
+                that sources which can't be opened any more may be gone.
+        """
+        self._check_running()
+        ThresholdBook.of(config, self._model)
+        new = {source.name: source for source in config.sources}
+        now = {feed.name: feed for feed in self.feeds()}
+        gone = [name for name in now if name not in new]
+        changed = [name for name in now if name in new and _must_reopen(now[name], new[name])]
+        added = [name for name in new if name not in now]
+        for name in (*added, *changed):
+            open_source(new[name])
+        for name in (*gone, *changed):
+            self.remove(name)
+        for name in (*gone, *changed):
+            now[name].gone.wait(REPLACE_WITHIN)
+        for name in (*added, *changed):
+            self.add(new[name])
+        self.set_thresholds(config.thresholds)
+        for source in config.sources:
+            self.set_thresholds(source.thresholds, source.name)
+        waits = [s for s in FIXED if getattr(config, s) != getattr(self._config, s)]
+        return Reloaded(tuple(added), tuple(gone), tuple(changed), tuple(waits))
+
+    # Its parts
+
+    def _check_running(self) -> None:
+        if not self.ready:
+            raise ConfigError("the service isn't running: nothing can be added to it")
+
+    def _named(self, name: str) -> Feed:
+        with self._changing:
+            if name not in self._feeds:
+                known = ", ".join(self._feeds) or "none"
+                raise NoSuchSourceError(f"there is no source called {name!r}; there are: {known}")
+            return self._feeds[name]
+
+    def _feed(self, source: Source, config: SourceConfig) -> Feed:
+        first_epoch = self._next_epochs.get(source.name, 0)
+        return Feed(source, config, first_epoch, self.metrics, self._publisher.set_state)
+
+    def _start_feed(self, feed: Feed) -> None:
         def failed(error: Exception) -> None:
             if not isinstance(error, StreamsegError):
-                log.error("source %s", source.name, exc_info=error)
-            self.problems.append(str(error))
-            self._endings.source_ended(source.name, str(error), failed=True)
+                log.error("source %s", feed.name, exc_info=error)
+            self.problems = [*self.problems, str(error)][-MOST_PROBLEMS:]
+            self._endings.source_ended(feed.name, str(error), failed=True)
 
-        frames = self._pipeline.until_stopped(read(source, account))
         self._pipeline.spawn(
-            f"source:{source.name}", self._announced(source.name, frames), [inbox], on_error=failed
+            f"source:{feed.name}",
+            self._announced(feed),
+            [self._newest if feed.source.live else self._inbox],
+            on_error=failed,
         )
 
-    def _announced(self, name: str, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """A source's frames, with its states published; the first waits for the subscribers."""
-        publish = self._publisher
+    def _announced(self, feed: Feed) -> Iterator[Frame]:
+        """A source's frames; the first waits for the subscribers, the last is said."""
         wanted = self._config.publish.wait_subscribers
         if wanted:
-            publish.set_state(name, "waiting", f"for {wanted} subscribers", epoch=0)
-            if not publish.wait_joined(wanted, self._pipeline.stopping):
-                self._endings.source_ended(name, "stopped before it began")
+            feed.set("waiting", f"for {wanted} subscribers")
+            if not self._publisher.wait_joined(wanted, self._pipeline.stopping):
+                self._endings.source_ended(feed.name, "stopped before it began")
                 return
-        publish.set_state(name, "connecting", "", epoch=0)
-        epoch = -1
-        for frame in frames:
-            if frame.epoch != epoch:
-                epoch = frame.epoch
-                publish.set_state(name, "live", "", epoch)
-            yield frame
-        stopped = self._pipeline.stopping.is_set()
-        self._endings.source_ended(name, "the service was stopped" if stopped else "end of stream")
+        yield from feed.frames()
+        self._endings.source_ended(feed.name, self._why_ended(feed))
+
+    def _why_ended(self, feed: Feed) -> str:
+        if feed.removed:
+            return "it was taken away"
+        return "the service was stopped" if self._pipeline.stopping.is_set() else "end of stream"
+
+    def _over(self, name: str, reason: str, *, failed: bool) -> None:
+        """The last of a source has gone out."""
+        with self._changing:
+            feed = self._feeds[name]
+            feed.set("failed" if failed else "ended", reason)
+            if feed.removed:
+                self._forget(feed)
+            elif all(other.condition.state in FINAL for other in self._feeds.values()):
+                self._let_end()
+
+    def _forget(self, feed: Feed) -> None:
+        self._next_epochs[feed.name] = feed.next_epoch
+        del self._feeds[feed.name]
+        self._publisher.forget(feed.name)
+        self.metrics.forget_state(feed.name)
+        feed.gone.set()
+
+    def _let_end(self) -> None:
+        """Nobody will add a source: the end of the sources is the end of the service."""
+        if self._kept_open:
+            self._kept_open = False
+            self._inbox.close()
+
+    def _batches(self) -> Iterator[list[Frame]]:
+        worker = self._config.worker
+        batches = self._inbox.batches(worker.max_batch, worker.max_wait_ms / 1000)
+        if worker.max_age_ms is None:
+            return batches
+        return fresh(batches, worker.max_age_ms / 1000, self._is_live, self._too_old)
+
+    def _watched(self, batches: Iterable[list[Frame]]) -> Iterator[list[Frame]]:
+        """Batches, with a note of since when the worker has had one."""
+        for batch in batches:
+            self._busy_since = time.monotonic()
+            yield batch
+            self._busy_since = math.inf
+
+    def _is_live(self, name: str) -> bool:
+        feed = self._feeds.get(name)
+        return feed is None or feed.source.live
+
+    def _overtaken(self, frame: Frame) -> None:
+        self.metrics.account(frame.source).drop("overtaken")  # by a newer one, before it was taken
+
+    def _too_old(self, frame: Frame) -> None:
+        self.metrics.account(frame.source).drop("too_old")
+        self._endings.look(frame.source)
 
     def _picture_dropped(self, result: Result) -> None:
         self.metrics.pictures_dropped.labels(result.source).inc()
@@ -198,20 +422,18 @@ class Service:
 class _Endings:
     """Says that a source has ended when the last of its results and pictures has gone out."""
 
-    def __init__(self, metrics: Metrics, publisher: Publisher) -> None:
+    def __init__(self, metrics: Metrics, over: Callable[..., None]) -> None:
         self._metrics = metrics
-        self._publisher = publisher
+        self._over = over
         self._lock = threading.Lock()
         self._painting: dict[str, int] = {}
         self._ended: dict[str, tuple[str, bool]] = {}
-        self._epochs: dict[str, int] = {}
 
     def to_paint(self, results: Iterable[Result]) -> Iterator[Result]:
         """Results on their way to the painter."""
         for result in results:
             with self._lock:
                 self._painting[result.source] = self._painting.get(result.source, 0) + 1
-                self._epochs[result.source] = result.frame.epoch
             yield result
 
     def painted(self, results: Iterable[Result]) -> Iterator[Result]:
@@ -224,28 +446,29 @@ class _Endings:
         """A result was painted, or dropped before it was."""
         with self._lock:
             self._painting[source] -= 1
-        self._check(source)
+        self.look(source)
 
     def published(self, results: Iterable[Result]) -> Iterator[Result]:
         """Results that went out."""
         for result in results:
             yield result
-            self._check(result.source)
+            self.look(result.source)
 
     def source_ended(self, source: str, reason: str, *, failed: bool = False) -> None:
         """A source has no more frames."""
         with self._lock:
             self._ended[source] = (reason, failed)
-        self._check(source)
+        self.look(source)
 
-    def _check(self, source: str) -> None:
+    def look(self, source: str) -> None:
+        """Say that a source is over if it is: something of it was settled."""
         with self._lock:
             busy = self._painting.get(source) or self._metrics.account(source).snapshot().in_flight
             if busy or source not in self._ended:
                 return
             reason, failed = self._ended.pop(source)
-        state: wire.State = "failed" if failed else "ended"
-        self._publisher.set_state(source, state, reason, self._epochs.get(source, 0))
+            self._painting.pop(source, None)
+        self._over(source, reason, failed=failed)
 
 
 def load_configured(config: Config) -> Segmenter:
@@ -263,17 +486,7 @@ def load_configured(config: Config) -> Segmenter:
     )
 
 
-def export_metrics(address: str | None, metrics: Metrics) -> WSGIServer | None:
-    """A Prometheus endpoint at ``host:port``, if there is an address.
-
-    Raises:
-        BindError: the address can't be served on.
-    """
-    if address is None:
-        return None
-    host, _, port = address.rpartition(":")
-    try:
-        server, _thread = start_http_server(int(port), host, registry=metrics.registry)
-    except (OSError, OverflowError) as error:
-        raise BindError(f"metrics: can't serve on {address}: {error}") from None
-    return server
+def _must_reopen(feed: Feed, new: SourceConfig) -> bool:
+    """Whether it failed, or has other options; new thresholds it takes as it runs."""
+    old, other = (msgspec.structs.replace(c, thresholds=None) for c in (feed.config, new))
+    return old != other or feed.condition.state == "failed"

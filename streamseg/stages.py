@@ -1,4 +1,4 @@
-"""What happens to a frame on its way, as generators: read, infer, track.
+"""What happens to a frame on its way, as generators: read, fresh, infer, track.
 
 Chained as they are, they are the synchronous mode; spawned in a
 :class:`~streamseg.pipeline.Pipeline` with mailboxes between them, the services.
@@ -7,7 +7,7 @@ Chained as they are, they are the synchronous mode; spawned in a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from streamseg.config import Config, Thresholds, TrackerConfig
@@ -21,16 +21,59 @@ from streamseg.types import Frame, Result
 CORRUPT = "corrupt"
 
 
-def source_thresholds(config: Config, model: Segmenter) -> dict[str, Thresholds]:
-    """The thresholds of each source, by its name.
+class ThresholdBook:
+    """The thresholds of each source; may be changed from any thread while frames are processed.
+
+    Args:
+        default: of sources that have none of their own.
+        model: knows the classes.
 
     Raises:
-        UsageError: one names a class that the model doesn't know.
+        UsageError: they name a class that the model doesn't know.
     """
-    chosen = {source.name: source.thresholds or config.thresholds for source in config.sources}
-    for thresholds in chosen.values():
-        Selection.of(thresholds, model.categories)
-    return chosen
+
+    def __init__(self, default: Thresholds, model: Segmenter) -> None:
+        self._model = model
+        self._own: dict[str, Thresholds] = {}
+        self.default = self._checked(default)
+
+    @classmethod
+    def of(cls, config: Config, model: Segmenter) -> ThresholdBook:
+        """Those of a config.
+
+        Raises:
+            UsageError: as the constructor.
+        """
+        book = cls(config.thresholds, model)
+        for source in config.sources:
+            book.set(source.name, source.thresholds)
+        return book
+
+    def __getitem__(self, source: str) -> Thresholds:
+        return self._own.get(source, self.default)
+
+    def set_default(self, thresholds: Thresholds) -> None:
+        """Replace those of the sources that have none of their own.
+
+        Raises:
+            UsageError: as the constructor.
+        """
+        self.default = self._checked(thresholds)
+
+    def set(self, source: str, thresholds: Thresholds | None) -> None:
+        """Replace those of one source; None gives it the default.
+
+        Raises:
+            UsageError: as the constructor.
+        """
+        if thresholds is None:
+            self._own.pop(source, None)
+        else:
+            self._own[source] = self._checked(thresholds)
+
+    def _checked(self, thresholds: Thresholds) -> Thresholds:
+        Selection.of(thresholds, self._model.categories)
+        return thresholds
 
 
 def read(source: Source, account: Account) -> Iterator[Frame]:
@@ -45,10 +88,36 @@ def read(source: Source, account: Account) -> Iterator[Frame]:
         _enter_bad(source, account, known_bad)
 
 
+def fresh(
+    batches: Iterable[Sequence[Frame]],
+    max_age: float,
+    is_live: Callable[[str], bool],
+    dropped: Callable[[Frame], None],
+) -> Iterator[list[Frame]]:
+    """Drop what is too old before it costs a forward.
+
+    Args:
+        batches: lists of frames.
+        max_age: seconds since a frame was captured.
+        is_live: whether a source is one whose frames can be too old.
+        dropped: told what was.
+    """
+    for frames in batches:
+        now = time.monotonic()
+        taken = []
+        for frame in frames:
+            if now - frame.monotonic > max_age and is_live(frame.source):
+                dropped(frame)
+            else:
+                taken.append(frame)
+        if taken:
+            yield taken
+
+
 def infer(
     batches: Iterable[Sequence[Frame]],
     model: Segmenter,
-    thresholds: Mapping[str, Thresholds],
+    thresholds: ThresholdBook,
     metrics: Metrics,
 ) -> Iterator[Result]:
     """Find the instances in each frame of each batch, and the panoptic parts if the model has any.
@@ -56,7 +125,7 @@ def infer(
     Args:
         batches: lists of frames, of one source or of many.
         model: finds them.
-        thresholds: by source, see :func:`source_thresholds`.
+        thresholds: by source.
         metrics: takes the seconds spent on a frame, by stage.
     """
     for frames in batches:

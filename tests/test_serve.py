@@ -234,7 +234,7 @@ def test_stopping_while_waiting_for_subscribers_ends_at_once(model: Segmenter) -
 def test_metrics_tell_the_accounts(model: Segmenter) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         where = f"127.0.0.1:{free.getsockname()[1]}"
-    publish = PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=1, metrics=where)
+    publish = PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=1)
     made = Config(sources=(pattern("a", 12),), publish=publish)
     service = Service(made, model)
     service.start()

@@ -92,6 +92,7 @@ class Publisher:
         service: an id of this start.
         results: to be published; what is too late is dropped as ``publisher_late``.
         pictures: to be published; the newest win.
+        looked_up_at: when ``drain`` last looked for something to do, on the monotonic clock.
 
     Raises:
         ConfigError: not an address, or one beyond loopback without ``insecure``.
@@ -134,9 +135,11 @@ class Publisher:
         self._seq: Counter[bytes] = Counter()
         self._states = {"": _SourceState("live", "", 0)}
         self._changed = {""}
+        self._leaving: set[str] = set()
         self._said: dict[str, bytes] = {}
         self._joined_since: set[tuple[zmq.Socket[bytes], str]] = set()
         self._status_due = self._resend_due = self._guard_due = time.monotonic()
+        self.looked_up_at = time.monotonic()
 
     def drain(self) -> Iterator[Result]:
         """Publish what is put into the mailboxes until both are finished: the network thread.
@@ -164,8 +167,19 @@ class Publisher:
             epoch: the source's.
         """
         with self._lock:
+            self._leaving.discard(source)
             self._states[source] = _SourceState(state, reason, epoch)
             self._changed.add(source)
+        self._waker.wake()
+
+    def forget(self, source: str) -> None:
+        """Say no more of a source, once its latest state has gone out; safe from any thread.
+
+        Args:
+            source: its name; ``set_state`` brings it back.
+        """
+        with self._lock:
+            self._leaving.add(source)
         self._waker.wake()
 
     def wants(self, kind: Literal["frames", "video"], source: str) -> bool:
@@ -210,6 +224,7 @@ class Publisher:
     def _listen(self) -> None:
         """Wait for something to do, and take in who has joined and left."""
         ready = dict(self._poller.poll(int(LISTEN_EVERY * 1000)))
+        self.looked_up_at = time.monotonic()
         self._waker.rest()
         for sock, audience in self._audience.items():
             if sock in ready:
@@ -259,7 +274,7 @@ class Publisher:
             self._masks.send_multipart([topic, message])
         account.publish()
         age = time.monotonic() - result.frame.monotonic
-        self._metrics.age_seconds.labels(result.source).observe(age)
+        self._metrics.observe_age(result.source, age)
 
     def _publish_picture(self, picture: Picture) -> None:
         offered: list[tuple[wire.Topic, bytes | None]] = [
@@ -294,6 +309,9 @@ class Publisher:
         now = time.monotonic()
         with self._lock:
             states = dict(self._states)
+            leaving, self._leaving = self._leaving - self._changed, self._leaving & self._changed
+            for source in leaving:
+                del self._states[source]
         if now >= self._status_due:
             changed = set(states)
             self._status_due = now + STATUS_EVERY
@@ -302,6 +320,9 @@ class Publisher:
             for sock in (self._masks, self._frames):
                 sock.send_multipart([wire.topic("status", source), self._said[source]])
                 self._joined_since.discard((sock, source))
+        for source in leaving:
+            self._said.pop(source, None)
+            self._joined_since -= {(sock, source) for sock in self._audience}
         if self._joined_since and now >= self._resend_due:
             for sock, source in self._joined_since:
                 sock.send_multipart([wire.topic("status", source), self._said[source]])

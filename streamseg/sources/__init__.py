@@ -1,9 +1,9 @@
-"""Where frames come from: video files, images and the test pattern, all opened by their url.
+"""Where frames come from: recordings and live streams, all opened by their url.
 
-``open_source`` is the one way in. A source is whatever has the four members of
+``open_source`` is the one way in. A source is whatever has the members of
 :class:`~streamseg.sources.base.Source`; a new kind is a module here and a line in
-``open_source``. All of today's are recorded: they wait for their reader. Cameras and network
-streams, which don't, will sit beside them.
+``open_source``. Recorded ones (``video``, ``images``, ``pattern``) wait for their reader. Live
+ones (``live``: what they share; ``connection``: how each kind is opened; ``http``) don't.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from streamseg.config import SourceConfig, source_names
-from streamseg.errors import NoFramesError, SourceError, redact
-from streamseg.sources.base import Source, SourceReport
+from streamseg.errors import ConfigError, NoFramesError, SourceError, redact
+from streamseg.sources.base import Reins, Source, SourceReport
+from streamseg.sources.connection import is_live, live_source
 from streamseg.sources.files import expand_inputs, find_images, is_url
 from streamseg.sources.imagefile import IMAGE_ENDINGS
 from streamseg.sources.images import ImageFiles
+from streamseg.sources.live import LiveSource
 from streamseg.sources.pattern import SCHEME, TestPattern
 from streamseg.sources.video import VideoFile
 
 __all__ = [
     "ImageFiles",
+    "LiveSource",
+    "Reins",
     "Source",
     "SourceReport",
     "TestPattern",
@@ -29,22 +33,31 @@ __all__ = [
     "open_source",
 ]
 
+LIVE_ONLY = (
+    *("transport", "open_timeout", "stall_after", "max_attempts", "user"),
+    *("password_env", "password_file", "hosts", "input"),
+)
+
 
 def open_source(config: SourceConfig) -> Source:
     """A source, opened and looked at; nothing stays open until its ``frames()`` are asked for.
 
     Raises:
-        ConfigError: the options in a ``test:`` url are wrong.
+        ConfigError: the options in a ``test:`` url are wrong, or are for another kind of source.
         NoFramesError: there is nothing in it that could be decoded.
         TooLargeError: its frames have more than ``max_pixels``.
         SourceError: it is missing, can't be read, or is of a kind that isn't known.
     """
     name = source_names([(config.name, config.url)])[0]
+    if not is_live(config.url):
+        _check_recorded(config)
     if config.url.startswith(SCHEME):
         return TestPattern(name, config)
+    if is_live(config.url):
+        return live_source(name, config)
     if is_url(config.url):
         raise SourceError(
-            f"{redact(config.url)}: only files, folders, globs and {SCHEME} can be opened"
+            f"{redact(config.url)}: can't be opened; known are rtsp, rtmp, http, udp and {SCHEME}"
         )
     path = Path(config.url)
     images = find_images(config.url)
@@ -59,3 +72,10 @@ def open_source(config: SourceConfig) -> Source:
     if not path.is_file():
         raise SourceError(f"{config.url}: isn't a file or a folder")
     return VideoFile(name, path, config)
+
+
+def _check_recorded(config: SourceConfig) -> None:
+    """Refuse options that would be ignored."""
+    for option in LIVE_ONLY:
+        if getattr(config, option) != getattr(SourceConfig(url="-"), option):
+            raise ConfigError(f"{redact(config.url)}: {option} is for live sources only")

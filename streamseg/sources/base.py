@@ -8,6 +8,7 @@ only, counts, and turns them into :class:`~streamseg.types.Frame`.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -75,6 +76,54 @@ class SourceReport:
         self.trouble = trouble
 
 
+class Reins:
+    """What others may do to a source while its frames are read, from any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._paused = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the frames are to end."""
+        return self._stopped
+
+    @property
+    def paused(self) -> bool:
+        """Whether no frame is wanted for now."""
+        return self._paused and not self._stopped
+
+    def stop(self) -> None:
+        """End the frames, soon and for good."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def pause(self) -> None:
+        """No more frames until ``resume``; a live source lets go of its camera."""
+        with self._changed:
+            self._paused = True
+            self._changed.notify_all()
+
+    def resume(self) -> None:
+        """Go on."""
+        with self._changed:
+            self._paused = False
+            self._changed.notify_all()
+
+    def hold(self) -> bool:
+        """Wait while the source is paused; whether it shall go on then."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.paused)
+        return not self._stopped
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, but no longer than until the source is stopped or paused."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._paused, seconds)
+
+
 class Source(Protocol):
     """Where frames come from.
 
@@ -82,15 +131,20 @@ class Source(Protocol):
         name: how the source is called on the wire.
         live: whether time doesn't wait: a live source drops frames when it must, a recorded one
             waits for its reader.
-        report: what became of its frames so far; a new one at each ``frames()``.
+        report: what became of its frames so far; a recorded source has a new one at each
+            ``frames()``.
+        reins: to stop and pause it.
     """
 
     name: str
     live: bool
     report: SourceReport
+    reins: Reins
 
     def frames(self) -> Generator[Frame, None, None]:
         """The frames in order; what is open is closed when this ends, fails or is closed.
+
+        They end early, without a word on what is missing, once ``reins`` have been used to stop.
 
         Raises:
             IncompleteError: after the last good frame of a recording that isn't whole.
@@ -122,6 +176,22 @@ class Picture:
 
 
 def deliver(
+    name: str,
+    config: SourceConfig,
+    pictures: Generator[Picture, None, None],
+    report: SourceReport,
+    reins: Reins,
+) -> Generator[Frame, None, None]:
+    """The frames of a recording: those that ``selected`` gives, and then what is wrong with it."""
+    with closing(selected(name, config, pictures, report)) as frames:
+        for frame in frames:
+            if not reins.hold():
+                return
+            yield frame
+    _judge(config, report)
+
+
+def selected(
     name: str, config: SourceConfig, pictures: Generator[Picture, None, None], report: SourceReport
 ) -> Generator[Frame, None, None]:
     """Frames of the pictures that ``config`` chooses; closes ``pictures`` in the end."""
@@ -153,7 +223,6 @@ def deliver(
                 item=picture.item,
                 pixel_aspect=pixel_aspect,
             )
-        _judge(config, report)
 
 
 def check_pixels(url: str, width: int, height: int, max_pixels: int) -> None:

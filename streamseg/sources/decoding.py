@@ -12,6 +12,7 @@ dynamic range is converted plainly (no tone mapping).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,17 +20,30 @@ from functools import partial
 from typing import cast
 
 import av.error
+import av.logging
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from streamseg.config import SourceConfig
-from streamseg.sources.base import BadPictureError, Picture, SourceReport, check_pixels
+from streamseg.errors import NoFramesError, SourceError, redact
+from streamseg.sources.base import (
+    BadPictureError,
+    Picture,
+    SourceReport,
+    check_pixels,
+    decoder_limit,
+)
 from streamseg.sources.timeline import Timeline
 from streamseg.types import Image
+
+# FFmpeg's log stays off: its lines hold URLs with their passwords, and a decoder's thread that
+# wants the interpreter's lock to log can wait for ever on the thread that closes the decoder.
+av.logging.set_level(None)
 
 _DEFAULT_RATE = Fraction(25)
 _MAX_RATE = 1000
@@ -40,11 +54,15 @@ _TRAILER_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where decoding begins: after so many packets, with the frame of that index and time."""
+    """Where decoding begins: after so many packets, with the frame of that index and time.
+
+    ``epoch`` is that of the first frame.
+    """
 
     packets: int = 0
     index: int = 0
     seconds: float = -math.inf
+    epoch: int = 0
 
 
 class Reading:
@@ -57,6 +75,10 @@ class Reading:
         start: where to begin.
         missing: bytes that the file should have and hasn't.
         report: where bad packets and what is missing are noted.
+        by_arrival: take the time from the clock on the wall, because the stream has none.
+
+    Attributes:
+        broken: why the container couldn't be read on; empty if it came to its end.
     """
 
     def __init__(
@@ -67,6 +89,8 @@ class Reading:
         start: Start,
         missing: int,
         report: SourceReport,
+        *,
+        by_arrival: bool = False,
     ) -> None:
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
@@ -83,7 +107,9 @@ class Reading:
         self._good = 0
         self._bad = 0
         self._last: Packet[VideoStream] | None = None
-        self._broken = ""
+        self._began = time.monotonic() if by_arrival else None
+        self._size = (0, 0)
+        self.broken = ""
 
     def pictures(self) -> Generator[Picture, None, None]:
         """All that can be decoded, in display order; then the report says what is missing."""
@@ -93,10 +119,14 @@ class Reading:
             if seconds is not None and seconds < self._start.seconds:
                 self._report.skipped += 1
                 continue
-            epoch, pts = self._timeline.place(seconds)
+            if self._size not in ((0, 0), (frame.height, frame.width)):
+                self._timeline.cut()  # nothing is where it was
+            self._size = frame.height, frame.width
+            cuts, pts = self._timeline.place(seconds)
             index = self._start.index + self._good + self._bad
             self._good += 1
             load = partial(self._load, frame)
+            epoch = self._start.epoch + cuts
             yield Picture(index, epoch, pts, load, damaged=bool(frame.is_corrupt))
         self._take_stock()
 
@@ -124,6 +154,8 @@ class Reading:
             yield frame
 
     def _seconds(self, frame: VideoFrame) -> float | None:
+        if self._began is not None:
+            return time.monotonic() - self._began
         base = self._stream.time_base
         return None if frame.pts is None or base is None else float(frame.pts * base)
 
@@ -147,7 +179,7 @@ class Reading:
         return turns % 4
 
     def _note_break(self, reason: str) -> None:
-        self._broken = reason
+        self.broken = reason
 
     def _take_stock(self) -> None:
         """Compare what came with what the container and the times promise."""
@@ -164,8 +196,8 @@ class Reading:
         came = f"{self._packets} of {promised} frames came" if promised else "the rest is missing"
         if self._missing:
             return f"the file ends {self._missing} bytes early, {came}"
-        if self._broken and not self._is_at_end():
-            return f"it can't be read on ({self._broken}), {came}"
+        if self.broken and not self._is_at_end():
+            return f"it can't be read on ({self.broken}), {came}"
         if self._ends_in_a_frame():
             return f"it ends in the middle of a frame, {came}"
         if self._packets < promised and self._ends_early():
@@ -193,6 +225,36 @@ class Reading:
             return False
         end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
         return self._timeline.now + 1.5 * self._timeline.gap < end
+
+
+def choose_stream(container: InputContainer, config: SourceConfig) -> VideoStream:
+    """The video stream that the config asks for, with a decoder and of a size that is allowed.
+
+    Cover art is one only where there is no other.
+
+    Raises:
+        NoFramesError: there is no video, or none whose codec is known.
+        SourceError: there isn't the one that is asked for.
+        TooLargeError: its frames have more than ``max_pixels``.
+    """
+    url = redact(config.url)
+    videos = container.streams.video
+    moving = [s for s in videos if Disposition.attached_pic not in s.disposition]
+    choices = moving or list(videos)
+    if not choices:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        raise NoFramesError(f"{url}: has no video, only {kinds}")
+    if config.stream >= len(choices):
+        raise SourceError(
+            f"{url}: has no video stream {config.stream}: there are {len(choices)}, counted from 0"
+        )
+    stream = choices[config.stream]
+    context = stream.codec_context
+    if context is None:
+        raise NoFramesError(f"{url}: its video codec is unknown")
+    check_pixels(config.url, context.width, context.height, config.max_pixels)
+    context.options = {"max_pixels": str(decoder_limit(config.max_pixels))}
+    return stream
 
 
 def packets_of(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from streamseg.config import SourceConfig
 from streamseg.errors import TooLargeError
-from streamseg.sources.base import BadPictureError, Picture, SourceReport, deliver
+from streamseg.sources.base import BadPictureError, Picture, Reins, SourceReport, deliver
 from streamseg.sources.imagefile import read_image
 from streamseg.types import Frame, Image
 
@@ -35,6 +35,7 @@ class ImageFiles:
 
     def __init__(self, name: str, files: Sequence[Path], config: SourceConfig) -> None:
         self.name = name
+        self.reins = Reins()
         self._files = tuple(files)
         self._config = config
         self.report = self._hints()
@@ -42,7 +43,7 @@ class ImageFiles:
     def frames(self) -> Generator[Frame, None, None]:
         """See :class:`~streamseg.sources.base.Source`."""
         self.report = self._hints()
-        yield from deliver(self.name, self._config, self._pictures(), self.report)
+        yield from deliver(self.name, self._config, self._pictures(), self.report, self.reins)
 
     def _hints(self) -> SourceReport:
         return SourceReport(fps=1.0, expected=len(self._files), duration=float(len(self._files)))

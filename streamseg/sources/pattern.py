@@ -2,7 +2,8 @@
 
 Everything follows from a formula, so :meth:`TestPattern.truth` says what is right at any frame
 without rendering the ones before. It is the ground truth of this project's own tests, and a source
-for whoever has no camera at hand: ``test:?size=640x360&fps=25&frames=250&objects=6&seed=0``.
+for whoever has no camera at hand: ``test:?size=640x360&fps=25&frames=250&objects=6&seed=0``. With
+``live=1`` it is a camera: it takes its time, and has no end unless ``frames`` says one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import colorsys
 import math
 import re
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +25,7 @@ import numpy.typing as npt
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError
 from streamseg.masks import BoolArray, Masks, Size
-from streamseg.sources.base import Picture, SourceReport, check_pixels, deliver
+from streamseg.sources.base import Picture, Reins, SourceReport, check_pixels, deliver
 from streamseg.types import Frame, Image, Instances
 
 SCHEME = "test:"
@@ -32,6 +34,7 @@ CATEGORIES = {DISC: "disc", BOX: "box"}
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _MAX_OBJECTS = 1000
+_MOST_FRAMES = 10**9
 _SQUARE = Fraction(1)
 
 
@@ -45,6 +48,7 @@ class PatternOptions:
         frames: how many.
         objects: how many move about; a later one hides an earlier one.
         seed: of sizes, places, speeds and the background.
+        live: whether frames come when they are due, as from a camera.
     """
 
     size: Size = (360, 640)
@@ -52,6 +56,7 @@ class PatternOptions:
     frames: int = 250
     objects: int = 6
     seed: int = 0
+    live: bool = False
 
     @classmethod
     def parse(cls, url: str) -> PatternOptions:
@@ -74,6 +79,8 @@ class PatternOptions:
             if key in options:
                 raise ConfigError(f"{url}: {key} is given twice")
             options[key] = _READERS[key](url, key, text)
+        if options.get("live"):
+            options.setdefault("frames", _MOST_FRAMES)
         return cls(**options)
 
 
@@ -102,9 +109,10 @@ def _read_size(url: str, key: str, text: str) -> Size:
 _READERS: dict[str, Callable[[str, str, str], Any]] = {
     "size": _read_size,
     "fps": _read_rate,
-    "frames": _whole(1, 10**9),
+    "frames": _whole(1, _MOST_FRAMES),
     "objects": _whole(0, _MAX_OBJECTS),
     "seed": _whole(0, 2**32 - 1),
+    "live": lambda url, key, text: bool(_whole(0, 1)(url, key, text)),
 }
 
 
@@ -120,7 +128,7 @@ class _Shape:
 
 
 class TestPattern:
-    """Moving discs and boxes; a :class:`~streamseg.sources.base.Source`, as fast as it is read.
+    """Moving discs and boxes; a :class:`~streamseg.sources.base.Source`.
 
     Objects leave the frame at one side and enter it at the other, as somebody else: each pass has
     an identity of its own. Where two overlap, the later one hides the earlier one.
@@ -131,11 +139,12 @@ class TestPattern:
     """
 
     __test__ = False  # for pytest, which takes it for a test because of its name
-    live = False
 
     def __init__(self, name: str, config: SourceConfig) -> None:
         self.name = name
+        self.reins = Reins()
         self.options = PatternOptions.parse(config.url)
+        self.live = self.options.live
         height, width = self.options.size
         check_pixels(config.url, width, height, config.max_pixels)
         self._config = config
@@ -147,7 +156,7 @@ class TestPattern:
     def frames(self) -> Generator[Frame, None, None]:
         """See :class:`~streamseg.sources.base.Source`."""
         self.report = self._hints()
-        yield from deliver(self.name, self._config, self._pictures(), self.report)
+        yield from deliver(self.name, self._config, self._pictures(), self.report, self.reins)
 
     def truth(self, index: int) -> Instances:
         """What is visible in a frame: masks without what is hidden, tight boxes, identities."""
@@ -189,7 +198,10 @@ class TestPattern:
         )
 
     def _pictures(self) -> Generator[Picture, None, None]:
+        began = time.monotonic()
         for index in range(self.options.frames):
+            if self.live:
+                self.reins.sleep(began + index / self.options.fps - time.monotonic())
             yield Picture(index, 0, index / self.options.fps, partial(self._load, index))
 
     def _load(self, index: int) -> tuple[Image, Fraction]:

@@ -34,6 +34,7 @@ class Timeline:
         self._known = 0.0
         self._untimed = 0
         self._epoch = 0
+        self._is_cut = False
         self._regular = 0
         self._irregular = 0
         self._lost = 0
@@ -59,8 +60,12 @@ class Timeline:
         Args:
             time: seconds as the stream says, None if it doesn't.
         """
+        if self._is_cut:
+            self._is_cut = False
+            self._epoch += 1
+            self._last = None
         if time is None and self._last is None:
-            time = 0.0
+            time = self._known
         if time is None:
             self._untimed += 1
             self._last = self._known + self._untimed * self.gap
@@ -68,6 +73,10 @@ class Timeline:
         self._last = time if self._last is None else self._step(self._last, time)
         self._known, self._untimed = self._last, 0
         return self._epoch, self._last
+
+    def cut(self) -> None:
+        """The next frame begins a new epoch, whatever its time."""
+        self._is_cut = self._last is not None
 
     def _step(self, last: float, time: float) -> float:
         gap = time - last

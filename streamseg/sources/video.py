@@ -14,21 +14,15 @@ from pathlib import Path
 
 import av
 import av.error
-import av.logging
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError, SourceError, redact
-from streamseg.sources.base import SourceReport, check_pixels, decoder_limit, deliver
-from streamseg.sources.decoding import Reading, Start, packets_of, reason_of
+from streamseg.sources.base import Reins, SourceReport, decoder_limit, deliver
+from streamseg.sources.decoding import Reading, Start, choose_stream, packets_of, reason_of
 from streamseg.sources.promise import missing_bytes
 from streamseg.types import Frame
-
-# FFmpeg's log stays off: its lines hold URLs with their passwords, and a decoder's thread that
-# wants the interpreter's lock to log can wait for ever on the thread that closes the decoder.
-av.logging.set_level(None)
 
 _MAX_RATE = 1000
 
@@ -50,21 +44,22 @@ class VideoFile:
 
     def __init__(self, name: str, path: Path, config: SourceConfig) -> None:
         self.name = name
+        self.reins = Reins()
         self._path = path
         self._config = config
         self._url = redact(config.url)
         with closing(self._open()) as container:
-            self.report = _hints(container, self._pick(container))
+            self.report = _hints(container, choose_stream(container, self._config))
 
     def frames(self) -> Generator[Frame, None, None]:
         """See :class:`~streamseg.sources.base.Source`."""
         start = self._find_start() if self._config.start else Start()
         with closing(self._open()) as container:
-            stream = self._pick(container)
+            stream = choose_stream(container, self._config)
             self.report = _hints(container, stream)
             missing = missing_bytes(self._path)
             reading = Reading(container, stream, self._config, start, missing, self.report)
-            yield from deliver(self.name, self._config, reading.pictures(), self.report)
+            yield from deliver(self.name, self._config, reading.pictures(), self.report, self.reins)
 
     def _open(self) -> InputContainer:
         self._check_readable()
@@ -90,32 +85,11 @@ class VideoFile:
             return "its index (moov) is missing: the recording was cut off before it was finished"
         return f"isn't a video that can be read ({reason_of(error)})"
 
-    def _pick(self, container: InputContainer) -> VideoStream:
-        """The stream that the config asks for, with a decoder and of a size that is allowed."""
-        videos = container.streams.video
-        moving = [s for s in videos if Disposition.attached_pic not in s.disposition]
-        choices = moving or list(videos)
-        if not choices:
-            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-            raise NoFramesError(f"{self._url}: has no video, only {kinds}")
-        if self._config.stream >= len(choices):
-            raise SourceError(
-                f"{self._url}: has no video stream {self._config.stream}: there are "
-                f"{len(choices)}, counted from 0"
-            )
-        stream = choices[self._config.stream]
-        context = stream.codec_context
-        if context is None:
-            raise NoFramesError(f"{self._url}: its video codec is unknown")
-        check_pixels(self._config.url, context.width, context.height, self._config.max_pixels)
-        context.options = {"max_pixels": str(decoder_limit(self._config.max_pixels))}
-        return stream
-
     def _find_start(self) -> Start:
         """The last keyframe that isn't after ``config.start``."""
         start = Start()
         with closing(self._open()) as container:
-            stream = self._pick(container)
+            stream = choose_stream(container, self._config)
             for count, packet in enumerate(packets_of(container, stream)):
                 if packet.pts is None:
                     return Start()

@@ -1,0 +1,117 @@
+"""What all commands share: common options, how a config is made of them, how a run is stopped."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from streamseg.config import Config
+
+INTERRUPTED = 130
+
+
+def exit_with(code: int, **_options: Any) -> None:
+    """What a command returns is its exit code."""
+    raise typer.Exit(code)
+
+
+app = typer.Typer(
+    name="streamseg",
+    help="Every object's mask, with an identity that lasts, from any camera, stream or recording.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    result_callback=exit_with,
+    rich_markup_mode="markdown",
+)
+out = Console()
+err = Console(stderr=True)
+
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=c", help="Override a key of the config; repeatable."),
+]
+ModelName = Annotated[str | None, typer.Option("--model", help="A name of `streamseg models`.")]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="`default`, a path, or `none` (random).")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file, as for `serve`.")]
+
+
+class Stoppable(Protocol):
+    """What a signal can end."""
+
+    def stop(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+@app.callback()
+def common(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and debug logs; works anywhere.")
+    ] = False,
+) -> None:
+    """Taken out of the arguments by ``main``; declared for ``--help``."""
+    del debug
+
+
+def fail(message: str) -> None:
+    """One line on stderr."""
+    print(f"streamseg: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - a CLI's voice
+
+
+def build_config(
+    file: Path | None,
+    sets: list[str] | None,
+    sources: list[dict[str, Any]],
+    model: str | None,
+    weights: str | None,
+    **sections: dict[str, Any],
+) -> Config:
+    """The config of a file, the options and the ``--set`` overrides, in that order.
+
+    Raises:
+        ConfigError: what ``config.load`` and ``config.validate`` say.
+    """
+    from streamseg import config
+
+    raw = config.load(file)
+    options = {"model": {"name": model, "weights": weights}, **sections}
+    for section, values in options.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        if given:
+            raw[section] = {**(raw.get(section) or {}), **given}
+    if sources:
+        raw["sources"] = [*(raw.get("sources") or []), *sources]
+    config.override(raw, sets or [])
+    return config.validate(raw, str(file or "the command"))
+
+
+@contextmanager
+def stopped_by_signals(run: Stoppable) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets ``run`` finish what it has; a second ends it now."""
+    seen: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) == 1:
+            fail("stopping: finishing what was taken; once more to end now")
+            run.stop()
+        else:
+            run.abort()
+
+    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

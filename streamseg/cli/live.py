@@ -1,0 +1,125 @@
+"""``serve``, ``watch`` and ``view``: a service, and those who subscribe to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamseg.cli.app import (
+    ModelName,
+    Sets,
+    WeightsOption,
+    app,
+    build_config,
+    err,
+    fail,
+    out,
+    stopped_by_signals,
+)
+
+if TYPE_CHECKING:
+    from streamseg.config import Config
+
+
+@app.command()
+def serve(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="See configs/ for examples.")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", metavar="URL", help="A source, beside the config's; repeatable."),
+    ] = None,
+    model: ModelName = None,
+    weights: WeightsOption = None,
+    bind: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Masks and status; tcp://host:port or ipc://")
+    ] = None,
+    bind_frames: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Pictures; by default the next port.")
+    ] = None,
+    wait_subscribers: Annotated[
+        int | None, typer.Option(metavar="N", help="Hold the first frame until N have joined.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow an address that isn't loopback.")
+    ] = False,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Encrypt; see `streamseg keys`.")
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Health, metrics, `ctl`; by default masks' + 3."),
+    ] = None,
+    sets: Sets = None,
+) -> int:
+    """Publish the masks of live or recorded sources until they end or it is stopped.
+
+    SIGHUP has it read the config again. `streamseg ctl` changes it while it runs.
+
+    Example: `streamseg serve --source rtsp://10.0.0.7/live --source rtsp://10.0.0.8/live`
+    """
+    publish = {
+        "bind": bind,
+        "bind_frames": bind_frames,
+        "wait_subscribers": wait_subscribers,
+        "insecure": insecure or None,
+        "keys": None if keys is None else str(keys),
+    }
+    from streamseg.operate import Operation
+    from streamseg.serve import Service
+    from streamseg.terminal import summary_table
+
+    sources = [{"url": url} for url in source or []]
+
+    def load() -> Config:
+        options: dict[str, dict[str, Any]] = {"publish": publish, "control": {"bind": control}}
+        return build_config(file, sets, sources, model, weights, **options)
+
+    config = load()
+    service = Service(config)
+    operation = Operation(service, config, None if file is None else load)
+    endpoints = {**service.endpoints, "control": operation.control_address}
+    for what, address in endpoints.items():
+        if address is not None:
+            err.print(f"{what} at {address}", soft_wrap=True, highlight=False)
+    with stopped_by_signals(operation):
+        summary = operation.run()
+    out.print(summary_table(summary))
+    for problem in service.problems:
+        fail(problem)
+    return 1 if service.problems else 0
+
+
+@app.command()
+def watch(
+    address: Annotated[str, typer.Argument(metavar="ADDR", help="Where a service publishes.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", metavar="NAME", help="Only this source; repeatable."),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="out.mp4", help="Write the annotated pictures.")
+    ] = None,
+    jsonl: Annotated[
+        Path | None, typer.Option(metavar="out.jsonl", help="Write the results.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="End after so many results.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.01, help="Fail after so many seconds without a result.")
+    ] = None,
+) -> int:
+    """Show what a service publishes, and record it if asked.
+
+    Example: `streamseg watch tcp://127.0.0.1:5555 --save out.mp4 --jsonl out.jsonl`
+    """
+    from streamseg.client import connect
+    from streamseg.watch import Watch
+
+    with connect(address, source, frames="annotated" if save else False) as subscriber:
+        run = Watch(subscriber, save=save, jsonl=jsonl, limit=limit, timeout=timeout)
+        with stopped_by_signals(run):
+            run.show()
+    return 0

@@ -1,0 +1,177 @@
+"""``train``, ``eval``, ``models`` and ``bench``: what models there are, and how good they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from streamseg.cli.app import (
+    INTERRUPTED,
+    ModelName,
+    Sets,
+    WeightsOption,
+    app,
+    err,
+    fail,
+    out,
+    stopped_by_signals,
+)
+
+
+@app.command()
+def train(
+    file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See configs/train/.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="By default runs/ and the config's name."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from DIR/last.pt as if it had never stopped.")
+    ] = False,
+    sets: Sets = None,
+) -> int:
+    """Train a model on annotated pictures, and measure it while it learns.
+
+    DIR gets best.pt, last.pt, model.safetensors, steps.csv, measures.csv and their curves.
+
+    Example: `streamseg train configs/train/tiny.yaml --out runs/tiny`
+    """
+    from streamseg.recipe import load_recipe
+    from streamseg.terminal import ProgressReport, listing
+    from streamseg.train import Trainer, joined
+
+    recipe = load_recipe(file, sets or [])
+    target = folder or Path("runs") / file.stem
+    with joined() as processes:
+        with ProgressReport("batches") as progress:
+            run = Trainer(recipe, file.parent, target, progress, processes, resume=resume)
+            if processes.leads:
+                err.print(run.introduction, soft_wrap=True, highlight=False)
+            with stopped_by_signals(run):
+                report = run.run()
+        if processes.leads:
+            out.print(listing(f"in {target}", report.columns(), report.rows()))
+    return INTERRUPTED if report.interrupted else 0
+
+
+@app.command("eval")
+def evaluate(
+    file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See configs/eval/.")],
+    weights: WeightsOption = None,
+    model: ModelName = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look for problems in the data, train and val.")
+    ] = False,
+    through_service: Annotated[
+        bool,
+        typer.Option("--through-service", help="Measure what a service publishes of the data."),
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Takes results and pictures.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Takes the numbers.")
+    ] = None,
+    sets: Sets = None,
+) -> int:
+    """Measure a model on annotated pictures, and panoptic results and tracks in files.
+
+    With `--check`, the config may be anything with datasets in it: a recipe, an evaluation, or a
+    file of theirs alone.
+
+    Example: `streamseg eval configs/eval/coco.yaml --weights runs/tiny/best.pt --out eval-out`
+    """
+    from streamseg.measure import Measurement, listings, prepare, with_model, write
+    from streamseg.recipe import load_evaluation
+    from streamseg.terminal import ProgressReport, listing
+
+    if check:
+        options = (weights, model, through_service, folder, json_file)
+        return check_data(file, sets or [], alone=not any(options))
+    evaluation = with_model(load_evaluation(file, sets or []), model, weights)
+    prepare(folder, json_file)
+    with ProgressReport("images") as progress:
+        run = Measurement(evaluation, file.parent, progress, through_service=through_service)
+        for note in run.notes:
+            err.print(note, soft_wrap=True, highlight=False, markup=False)
+        report = run.run()
+    write(report, folder, json_file)
+    for table in listings(report):
+        out.print(listing(table.title, table.columns, table.rows))
+    return 0
+
+
+@app.command()
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="One alone, and where it is published.")
+    ] = None,
+) -> int:
+    """The catalogue: every model's name, size, cost and published accuracy; one in full.
+
+    Example: `streamseg models` or `streamseg models solov2_r50`
+    """
+    from streamseg.models.catalogue import CATALOGUE, find
+    from streamseg.terminal import listing, model_description, model_row
+
+    if name is not None:
+        out.print(model_description(find(name)), soft_wrap=True, highlight=False)
+        return 0
+    columns = ("name", "params", "GFLOPs", "box AP", "mask", "PQ", "weights")
+    out.print(listing("models", columns, [model_row(entry) for entry in CATALOGUE]))
+    out.print("streamseg models NAME says more: licence, input, where the weights are published.")
+    return 0
+
+
+@app.command()
+def bench(
+    part: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="postprocess, maps, clip, mask_rcnn, memory, tracking; all by default."
+        ),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Takes bench.json.")] = Path("bench-out"),
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With kitti_mots/ and mot15/, for the part tracking."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few frames: to see that it works, not to measure.")
+    ] = False,
+) -> int:
+    """Measure streamseg beside the textbook's way, on this machine.
+
+    Example: `streamseg bench postprocess clip --out bench-out`
+    """
+    from streamseg.bench.run import Bench
+
+    Bench(folder, data, quick=quick).run(part or [])
+    return 0
+
+
+def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
+    """Print every problem of the datasets in ``file``, one a line; 1 if there are any.
+
+    Raises:
+        ConfigError: what ``recipe.load_data`` says, or there are options beside ``--check``.
+    """
+    from streamseg.data import check
+    from streamseg.errors import ConfigError
+    from streamseg.measure import data_size
+    from streamseg.recipe import load_data
+
+    if not alone:
+        raise ConfigError("--check looks at the data alone: leave the other options out")
+    data = load_data(file, sets)
+    problems = check(data, file.parent)
+    for problem in problems:
+        print(problem)  # noqa: T201 - data, one line each, however wide the terminal is
+    if problems:
+        fail(f"{file}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+        return 1
+    images, annotations = data_size(data, file.parent)
+    print(f"{images} images, {annotations} annotations: no problems")  # noqa: T201 - as above
+    return 0

@@ -1,0 +1,260 @@
+"""One connection to a camera or a network stream: opened with timeouts, read until it fails.
+
+Each kind of address is opened with only the FFmpeg protocols that it needs, so that what the
+other side sends can't make FFmpeg read files or other protocols. What other *hosts* RTSP and RTMP
+servers redirect to isn't looked at; HTTP's are, see ``http.py``.
+"""
+
+from __future__ import annotations
+
+import socket
+import stat
+import threading
+from collections.abc import Generator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import av
+import av.error
+from av.container import InputContainer
+
+from streamseg.config import SourceConfig, read_secret
+from streamseg.errors import ConfigError, NoAnswerError, SourceError, redact
+from streamseg.sources.base import SourceReport, decoder_limit, selected
+from streamseg.sources.decoding import Reading, Start, choose_stream, reason_of
+from streamseg.sources.http import Http, host_of
+from streamseg.sources.live import Beginning, LiveSource
+from streamseg.types import Frame
+
+DEVICE_FORMAT = "v4l2"
+KNOCK_WITHIN = 2.0
+"""Seconds. A host that didn't answer is knocked at so often, because the system itself would wait
+longer and longer before it tried again, and miss when it comes back."""
+_GRACE = 2.0
+"""Seconds that FFmpeg's own timeouts are longer than ours, which say what is wrong."""
+_PROTOCOLS = {
+    "rtsp": "rtp,tcp,udp",
+    "rtsps": "rtp,tcp,udp,tls",
+    "rtmp": "rtmp,tcp",
+    "rtmps": "rtmps,tls,tcp",
+    "http": "https,http,tls,tcp",
+    "https": "https,http,tls,tcp",
+    "udp": "udp",
+}
+_PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
+_FORMATS = {
+    "multipart/x-mixed-replace": "mpjpeg",
+    "image/jpeg": "mjpeg",
+    "application/vnd.apple.mpegurl": "hls",
+    "application/x-mpegurl": "hls",
+    "audio/mpegurl": "hls",
+    "audio/x-mpegurl": "hls",
+}
+_WITHOUT_TIMES = ("mpjpeg", "mjpeg")
+_REFUSALS: dict[type[Exception], str] = {
+    av.error.HTTPUnauthorizedError: "it refuses the user name or the password (401)",
+    av.error.HTTPForbiddenError: "it forbids this (403)",
+    av.error.HTTPNotFoundError: "there is no such stream (404)",
+    av.error.InvalidDataError: "what comes is no video that can be read",
+}
+_SILENCE = (av.error.TimeoutError, av.error.ExitError)
+
+
+def is_live(url: str) -> bool:
+    """Whether the address is one of a camera or a network stream."""
+    return _is_device(url) or _scheme_of(url) in _PROTOCOLS
+
+
+def live_source(name: str, config: SourceConfig) -> LiveSource:
+    """A camera or a network stream; nothing is opened yet.
+
+    Raises:
+        ConfigError: options that are for recordings, or the password can't be had.
+    """
+    url = redact(config.url)
+    if config.start or config.end is not None:
+        raise ConfigError(f"{url}: start and end are for recordings, and this is live")
+    if _is_device(config.url):
+        if config.user:
+            raise ConfigError(f"{url}: a camera on this machine has no user to log in as")
+        return LiveSource(name, config, partial(_read_device, name, config))
+    if config.input:
+        raise ConfigError(f"{url}: input is for cameras on this machine, /dev/video0")
+    host_of(config.url)
+    login = _login(config)
+    return LiveSource(name, config, partial(_read_network, name, config, login))
+
+
+def _read_network(
+    name: str,
+    config: SourceConfig,
+    login: tuple[str, str] | None,
+    beginning: Beginning,
+    report: SourceReport,
+    left: threading.Event,
+    again: bool,
+) -> Generator[Frame, None, None]:
+    if again:
+        _knock(config.url)
+    opener = _open_http if _scheme_of(config.url) in ("http", "https") else _open_url
+    with closing(opener(config, login, left)) as container:
+        yield from _frames(name, config, container, beginning, report)
+
+
+def _read_device(
+    name: str,
+    config: SourceConfig,
+    beginning: Beginning,
+    report: SourceReport,
+    _left: threading.Event,
+    _again: bool,
+) -> Generator[Frame, None, None]:
+    path = Path(config.url)
+    if DEVICE_FORMAT == "v4l2" and not (path.exists() and stat.S_ISCHR(path.stat().st_mode)):
+        raise SourceError(f"{path}: there is no such camera")
+    options = {str(key): value for key, value in config.input.items()}
+    with closing(_open(config, config.url, options, format=DEVICE_FORMAT)) as container:
+        yield from _frames(name, config, container, beginning, report)
+
+
+def _frames(
+    name: str,
+    config: SourceConfig,
+    container: InputContainer,
+    beginning: Beginning,
+    report: SourceReport,
+) -> Generator[Frame, None, None]:
+    """The frames of a container until it can't be read on.
+
+    Raises:
+        SourceError: why, unless it simply ended.
+    """
+    stream = choose_stream(container, config)
+    reading = Reading(
+        container,
+        stream,
+        config,
+        Start(index=beginning.index, epoch=beginning.epoch),
+        0,
+        report,
+        by_arrival=container.format.name in _WITHOUT_TIMES,
+    )
+    yield from selected(name, config, reading.pictures(), report)
+    if reading.broken:
+        raise SourceError(f"it can't be read on: {reading.broken}")
+
+
+def _open_url(
+    config: SourceConfig, login: tuple[str, str] | None, _left: threading.Event
+) -> InputContainer:
+    scheme = _scheme_of(config.url)
+    options = {"protocol_whitelist": _PROTOCOLS[scheme]}
+    if scheme in ("rtsp", "rtsps"):
+        options |= {
+            "rtsp_transport": config.transport,
+            "timeout": str(int((config.open_timeout + _GRACE) * 1e6)),
+            "fpsprobesize": "0",  # the rate isn't used, and guessing it takes a second
+            "allowed_media_types": "video",
+        }
+    return _open(config, _with_login(config.url, login), options)
+
+
+def _open_http(
+    config: SourceConfig, login: tuple[str, str] | None, left: threading.Event
+) -> InputContainer:
+    plain, inline = _without_login(config.url)
+    http = Http(plain, config.hosts, login or inline, config.open_timeout, left)
+    kind = http.begin(plain)
+    if urlsplit(plain).path.lower().endswith((".m3u8", ".m3u")):
+        kind = "application/vnd.apple.mpegurl"
+    options = {"protocol_whitelist": _PROTOCOLS["http"]}
+    with closing(http):
+        return _open(config, plain, options, format=_FORMATS.get(kind), http=http)
+
+
+def _open(
+    config: SourceConfig,
+    url: str,
+    options: dict[str, str],
+    *,
+    format: str | None = None,  # noqa: A002 - as av.open has it
+    http: Http | None = None,
+) -> InputContainer:
+    # This limit holds in the decoder that FFmpeg probes with, before the size is known here.
+    options = {**options, "max_pixels": str(decoder_limit(config.max_pixels))}
+    patience = (config.open_timeout + _GRACE, config.stall_after + _GRACE)
+    try:
+        return av.open(
+            url,
+            format=format,
+            options=options,
+            timeout=patience,
+            io_open=None if http is None else http.open,
+            metadata_errors="replace",
+        )
+    except _SILENCE:
+        raise NoAnswerError("no answer") from None
+    except (av.error.FFmpegError, ValueError) as error:
+        why = _REFUSALS.get(type(error)) or reason_of(error).lower()
+        raise SourceError(why) from None
+
+
+def _knock(url: str) -> None:
+    """See whether anybody is there.
+
+    Raises:
+        NoAnswerError: nobody answered.
+    """
+    parts = urlsplit(url)
+    port = parts.port or _PORTS.get(parts.scheme.lower())
+    if port is None:
+        return  # nothing that is connected to
+    try:
+        with socket.create_connection((host_of(url), port), timeout=KNOCK_WITHIN):
+            return
+    except OSError as error:
+        raise NoAnswerError(error.strerror or "no answer") from None
+
+
+def _login(config: SourceConfig) -> tuple[str, str] | None:
+    """User and password from where the config says that they are.
+
+    Raises:
+        ConfigError: they aren't there.
+    """
+    if not config.user:
+        return None
+    where = f"{config.name or redact(config.url)}: "
+    if _without_login(config.url)[1] is not None:
+        raise ConfigError(f"{where}the url and user both say who to log in as")
+    return config.user, read_secret(config.password_env, config.password_file, where)
+
+
+def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
+    """The address alone, and the user and password that it held."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url, None
+    host = parts.netloc.rpartition("@")[2]
+    return (
+        urlunsplit(parts._replace(netloc=host)),
+        (unquote(parts.username or ""), unquote(parts.password or "")),
+    )
+
+
+def _with_login(url: str, login: tuple[str, str] | None) -> str:
+    if login is None:
+        return url
+    user, password = (quote(part, safe="") for part in login)
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.netloc}"))
+
+
+def _scheme_of(url: str) -> str:
+    return url.partition("://")[0].lower() if "://" in url else ""
+
+
+def _is_device(url: str) -> bool:
+    return url.startswith("/dev/")
