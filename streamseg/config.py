@@ -27,9 +27,6 @@ Positive: TypeAlias = Annotated[float, Meta(gt=0)]
 NotNegative: TypeAlias = Annotated[float, Meta(ge=0)]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Point: TypeAlias = tuple[float, float]
-MqttTopic: TypeAlias = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", max_length=128)
-]
 CameraOption: TypeAlias = Literal["video_size", "framerate", "input_format"]
 
 _MAX_SECRET_BYTES = 4096
@@ -196,23 +193,13 @@ class PublishConfig(Section, frozen=True, kw_only=True):
     Attributes:
         bind: the ZeroMQ address of masks and status.
         bind_frames: that of pictures; by default the next port (or ``<path>-frames`` for ipc).
-        bind_replay: where missed masks are asked for; by default the port after (``<path>-replay``).
-        replay_seconds: how long masks are kept for those who missed them; 0 keeps none, and opens
-            no address for it.
-        max_subscribers: connections to each address; more are refused.
-        keys: the folder of the keys that subscribers need, see ``streamseg keys``; empty lets
-            everybody in.
-        insecure: allow an address that isn't loopback without keys.
+        insecure: allow an address that isn't loopback.
         jpeg_quality: of the pictures.
         wait_subscribers: hold the first frame back until so many have joined.
     """
 
     bind: str = "tcp://127.0.0.1:5555"
     bind_frames: str | None = None
-    bind_replay: str | None = None
-    replay_seconds: Annotated[float, Meta(ge=0, le=3600)] = 10.0
-    max_subscribers: Annotated[int, Meta(ge=1, le=10_000)] = 256
-    keys: str = ""
     insecure: bool = False
     jpeg_quality: Annotated[int, Meta(ge=1, le=100)] = 80
     wait_subscribers: Annotated[int, Meta(ge=0)] = 0
@@ -240,53 +227,6 @@ class ControlConfig(Section, frozen=True, kw_only=True):
             raise ValueError("token_env and token_file: only one can hold the token")
 
 
-class MqttConfig(Section, frozen=True, kw_only=True):
-    """Counts and events for an MQTT broker, for home automation; see docs/operations.md.
-
-    Attributes:
-        host: the broker's name or address.
-        port: None is 1883, or 8883 with TLS.
-        tls: encrypt, and check the broker's certificate.
-        ca_file: the authority that signed it, PEM; the system's by default.
-        insecure: allow a broker on another machine without TLS.
-        user: who to log in as.
-        password_env: the environment variable that holds the password.
-        password_file: the file that holds the password, and nothing else.
-        client_id: must be unlike that of any other client; by default a random one.
-        prefix: what every topic begins with.
-        qos: of all messages: 0 at most once, 1 at least once, 2 exactly once.
-        retain: whether the broker keeps the latest counts for late joiners, as it does states.
-        counts_every: at most one message of counts in so many seconds, for each source.
-        lost_for: seconds that an identity may be out of sight before it is said to have left.
-        discovery: the prefix that Home Assistant looks for devices under, ``homeassistant`` there
-            by default; None announces nothing.
-    """
-
-    host: Annotated[str, Meta(min_length=1, max_length=253)] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    tls: bool = False
-    ca_file: str = ""
-    insecure: bool = False
-    user: str = ""
-    password_env: str = ""
-    password_file: str = ""
-    client_id: Annotated[str, Meta(max_length=64)] = ""
-    prefix: MqttTopic = "streamseg"
-    qos: Literal[0, 1, 2] = 1
-    retain: bool = True
-    counts_every: Positive = 1.0
-    lost_for: NotNegative = 3.0
-    discovery: MqttTopic | None = None
-
-    def __post_init__(self) -> None:
-        if self.ca_file and not self.tls:
-            raise ValueError("ca_file is for tls: true")
-        if self.password_env and self.password_file:
-            raise ValueError("password_env and password_file: only one can hold the password")
-        if (self.password_env or self.password_file) and not self.user:
-            raise ValueError("a password needs a user to log in as")
-
-
 class Config(Section, frozen=True, kw_only=True):
     """A whole service."""
 
@@ -297,7 +237,6 @@ class Config(Section, frozen=True, kw_only=True):
     tracker: TrackerConfig = TrackerConfig()
     publish: PublishConfig = PublishConfig()
     control: ControlConfig = ControlConfig()
-    mqtt: MqttConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:

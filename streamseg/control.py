@@ -365,11 +365,12 @@ def _where(config: Config) -> tuple[str, int]:
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    if port > 65535:
+        raise BindError(f"control: {host}:{port}: ports go up to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
         raise BindError(
-            f"control: can't serve on {host}:{port}: {reason}; choose another with --control"
+            f"control: can't serve on {host}:{port}: {error.strerror}; choose another with --control"
         ) from None

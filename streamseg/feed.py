@@ -66,6 +66,7 @@ class Feed:
         self._lock = threading.Lock()
         self._connections = 0
         self.condition = Condition("waiting", "to begin", first_epoch)
+        self._tells = isinstance(source, LiveSource)
         if isinstance(source, LiveSource):
             source.tell = self._told
 
@@ -86,7 +87,7 @@ class Feed:
 
     def frames(self) -> Iterator[Frame]:
         """The source's frames, entered into its account; says what state it is in."""
-        if not self.source.live:
+        if not self._tells:
             self.set("connecting", "")
         for frame in read(self.source, self._metrics.account(self.name)):
             numbered = replace(frame, epoch=self._first_epoch + frame.epoch)
@@ -96,7 +97,7 @@ class Feed:
     def pause(self) -> None:
         """No more frames until ``resume``."""
         self.source.reins.pause()
-        if not self.source.live:
+        if not self._tells:
             self.set("waiting", "paused")
 
     def resume(self) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -229,24 +227,6 @@ def test_stopping_while_waiting_for_subscribers_ends_at_once(model: Segmenter) -
     summary = service.wait()
     assert time.monotonic() - begun < 5
     assert summary.frames == 0
-
-
-def test_metrics_tell_the_accounts(model: Segmenter) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        where = f"127.0.0.1:{free.getsockname()[1]}"
-    publish = PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=1)
-    made = Config(sources=(pattern("a", 12),), publish=publish)
-    service = Service(made, model)
-    service.start()
-    with connect(service.endpoints["masks"], timeout=30) as subscriber:
-        assert sum(1 for _ in subscriber) == 12
-    service.wait()
-    with urllib.request.urlopen(f"http://{where}/metrics", timeout=10) as page:
-        text = page.read().decode()
-    service.close()
-    assert 'streamseg_decoded_frames_total{source="a"} 12.0' in text
-    assert 'streamseg_published_frames_total{source="a"} 12.0' in text
-    assert 'streamseg_in_flight_frames{source="a"} 0.0' in text
 
 
 def test_what_is_wrong_at_the_start_starts_nothing(model: Segmenter, tmp_path: Path) -> None:

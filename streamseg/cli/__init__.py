@@ -7,23 +7,21 @@ interrupted.
 
 from __future__ import annotations
 
-import logging
 import sys
 import traceback
 
+from streamseg import logs
 from streamseg.cli import ctl, live, offline, recorded  # noqa: F401 - they register their commands
 from streamseg.cli.app import INTERRUPTED, app, fail
-from streamseg.errors import StreamsegError
+from streamseg.errors import StreamsegError, UsageError
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit as the design says; ``--debug`` anywhere shows tracebacks."""
-    given = sys.argv[1:] if arguments is None else arguments
+    """Run a command and exit as the design says; ``--debug`` and ``--log`` may stand anywhere."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(message)s"
-    )
     try:
+        logs.configure(_taken_style(given), debug=debug)
         app([a for a in given if a != "--debug"])
     except StreamsegError as error:
         if debug:
@@ -37,3 +35,26 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _taken_style(given: list[str]) -> logs.Format:
+    """The value of ``--log``, taken out of the arguments.
+
+    Raises:
+        UsageError: it is neither ``text`` nor ``json``.
+    """
+    style = "text"
+    for at, argument in enumerate(given):
+        if argument == "--log" and at + 1 < len(given):
+            style = given[at + 1]
+            del given[at : at + 2]
+            break
+        if argument.startswith("--log="):
+            style = argument.removeprefix("--log=")
+            del given[at]
+            break
+    if style == "json":
+        return "json"
+    if style != "text":
+        raise UsageError(f"--log {style}: it is text or json")
+    return "text"

@@ -59,9 +59,12 @@ def common(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks and debug logs; works anywhere.")
     ] = False,
+    log: Annotated[
+        str, typer.Option("--log", metavar="text|json", help="What logs look like; anywhere.")
+    ] = "text",
 ) -> None:
     """Taken out of the arguments by ``main``; declared for ``--help``."""
-    del debug
+    del debug, log
 
 
 def fail(message: str) -> None:

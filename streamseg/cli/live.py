@@ -46,9 +46,6 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow an address that isn't loopback.")
     ] = False,
-    keys: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Encrypt; see `streamseg keys`.")
-    ] = None,
     control: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Health, metrics, `ctl`; by default masks' + 3."),
@@ -66,7 +63,6 @@ def serve(
         "bind_frames": bind_frames,
         "wait_subscribers": wait_subscribers,
         "insecure": insecure or None,
-        "keys": None if keys is None else str(keys),
     }
     from streamseg.operate import Operation
     from streamseg.serve import Service
@@ -122,4 +118,44 @@ def watch(
         run = Watch(subscriber, save=save, jsonl=jsonl, limit=limit, timeout=timeout)
         with stopped_by_signals(run):
             run.show()
+    return 0
+
+
+@app.command()
+def view(
+    address: Annotated[str, typer.Argument(metavar="ADDR", help="Where a service publishes.")],
+    host: Annotated[str, typer.Option(help="Where the page is served.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8080,
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", metavar="NAME", help="Only this source; repeatable."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name that the page is asked for by."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve the page beyond this machine.")
+    ] = False,
+) -> int:
+    """Serve a web page to look at what a service publishes.
+
+    Example: `streamseg view tcp://127.0.0.1:5555`
+    """
+    try:
+        from streamseg.web import Viewer
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} isn't installed: pip install 'streamseg[view]'")
+        return 1
+    viewer = Viewer(
+        address,
+        host=host,
+        port=port,
+        sources=source,
+        allow_hosts=allow_host or (),
+        insecure=insecure,
+    )
+    err.print(f"the page is at {viewer.url}", soft_wrap=True, highlight=False)
+    with stopped_by_signals(viewer):
+        viewer.run()
     return 0

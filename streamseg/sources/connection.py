@@ -165,7 +165,8 @@ def _open_http(
     config: SourceConfig, login: tuple[str, str] | None, left: threading.Event
 ) -> InputContainer:
     plain, inline = _without_login(config.url)
-    http = Http(plain, config.hosts, login or inline, config.open_timeout, left)
+    patience = max(config.open_timeout, config.stall_after) + _GRACE
+    http = Http(plain, config.hosts, login or inline, patience, left)
     kind = http.begin(plain)
     if urlsplit(plain).path.lower().endswith((".m3u8", ".m3u")):
         kind = "application/vnd.apple.mpegurl"

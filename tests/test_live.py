@@ -1,0 +1,323 @@
+"""Live sources: real RTSP and HTTP servers, killed, frozen, moved away and brought back."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from cameras import HttpCamera, RtspCamera, http_camera, rtsp_camera
+
+from streamseg.config import SourceConfig
+from streamseg.errors import ConfigError, NoAnswerError, SourceError
+from streamseg.sources import LiveSource, open_source
+from streamseg.sources.base import SourceReport
+from streamseg.sources.live import Beginning
+from streamseg.types import Frame
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Watcher:
+    """Reads a live source in a thread, and keeps what it says and gives."""
+
+    def __init__(self, source: LiveSource) -> None:
+        self.source = source
+        self.said: list[tuple[float, str, str]] = []
+        self.came: list[tuple[float, Frame]] = []
+        self.error: Exception | None = None
+        source.tell = lambda state, reason: self.said.append((time.monotonic(), state, reason))
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for frame in self.source.frames():
+                self.came.append((time.monotonic(), frame))
+        except SourceError as error:
+            self.error = error
+
+    def until(self, true: Callable[[], object], within: float = 15) -> float:
+        """Wait; the seconds that it took."""
+        began = time.monotonic()
+        while not true():
+            assert time.monotonic() - began < within, self.said[-5:]
+            time.sleep(0.01)
+        return time.monotonic() - began
+
+    def states(self) -> list[str]:
+        return [state for _, state, _ in self.said]
+
+    def frames_of(self, epoch: int) -> int:
+        return sum(frame.epoch == epoch for _, frame in self.came)
+
+    def close(self) -> None:
+        self.source.reins.stop()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+def watching(url: str, **options: object) -> Watcher:
+    made = SourceConfig(url=url, name="cam", **{"stall_after": 1.5, "open_timeout": 5, **options})  # type: ignore[arg-type]
+    source = open_source(made)
+    assert isinstance(source, LiveSource)
+    return Watcher(source)
+
+
+@pytest.fixture
+def camera() -> Iterator[RtspCamera]:
+    with rtsp_camera() as made:
+        yield made
+
+
+@pytest.fixture
+def page() -> Iterator[HttpCamera]:
+    with http_camera() as made:
+        yield made
+
+
+def test_an_rtsp_camera_whose_connection_is_dropped_comes_back_in_the_next_epoch(camera) -> None:
+    seen = watching(camera.url)
+    try:
+        seen.until(lambda: seen.frames_of(0) >= 5)
+        camera.tell("drop")
+        assert seen.until(lambda: seen.frames_of(1) >= 5) < 5
+    finally:
+        seen.close()
+    indices = [frame.index for _, frame in seen.came]
+    assert indices == sorted(set(indices)), "an index is given once, over all connections"
+    assert "the stream ended" in next(why for _, state, why in seen.said if state == "waiting")
+    assert seen.came[0][1].size == (240, 320)
+
+
+def test_a_killed_server_is_found_again_within_five_seconds_of_its_return() -> None:
+    with rtsp_camera() as first:
+        seen = watching(first.url)
+        try:
+            seen.until(lambda: seen.frames_of(0) >= 5)
+            first.tell("kill")
+            seen.until(lambda: any("refused" in why for _, _, why in seen.said))
+            time.sleep(3)
+            with rtsp_camera(port=first.port):
+                assert seen.until(lambda: seen.frames_of(1) >= 1) < 5
+        finally:
+            seen.close()
+
+
+def test_a_frozen_server_is_noticed_in_time_although_its_socket_stays_open(camera) -> None:
+    seen = watching(camera.url)
+    try:
+        seen.until(lambda: seen.frames_of(0) >= 10)
+        camera.freeze()
+        seen.until(lambda: "stalled" in seen.states())
+        last = seen.came[-1][0]
+        when = next(at for at, state, _ in seen.said if state == "stalled")
+        assert 1.5 <= when - last < 2.5
+        camera.thaw()
+        assert seen.until(lambda: seen.frames_of(1) >= 5) < 5
+    finally:
+        camera.thaw()
+        seen.close()
+
+
+def test_a_stream_that_is_away_for_a_while_is_said_so_and_found_again(camera) -> None:
+    seen = watching(camera.url)
+    try:
+        seen.until(lambda: seen.frames_of(0) >= 5)
+        camera.tell("gone")
+        seen.until(lambda: any("404" in why for _, _, why in seen.said))
+        camera.tell("back")
+        assert seen.until(lambda: seen.frames_of(1) >= 5) < 5
+    finally:
+        seen.close()
+
+
+def test_a_refused_password_is_said_and_never_shown(monkeypatch, tmp_path) -> None:
+    with rtsp_camera("--password", "right") as camera:
+        seen = watching(camera.url.replace("//", "//user:wr0ng@"))
+        try:
+            seen.until(lambda: any("401" in why for _, _, why in seen.said))
+            assert not any("wr0ng" in why for _, _, why in seen.said)
+        finally:
+            seen.close()
+        monkeypatch.setenv("CAMERA_PASSWORD", "right")
+        (tmp_path / "secret").write_text("right\n")
+        ways = {"password_env": "CAMERA_PASSWORD"}, {"password_file": str(tmp_path / "secret")}
+        for way in ways:
+            seen = watching(camera.url, user="user", **way)
+            try:
+                seen.until(lambda seen=seen: seen.frames_of(0) >= 3)
+            finally:
+                seen.close()
+
+
+def test_a_paused_camera_is_let_go_of_and_resumed_in_the_next_epoch(camera) -> None:
+    seen = watching(camera.url)
+    try:
+        seen.until(lambda: seen.frames_of(0) >= 3)
+        seen.source.reins.pause()
+        seen.until(lambda: ("waiting", "paused") in [(s, why) for _, s, why in seen.said])
+        known = len(seen.came)
+        time.sleep(1)
+        assert len(seen.came) == known
+        seen.source.reins.resume()
+        seen.until(lambda: seen.frames_of(1) >= 3)
+    finally:
+        seen.close()
+
+
+def test_stopping_ends_a_source_at_once_whatever_it_waits_for(camera) -> None:
+    camera.freeze()
+    try:
+        seen = watching(camera.url)
+        time.sleep(0.5)
+        began = time.monotonic()
+        seen.close()
+        assert time.monotonic() - began < 1
+    finally:
+        camera.thaw()
+
+
+def test_mjpeg_over_http_has_the_times_at_which_its_pictures_came(page) -> None:
+    seen = watching(f"{page.root}/cam")
+    try:
+        seen.until(lambda: len(seen.came) >= 21)
+    finally:
+        seen.close()
+    times = [frame.pts for _, frame in seen.came]
+    assert times == sorted(times)
+    assert np.median(np.diff(times)) == pytest.approx(1 / page.fps, rel=0.3)
+    assert page.asked == ["/cam"], "asked for once: some cameras have one connection to give"
+
+
+def test_mjpeg_that_falls_silent_is_stalled(page) -> None:
+    page.fps = 0.1  # one picture, and then nothing for long
+    seen = watching(f"{page.root}/cam", open_timeout=1)
+    try:
+        seen.until(lambda: len(seen.said) >= 2)
+        assert seen.said[1][1] == "stalled"
+        assert "no frame for 1.5 s" in seen.said[1][2]
+    finally:
+        seen.close()
+
+
+@pytest.mark.parametrize(
+    ("leads_to", "why"),
+    [
+        ("http://127.0.0.2:9/x", "another host"),
+        ("file:///etc/passwd", "not allowed"),
+        ("ftp://127.0.0.1/x", "may not lead"),
+    ],
+)
+def test_a_redirection_may_not_leave_the_source_s_host(page, leads_to, why) -> None:
+    page.leads_to = leads_to
+    seen = watching(f"{page.root}/away/x", max_attempts=1)
+    seen.until(lambda: seen.error is not None)
+    assert why in str(seen.error)
+    seen.close()
+
+
+@pytest.mark.parametrize(
+    "leads_to", ["file:///etc/hostname", "http://127.0.0.2:9/a.ts", "crypto+http://127.0.0.1/a.ts"]
+)
+def test_a_playlist_can_t_read_files_or_reach_other_hosts(page, leads_to) -> None:
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{leads_to}\n#EXT-X-ENDLIST\n"
+    page.pages["/list.m3u8"] = ("application/vnd.apple.mpegurl", playlist.encode())
+    seen = watching(f"{page.root}/list.m3u8", max_attempts=1)
+    seen.until(lambda: seen.error is not None)
+    assert not seen.came
+    seen.close()
+
+
+def test_hls_is_read_through_its_playlist(page) -> None:
+    from conftest import MEDIA
+
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\na.ts\n#EXT-X-ENDLIST\n"
+    page.pages["/list.m3u8"] = ("application/vnd.apple.mpegurl", playlist.encode())
+    page.pages["/a.ts"] = ("video/mp2t", (MEDIA / "a.ts").read_bytes())
+    seen = watching(f"{page.root}/list.m3u8")
+    try:
+        seen.until(lambda: seen.frames_of(0) >= 50)
+    finally:
+        seen.close()
+    assert {"/list.m3u8", "/a.ts"} <= set(page.asked)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("rtsp://127.0.0.1:9/x", "refused"),
+        ("http://127.0.0.1:9/x", "refused"),
+        ("rtmp://127.0.0.1:9/x", "refused|i/o error|input/output"),
+        ("/dev/video99", "no such camera"),
+    ],
+)
+def test_a_source_that_isn_t_there_is_given_up_after_max_attempts(url, why) -> None:
+    seen = watching(url, max_attempts=2)
+    seen.until(lambda: seen.error is not None)
+    seen.close()
+    assert "given up after 2 attempts" in str(seen.error)
+    assert pytest.importorskip("re").search(why, str(seen.error).lower())
+    assert seen.states().count("connecting") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"url": "rtsp://h/x", "start": 3.0}, "for recordings"),
+        ({"url": "rtsp://h/x", "user": "a", "password_env": "NOT_SET_ANYWHERE"}, "isn't set"),
+        ({"url": "rtsp://h/x", "user": "a", "password_file": "/nowhere/at/all"}, "can't be read"),
+        ({"url": "rtsp://b:c@h/x", "user": "a"}, "both say"),
+        ({"url": "rtsp://h/x", "input": {"framerate": "5"}}, "cameras on this machine"),
+        ({"url": "test:", "stall_after": 1.0}, "live sources only"),
+        ({"url": "srt://h/x"}, "can't be opened"),
+    ],
+)
+def test_options_that_can_t_hold_are_refused(options, why) -> None:
+    with pytest.raises((ConfigError, SourceError), match=why):
+        open_source(SourceConfig(**options))
+
+
+def frame(index: int, epoch: int) -> Frame:
+    now = time.time(), time.monotonic()
+    return Frame("cam", index, epoch, index / 25, *now, np.zeros((4, 4, 3), np.uint8))
+
+
+def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end() -> None:
+    release = threading.Event()
+    begun = itertools.count()
+
+    def blocked(beginning: Beginning, report: SourceReport, left: object, again: object):
+        next(begun)
+        release.wait()
+        yield frame(beginning.index, beginning.epoch)
+
+    made = SourceConfig(url="rtsp://h/x", open_timeout=0.2, stall_after=0.2)
+    seen = Watcher(LiveSource("cam", made, blocked))
+    try:
+        seen.until(lambda: any("blocked" in why for _, _, why in seen.said))
+        time.sleep(2.5)
+        assert next(begun) == 3
+    finally:
+        release.set()
+        seen.close()
+
+
+def test_after_silence_a_host_is_knocked_at_first() -> None:
+    asked: list[object] = []
+
+    def silent(beginning: Beginning, report: SourceReport, left: object, again: object):
+        asked.append(again)
+        if len(asked) < 3:
+            raise NoAnswerError("no answer")
+        yield frame(beginning.index, beginning.epoch)
+
+    seen = Watcher(LiveSource("cam", SourceConfig(url="rtsp://h/x"), silent))
+    try:
+        seen.until(lambda: len(asked) >= 4)
+    finally:
+        seen.close()
+    assert asked[:4] == [False, True, True, False]
