@@ -241,8 +241,6 @@ class Config(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("sources is empty: name at least one")
-        if self.mqtt is not None and not self.tracker.enabled:
-            raise ValueError("mqtt counts identities: it needs tracker.enabled: true")
 
 
 def load(path: Path | None) -> dict[str, Any]:

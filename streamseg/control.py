@@ -372,5 +372,5 @@ def _bound(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
     except OSError as error:
         raise BindError(
-            f"control: can't serve on {host}:{port}: {error.strerror}; choose another with --control"
+            f"control: can't serve on {host}:{port}: {error.strerror}; choose with --control"
         ) from None
