@@ -498,7 +498,7 @@ def test_deformable_convolutions_run_where_the_network_runs_in_bf16():
     assert torch.isfinite(found).all()
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(600)
 def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
     """Of 32 pixels enlarged four times: then a pixel of a mask, at stride 4, is one of theirs."""
