@@ -284,7 +284,7 @@ def test_the_package_carries_half_precision_with_names_of_classes(tmp_path, monk
     assert bundled.stat().st_size < 15_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(600)
 def test_the_average_precision_is_that_of_the_model_card(streamseg, tmp_path):
     if not SHARED.exists():
