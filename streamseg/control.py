@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import socket
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import uvicorn
@@ -39,8 +38,6 @@ from streamseg.feed import Feed
 from streamseg.serve import Reloaded, Service
 from streamseg.wire import Address
 
-log = logging.getLogger(__name__)
-
 AFTER_MASKS = 3
 """How many ports after the masks' it is, unless the config says where."""
 MAX_BODY_BYTES = 64 * 1024
@@ -51,7 +48,6 @@ STOP_WITHIN = 2.0
 ONLY_IN_FILES = ("password_env", "password_file")
 
 Reload = Callable[[], Reloaded]
-T = TypeVar("T")
 
 
 class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,12 +314,8 @@ async def _answer(request: Request, kind: Any, act: Callable[[Any], Response]) -
         wanted = msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _error(400, str(error))
-    return await _refused_in_words(run_in_threadpool(act, wanted))
-
-
-async def _refused_in_words(answer: Awaitable[Response]) -> Response:
     try:
-        return await answer
+        return await run_in_threadpool(act, wanted)
     except StreamsegError as error:
         return _refusal(error)
 

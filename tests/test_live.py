@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -260,7 +261,7 @@ def test_a_source_that_isn_t_there_is_given_up_after_max_attempts(url, why) -> N
     seen.until(lambda: seen.error is not None)
     seen.close()
     assert "given up after 2 attempts" in str(seen.error)
-    assert pytest.importorskip("re").search(why, str(seen.error).lower())
+    assert re.search(why, str(seen.error).lower())
     assert seen.states().count("connecting") == 2
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from streamseg.web.browsers import MAX_SAID, Browser
 from streamseg.web.feed import Feed
 from streamseg.web.guard import Guard, Names
 from streamseg.web.tasks import first_of
+from streamseg.wire import Address
 
 MAX_BROWSERS = 32
 MAX_CONNECTIONS = MAX_BROWSERS + 64
@@ -72,7 +72,7 @@ class Viewer:
         allow_hosts: Sequence[str] = (),
         insecure: bool = False,
     ) -> None:
-        if not insecure and not _is_loopback(host):
+        if not insecure and not Address("tcp", host).is_loopback:
             raise UsageError(
                 f"{host}: whoever reaches it sees the pictures, no password asked: say --insecure,"
                 " or stay on loopback behind a proxy that asks for one"
@@ -194,15 +194,6 @@ def _uvicorn_config(app: Any) -> uvicorn.Config:
         proxy_headers=False,
         timeout_graceful_shutdown=STOP_WITHIN,
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _bind(host: str, port: int) -> socket.socket:
