@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -24,6 +24,7 @@ from streamseg.allocator import share_heap
 from streamseg.annotate import pictures
 from streamseg.channel import Mailbox
 from streamseg.config import Config, SourceConfig, Thresholds, source_names
+from streamseg.endings import Endings
 from streamseg.errors import ConfigError, NoSuchSourceError, StreamsegError
 from streamseg.feed import Feed
 from streamseg.metrics import Metrics
@@ -92,7 +93,7 @@ class Service:
         self._tally = Tally(self._model.name, self.metrics)
         self._pipeline = Pipeline()
         self._publisher = Publisher(config.publish, self.metrics)
-        self._endings = _Endings(self.metrics, self._over)
+        self._endings = Endings(self.metrics, self._over)
         self._changing = threading.RLock()
         self._feeds: dict[str, Feed] = {}
         self._next_epochs: dict[str, int] = {}
@@ -417,58 +418,6 @@ class Service:
                 self.metrics.account(snapshot.source).abandon("stopped")
             elif snapshot.in_flight:
                 raise StreamsegError(f"{snapshot.source}: lost {snapshot.in_flight} frames")
-
-
-class _Endings:
-    """Says that a source has ended when the last of its results and pictures has gone out."""
-
-    def __init__(self, metrics: Metrics, over: Callable[..., None]) -> None:
-        self._metrics = metrics
-        self._over = over
-        self._lock = threading.Lock()
-        self._painting: dict[str, int] = {}
-        self._ended: dict[str, tuple[str, bool]] = {}
-
-    def to_paint(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Results on their way to the painter."""
-        for result in results:
-            with self._lock:
-                self._painting[result.source] = self._painting.get(result.source, 0) + 1
-            yield result
-
-    def painted(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Results that the painter takes: when it asks for the next, it is done with the last."""
-        for result in results:
-            yield result
-            self.painting_done(result.source)
-
-    def painting_done(self, source: str) -> None:
-        """A result was painted, or dropped before it was."""
-        with self._lock:
-            self._painting[source] -= 1
-        self.look(source)
-
-    def published(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Results that went out."""
-        for result in results:
-            yield result
-            self.look(result.source)
-
-    def source_ended(self, source: str, reason: str, *, failed: bool = False) -> None:
-        """A source has no more frames."""
-        with self._lock:
-            self._ended[source] = (reason, failed)
-        self.look(source)
-
-    def look(self, source: str) -> None:
-        """Say that a source is over if it is: something of it was settled."""
-        with self._lock:
-            busy = self._painting.get(source) or self._metrics.account(source).snapshot().in_flight
-            if busy or source not in self._ended:
-                return
-            reason, failed = self._ended.pop(source)
-            self._painting.pop(source, None)
-        self._over(source, reason, failed=failed)
 
 
 def load_configured(config: Config) -> Segmenter:
