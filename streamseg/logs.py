@@ -48,6 +48,12 @@ def configure(style: Format = "text", *, debug: bool = False) -> None:
     warnings.showwarning = _log_warning
 
 
+def is_json() -> bool:
+    """Whether stderr is for programs: what isn't logged must not be written there either."""
+    handlers = logging.getLogger().handlers
+    return any(isinstance(h, _Stderr) and isinstance(h.formatter, JsonFormatter) for h in handlers)
+
+
 class TextFormatter(logging.Formatter):
     """``LEVEL message``, and a traceback below. What came from outside can't begin a new line."""
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from streamseg.errors import StreamsegError
 
@@ -101,6 +101,19 @@ class Metrics:
         self.subscribers = Gauge(
             "streamseg_subscribers", "Connections of subscribers", registry=self.registry
         )
+        self.well = Gauge(
+            "streamseg_well",
+            "1 unless something is wrong with the service itself",
+            registry=self.registry,
+        )
+        self.ready = Gauge(
+            "streamseg_ready",
+            "1 while it takes frames and publishes results",
+            registry=self.registry,
+        )
+        threads = Gauge("streamseg_threads", "Threads of Python's", registry=self.registry)
+        threads.set_function(threading.active_count)
+        ProcessCollector(registry=self.registry)  # memory, file descriptors and CPU time
         self._ages: dict[str, RecentAges] = {}
         self._states: dict[str, str] = {}
         self._accounts: dict[str, Account] = {}
@@ -189,6 +202,9 @@ class Account:
     def __init__(self, source: str, metrics: Metrics) -> None:
         self.source = source
         self._metrics = metrics
+        # A rate needs a series that begins at 0, and a camera that never came needs one at all.
+        for counted in (metrics.decoded, metrics.published, metrics.reconnects, metrics.stalls):
+            counted.labels(source)
         self._lock = threading.Lock()
         self._decoded = 0
         self._published = 0

@@ -6,8 +6,10 @@ A service alone is ``serve.Service``; this is what ``streamseg serve`` runs arou
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +23,11 @@ from streamseg.summary import Summary
 
 log = logging.getLogger(__name__)
 
+TELL_EVERY = 5.0
+"""Seconds after which systemd is told how the service is, or sooner if it watches."""
+MOST_NAMED = 5
+"""Sources that aren't live of which systemd is told the names."""
+
 
 class Operation:
     """Runs a service until it ends.
@@ -31,13 +38,14 @@ class Operation:
         load: reads the config again; None where there is no file.
 
     Raises:
-        ConfigError: what ``Control`` says.
+        ConfigError: what ``Control`` says, and ``notify.watchdog_interval``.
         BindError: the control's address can't be served on.
     """
 
     def __init__(self, service: Service, config: Config, load: Callable[[], Config] | None) -> None:
         self._service = service
         self._load = load
+        self._watched_for = notify.watchdog_interval()
         self._reloading = threading.Lock()
         self._over = threading.Event()
         reload = None if load is None else self.reload
@@ -54,7 +62,9 @@ class Operation:
         Raises:
             StageError: what ``Service.wait`` says.
         """
-        threading.Thread(target=self._reassure, name="watchdog", daemon=True).start()
+        self._service.metrics.ready.set_function(lambda: float(self._service.ready))
+        self._service.metrics.well.set_function(lambda: float(not self._service.ailment))
+        threading.Thread(target=self._report, name="watchdog", daemon=True).start()
         try:
             self._service.start()
             if self._control is not None:
@@ -100,17 +110,32 @@ class Operation:
             log.warning("other changes hold from the next start: %s", ", ".join(changes.waits))
         return changes
 
-    def _reassure(self) -> None:
-        """Tell systemd, if it wants to hear it, that all is well; not if it isn't."""
-        interval = notify.watchdog_interval()
-        if interval is None:
-            return
-        while not self._over.wait(interval / 2):
+    def _report(self) -> None:
+        """Tell systemd how the service is, and that all is well; that not if it isn't."""
+        pause = min(TELL_EVERY, (self._watched_for or math.inf) / 2)
+        results = _Rate()
+        was_well = True
+        while not self._over.wait(pause):
             ailment = self._service.ailment
+            rate = results.now(self._published())
             if ailment:
-                log.error("not well: %s", ailment)
+                notify.status(f"not well: {ailment}")
+                if was_well:
+                    log.error("not well: %s", ailment)
             else:
+                notify.status(f"{self._lively()}, {rate:.0f} results/s")
                 notify.watchdog()
+            was_well = not ailment
+
+    def _published(self) -> int:
+        return sum(account.published for account in self._service.metrics.snapshots())
+
+    def _lively(self) -> str:
+        """How many of the sources are live, and which aren't."""
+        feeds = self._service.feeds()
+        others = [f"{f.name} {f.condition.state}" for f in feeds if f.condition.state != "live"]
+        named = f" ({', '.join(others[:MOST_NAMED])})" if others else ""
+        return f"{len(feeds) - len(others)} of {len(feeds)} sources live{named}"
 
     @contextmanager
     def _reloaded_by_signal(self) -> Iterator[None]:
@@ -136,3 +161,18 @@ class Operation:
             self.reload()
         except StreamsegError as error:
             log.error("the config can't be read again, the service goes on as it was: %s", error)  # noqa: TRY400 - one line
+
+
+class _Rate:
+    """How fast a count grows."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+        self._count = 0
+
+    def now(self, count: int) -> float:
+        """A second, since it was last asked."""
+        now = time.monotonic()
+        rate = (count - self._count) / (now - self._at)
+        self._at, self._count = now, count
+        return rate

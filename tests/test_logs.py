@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from publishing import eventually
 
 from streamseg import logs
+from streamseg.cli import main
 
 log = logging.getLogger("streamseg.serve")
 
@@ -80,6 +81,35 @@ def test_a_traceback_is_kept(capsys, style) -> None:
         said = json.loads(said)["exception"]
     assert "Traceback (most recent call last)" in said
     assert "RuntimeError: boom" in said
+
+
+@pytest.mark.parametrize("where", [("--log", "json"), ("--debug", "--log=json")])
+def test_what_a_command_fails_with_is_a_record_too(capsys, where) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--source", "rtsp://admin:hunter2@h/x", "--set", "worker.x=1", *where])
+    (said,) = objects(capsys)
+    assert ended.value.code == 2
+    assert (said["level"], said["logger"]) == ("error", "streamseg.cli.app")
+    assert "worker.x: unknown key" in said["message"]
+    assert ("exception" in said) == ("--debug" in where)
+    assert "hunter2" not in str(said)
+
+
+def test_in_text_a_command_fails_with_one_line(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--set", "worker.x=1"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("streamseg: ")
+
+
+def test_everything_that_a_service_says_is_json(streamseg) -> None:
+    source = "test:?size=64x48&frames=3"
+    options = ("--set", "publish.bind=tcp://127.0.0.1:*", "--set", "model.input_size=64")
+    ended = streamseg("--log", "json", "serve", "--source", source, *options)
+    assert ended.returncode == 0
+    said = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert [record["level"] for record in said] == ["info"] * len(said)
+    assert any(record["message"].startswith("masks at tcp://") for record in said)
 
 
 URL = "rtsp://admin:hunter2@10.0.0.7/live?token=swordfish"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
 import threading
 
 import pytest
+from cameras import needs
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
@@ -164,6 +167,43 @@ def test_what_prometheus_reads_is_what_the_account_says() -> None:
         'streamseg_in_flight_frames{source="gate"} 1.0',
     ):
         assert line in page
+
+
+def test_a_source_that_never_had_a_frame_can_be_seen() -> None:
+    metrics = Metrics()
+    metrics.account("gate")
+    page = generate_latest(metrics.registry).decode()
+    for name in ("decoded_frames", "published_frames", "reconnects", "stalls"):
+        assert f'streamseg_{name}_total{{source="gate"}} 0.0' in page
+
+
+def test_the_process_own_memory_files_and_threads_are_told() -> None:
+    registry = Metrics().registry
+    resident = registry.get_sample_value("process_resident_memory_bytes")
+    assert 0 < resident < 1e12
+    assert registry.get_sample_value("process_open_fds") > 0
+    assert registry.get_sample_value("streamseg_threads") == threading.active_count()
+
+
+def test_prometheus_own_tool_finds_nothing_wrong_with_the_page() -> None:
+    needs(shutil.which("promtool") is not None, "promtool")
+    metrics = Metrics()
+    account = metrics.account("gate")
+    for _ in range(3):
+        account.decode()
+    account.publish()
+    account.drop("late")
+    account.fail("corrupt")
+    metrics.observe_age("gate", 0.1)
+    metrics.set_state("gate", "live")
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"],
+        check=False,
+        input=generate_latest(metrics.registry),
+        capture_output=True,
+        timeout=30,
+    )
+    assert (checked.returncode, checked.stderr) == (0, b"")
 
 
 def test_two_services_in_one_process_do_not_share_numbers() -> None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import signal
 import socket
+import subprocess
+import threading
 import time
 
 import pytest
+from conftest import command, environment
 
-from streamseg import notify
+from streamseg import load_model, notify
+from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig
 from streamseg.errors import ConfigError
+from streamseg.operate import Operation
+from streamseg.serve import Service
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -115,3 +122,119 @@ def test_an_interval_that_can_not_be_is_refused(monkeypatch, usec) -> None:
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     with pytest.raises(ConfigError, match=r"WATCHDOG_USEC=.*number of microseconds"):
         notify.watchdog_interval()
+
+
+PATTERN = "test:?live=1&size=160x120&fps=20"
+
+
+def until(systemd, wanted: str) -> list[str]:
+    """All that is said up to a line that is so."""
+    said: list[str] = []
+    deadline = time.monotonic() + 60
+    while not said or not re.fullmatch(wanted, said[-1]):
+        assert time.monotonic() < deadline, said
+        said += heard(systemd)
+    return said
+
+
+@pytest.fixture
+def listening(tmp_path, monkeypatch):
+    """The socket of a systemd that wants to hear every two seconds that all is well."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(60)
+        yield listening
+
+
+def test_a_service_tells_systemd_all_its_life(listening, tmp_path) -> None:
+    """From its start, over a SIGHUP, to its end."""
+    file = tmp_path / "live.yaml"
+    file.write_text(
+        f"sources: [{{url: '{PATTERN}', name: gate}}]\n"
+        "model: {input_size: 128}\n"
+        "publish: {bind: 'tcp://127.0.0.1:*'}\n"
+    )
+    with subprocess.Popen(
+        command("serve", file, "--log", "json"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as serving:
+        try:
+            assert heard(listening) == ["READY=1"]
+            until(listening, r"STATUS=1 of 1 sources live, [1-9]\d* results/s")
+            assert heard(listening) == ["WATCHDOG=1"]
+            began = time.monotonic()
+            until(listening, "WATCHDOG=1")
+            assert time.monotonic() - began < 2
+            file.write_text(
+                file.read_text().replace("[{", f"[{{url: '{PATTERN}', name: yard}}, {{")
+            )
+            serving.send_signal(signal.SIGHUP)
+            said = until(listening, r"STATUS=2 of 2 sources live, [1-9]\d* results/s")
+            assert said.index("RELOADING=1") < said.index("READY=1")
+            serving.send_signal(signal.SIGTERM)
+            until(listening, "STOPPING=1")
+            _, err = serving.communicate(timeout=30)
+            assert serving.returncode == 0, err
+        finally:
+            serving.kill()
+
+
+@pytest.fixture
+def operation():
+    """Of a service with a camera that isn't there beside one that is; not started."""
+    config = Config(
+        sources=(
+            SourceConfig(url=PATTERN, name="gate"),
+            SourceConfig(url="/dev/video99", name="yard"),
+        ),
+        publish=PublishConfig(bind="tcp://127.0.0.1:*"),
+        control=ControlConfig(bind="127.0.0.1:0"),
+    )
+    service = Service(config, load_model("nanomask", input_size=128))
+    made = Operation(service, config, None)
+    yield made
+    made._control.stop()  # where it never ran
+    service.close()
+
+
+def running(operation: Operation) -> threading.Thread:
+    thread = threading.Thread(target=operation.run)
+    thread.start()
+    return thread
+
+
+def test_a_source_that_is_not_live_is_named(listening, operation) -> None:
+    thread = running(operation)
+    until(listening, r"STATUS=1 of 2 sources live \(yard (waiting|connecting)\), [1-9].*")
+    operation.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_service_that_is_not_well_says_so_and_is_no_longer_taken_for_alive(
+    listening, operation, monkeypatch, caplog
+) -> None:
+    metrics = operation._service.metrics.registry
+    thread = running(operation)
+    until(listening, "WATCHDOG=1")
+    assert metrics.get_sample_value("streamseg_well") == 1
+    assert metrics.get_sample_value("streamseg_ready") == 1
+    monkeypatch.setattr(Service, "ailment", "the model hangs")
+    until(listening, "STATUS=not well: the model hangs")
+    assert [heard(listening) for _ in range(3)] == [["STATUS=not well: the model hangs"]] * 3
+    assert caplog.text.count("not well") == 1, "it is said once"
+    assert metrics.get_sample_value("streamseg_well") == 0
+    operation.stop()
+    thread.join(20)
+    assert metrics.get_sample_value("streamseg_ready") == 0
+
+
+def test_a_watch_that_can_not_be_ends_the_command_before_it_begins(monkeypatch, operation) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "soon")
+    with pytest.raises(ConfigError, match="WATCHDOG_USEC"):
+        Operation(operation._service, operation._service._config, None)

@@ -8,7 +8,6 @@ interrupted.
 from __future__ import annotations
 
 import sys
-import traceback
 
 from streamseg import logs
 from streamseg.cli import ctl, live, offline, recorded  # noqa: F401 - they register their commands
@@ -24,14 +23,10 @@ def main(arguments: list[str] | None = None) -> None:
         logs.configure(_taken_style(given), debug=debug)
         app([a for a in given if a != "--debug"])
     except StreamsegError as error:
-        if debug:
-            traceback.print_exc()
-        fail(str(error))
+        fail(str(error), trace=debug)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        if debug:
-            traceback.print_exc()
-        fail(f"{error.name} isn't installed: pip install 'streamseg[server]'")
+        fail(f"{error.name} isn't installed: pip install 'streamseg[server]'", trace=debug)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 from rich.console import Console
 
+from streamseg import logs
+
 if TYPE_CHECKING:
     from streamseg.config import Config
+
+log = logging.getLogger(__name__)
+log.setLevel(logging.INFO)  # what a command says is said, whatever libraries may not
 
 INTERRUPTED = 130
 
@@ -67,9 +74,23 @@ def common(
     del debug, log
 
 
-def fail(message: str) -> None:
-    """One line on stderr."""
-    print(f"streamseg: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - a CLI's voice
+def fail(message: str, *, trace: bool = False) -> None:
+    """One line on stderr, or one record where the log is JSON; with the traceback if asked."""
+    line = " ".join(message.split())
+    if logs.is_json():
+        log.error(line, exc_info=trace)
+        return
+    if trace:
+        traceback.print_exc()
+    print(f"streamseg: {line}", file=sys.stderr)  # noqa: T201 - a CLI's voice
+
+
+def note(message: str) -> None:
+    """One line on stderr that is no failure, or one record where the log is JSON."""
+    if logs.is_json():
+        log.info(message)
+    else:
+        print(message, file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
 
 
 def build_config(
@@ -107,7 +128,7 @@ def stopped_by_signals(run: Stoppable) -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         seen.append(number)
         if len(seen) == 1:
-            fail("stopping: finishing what was taken; once more to end now")
+            note("stopping: finishing what was taken; once more to end now")
             run.stop()
         else:
             run.abort()

@@ -13,8 +13,8 @@ from streamseg.cli.app import (
     WeightsOption,
     app,
     build_config,
-    err,
     fail,
+    note,
     out,
     stopped_by_signals,
 )
@@ -80,7 +80,7 @@ def serve(
     endpoints = {**service.endpoints, "control": operation.control_address}
     for what, address in endpoints.items():
         if address is not None:
-            err.print(f"{what} at {address}", soft_wrap=True, highlight=False)
+            note(f"{what} at {address}")
     with stopped_by_signals(operation):
         summary = operation.run()
     out.print(summary_table(summary))
@@ -155,7 +155,7 @@ def view(
         allow_hosts=allow_host or (),
         insecure=insecure,
     )
-    err.print(f"the page is at {viewer.url}", soft_wrap=True, highlight=False)
+    note(f"the page is at {viewer.url}")
     with stopped_by_signals(viewer):
         viewer.run()
     return 0
