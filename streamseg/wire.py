@@ -6,6 +6,10 @@ service itself), each in two parts ``[topic, JSON]``. At the frames address: ``f
 is that frame's complete masks message; statuses are repeated there, so that a subscriber to
 pictures needs no other socket to learn that a source has ended.
 
+A third, a ROUTER, gives masks messages again that somebody has missed: one part of JSON asks (a
+``ReplayRequest``), and the messages come in two parts as they were published, followed by one part
+of JSON (a ``ReplayAnswer``).
+
 ``docs/protocol.md`` is generated from the classes below.
 """
 
@@ -102,6 +106,19 @@ class Address:
         if self.port == 65535:
             raise UsageError(f"{self} has no next port for the pictures: name one for them")
         return replace(self, port=self.port + 1 if self.port else 0)
+
+    @property
+    def for_replay(self) -> Address:
+        """Where replay is unless it is said: the port after the next, or ``<path>-replay``.
+
+        Raises:
+            UsageError: there is no such port.
+        """
+        if self.transport == "ipc":
+            return self if self.host == "*" else replace(self, host=f"{self.host}-replay")
+        if self.port >= 65534:
+            raise UsageError(f"{self} has no port for replay, two further on: name one for it")
+        return replace(self, port=self.port + 2 if self.port else 0)
 
     @property
     def is_loopback(self) -> bool:
@@ -237,7 +254,7 @@ class StatusMessage(Message, frozen=True, kw_only=True):
         dropped: frames dropped, by reason.
         failed: frames that couldn't be processed, by reason.
         in_flight: frames on their way.
-        endpoints: addresses of the sockets, ``masks`` and ``frames``.
+        endpoints: addresses of the sockets: ``masks``, ``frames`` and, where it is on, ``replay``.
     """
 
     v: int
@@ -253,6 +270,45 @@ class StatusMessage(Message, frozen=True, kw_only=True):
     failed: Dropped
     in_flight: int
     endpoints: dict[str, str]
+
+
+class ReplayRequest(Message, frozen=True, kw_only=True):
+    """Asks for a source's masks messages that were missed; the replay socket's only request.
+
+    Attributes:
+        v: the protocol's version, 1.
+        service: the start of the service whose messages are missing.
+        source: the source's name.
+        since: the number of the last message that isn't missing; those after it are wanted.
+    """
+
+    v: int
+    service: str
+    source: str
+    since: Int64
+
+
+class ReplayAnswer(Message, frozen=True, kw_only=True):
+    """Ends an answer of the replay socket, after the messages themselves.
+
+    What is missing before ``first``, or between the messages, can't be had any more.
+
+    Attributes:
+        v: the protocol's version, 1.
+        service: the start that answers: if it isn't the one asked for, nothing was given, and what
+            was missed of that one is lost.
+        source: the source's name.
+        complete: false if there is more: ask again, since ``last``.
+        first: the number of the first message given; null if none was.
+        last: the number of the last message given; null if none was.
+    """
+
+    v: int
+    service: str
+    source: str
+    complete: bool
+    first: int | None
+    last: int | None
 
 
 def topic(kind: Topic, source: str) -> bytes:

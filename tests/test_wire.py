@@ -22,7 +22,14 @@ from streamseg import wire
 from streamseg.errors import UsageError, WireError
 from streamseg.masks import Masks
 from streamseg.types import Instances
-from streamseg.wire import Address, MasksMessage, RecordedMessage, StatusMessage
+from streamseg.wire import (
+    Address,
+    MasksMessage,
+    RecordedMessage,
+    ReplayAnswer,
+    ReplayRequest,
+    StatusMessage,
+)
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -78,17 +85,33 @@ def golden_messages() -> dict[str, bytes]:
         dropped={"inbox_full": 5},
         failed={"corrupt": 2},
         in_flight=3,
-        endpoints={"masks": "tcp://127.0.0.1:5555", "frames": "tcp://127.0.0.1:5556"},
+        endpoints={
+            "masks": "tcp://127.0.0.1:5555",
+            "frames": "tcp://127.0.0.1:5556",
+            "replay": "tcp://127.0.0.1:5557",
+        },
     )
     service = msgspec.structs.replace(status, source="", state="ended", reason="")
+    request = wire.ReplayRequest(v=1, service="5f2c9a1e", source="gate", since=41)
+    answer = wire.ReplayAnswer(
+        v=1, service="5f2c9a1e", source="gate", complete=True, first=42, last=57
+    )
     return lines | {
+        "replay_request": wire.encode(request),
+        "replay_answer": wire.encode(answer),
         "recorded": wire.encode(recorded),
         "status": wire.encode(status),
         "status_service": wire.encode(service),
     }
 
 
-KINDS = {"recorded": RecordedMessage, "status": StatusMessage, "status_service": StatusMessage}
+KINDS = {
+    "recorded": RecordedMessage,
+    "status": StatusMessage,
+    "status_service": StatusMessage,
+    "replay_request": ReplayRequest,
+    "replay_answer": ReplayAnswer,
+}
 
 
 @pytest.mark.parametrize("name", sorted(golden_messages()))
@@ -285,31 +308,46 @@ def test_what_is_no_topic_is_a_wire_error(raw) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "pictures", "loopback"),
+    ("text", "pictures", "replay", "loopback"),
     [
-        ("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556", True),
-        ("tcp://127.1.2.3:*", "tcp://127.1.2.3:*", True),
-        ("tcp://localhost:5555", "tcp://localhost:5556", True),
-        ("tcp://[::1]:5555", "tcp://[::1]:5556", True),
-        ("tcp://*:5555", "tcp://*:5556", False),
-        ("tcp://0.0.0.0:5555", "tcp://0.0.0.0:5556", False),
-        ("tcp://[::]:5555", "tcp://[::]:5556", False),
-        ("tcp://192.0.2.7:5555", "tcp://192.0.2.7:5556", False),
-        ("tcp://cam-host.example:5555", "tcp://cam-host.example:5556", False),
-        ("ipc:///tmp/x", "ipc:///tmp/x-frames", True),
-        ("ipc://*", "ipc://*", True),
+        ("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556", "tcp://127.0.0.1:5557", True),
+        ("tcp://127.1.2.3:*", "tcp://127.1.2.3:*", "tcp://127.1.2.3:*", True),
+        ("tcp://localhost:5555", "tcp://localhost:5556", "tcp://localhost:5557", True),
+        ("tcp://[::1]:5555", "tcp://[::1]:5556", "tcp://[::1]:5557", True),
+        ("tcp://*:5555", "tcp://*:5556", "tcp://*:5557", False),
+        ("tcp://0.0.0.0:5555", "tcp://0.0.0.0:5556", "tcp://0.0.0.0:5557", False),
+        ("tcp://[::]:5555", "tcp://[::]:5556", "tcp://[::]:5557", False),
+        ("tcp://192.0.2.7:5555", "tcp://192.0.2.7:5556", "tcp://192.0.2.7:5557", False),
+        (
+            "tcp://cam-host.example:5555",
+            "tcp://cam-host.example:5556",
+            "tcp://cam-host.example:5557",
+            False,
+        ),
+        ("ipc:///tmp/x", "ipc:///tmp/x-frames", "ipc:///tmp/x-replay", True),
+        ("ipc://*", "ipc://*", "ipc://*", True),
     ],
 )
-def test_an_address_knows_its_neighbour_and_who_can_reach_it(text, pictures, loopback) -> None:
+def test_an_address_knows_its_neighbours_and_who_can_reach_it(
+    text, pictures, replay, loopback
+) -> None:
     address = Address.parse(text)
     assert str(address) == text
     assert str(address.for_pictures) == pictures
+    assert str(address.for_replay) == replay
     assert address.is_loopback == loopback
 
 
 def test_the_last_port_has_no_neighbour() -> None:
     with pytest.raises(UsageError, match="has no next port"):
         _ = Address.parse("tcp://127.0.0.1:65535").for_pictures
+
+
+@pytest.mark.parametrize("port", [65534, 65535])
+def test_a_port_without_a_next_but_one_has_no_place_for_replay(port) -> None:
+    assert Address.parse("tcp://127.0.0.1:65533").for_replay.port == 65535
+    with pytest.raises(UsageError, match="no port for replay"):
+        _ = Address.parse(f"tcp://127.0.0.1:{port}").for_replay
 
 
 # The page, and another language

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from streamseg import client, masks, wire
-from streamseg.sinks import peers, publisher
+from streamseg.sinks import peers, publisher, replay
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "protocol.md"
@@ -28,11 +28,15 @@ MESSAGES = (
     wire.SegmentMessage,
     wire.StatusMessage,
     wire.RecordedMessage,
+    wire.ReplayRequest,
+    wire.ReplayAnswer,
 )
 EXAMPLES = {
     "masks": wire.MasksMessage,
     "masks_panoptic": wire.MasksMessage,
     "status": wire.StatusMessage,
+    "replay_request": wire.ReplayRequest,
+    "replay_answer": wire.ReplayAnswer,
 }
 
 
@@ -81,6 +85,13 @@ def limits() -> str:
             "queued at the publisher, for one subscriber to pictures",
             _messages(publisher.FRAMES_QUEUED),
         ),
+        ("a request for replay", f"{replay.MAX_REQUEST} bytes"),
+        (
+            "an answer to it",
+            f"{replay.ANSWER_MESSAGES} messages; several, {replay.ANSWER_BYTES // mebi} MiB",
+        ),
+        ("queued at the publisher, for one who asks", _messages(replay.ANSWERS_QUEUED)),
+        ("kept for replay, of all sources", f"{replay.DEFAULT_BYTES // mebi} MiB"),
         ("queued in the Python client: masks", _messages(client.MASKS_QUEUED)),
         ("queued in the Python client: pictures", _messages(client.FRAMES_QUEUED)),
         ("names of sources that the Python client takes", f"{client.MAX_SOURCES:,}"),
