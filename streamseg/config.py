@@ -27,6 +27,9 @@ Positive: TypeAlias = Annotated[float, Meta(gt=0)]
 NotNegative: TypeAlias = Annotated[float, Meta(ge=0)]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Point: TypeAlias = tuple[float, float]
+TopicPath: TypeAlias = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*\Z", max_length=100)
+]
 CameraOption: TypeAlias = Literal["video_size", "framerate", "input_format"]
 
 _MAX_SECRET_BYTES = 4096
@@ -227,6 +230,39 @@ class ControlConfig(Section, frozen=True, kw_only=True):
             raise ValueError("token_env and token_file: only one can hold the token")
 
 
+class MqttConfig(Section, frozen=True, kw_only=True):
+    """An MQTT broker that is told who is there, and who comes and goes; see docs/mqtt.md.
+
+    Attributes:
+        url: ``mqtt://[user[:password]@]host[:port]``, or ``mqtts://`` for TLS.
+        user: who to log in as, unless the url says so.
+        password_env: the environment variable that holds the password.
+        password_file: the file that holds the password, and nothing else.
+        prefix: begins every topic; each service on a broker needs its own.
+        home_assistant: where Home Assistant listens for what there is, mostly ``homeassistant``;
+            None tells it nothing.
+        every: least seconds between two messages of a source's counts.
+        appear_after: seconds, of the stream, that an object is seen for before it counts.
+        gone_after: seconds, of the stream, that an object isn't seen for before it is gone.
+    """
+
+    url: str
+    user: str = ""
+    password_env: str = ""
+    password_file: str = ""
+    prefix: TopicPath = "streamseg"
+    home_assistant: TopicPath | None = None
+    every: Positive = 1.0
+    appear_after: NotNegative = 0.5
+    gone_after: NotNegative = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            raise ValueError("url is empty")
+        if self.password_env and self.password_file:
+            raise ValueError("password_env and password_file: only one can hold the password")
+
+
 class Config(Section, frozen=True, kw_only=True):
     """A whole service."""
 
@@ -237,10 +273,13 @@ class Config(Section, frozen=True, kw_only=True):
     tracker: TrackerConfig = TrackerConfig()
     publish: PublishConfig = PublishConfig()
     control: ControlConfig = ControlConfig()
+    mqtt: MqttConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("sources is empty: name at least one")
+        if self.mqtt is not None and not self.tracker.enabled:
+            raise ValueError("mqtt counts identities: it needs tracker.enabled")
 
 
 def load(path: Path | None) -> dict[str, Any]:

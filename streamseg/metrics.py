@@ -68,6 +68,12 @@ class Metrics:
         self.messages_dropped = self._counter(
             "dropped_messages", "Results dropped because a sink was late", ("sink",)
         )
+        self.sink_connected = Gauge(
+            "streamseg_sink_connected",
+            "1 while a sink has a connection to what it is told to deliver to",
+            ("sink",),
+            registry=self.registry,
+        )
         self.stage_seconds = Histogram(
             "streamseg_stage_seconds",
             "Seconds spent on a frame",

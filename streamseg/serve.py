@@ -1,8 +1,8 @@
 """The live composition: sources → batched inference → identities → publisher, until it is stopped.
 
-    source ─┐                                   ┌→ publisher.results → network thread
-    source ─┼→ inbox → worker → tracked → tracker ┤
-    source ─┘                                   └→ painter → publisher.pictures ↗
+    source ─┐                                     ┌→ mqtt.results → broker
+    source ─┼→ inbox → worker → tracked → tracker ┼→ publisher.results → network thread
+    source ─┘                                     └→ painter → publisher.pictures ↗
 
 Sinks drop their oldest here, so nothing that is late can hold the masks back. Of a live source
 only the newest frame waits for the worker. Sources can be added and taken away while it runs.
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -36,7 +37,10 @@ from streamseg.sources import Source, open_source
 from streamseg.stages import ThresholdBook, fresh, infer, track
 from streamseg.summary import Summary, Tally
 from streamseg.types import Frame, Result
-from streamseg.wire import FINAL
+from streamseg.wire import FINAL, State
+
+if TYPE_CHECKING:
+    from streamseg.sinks.mqtt import MqttSink
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ STUCK_AFTER = 60.0
 REPLACE_WITHIN = 5.0
 """Seconds that a source gets to end before another takes its name."""
 MOST_PROBLEMS = 100
-FIXED = ("model", "worker", "tracker", "publish", "control")
+FIXED = ("model", "worker", "tracker", "publish", "control", "mqtt")
 """Sections that hold from one start of the service to the next."""
 
 
@@ -92,6 +96,7 @@ class Service:
         self._thresholds = ThresholdBook.of(config, self._model)
         self._tally = Tally(self._model.name, self.metrics)
         self._pipeline = Pipeline()
+        self._mqtt = self._open_mqtt()
         self._publisher = Publisher(config.publish, self.metrics)
         self._endings = Endings(self.metrics, self._over)
         self._changing = threading.RLock()
@@ -137,12 +142,13 @@ class Service:
             ),
             into=[publisher.pictures],
         )
+        into: list[Mailbox[Result]] = [publisher.results, to_paint]
+        if self._mqtt is not None:
+            pipeline.spawn(f"{self._mqtt.name}:broker", self._mqtt.deliver())
+            pipeline.spawn(self._mqtt.name, self._mqtt.drain())
+            into.insert(0, self._mqtt.results)  # has it before its source can be said to be over
         tracked = track(found, config.tracker, self.metrics)
-        pipeline.spawn(
-            "tracker",
-            self._endings.to_paint(self._tally.count(tracked)),
-            into=[publisher.results, to_paint],
-        )
+        pipeline.spawn("tracker", self._endings.to_paint(self._tally.count(tracked)), into=into)
         pipeline.spawn(
             "worker",
             infer(self._watched(self._batches()), self._model, self._thresholds, self.metrics),
@@ -327,7 +333,27 @@ class Service:
 
     def _feed(self, source: Source, config: SourceConfig) -> Feed:
         first_epoch = self._next_epochs.get(source.name, 0)
-        return Feed(source, config, first_epoch, self.metrics, self._publisher.set_state)
+        return Feed(source, config, first_epoch, self.metrics, self._say_state)
+
+    def _open_mqtt(self) -> MqttSink | None:
+        config = self._config.mqtt
+        if config is None:
+            return None
+        try:
+            from streamseg.sinks.mqtt import MqttSink
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"mqtt: {error.name} isn't installed: pip install 'streamseg[mqtt]'"
+            ) from None
+        names = self._model.categories.values()
+        return MqttSink(
+            config, self._model.name, names, lambda s: self._thresholds[s].classes, self.metrics
+        )
+
+    def _say_state(self, source: str, state: State, reason: str, epoch: int) -> None:
+        self._publisher.set_state(source, state, reason, epoch)
+        if self._mqtt is not None:
+            self._mqtt.set_state(source, state, reason, epoch)
 
     def _start_feed(self, feed: Feed) -> None:
         def failed(error: Exception) -> None:
@@ -373,6 +399,8 @@ class Service:
         self._next_epochs[feed.name] = feed.next_epoch
         del self._feeds[feed.name]
         self._publisher.forget(feed.name)
+        if self._mqtt is not None:
+            self._mqtt.forget(feed.name)
         self.metrics.forget_state(feed.name)
         feed.gone.set()
 
