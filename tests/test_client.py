@@ -31,7 +31,8 @@ from publishing import (
 
 import streamseg
 from streamseg import client, wire
-from streamseg.client import _Session
+from streamseg.client import link, session
+from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout, UsageError, WireError
 from streamseg.sinks import publisher
 
@@ -47,6 +48,12 @@ def masks_json(seq=0, *, source="gate", started="one", made=None, **changes):
         dropped={},
     )
     return wire.encode(msgspec.structs.replace(message, **changes))
+
+
+def fed(known, parts):
+    """The result that a session gives for a message."""
+    known.feed(parts)
+    return known.take()
 
 
 def status_json(state="live", seq=0, *, source="", started="one", endpoints=None):
@@ -218,7 +225,7 @@ def test_the_pictures_can_be_asked_for_at_a_known_address() -> None:
 def test_who_comes_for_pictures_when_only_the_guide_is_left_does_not_wait_for_ever(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(client, "_LATE_PICTURES", 0.3)
+    monkeypatch.setattr(session, "LATE_PICTURES", 0.3)
     with lying_publisher() as (sock, at):
         nowhere = f"tcp://127.0.0.1:{free_port()}"
         with streamseg.connect(at, frames="plain", timeout=5) as sub:
@@ -229,13 +236,13 @@ def test_who_comes_for_pictures_when_only_the_guide_is_left_does_not_wait_for_ev
 
 
 def test_panoptic_segments_are_checked_and_given() -> None:
-    session = _Session(None, "masks", 10_000)
-    received = session.feed([b"masks/gate/", masks_json(made=panoptic_result())])
+    known = Session(None, "masks", 10_000)
+    received = fed(known, [b"masks/gate/", masks_json(made=panoptic_result())])
     assert [s.mask.area for s in received.segments] == [s.area for s in received.message.segments]
 
 
 def test_what_was_received_can_be_recorded_without_what_depends_on_the_day() -> None:
-    received = _Session(None, "masks", 10_000).feed([b"masks/gate/", masks_json(3)])
+    received = fed(Session(None, "masks", 10_000), [b"masks/gate/", masks_json(3)])
     line = msgspec.json.decode(wire.encode(wire.record(received.message)))
     assert not line.keys() & {
         "service",
@@ -252,37 +259,37 @@ def test_what_was_received_can_be_recorded_without_what_depends_on_the_day() -> 
 
 
 def test_messages_lost_are_counted_by_source() -> None:
-    session = _Session(None, "masks", 10_000)
+    known = Session(None, "masks", 10_000)
     for source, seq in [("a", 5), ("a", 6), ("a", 9), ("b", 0), ("b", 2), ("a", 10)]:
-        assert session.feed([f"masks/{source}/".encode(), masks_json(seq, source=source)])
-    assert session.gaps == {"a": 2, "b": 1}
+        assert fed(known, [f"masks/{source}/".encode(), masks_json(seq, source=source)])
+    assert known.gaps == {"a": 2, "b": 1}
 
 
 def test_a_message_that_comes_twice_is_given_once() -> None:
-    session = _Session(None, "masks", 10_000)
+    known = Session(None, "masks", 10_000)
     message = [b"masks/gate/", masks_json(4)]
-    assert session.feed(message).seq == 4
-    assert session.feed(message) is None
-    assert (session.rejected, session.gaps) == (0, {"gate": 0})
+    assert fed(known, message).seq == 4
+    assert fed(known, message) is None
+    assert (known.rejected, known.gaps) == (0, {"gate": 0})
 
 
 def test_a_status_sent_again_changes_nothing_and_an_old_one_neither() -> None:
-    session = _Session(["gate"], "masks", 10_000)
-    session.feed([b"status/gate/", status_json("live", 5, source="gate")])
-    session.feed([b"status/gate/", status_json("ended", 4, source="gate")])
-    assert not session.ended
-    assert session.statuses["gate"].state == "live"
+    known = Session(["gate"], "masks", 10_000)
+    fed(known, [b"status/gate/", status_json("live", 5, source="gate")])
+    fed(known, [b"status/gate/", status_json("ended", 4, source="gate")])
+    assert not known.ended
+    assert known.statuses["gate"].state == "live"
 
 
 def test_another_start_of_the_service_counts_afresh() -> None:
-    session = _Session(["gate"], "masks", 10_000)
-    session.feed([b"masks/gate/", masks_json(500)])
-    session.feed([b"status//", status_json("ended", 9)])
-    assert session.ended
-    session.feed([b"status//", status_json("live", 0, started="two")])
-    assert not session.ended
-    assert session.feed([b"masks/gate/", masks_json(3, started="two")]).seq == 3
-    assert session.gaps == {"gate": 0}
+    known = Session(["gate"], "masks", 10_000)
+    fed(known, [b"masks/gate/", masks_json(500)])
+    fed(known, [b"status//", status_json("ended", 9)])
+    assert known.ended
+    fed(known, [b"status//", status_json("live", 0, started="two")])
+    assert not known.ended
+    assert fed(known, [b"masks/gate/", masks_json(3, started="two")]).seq == 3
+    assert known.gaps == {"gate": 0}
 
 
 def test_a_subscriber_survives_that_the_publisher_is_killed_and_started_again() -> None:
@@ -370,7 +377,7 @@ with streamseg.connect(sys.argv[1], timeout=30) as sub:
 """
     found = instances(100, (1080, 1920))
     with service() as running:
-        pause = client.DEAF_AFTER + publisher.SILENT_AFTER_MS / 1000 + 5
+        pause = link.DEAF_AFTER + publisher.SILENT_AFTER_MS / 1000 + 5
         child = subprocess.Popen(
             [sys.executable, "-c", program, running.masks_at, str(pause)],
             stdout=subprocess.PIPE,
@@ -393,7 +400,7 @@ with streamseg.connect(sys.argv[1], timeout=30) as sub:
 @pytest.mark.parametrize("kind", ["masks", "frames"])
 def test_after_a_message_that_is_too_large_a_subscriber_hears_again(monkeypatch, kind) -> None:
     """libzmq gives such a connection up for ever."""
-    monkeypatch.setattr(client, "DEAF_AFTER", 0.4)
+    monkeypatch.setattr(link, "DEAF_AFTER", 0.4)
     monkeypatch.setattr(wire, "MAX_JSON_BYTES", 100_000)
     monkeypatch.setattr(wire, "MAX_JPEG_BYTES", 100_000)
     frames = False if kind == "masks" else "annotated"
@@ -474,10 +481,10 @@ def test_malformed_messages_are_counted_and_skipped() -> None:
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=4))
 def test_no_bytes_crash_a_session(parts) -> None:
-    session = _Session(None, "masks", 10_000)
-    assert session.feed(parts) is None
-    session.feed_guide(parts)
-    assert session.rejected == 2
+    known = Session(None, "masks", 10_000)
+    assert fed(known, parts) is None
+    known.feed_guide(parts)
+    assert known.rejected == 2
 
 
 JSON = st.recursive(
@@ -496,24 +503,24 @@ def test_no_value_of_a_field_crashes_a_session(field, row_field, value, in_row) 
         message["instances"][1][row_field] = value
     else:
         message[field] = value
-    session = _Session(None, "masks", 10_000)
-    received = session.feed([b"masks/gate/", msgspec.json.encode(message)])
-    assert (received is None) == (session.rejected == 1)
+    known = Session(None, "masks", 10_000)
+    received = fed(known, [b"masks/gate/", msgspec.json.encode(message)])
+    assert (received is None) == (known.rejected == 1)
     if received is not None:
         assert received.instances.masks.areas.sum() <= 40 * 60 * len(received.instances)
         assert received.instances.to_coco(1) is not None
 
 
 def test_a_subscriber_takes_a_bounded_number_of_sources(monkeypatch) -> None:
-    monkeypatch.setattr(client, "MAX_SOURCES", 5)
-    session = _Session(None, "masks", 10_000)
+    monkeypatch.setattr(session, "MAX_SOURCES", 5)
+    known = Session(None, "masks", 10_000)
     for i in range(20):
         name = f"s{i}"
-        session.feed([f"masks/{name}/".encode(), masks_json(source=name, started=str(i % 3))])
-        session.feed([f"status/{name}/".encode(), status_json(source=name, started=str(i % 3))])
-    assert len(session.gaps) <= 5
-    assert len(session.statuses) <= 5
-    assert session.rejected > 0
+        fed(known, [f"masks/{name}/".encode(), masks_json(source=name, started=str(i % 3))])
+        fed(known, [f"status/{name}/".encode(), status_json(source=name, started=str(i % 3))])
+    assert len(known.gaps) <= 5
+    assert len(known.statuses) <= 5
+    assert known.rejected > 0
 
 
 @pytest.mark.parametrize(
@@ -551,8 +558,8 @@ def test_pictures_bound_to_every_interface_are_looked_for_where_the_masks_are() 
 
 
 def received_with(picture):
-    session = _Session(None, "frames", 10_000)
-    return session.feed([b"frames/gate/", masks_json(), picture])
+    known = Session(None, "frames", 10_000)
+    return fed(known, [b"frames/gate/", masks_json(), picture])
 
 
 @pytest.mark.parametrize("picture", [b"", b"\xff\xd8\xff", b"GIF89a", jpeg()[:200], bytes(1000)])
@@ -567,7 +574,7 @@ def test_a_picture_larger_than_its_frame_is_refused_before_it_is_decoded() -> No
 
 
 def test_a_picture_that_was_not_asked_for_is_a_usage_error() -> None:
-    received = _Session(None, "masks", 10_000).feed([b"masks/gate/", masks_json()])
+    received = fed(Session(None, "masks", 10_000), [b"masks/gate/", masks_json()])
     with pytest.raises(UsageError, match="frames="):
         _ = received.frame
 
@@ -576,10 +583,10 @@ def test_without_pillow_a_picture_says_what_to_install() -> None:
     program = """
 import sys
 sys.modules["PIL"] = None
-from streamseg.client import _decode_jpeg
+from streamseg.client.received import decode_jpeg
 from streamseg.errors import UsageError
 try:
-    _decode_jpeg(b"", (1, 1))
+    decode_jpeg(b"", (1, 1))
 except UsageError as error:
     print(error)
 """

@@ -1,0 +1,314 @@
+"""The subscriber: the sockets around a ``Session``, for ``for``, ``async for`` and ``receive``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import EllipsisType
+from typing import Any, Literal, TypeAlias
+
+import zmq
+
+from streamseg import wire
+from streamseg.client.access import Keys
+from streamseg.client.link import Link
+from streamseg.client.newest import NewestLink
+from streamseg.client.received import Received
+from streamseg.client.replay import Asker
+from streamseg.client.session import Session, connectable
+from streamseg.errors import ReceiveTimeout, UsageError
+from streamseg.masks import MAX_PIXELS
+from streamseg.wire import Address, StatusMessage
+
+Pictures: TypeAlias = Literal["annotated", "plain"]
+
+MASKS_QUEUED = 64
+FRAMES_QUEUED = 8
+"""Messages waiting in this process; the rest waits in the network and at the publisher."""
+_LOOK_UP_EVERY = 0.5
+"""Seconds."""
+
+
+class Subscriber:
+    """See :func:`streamseg.client.connect`. To be used by one thread, or one task, at a time.
+
+    Iteration, with ``for`` or ``async for``, ends when all the sources named, or the service, have
+    ended. A service that dies without a word is waited for; when it starts again, results go on.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        sources: Sequence[str] | None = None,
+        *,
+        frames: Literal[False] | Pictures = False,
+        newest: bool = False,
+        replay: bool = True,
+        server_key: str | Path | None = None,
+        key_file: str | Path | None = None,
+        timeout: float | None = None,
+        frames_address: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._address = connectable(address)
+        pictures_at = None if frames_address is None else connectable(frames_address)
+        self._timeout = _checked_timeout(timeout)
+        self._kind = _result_topic(frames)
+        self._newest = newest
+        replays = replay and not newest and self._kind == "masks"
+        self._session = Session(sources, self._kind, max_pixels, replays=replays)
+        self._keys = Keys.load(server_key, key_file)
+        self._context = zmq.Context()
+        self._asker = Asker(self._context, self._keys)
+        self._results: Link | NewestLink | None = None
+        self._guide: Link | None = None
+        try:
+            if self._kind == "masks":
+                self._open_results(self._address)
+            elif pictures_at is not None:
+                self._open_results(pictures_at)
+            else:
+                self._open_guide()
+        except UsageError:
+            self.close()
+            raise
+
+    def receive(self, timeout: float | EllipsisType | None = ...) -> Received | None:
+        """The next result.
+
+        Args:
+            timeout: seconds to wait; None is for ever; left out, what ``connect`` was given.
+
+        Returns:
+            None if there will be no more: see the class.
+
+        Raises:
+            ReceiveTimeout: no result came in time.
+            RefusedError: the service doesn't let us in. One that has let us in before is asked
+                again until the time is over, as after any disconnection.
+        """
+        wait = _Wait(self._timeout if timeout is ... else timeout)
+        while (received := self._read()) is None and not self.ended:
+            zmq.select(self._sockets, [], [], self._patience(wait))
+        if received is None:
+            self._leave()
+        return received
+
+    async def receive_async(self, timeout: float | EllipsisType | None = ...) -> Received | None:
+        """``receive`` for asyncio; can be cancelled, and then loses nothing."""
+        wait = _Wait(self._timeout if timeout is ... else timeout)
+        while (received := self._read()) is None and not self.ended:
+            await _readable(self._sockets, self._patience(wait))
+        if received is None:
+            self._leave()
+        return received
+
+    def __iter__(self) -> Iterator[Received]:
+        while (received := self.receive()) is not None:
+            yield received
+
+    async def __aiter__(self) -> AsyncIterator[Received]:
+        while (received := await self.receive_async()) is not None:
+            yield received
+
+    @property
+    def ended(self) -> bool:
+        """Whether there will be no more results; also true once closed."""
+        return self._context.closed or self._session.ended
+
+    @property
+    def gaps(self) -> Mapping[str, int]:
+        """Messages lost so far, by source; with ``newest``, those passed over too."""
+        return dict(self._session.gaps)
+
+    @property
+    def rejected(self) -> int:
+        """Messages skipped so far because they were not what the protocol allows."""
+        return self._session.rejected
+
+    @property
+    def reopened(self) -> int:
+        """How often a connection was made anew because nothing came."""
+        return sum(link.reopened for link in self._links)
+
+    @property
+    def statuses(self) -> Mapping[str, StatusMessage]:
+        """The latest status by source; the service's own is under the empty name."""
+        return dict(self._session.statuses)
+
+    def close(self) -> None:
+        """Leave. May be called twice."""
+        self._leave()
+        self._context.term()
+
+    def __enter__(self) -> Subscriber:  # noqa: PYI034 - Self came with Python 3.11
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Subscriber:  # noqa: PYI034
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def _links(self) -> list[Link | NewestLink]:
+        return [link for link in (self._results, self._guide) if link is not None]
+
+    @property
+    def _sockets(self) -> list[zmq.Socket[bytes]]:
+        """What to wait for; each was read empty."""
+        return [*(link.socket for link in self._links), *self._asker.sockets]
+
+    def _read(self) -> Received | None:
+        """The next result of what has arrived; never waits."""
+        if self.ended:
+            return None
+        if self._guide is not None:
+            for parts in self._guide.waiting():
+                self._session.feed_guide(parts)
+            self._follow_guide()
+        while True:
+            received = self._read_results()
+            if received is not None or self._session.ended:
+                return received
+            if not self._asker.work(self._session, self._replay_at()):
+                break
+        received = self._session.take()
+        if received is None:
+            for link in self._links:
+                link.look_after()
+        return received
+
+    def _read_results(self) -> Received | None:
+        received = self._session.take()
+        if received is None and self._results is not None:
+            for parts in self._results.waiting():
+                self._session.feed(parts)
+                received = self._session.take()
+                if received is not None or self._session.ended:
+                    break
+        return received
+
+    def _leave(self) -> None:
+        """Let the service know that nobody is waiting here any more."""
+        self._asker.close()
+        for link in self._links:
+            link.close()
+
+    def _follow_guide(self) -> None:
+        """Go where the service says that its pictures are."""
+        told = self._session.pictures_at
+        if told is None:
+            return
+        told = self._seen_from_here(told)
+        if self._results is not None and self._results.address != told:
+            self._results.close()
+            self._results = None
+        if self._results is None:
+            try:
+                self._open_results(told)
+            except UsageError as error:
+                self._session.reject(error)
+            self._session.pictures_at = None
+
+    def _replay_at(self) -> Address | None:
+        told = self._session.replay_at
+        return None if told is None else self._seen_from_here(told)
+
+    def _seen_from_here(self, told: Address) -> Address:
+        """An address that the service names: what is every interface, or its own machine, to it."""
+        if self._address.transport == "ipc":
+            return Address("tcp", "127.0.0.1", told.port) if told.is_everywhere else told
+        other_machine = told.is_loopback and not self._address.is_loopback
+        if told.transport == "tcp" and (told.is_everywhere or other_machine):
+            return Address("tcp", self._address.host, told.port)
+        return told
+
+    def _open_results(self, address: Address) -> None:
+        pictures = self._kind != "masks"
+        link = Link(
+            self._context,
+            address,
+            self._session.topics,
+            keys=self._keys,
+            queued=FRAMES_QUEUED if pictures else MASKS_QUEUED,
+            largest=wire.MAX_JPEG_BYTES if pictures else wire.MAX_JSON_BYTES,
+        )
+        self._results = NewestLink(self._context, link) if self._newest else link
+
+    def _open_guide(self) -> None:
+        """Only the service's status, which says where the pictures are."""
+        self._guide = Link(
+            self._context,
+            self._address,
+            [wire.topic("status", "")],
+            keys=self._keys,
+            queued=MASKS_QUEUED,
+            largest=wire.MAX_JSON_BYTES,
+        )
+
+    def _patience(self, wait: _Wait) -> float:
+        """Seconds to sleep before looking again, even if nothing comes.
+
+        Raises:
+            ReceiveTimeout: the time is over.
+        """
+        left = wait.left()
+        if left <= 0:
+            troubles = [link.trouble for link in self._links if link.trouble is not None]
+            why = troubles[0] if troubles else self._session.last_word
+            raise ReceiveTimeout(f"{self._address}: no result in {wait.seconds:g} s; {why}")
+        return min(left, _LOOK_UP_EVERY)
+
+
+class _Wait:
+    """One call's waiting: when it began, and how long it may take."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = math.inf if seconds is None else _checked_timeout(seconds) or 0.0
+        self.began = time.monotonic()
+
+    def left(self) -> float:
+        return self.began + self.seconds - time.monotonic()
+
+
+def _checked_timeout(timeout: float | None) -> float | None:
+    if timeout is not None and not timeout >= 0:
+        raise UsageError(f"timeout {timeout!r}: seconds, or None to wait for ever")
+    return timeout
+
+
+def _result_topic(frames: Any) -> wire.Topic:
+    if frames is False:
+        return "masks"
+    if frames == "annotated":
+        return "frames"
+    if frames == "plain":
+        return "video"
+    raise UsageError(f"frames={frames!r}: it is False, 'annotated' or 'plain'")
+
+
+async def _readable(sockets: Sequence[zmq.Socket[bytes]], seconds: float) -> None:
+    """Wait until a socket may have something, at most so long.
+
+    libzmq's descriptor shows a change only, so each socket must have been read empty before.
+    """
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    woken = asyncio.Event()
+    descriptors = [sock.fileno() for sock in sockets]
+    for descriptor in descriptors:
+        loop.add_reader(descriptor, woken.set)
+    try:
+        await asyncio.wait_for(woken.wait(), seconds)
+    except asyncio.TimeoutError:
+        pass
+    finally:
+        for descriptor in descriptors:
+            loop.remove_reader(descriptor)
