@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 ONLINE, OFFLINE = b"online", b"offline"
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 CONNECT_WITHIN = 3.0
-WELCOME_WITHIN = 5.0
+WELCOME_WITHIN = 3.0
 """Seconds until the system has connected, and until the broker has let us in."""
 KEEPALIVE = 10
 """Seconds of silence after which the broker is asked for a sign of life, and has as long again."""
@@ -56,7 +56,8 @@ LEAVE_WITHIN = 3.0
 """Seconds that the last messages get."""
 MOST_UNANSWERED = 20
 """Messages that the broker may have without having acknowledged them."""
-_REFUSED = {134: "it refuses the user name or the password", 135: "it doesn't let this user in"}
+_LOGIN_REFUSED = (134, 135)
+"""Reason codes: bad user name or password, not authorized. Mosquitto says the second for both."""
 _NOT_MQTT = (MQTTException, ValueError, IndexError, KeyError, struct.error)
 """What paho raises when it reads something else than MQTT."""
 
@@ -351,12 +352,19 @@ class _Connection:
 
     def _lost(self, code: MQTTErrorCode) -> NoReturn:
         if self._welcome is not None and self._welcome.is_failure:
-            why = _REFUSED.get(self._welcome.value, f"it refuses us: {self._welcome}".lower())
+            why = self._why_refused(self._welcome)
         elif code == MQTTErrorCode.MQTT_ERR_CONN_LOST:
             why = "the connection was closed"
         else:
             why = error_string(code).rstrip(".").lower()
         raise BrokerLostError(why)
+
+    def _why_refused(self, code: ReasonCode) -> str:
+        if code.value not in _LOGIN_REFUSED:
+            return f"it refuses the connection: {code}".lower()
+        if self._login.user:
+            return "it refuses the user name or the password"
+        return "it asks for a user name and a password"
 
     def _on_connect(
         self,

@@ -7,13 +7,14 @@ that is counted. Each is announced in one retained message; an empty one takes i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Literal
 
 import msgspec
 
-from streamseg import __version__
 from streamseg.sinks.topics import Topics, identifier, shown
 
+_VERSION = version("streamseg")
 _ALIVE = "{{ 'ON' if value_json.state == 'live' else 'OFF' }}"
 
 
@@ -113,8 +114,8 @@ class HomeAssistant:
         entity = _Entity(
             unique_id=f"{node}_{what}",
             availability_topic=self.topics.status,
-            device=_Device((node,), source, "streamseg", self.model, __version__),
-            origin=_Maker("streamseg", __version__),
+            device=_Device((node,), source, "streamseg", self.model, _VERSION),
+            origin=_Maker("streamseg", _VERSION),
             **fields,
         )
         topic = f"{self.prefix}/{component}/{node}/{what}/config"

@@ -11,7 +11,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -120,6 +121,7 @@ class MqttSink:
         self._lock = threading.Lock()
         self._states: dict[str, StatePayload] = {}
         self._changed: set[str] = set()
+        self._came_alive: dict[str, int] = {}
         self._leaving: set[str] = set()
         self._voices: dict[str, _Voice] = {}
 
@@ -136,6 +138,8 @@ class MqttSink:
             self._leaving.discard(source)
             self._states[source] = StatePayload(state, reason, epoch)
             self._changed.add(source)
+            if state == "live":
+                self._came_alive.setdefault(source, epoch)
 
     def forget(self, source: str) -> None:
         """Have the broker forget a source; safe from any thread.
@@ -165,41 +169,46 @@ class MqttSink:
 
     def _turn(self) -> Iterator[Result]:
         """What waits now. A source is live before its first result, and ended after its last."""
-        changes, gone = self._take_changes()
-        for source, said in changes.items():
-            if said.state == "live":
-                self._voice(source).say_state(said)
-        timeout = LOOK_UP_EVERY
-        for _ in range(max(1, len(self.results))):
-            result = self.results.get(timeout)
-            timeout = 0.0
-            if result is not None:
-                self._voice(result.source).count(result)
-                yield result
-        for source, said in changes.items():
-            if said.state != "live":
-                self._voice(source).say_state(said)
-        for source in gone:
-            self._voice(source).clear()
-            del self._voices[source]
+        first = self.results.get(LOOK_UP_EVERY)
+        changes = self._take_changes()
+        for source, epoch in changes.came_alive.items():
+            self._voice(source).come_alive(epoch)
+        for result in self._waiting(first):
+            voice = self._voices.get(result.source)
+            if voice is not None:
+                voice.count(result)
+            yield result
+        for source, said in changes.states.items():
+            self._voice(source).say_state(said)
+        for source in changes.gone:
+            self._voices.pop(source).clear()
         for voice in self._voices.values():
             voice.say_counts(time.monotonic())
 
-    def _take_changes(self) -> tuple[dict[str, StatePayload], set[str]]:
-        """The new states, and the sources that are gone and have said their last."""
+    def _waiting(self, first: Result | None) -> Iterator[Result]:
+        """The results that wait now, and no later ones."""
+        more = len(self.results)
+        if first is not None:
+            yield first
+        for _ in range(more):
+            if (result := self.results.get(0)) is not None:
+                yield result
+
+    def _take_changes(self) -> _Changes:
         with self._lock:
-            changes = {source: self._states[source] for source in self._changed}
             gone = self._leaving - self._changed
+            changes = _Changes(
+                {source: self._states[source] for source in self._changed}, self._came_alive, gone
+            )
             self._leaving -= gone
-            self._changed.clear()
+            self._changed, self._came_alive = set(), {}
             for source in gone:
-                self._states.pop(source, None)
-        return changes, gone
+                del self._states[source]
+        return changes
 
     def _end(self) -> None:
         """The last of everything, whatever ``every`` says."""
-        changes, _ = self._take_changes()
-        for source, said in changes.items():
+        for source, said in self._take_changes().states.items():
             self._voice(source).say_state(said)
         for voice in self._voices.values():
             voice.end()
@@ -214,6 +223,22 @@ class MqttSink:
             voice.begin(chosen or self._names, announced=bool(chosen))
             self._voices[source] = voice
         return self._voices[source]
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """What was told since the last time.
+
+    Attributes:
+        states: the latest of each source that has another one.
+        came_alive: sources that were live meanwhile, whatever they are now, and the first epoch
+            in which they were.
+        gone: sources that have said their last.
+    """
+
+    states: Mapping[str, StatePayload]
+    came_alive: Mapping[str, int]
+    gone: Collection[str]
 
 
 class _Voice:
@@ -244,6 +269,7 @@ class _Voice:
         self._home = home
         self._every = every
         self._live = False
+        self._from_epoch = 0
         self._said: dict[str, int] = {}
         self._announced: dict[str, Announcement] = {}
         self._due = 0.0
@@ -262,6 +288,10 @@ class _Voice:
             if announced:
                 self._announce_count(part_of(name), name)
 
+    def come_alive(self, epoch: int) -> None:
+        """What is seen from this epoch on counts."""
+        self._live, self._from_epoch = True, epoch
+
     def say_state(self, said: StatePayload) -> None:
         """How the source is; in any state but ``live`` nobody is there."""
         self._live = said.state == "live"
@@ -271,8 +301,8 @@ class _Voice:
 
     def count(self, result: Result) -> None:
         """Who is there now; not in what was on its way when the source was lost."""
-        if self._live:
-            frame = result.frame
+        frame = result.frame
+        if self._live and frame.epoch >= self._from_epoch:
             moment = Moment(frame.epoch, frame.pts, frame.captured_at)
             self._say_events(self._presence.see(moment, sightings_in(result)))
 
