@@ -196,14 +196,22 @@ class PublishConfig(Section, frozen=True, kw_only=True):
     Attributes:
         bind: the ZeroMQ address of masks and status.
         bind_frames: that of pictures; by default the next port (or ``<path>-frames`` for ipc).
-        insecure: allow an address that isn't loopback.
+        bind_replay: that of replay; by default the port after that (or ``<path>-replay``).
+        replay: seconds of masks that are kept for who was away; 0 keeps none and binds nothing.
+        keys: a folder of keys, see ``streamseg keys``: then only those allowed there can subscribe.
+        insecure: allow an address that isn't loopback without keys.
+        max_connections: at most so many to each socket.
         jpeg_quality: of the pictures.
         wait_subscribers: hold the first frame back until so many have joined.
     """
 
     bind: str = "tcp://127.0.0.1:5555"
     bind_frames: str | None = None
+    bind_replay: str | None = None
+    replay: Annotated[float, Meta(ge=0, le=3600)] = 30.0
+    keys: str = ""
     insecure: bool = False
+    max_connections: Annotated[int, Meta(ge=1, le=10_000)] = 256
     jpeg_quality: Annotated[int, Meta(ge=1, le=100)] = 80
     wait_subscribers: Annotated[int, Meta(ge=0)] = 0
 

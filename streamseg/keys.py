@@ -45,6 +45,19 @@ class KeyPair:
     secret: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What is in a folder of public keys.
+
+    Attributes:
+        keys: by name.
+        problems: a line for each file that lets nobody in because it isn't a public key.
+    """
+
+    keys: Mapping[str, str]
+    problems: tuple[str, ...]
+
+
 class KeyFolder:
     """A service's folder of keys.
 
@@ -78,7 +91,7 @@ class KeyFolder:
             KeyFileError: the name can't be one or is taken, or the key is allowed under another.
         """
         _check_name(name)
-        allowed = self.allowed()
+        allowed = self.allowed().keys
         if name in allowed:
             raise KeyFileError(f"{name} is allowed already: revoke it first, or take another name")
         for other, theirs in allowed.items():
@@ -104,13 +117,20 @@ class KeyFolder:
                 raise KeyFileError(f"{name} isn't allowed; allowed is: {known}") from None
             _sync_folder(self._allowed)
 
-    def allowed(self) -> Mapping[str, str]:
-        """Who may subscribe: public keys by name.
+    def allowed(self) -> Allowed:
+        """Who may subscribe.
 
         Raises:
-            KeyFileError: one of the files isn't a key, or others can write to the folder.
+            KeyFileError: the folder can't be read, or others can write to it.
         """
-        return {path.stem: read_public(path) for path in self._files()}
+        keys: dict[str, str] = {}
+        problems: list[str] = []
+        for path in self._files():
+            try:
+                keys[path.stem] = read_public(path)
+            except KeyFileError as error:  # noqa: PERF203 - each has its own problem
+                problems.append(str(error))
+        return Allowed(keys, tuple(problems))
 
     def fingerprint(self) -> tuple[object, ...]:
         """Something that is another thing once a file of ``allowed`` has changed; cheap.

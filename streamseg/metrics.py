@@ -107,6 +107,9 @@ class Metrics:
         self.subscribers = Gauge(
             "streamseg_subscribers", "Connections of subscribers", registry=self.registry
         )
+        self.refused = self._counter(
+            "refused_connections", "Connections refused or cut off", ("reason",)
+        )
         self.well = Gauge(
             "streamseg_well",
             "1 unless something is wrong with the service itself",

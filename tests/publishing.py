@@ -88,9 +88,9 @@ def jpeg(size: tuple[int, int] = SIZE, colour: tuple[int, int, int] = (255, 0, 0
 class Service:
     """A publisher with its network thread, fed by hand."""
 
-    def __init__(self, bind: str = "tcp://127.0.0.1:*", bind_frames: str | None = None) -> None:
+    def __init__(self, bind: str = "tcp://127.0.0.1:*", **options: object) -> None:
         self.metrics = Metrics()
-        self.publisher = Publisher(PublishConfig(bind=bind, bind_frames=bind_frames), self.metrics)
+        self.publisher = Publisher(PublishConfig(bind=bind, **options), self.metrics)
         self.publisher.results.add_writer()
         self.publisher.pictures.add_writer()
         self.done: list[Result] = []
@@ -159,8 +159,8 @@ class Service:
 
 
 @contextlib.contextmanager
-def service(**where: str) -> Iterator[Service]:
-    running = Service(**where).start()
+def service(**options: object) -> Iterator[Service]:
+    running = Service(**options).start()
     try:
         yield running
     finally:
@@ -178,13 +178,14 @@ def eventually(true: object, within: float = 10) -> None:
 
 
 def free_port() -> int:
-    """A port that is free, and whose neighbour is."""
+    """A port that is free, and whose next two are."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as first:
             port: int = first.getsockname()[1]
             with (
                 contextlib.suppress(OSError, OverflowError),
                 socket.create_server(("127.0.0.1", port + 1)),
+                socket.create_server(("127.0.0.1", port + 2)),
             ):
                 return port
 

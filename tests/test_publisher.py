@@ -36,7 +36,7 @@ from streamseg import wire
 from streamseg.config import PublishConfig
 from streamseg.errors import BindError, ConfigError
 from streamseg.metrics import Metrics
-from streamseg.sinks import peers, publisher
+from streamseg.sinks import endpoints, peers, publisher
 from streamseg.sinks.peers import Audience
 from streamseg.sinks.publisher import Publisher
 
@@ -86,17 +86,18 @@ def test_masks_and_pictures_are_bound_to_neighbouring_ports() -> None:
         assert it.endpoints == {
             "masks": f"tcp://127.0.0.1:{port}",
             "frames": f"tcp://127.0.0.1:{port + 1}",
+            "replay": f"tcp://127.0.0.1:{port + 2}",
         }
     finally:
         it.close()
 
 
 @pytest.mark.parametrize("bind", ["tcp://127.0.0.1:*", "tcp://127.0.0.1:0", "tcp://localhost:0"])
-def test_any_free_port_is_chosen_for_both(bind) -> None:
+def test_any_free_port_is_chosen_for_each(bind) -> None:
     it = publish_at(bind)
     try:
         ports = {wire.Address.parse(endpoint).port for endpoint in it.endpoints.values()}
-        assert len(ports) == 2
+        assert len(ports) == 3
         assert 0 not in ports
     finally:
         it.close()
@@ -508,7 +509,7 @@ def test_a_frozen_subscriber_does_not_hold_another_back() -> None:
         os.kill(frozen.pid, signal.SIGSTOP)
         with streamseg.connect(running.masks_at, timeout=5) as sub:
             running.wait_joined(2)
-            count = 3 * publisher.MASKS_QUEUED
+            count = 3 * endpoints.MASKS_QUEUED
             for i in range(count):
                 running.put(result(i, found=found))
                 received = sub.receive()
@@ -528,7 +529,7 @@ def test_a_subscriber_that_never_reads_costs_no_more_than_its_queue() -> None:
             running.show(result(i), None, picture)
             eventually(lambda: len(running.publisher.pictures) == 0)
             grown.append(rss())
-    bound = publisher.FRAMES_QUEUED * len(picture)
+    bound = endpoints.FRAMES_QUEUED * len(picture)
     assert grown[-1] - grown[0] < bound + 20_000_000
     assert grown[-1] - grown[100] < 5_000_000, "flat"
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from streamseg import client, masks, wire
-from streamseg.sinks import peers, publisher, replay
+from streamseg.sinks import endpoints, gate, replay
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "protocol.md"
@@ -75,15 +75,15 @@ def limits() -> str:
         ("instances, or segments, of a frame", f"{wire.MAX_INSTANCES:,}"),
         ("pixels of a frame (the client's `max_pixels`)", f"{masks.MAX_PIXELS:,}"),
         ("a subscription", f"{wire.MAX_TOPIC_BYTES} bytes"),
-        ("a message from a subscriber", f"{publisher.MAX_INCOMING} bytes"),
+        ("a message from a subscriber", f"{endpoints.MAX_INCOMING} bytes"),
         (
             "all that a subscriber sends over TCP",
-            f"{peers.MAY_SEND_AT_ONCE // 1024} KiB, and {peers.MAY_SEND_A_SECOND} bytes a second",
+            f"{gate.MAY_SEND_AT_ONCE // 1024} KiB, and {gate.MAY_SEND_A_SECOND} bytes a second",
         ),
-        ("queued at the publisher, for one subscriber to masks", _messages(publisher.MASKS_QUEUED)),
+        ("queued at the publisher, for one subscriber to masks", _messages(endpoints.MASKS_QUEUED)),
         (
             "queued at the publisher, for one subscriber to pictures",
-            _messages(publisher.FRAMES_QUEUED),
+            _messages(endpoints.FRAMES_QUEUED),
         ),
         ("a request for replay", f"{replay.MAX_REQUEST} bytes"),
         (

@@ -1,34 +1,11 @@
-"""What is known of the subscribers of an XPUB socket: what they ask for, and whether they behave.
-
-libzmq keeps every subscription of every peer, and every part of a message whose last part hasn't
-come, whatever ``MAXMSGSIZE`` says: 5 MB of long subscriptions made a publisher grow by 220 MB, and
-an endless message made it grow twice as fast as it was sent. Neither can be refused through
-libzmq, so the connections themselves are watched, by how much they have sent.
-"""
+"""What is known of the subscribers of an XPUB socket: what they ask for."""
 
 from __future__ import annotations
 
-import logging
-import socket
-import struct
-import sys
-import time
-
-import zmq
-from zmq.utils.monitor import recv_monitor_message
-
 from streamseg import wire
-
-log = logging.getLogger(__name__)
 
 MAX_PREFIXES = 100_000
 """Different prefixes kept for a socket; beyond that, everything counts as wanted for a while."""
-MAY_SEND_AT_ONCE = 256 * 1024
-MAY_SEND_A_SECOND = 1024
-"""Bytes: subscriptions to 1,500 sources at once, and then heartbeats with much to spare."""
-
-_TCP_BYTES_RECEIVED = 128
-"""Where ``tcpi_bytes_received``, a u64, is in Linux' ``struct tcp_info`` (linux/tcp.h)."""
 
 
 class Audience:
@@ -73,69 +50,6 @@ class Audience:
         """Whether somebody subscribes to ``topic``."""
         joins = self._joins
         return self._overflowed or any(topic[:end] in joins for end in range(len(topic) + 1))
-
-
-class _NotOurs(Exception):  # noqa: N818 - said from one method to another
-    """The file descriptor isn't a connection to one of our ports."""
-
-
-class Guard:
-    """Cuts the connections that send more than a subscriber has to say.
-
-    Linux' TCP only: elsewhere nothing counts what a connection has received, and who can reach an
-    ipc socket is a matter of file permissions.
-
-    Args:
-        sockets: whose connections to watch; not bound yet, so that none is missed.
-    """
-
-    def __init__(self, *sockets: zmq.Socket[bytes]) -> None:
-        self._sockets = sockets
-        self._monitors = [s.get_monitor_socket(zmq.Event.ACCEPTED) for s in sockets]
-        self._accepted: dict[int, float] = {}
-        self._ports: set[int] = set()
-
-    def watch_port(self, port: int) -> None:
-        """Connections to this port are ours to cut."""
-        self._ports.add(port)
-
-    def check(self) -> None:
-        """Look at every connection; to be called several times a second."""
-        now = time.monotonic()
-        for monitor in self._monitors:
-            while monitor.poll(0):
-                self._accepted[int(recv_monitor_message(monitor)["value"])] = now
-        if sys.platform == "linux":
-            self._accepted = {
-                fd: since for fd, since in self._accepted.items() if self._behaves(fd, now - since)
-            }
-
-    def close(self) -> None:
-        """Let go of the sockets, before they are closed."""
-        for sock in self._sockets:
-            sock.disable_monitor()
-        for monitor in self._monitors:
-            monitor.close(linger=0)
-
-    def _behaves(self, fd: int, age: float) -> bool:
-        """Cut the connection if it is too loud; False once it isn't one of ours any more."""
-        try:
-            with socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM) as connection:
-                received = self._received(connection)
-                if received > MAY_SEND_AT_ONCE + age * MAY_SEND_A_SECOND:
-                    log.warning("cut off a subscriber that had sent %d bytes", received)
-                    connection.shutdown(socket.SHUT_RDWR)
-                return True
-        except (OSError, _NotOurs):
-            return False  # libzmq has closed it; the number may stand for anything by now
-
-    def _received(self, connection: socket.socket) -> int:
-        name = connection.getsockname()
-        if not isinstance(name, tuple) or name[1] not in self._ports:
-            raise _NotOurs
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        received: int = struct.unpack_from("=Q", info, _TCP_BYTES_RECEIVED)[0]
-        return received
 
 
 def _may_match_results(prefix: bytes) -> bool:

@@ -10,23 +10,20 @@ every message were as large as it may be; 3 MB and 5 MB with 20 instances in fra
 Messages are shared by the queues they are in. (The high-water mark can't follow the size of the
 messages: lowering it on a live socket can stop a queue for good, libzmq 4.3.5.)
 
-Encryption, access lists and replay will be sockets of the same poller.
+``endpoints`` opens the sockets and guards them, ``statuses`` knows what is to be said of the
+sources, ``replay`` gives again what somebody has missed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
+import math
 import secrets
-import socket
-import stat
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import zmq
@@ -35,77 +32,55 @@ from streamseg import wire
 from streamseg.annotate import Picture
 from streamseg.channel import Mailbox
 from streamseg.config import PublishConfig
-from streamseg.errors import BindError, ConfigError, UsageError
-from streamseg.metrics import AccountSnapshot, Metrics
-from streamseg.sinks.peers import Audience, Guard
+from streamseg.errors import StreamsegError
+from streamseg.metrics import Metrics
+from streamseg.sinks.endpoints import Endpoints
+from streamseg.sinks.peers import Audience
+from streamseg.sinks.replay import DEFAULT_BYTES, Replay
+from streamseg.sinks.statuses import Statuses
 from streamseg.types import Result
-from streamseg.wire import Address, State
+from streamseg.wire import State
 
 log = logging.getLogger(__name__)
 
 RESULTS_WAITING = 16
 PICTURES_WAITING = 4
 """Items a source may have waiting for the network thread."""
-MASKS_QUEUED = 256
-FRAMES_QUEUED = 16
-"""Messages queued for one subscriber; what comes when its queue is full is lost to it."""
-INCOMING_QUEUED = 64
-INCOMING_BUFFER = 16 * 1024
 HEARD_AT_ONCE = 1000
-"""Subscriptions, bytes, subscriptions: small, so that one who never stops sending can't keep the
-network thread busy, nor send much before he is cut off."""
-MAX_INCOMING = 512
-"""Bytes of a message from a subscriber: a topic, or a step of the handshake (CURVE needs 276)."""
-STATUS_EVERY = 1.0
+"""Subscriptions taken in before the next results go out."""
 LISTEN_EVERY = 0.1
 """Seconds."""
-RESEND_EVERY = 0.05
-"""Seconds between answers to those who have just joined, however many they are."""
 LAST_WORD = 2.0
 """Seconds that the end of the service is repeated for subscribers that don't leave."""
 LINGER_MS = 2000
 """What is queued when the service ends gets so long to leave."""
-HEARTBEAT_MS = 5000
-SILENT_AFTER_MS = 15_000
-"""A subscriber that answers no heartbeat for so long is dropped, and its queue with it."""
-HANDSHAKE_MS = 5000
-
-
-@dataclass(frozen=True, slots=True)
-class _SourceState:
-    """What is to be said of a source."""
-
-    state: State
-    reason: str
-    epoch: int
 
 
 class Publisher:
     """Binds at once, publishes while somebody runs ``drain``.
 
     Args:
-        config: where, and whether beyond loopback.
+        config: where, for whom, and what is kept for those who were away.
         metrics: the accounts of the frames; ``published`` means handed to the masks socket.
 
     Attributes:
-        endpoints: the addresses bound, ``masks`` and ``frames``.
+        endpoints: the addresses bound: ``masks``, ``frames`` and, where it is on, ``replay``.
         service: an id of this start.
         results: to be published; what is too late is dropped as ``publisher_late``.
         pictures: to be published; the newest win.
         looked_up_at: when ``drain`` last looked for something to do, on the monotonic clock.
 
     Raises:
-        ConfigError: not an address, or one beyond loopback without ``insecure``.
-        BindError: the address is taken or can't be bound.
+        ConfigError: not an address, or one beyond loopback without keys or ``insecure``.
+        KeyFileError: the keys can't be used.
+        BindError: an address is taken or can't be bound.
     """
 
     name = "publisher"
 
     def __init__(self, config: PublishConfig, metrics: Metrics) -> None:
-        masks_at, frames_at = _addresses(config)
         self.service = secrets.token_hex(4)
         self._metrics = metrics
-        self._lock = threading.Lock()
         self._joined = threading.Condition()
         self._context = zmq.Context()
         self._waker = _Waker(self._context)
@@ -115,30 +90,27 @@ class Publisher:
         self.pictures: Mailbox[Picture] = Mailbox(
             PICTURES_WAITING, "drop_oldest", on_drop=self._picture_late, on_put=self._waker.wake
         )
-        self._masks = _open(self._context, MASKS_QUEUED)
-        self._frames = _open(self._context, FRAMES_QUEUED)
-        self._guard = Guard(self._masks, self._frames)
         try:
-            self.endpoints = {
-                "masks": _bind(self._masks, masks_at, "bind"),
-                "frames": _bind(self._frames, frames_at, "bind-frames"),
-            }
-        except BindError:
-            self.close()
+            self._sockets = Endpoints(self._context, config, metrics)
+        except StreamsegError:
+            self._waker.close()
+            self._context.term()
             raise
-        for endpoint in self.endpoints.values():
-            self._guard.watch_port(Address.parse(endpoint).port)
+        self.endpoints = self._sockets.addresses
+        self._masks, self._frames = self._sockets.masks, self._sockets.frames
         self._audience = {self._masks: Audience(), self._frames: Audience()}
+        self._replay = Replay(config.replay, DEFAULT_BYTES, self.service)
+        self._replayed_for = config.replay
+        self._wanted_at: dict[bytes, float] = {}
         self._poller = zmq.Poller()
-        for sock in (self._waker.ear, self._masks, self._frames):
+        for sock in (self._waker.ear, self._masks, self._frames, *self._sockets.watched):
             self._poller.register(sock, zmq.POLLIN)
+        if self._sockets.replay is not None:
+            self._poller.register(self._sockets.replay, zmq.POLLIN)
         self._seq: Counter[bytes] = Counter()
-        self._states = {"": _SourceState("live", "", 0)}
-        self._changed = {""}
-        self._leaving: set[str] = set()
-        self._said: dict[str, bytes] = {}
-        self._joined_since: set[tuple[zmq.Socket[bytes], str]] = set()
-        self._status_due = self._resend_due = self._guard_due = time.monotonic()
+        self._statuses = Statuses(
+            self.service, (self._masks, self._frames), self.endpoints, metrics, self._next_seq
+        )
         self.looked_up_at = time.monotonic()
 
     def drain(self) -> Iterator[Result]:
@@ -166,10 +138,7 @@ class Publisher:
             reason: why, in words.
             epoch: the source's.
         """
-        with self._lock:
-            self._leaving.discard(source)
-            self._states[source] = _SourceState(state, reason, epoch)
-            self._changed.add(source)
+        self._statuses.note(source, state, reason, epoch)
         self._waker.wake()
 
     def forget(self, source: str) -> None:
@@ -178,8 +147,7 @@ class Publisher:
         Args:
             source: its name; ``set_state`` brings it back.
         """
-        with self._lock:
-            self._leaving.add(source)
+        self._statuses.forget(source)
         self._waker.wake()
 
     def wants(self, kind: Literal["frames", "video"], source: str) -> bool:
@@ -207,9 +175,7 @@ class Publisher:
         if self._waker.closed:
             return
         self._waker.close()
-        self._guard.close()
-        self._masks.close(linger=LINGER_MS)
-        self._frames.close(linger=LINGER_MS)
+        self._sockets.close(linger=LINGER_MS)
         self._context.term()
 
     def _result_late(self, result: Result) -> None:
@@ -229,20 +195,16 @@ class Publisher:
         for sock, audience in self._audience.items():
             if sock in ready:
                 self._hear(sock, audience)
-        if time.monotonic() >= self._guard_due:
-            self._guard.check()
-            self._guard_due = time.monotonic() + LISTEN_EVERY
+        if self._sockets.replay is not None and self._sockets.replay in ready:
+            self._replay.answer(self._sockets.replay)
+        self._sockets.look_after()
 
     def _hear(self, sock: zmq.Socket[bytes], audience: Audience) -> None:
         with contextlib.suppress(zmq.Again):
             for _ in range(HEARD_AT_ONCE):
                 prefix = audience.hear(sock.recv(zmq.NOBLOCK))
                 if prefix is not None:
-                    self._joined_since |= {
-                        (sock, source)
-                        for source in self._said
-                        if wire.topic("status", source).startswith(prefix)
-                    }
+                    self._statuses.joined(sock, prefix)
         with self._joined:
             self._joined.notify_all()
 
@@ -250,8 +212,7 @@ class Publisher:
 
     def _send_waiting(self) -> Iterator[Result]:
         """Everything that waits now. A change of state comes after what was put in before it."""
-        with self._lock:
-            changed, self._changed = self._changed, set()
+        changed = self._statuses.take_changed()
         for _ in range(len(self.results)):
             if (result := self.results.get(0)) is not None:
                 self._publish_result(result)
@@ -259,22 +220,32 @@ class Publisher:
         for _ in range(len(self.pictures)):
             if (picture := self.pictures.get(0)) is not None:
                 self._publish_picture(picture)
-        self._publish_statuses(changed)
+        self._statuses.publish(changed)
 
     def _publish_result(self, result: Result) -> None:
         account = self._metrics.account(result.source)
         topic = wire.topic("masks", result.source)
         seq = self._next_seq(topic)
-        if self._audience[self._masks].wants(topic):
+        if self._has_readers(topic):
             message = self._encode(result, seq)
             if len(message) > wire.MAX_JSON_BYTES:
                 log.warning("%s: results of %d bytes", result.source, len(message))
                 account.fail("too_large")
                 return
             self._masks.send_multipart([topic, message])
+            if self._replayed_for:
+                self._replay.keep(topic, seq, message)
         account.publish()
         age = time.monotonic() - result.frame.monotonic
         self._metrics.observe_age(result.source, age)
+
+    def _has_readers(self, topic: bytes) -> bool:
+        """Whether somebody subscribes, or did a moment ago and may ask for it when he is back."""
+        now = time.monotonic()
+        if self._audience[self._masks].wants(topic):
+            self._wanted_at[topic] = now
+            return True
+        return now - self._wanted_at.get(topic, -math.inf) < self._replayed_for
 
     def _publish_picture(self, picture: Picture) -> None:
         offered: list[tuple[wire.Topic, bytes | None]] = [
@@ -304,91 +275,17 @@ class Publisher:
         )
         return wire.encode(message)
 
-    def _publish_statuses(self, changed: set[str]) -> None:
-        """Those that have changed; every second all; and for who has just joined, the latest."""
-        now = time.monotonic()
-        with self._lock:
-            states = dict(self._states)
-            leaving, self._leaving = self._leaving - self._changed, self._leaving & self._changed
-            for source in leaving:
-                del self._states[source]
-        if now >= self._status_due:
-            changed = set(states)
-            self._status_due = now + STATUS_EVERY
-        for source in sorted(changed, reverse=True):  # the service's own comes last
-            self._said[source] = self._encode_status(source, states[source])
-            for sock in (self._masks, self._frames):
-                sock.send_multipart([wire.topic("status", source), self._said[source]])
-                self._joined_since.discard((sock, source))
-        for source in leaving:
-            self._said.pop(source, None)
-            self._joined_since -= {(sock, source) for sock in self._audience}
-        if self._joined_since and now >= self._resend_due:
-            for sock, source in self._joined_since:
-                sock.send_multipart([wire.topic("status", source), self._said[source]])
-            self._joined_since.clear()
-            self._resend_due = now + RESEND_EVERY
-
-    def _encode_status(self, source: str, status: _SourceState) -> bytes:
-        account = self._account(source)
-        message = wire.StatusMessage(
-            v=wire.VERSION,
-            service=self.service,
-            source=source,
-            seq=self._next_seq(wire.topic("status", source)),
-            state=status.state,
-            reason=status.reason,
-            epoch=status.epoch,
-            decoded=account.decoded,
-            published=account.published,
-            dropped=dict(account.dropped),
-            failed=dict(account.failed),
-            in_flight=account.in_flight,
-            endpoints=self.endpoints,
-        )
-        return wire.encode(message)
-
-    def _account(self, source: str) -> AccountSnapshot:
-        """A source's account, or the sum of all for the service."""
-        snapshots = self._metrics.snapshots()
-        if source:
-            snapshots = [s for s in snapshots if s.source == source]
-        dropped: Counter[str] = Counter()
-        failed: Counter[str] = Counter()
-        for snapshot in snapshots:
-            dropped.update(snapshot.dropped)
-            failed.update(snapshot.failed)
-        return AccountSnapshot(
-            source,
-            sum(s.decoded for s in snapshots),
-            sum(s.published for s in snapshots),
-            dropped,
-            failed,
-            sum(s.in_flight for s in snapshots),
-        )
-
     def _say_ended(self) -> None:
         """The last word on every source, and then on the service.
 
         It is repeated until all have left, because it is lost to whoever's queue is full; who is
         only slow shall hear it too.
         """
-        ending: tuple[State, str] = ("ended", "the service ended")
-        if self.results.aborted:
-            ending = ("failed", "the service ended before its work was done")
-        with self._lock:
-            for source, last in self._states.items():
-                if last.state not in wire.FINAL:
-                    self._states[source] = _SourceState(*ending, last.epoch)
-            sources = set(self._states)
-        if self.results.aborted:
-            self._publish_statuses({""})  # first, so that nobody takes a source's end for its own
-        self._publish_statuses(sources)
+        self._statuses.publish_end(aborted=self.results.aborted)
         until = time.monotonic() + LAST_WORD
         while self._anybody() and time.monotonic() < until:
             self._listen()
-            self._joined_since |= {(sock, source) for sock in self._audience for source in sources}
-            self._publish_statuses(set())
+            self._statuses.repeat()
 
     def _anybody(self) -> bool:
         return any(audience.anybody for audience in self._audience.values())
@@ -429,78 +326,3 @@ class _Waker:
             self.closed = True
             self._bell.close(linger=0)
             self.ear.close(linger=0)
-
-
-def _addresses(config: PublishConfig) -> tuple[Address, Address]:
-    """Where masks and pictures are to be bound."""
-    try:
-        masks_at = Address.parse(config.bind)
-        frames_at = (
-            masks_at.for_pictures
-            if config.bind_frames is None
-            else Address.parse(config.bind_frames)
-        )
-    except UsageError as error:
-        raise ConfigError(f"publish: {error}") from None
-    for address in (masks_at, frames_at):
-        if not address.is_loopback and not config.insecure:
-            raise ConfigError(
-                f"publish: {address} can be reached by other machines, and nothing is encrypted: "
-                "bind to 127.0.0.1, or say --insecure"
-            )
-    return masks_at, frames_at
-
-
-def _open(context: zmq.Context[zmq.Socket[bytes]], queued: int) -> zmq.Socket[bytes]:
-    """An XPUB socket that nobody can stall or fill."""
-    sock = context.socket(zmq.XPUB)
-    sock.setsockopt(zmq.XPUB_VERBOSE, 1)  # every join, and the last leave: see Audience
-    sock.sndhwm = queued
-    sock.rcvhwm = INCOMING_QUEUED
-    sock.setsockopt(zmq.RCVBUF, INCOMING_BUFFER)
-    sock.setsockopt(zmq.MAXMSGSIZE, MAX_INCOMING)
-    sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_AFTER_MS)
-    sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    sock.linger = LINGER_MS
-    return sock
-
-
-def _bind(sock: zmq.Socket[bytes], address: Address, option: str) -> str:
-    """Bind; the endpoint, with the port that it got."""
-    if address.transport == "ipc":
-        _check_ipc_path(address, option)
-    sock.setsockopt(zmq.IPV6, int(":" in address.host))
-    # libzmq binds to addresses and interfaces, not to names of hosts.
-    host = "127.0.0.1" if address.host == "localhost" else address.host
-    try:
-        sock.bind(str(Address(address.transport, host, address.port)))
-    except zmq.ZMQError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise BindError(
-                f"{address} is taken by another program: choose another address with --{option}"
-            ) from None
-        raise BindError(f"{address} can't be bound: {error}") from None
-    endpoint = sock.getsockopt(zmq.LAST_ENDPOINT)
-    assert isinstance(endpoint, bytes)
-    return endpoint.rstrip(b"\0").decode()
-
-
-def _check_ipc_path(address: Address, option: str) -> None:
-    """Refuse a path that libzmq would take from whoever has it: it deletes what is there."""
-    path = Path(address.host)
-    if address.host.startswith(("@", "*")) or not path.exists():
-        return
-    if not stat.S_ISSOCK(path.stat().st_mode):
-        raise BindError(f"{address} can't be bound: there is a file of that name")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(address.host)
-        except ConnectionRefusedError:
-            return  # left behind by a program that is gone
-        except OSError as error:
-            raise BindError(f"{address} can't be bound: {error}") from None
-    raise BindError(
-        f"{address} is taken by another program: choose another address with --{option}"
-    )

@@ -1,0 +1,235 @@
+"""The publisher's sockets: opened, bound, and guarded by keys and limits.
+
+``masks`` and ``frames`` publish, ``replay`` answers. All belong to one thread, the publisher's; it
+calls ``look_after`` whenever one of ``watched`` can be read from, and several times a second.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+import stat
+import time
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import zmq
+
+from streamseg.config import PublishConfig
+from streamseg.errors import BindError, ConfigError, StreamsegError, UsageError
+from streamseg.keys import KeyFolder
+from streamseg.metrics import Metrics
+from streamseg.sinks import replay
+from streamseg.sinks.gate import HANDSHAKE_MS, MAX_HALF_OPEN, Gate, Refusals
+from streamseg.sinks.zap import Admission
+from streamseg.wire import Address
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+Name: TypeAlias = Literal["masks", "frames", "replay"]
+
+MASKS_QUEUED = 256
+FRAMES_QUEUED = 16
+"""Messages queued for one subscriber; what comes when its queue is full is lost to it."""
+INCOMING_QUEUED = 64
+INCOMING_BUFFER = 16 * 1024
+"""Subscriptions and bytes: small, so that one who never stops sending can't keep the network thread
+busy, nor send much before he is cut off."""
+MAX_INCOMING = 512
+"""Bytes of a message from a subscriber: a topic, or a step of the handshake (CURVE needs 276)."""
+HEARTBEAT_MS = 5000
+SILENT_AFTER_MS = 15_000
+"""A subscriber that answers no heartbeat for so long is dropped, and its queue with it."""
+CHECK_EVERY = 0.1
+"""Seconds between two looks at how much the connections have sent."""
+OTHER_FILES = 256
+"""Files and connections that a service has open beside its subscribers'."""
+
+_OPTIONS: dict[Name, str] = {"masks": "bind", "frames": "bind-frames", "replay": "bind-replay"}
+
+
+class Endpoints:
+    """Opens and binds at once.
+
+    Args:
+        context: of the sockets.
+        config: where, who may come in, and how many.
+        metrics: counts connections, and those refused.
+
+    Attributes:
+        masks: an XPUB socket.
+        frames: an XPUB socket.
+        replay: a ROUTER, None where ``config`` says that nothing is replayed.
+        addresses: where they are bound, by name.
+
+    Raises:
+        ConfigError: not an address, or one beyond loopback without keys or ``insecure``; or more
+            connections than the system allows.
+        KeyFileError: the keys can't be used.
+        BindError: an address is taken or can't be bound.
+    """
+
+    def __init__(self, context: Context, config: PublishConfig, metrics: Metrics) -> None:
+        wanted = _addresses(config)
+        _make_room(len(wanted) * (config.max_connections + MAX_HALF_OPEN) + OTHER_FILES)
+        self._metrics = metrics
+        self._refusals = Refusals(metrics)
+        self._sockets: dict[Name, zmq.Socket[bytes]] = {}
+        self._gates: dict[Name, Gate] = {}
+        self._admission: Admission | None = None
+        self._check_due = time.monotonic()
+        self.addresses: dict[str, str] = {}
+        keys = KeyFolder(Path(config.keys)) if config.keys else None
+        try:
+            if keys is not None:  # first, so that nobody is let in unasked
+                self._admission = Admission(context, keys, self._is_full, self._refusals)
+            for name, address in wanted.items():
+                self._open(context, name, config.max_connections, keys)
+                self.addresses[name] = _bind(self._sockets[name], address, _OPTIONS[name])
+                self._gates[name].bound(self.addresses[name])
+        except StreamsegError:
+            self.close(linger=0)
+            raise
+        self.masks, self.frames = self._sockets["masks"], self._sockets["frames"]
+        self.replay = self._sockets.get("replay")
+
+    @property
+    def watched(self) -> list[zmq.Socket[bytes]]:
+        """What can be read from when there is something to look after."""
+        monitors = [gate.monitor for gate in self._gates.values()]
+        return monitors if self._admission is None else [*monitors, self._admission.socket]
+
+    def look_after(self) -> None:
+        """Let in who may come in, and cut off who may not stay; never waits."""
+        if self._admission is not None:
+            if self._admission.somebody_was_revoked():
+                for gate in self._gates.values():
+                    gate.cut_all()
+            self._admission.answer()
+        for gate in self._gates.values():
+            gate.hear()
+        if time.monotonic() >= self._check_due:
+            self._check_due = time.monotonic() + CHECK_EVERY
+            for gate in self._gates.values():
+                gate.check()
+        self._metrics.subscribers.set(
+            self._gates["masks"].established + self._gates["frames"].established
+        )
+
+    def close(self, linger: int) -> None:
+        """Close the sockets.
+
+        Args:
+            linger: milliseconds that what is queued gets to leave.
+        """
+        for gate in self._gates.values():
+            gate.close()
+        for sock in self._sockets.values():
+            sock.close(linger=linger)
+        if self._admission is not None:
+            self._admission.close()
+
+    def _open(self, context: Context, name: Name, most: int, keys: KeyFolder | None) -> None:
+        """A socket that nobody can stall or fill, and its gate."""
+        sock = context.socket(zmq.ROUTER if name == "replay" else zmq.XPUB)
+        self._sockets[name] = sock
+        if name == "replay":
+            replay.set_up(sock)
+        else:
+            sock.setsockopt(zmq.XPUB_VERBOSE, 1)  # every join, and the last leave: see Audience
+            sock.sndhwm = MASKS_QUEUED if name == "masks" else FRAMES_QUEUED
+            sock.rcvhwm = INCOMING_QUEUED
+            sock.setsockopt(zmq.MAXMSGSIZE, MAX_INCOMING)
+        sock.setsockopt(zmq.RCVBUF, INCOMING_BUFFER)
+        sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_AFTER_MS)
+        sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        if keys is not None:
+            sock.setsockopt(zmq.CURVE_SERVER, 1)
+            sock.setsockopt_string(zmq.CURVE_SECRETKEY, keys.pair.secret)
+            sock.setsockopt_string(zmq.ZAP_DOMAIN, name)
+            sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody to ask: nobody comes in
+        self._gates[name] = Gate(name, sock, most, self._refusals)
+
+    def _is_full(self, name: str) -> bool:
+        return any(gate.is_full for known, gate in self._gates.items() if known == name)
+
+
+def _addresses(config: PublishConfig) -> dict[Name, Address]:
+    """Where each socket is to be bound."""
+    try:
+        masks_at = Address.parse(config.bind)
+        wanted: dict[Name, Address] = {"masks": masks_at}
+        wanted["frames"] = (
+            masks_at.for_pictures
+            if config.bind_frames is None
+            else Address.parse(config.bind_frames)
+        )
+        if config.replay:
+            wanted["replay"] = (
+                masks_at.for_replay
+                if config.bind_replay is None
+                else Address.parse(config.bind_replay)
+            )
+    except UsageError as error:
+        raise ConfigError(f"publish: {error}") from None
+    for address in wanted.values():
+        if not (address.is_loopback or config.keys or config.insecure):
+            raise ConfigError(
+                f"publish: {address} can be reached by other machines, and nothing is encrypted: "
+                "name a folder of keys with --keys, bind to 127.0.0.1, or say --insecure"
+            )
+    return wanted
+
+
+def _make_room(files: int) -> None:
+    """Have the system allow so many open files, up to what it lets us have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY in (soft, hard) or files <= soft:
+        return
+    if files > hard:
+        raise ConfigError(
+            f"publish: max_connections: so many need {files} open files, and this process may have "
+            f"{hard}: ask for less, or raise the limit (ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+
+
+def _bind(sock: zmq.Socket[bytes], address: Address, option: str) -> str:
+    """Bind; the endpoint, with the port that it got."""
+    if address.transport == "ipc":
+        _check_ipc_path(address, option)
+    sock.setsockopt(zmq.IPV6, int(":" in address.host))
+    # libzmq binds to addresses and interfaces, not to names of hosts.
+    host = "127.0.0.1" if address.host == "localhost" else address.host
+    try:
+        sock.bind(str(Address(address.transport, host, address.port)))
+    except zmq.ZMQError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise BindError(
+                f"{address} is taken by another program: choose another address with --{option}"
+            ) from None
+        raise BindError(f"{address} can't be bound: {error}") from None
+    endpoint = sock.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(endpoint, bytes)
+    return endpoint.rstrip(b"\0").decode()
+
+
+def _check_ipc_path(address: Address, option: str) -> None:
+    """Refuse a path that libzmq would take from whoever has it: it deletes what is there."""
+    path = Path(address.host)
+    if address.host.startswith(("@", "*")) or not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise BindError(f"{address} can't be bound: there is a file of that name")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(address.host)
+        except ConnectionRefusedError:
+            return  # left behind by a program that is gone
+        except OSError as error:
+            raise BindError(f"{address} can't be bound: {error}") from None
+    raise BindError(
+        f"{address} is taken by another program: choose another address with --{option}"
+    )
