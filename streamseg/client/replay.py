@@ -21,7 +21,7 @@ from streamseg.wire import Address
 log = logging.getLogger(__name__)
 
 ANSWER_WITHIN = 1.0
-"""Seconds from a question, or the latest message of its answer, to the next."""
+"""Seconds from a question, or what was of use in its answer, to the next."""
 ATTEMPTS = 2
 """Questions, each on a new connection, before what is missing is given up."""
 REST = 10.0
@@ -86,16 +86,15 @@ class Asker:
     def _read(self, session: Session) -> None:
         if self._socket is None:
             return
-        if not session.is_asking:  # the service was started again
-            self.close()
+        if self._waits_since is not None and not session.is_asking:
+            self.close()  # the service was started again
             return
         with contextlib.suppress(zmq.Again):
-            while self._waits_since is not None:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
-                self._waits_since = time.monotonic()
-                if session.feed_replay(parts):
-                    self._waits_since = None
+            while session.is_asking:
+                if session.feed_replay(self._socket.recv_multipart(zmq.NOBLOCK)):
+                    self._waits_since = time.monotonic()
                     self._failed = 0
+            self._waits_since = None
 
     def _fail(self) -> None:
         self.close()

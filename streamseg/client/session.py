@@ -168,20 +168,23 @@ class Session:
         return None
 
     def feed_replay(self, parts: Parts) -> bool:
-        """Take a message of the replay socket.
+        """Take a message of the replay socket; ``is_asking`` says whether the answer goes on.
 
         Returns:
-            Whether it ends the answer to the latest question.
+            Whether it was of use: something that was missing, or the end of the answer.
         """
         assert self._asked is not None, "nothing was asked"
         try:
             if len(parts) == 1:
-                return self._take_answer(_decode(parts[0], ReplayAnswer, self._asked))
+                self._end_answer(_decode(parts[0], ReplayAnswer, self._asked))
+                return True
             received = self._given_again(parts, self._asked)
-            self._ready += self._orders[self._asked].again(received.seq, received)
+            given = self._orders[self._asked].again(received.seq, received)
+            self._ready += given
+            return bool(given)
         except WireError as error:
             self.reject(error)
-        return False
+            return False
 
     def give_up(self) -> None:
         """What is missing now is lost."""
@@ -197,12 +200,11 @@ class Session:
             raise WireError("a message of another start of the service")
         return received
 
-    def _take_answer(self, answer: ReplayAnswer) -> bool:
+    def _end_answer(self, answer: ReplayAnswer) -> None:
         order = self._orders[answer.source]
         same = answer.service == self._service
         self._ready += order.answered() if same else order.give_up()
         self._asked = None
-        return True
 
     # What comes
 
