@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 import torch
 
 from streamseg.allocator import share_heap
@@ -92,7 +93,7 @@ class Service:
         self.problems: list[str] = []
         self._config = config
         opened = [open_source(source) for source in config.sources]
-        self._model = model or load_configured(config)
+        self._model = model or _warmed_up(load_configured(config))
         self._thresholds = ThresholdBook.of(config, self._model)
         self._tally = Tally(self._model.name, self.metrics)
         self._pipeline = Pipeline()
@@ -461,6 +462,12 @@ def load_configured(config: Config) -> Segmenter:
         precision=model.precision,
         **msgspec.structs.asdict(config.thresholds),
     )
+
+
+def _warmed_up(model: Segmenter) -> Segmenter:
+    """A model's first forward takes several times as long as the others: no frame shall wait."""
+    model.predict([np.zeros((720, 1280, 3), np.uint8)])
+    return model
 
 
 def _must_reopen(feed: Feed, new: SourceConfig) -> bool:

@@ -107,6 +107,7 @@ def test_a_systemd_that_does_not_read_holds_nothing_up(systemd, caplog) -> None:
         ("1500000", str(os.getpid()), 1.5),
         ("30000000", "1", None),
     ],
+    ids=["nobody's", "everybody's", "ours", "another's"],
 )
 def test_the_watchdog_is_this_process_own(monkeypatch, usec, pid, interval) -> None:
     for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):

@@ -6,12 +6,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import CLIP, MEDIA
 
 from streamseg import connect, load_model
 from streamseg.config import (
     Config,
+    ModelConfig,
     PublishConfig,
     SourceConfig,
     Thresholds,
@@ -161,6 +163,20 @@ def test_a_failed_service_tells_its_subscribers_that_there_should_have_been_more
         with pytest.raises(StreamsegError, match="the service failed"):
             check_service(subscriber)
     service.wait()
+
+
+def test_the_model_has_run_before_the_service_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+    predict = Segmenter.predict
+
+    def noted(self: Segmenter, images: list[np.ndarray]) -> object:
+        sizes.extend(image.shape for image in images)
+        return predict(self, images)
+
+    monkeypatch.setattr(Segmenter, "predict", noted)
+    service = Service(config(pattern("a"), model=ModelConfig(input_size=128)))
+    service.close()
+    assert sizes == [(720, 1280, 3)]
 
 
 def test_a_source_that_breaks_leaves_the_others_and_is_reported(model: Segmenter) -> None:
