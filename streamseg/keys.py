@@ -161,7 +161,7 @@ def new_pair(folder: Path, name: str) -> KeyPair:
         KeyFileError: one of the files is there already, or can't be written.
     """
     _check_name(name)
-    public, secret = (key.decode() for key in zmq.curve_keypair())
+    public, secret = _generate()
     with _explained(folder):
         _make_folder(folder)
         for ending in ("key", "pub"):
@@ -170,6 +170,14 @@ def new_pair(folder: Path, name: str) -> KeyPair:
     _write_new(folder / f"{name}.key", f"{_SECRET} {secret}\n")
     _write_new(folder / f"{name}.pub", f"{_PUBLIC} {public}\n")
     return KeyPair(public, secret)
+
+
+def _generate() -> tuple[str, str]:
+    """A public and a secret key; no public one looks like an option on a command line."""
+    while True:
+        public, secret = (key.decode() for key in zmq.curve_keypair())
+        if not public.startswith("-"):
+            return public, secret
 
 
 def read_pair(path: str | Path) -> KeyPair:

@@ -10,7 +10,13 @@ from __future__ import annotations
 import sys
 
 from streamseg import logs
-from streamseg.cli import ctl, live, offline, recorded  # noqa: F401 - they register their commands
+from streamseg.cli import (  # noqa: F401 - they register their commands
+    ctl,
+    keys,
+    live,
+    offline,
+    recorded,
+)
 from streamseg.cli.app import INTERRUPTED, app, fail
 from streamseg.errors import StreamsegError, UsageError
 

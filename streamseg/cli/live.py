@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +21,14 @@ from streamseg.cli.app import (
 
 if TYPE_CHECKING:
     from streamseg.config import Config
+
+ServerKey = Annotated[
+    str | None,
+    typer.Option(metavar="KEY|FILE", help="The service's public key, where it has one."),
+]
+KeyFile = Annotated[
+    Path | None, typer.Option("--key", metavar="FILE", help="Your own secret key, with it.")
+]
 
 
 @app.command()
@@ -40,11 +48,18 @@ def serve(
     bind_frames: Annotated[
         str | None, typer.Option(metavar="ADDR", help="Pictures; by default the next port.")
     ] = None,
+    bind_replay: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Replay; by default the port after that.")
+    ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Only keys allowed there may subscribe: `streamseg keys`"),
+    ] = None,
     wait_subscribers: Annotated[
         int | None, typer.Option(metavar="N", help="Hold the first frame until N have joined.")
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow an address that isn't loopback.")
+        bool, typer.Option("--insecure", help="Allow an address that isn't loopback without keys.")
     ] = False,
     control: Annotated[
         str | None,
@@ -61,6 +76,8 @@ def serve(
     publish = {
         "bind": bind,
         "bind_frames": bind_frames,
+        "bind_replay": bind_replay,
+        "keys": keys,
         "wait_subscribers": wait_subscribers,
         "insecure": insecure or None,
     }
@@ -106,6 +123,8 @@ def watch(
     timeout: Annotated[
         float | None, typer.Option(min=0.01, help="Fail after so many seconds without a result.")
     ] = None,
+    server_key: ServerKey = None,
+    key_file: KeyFile = None,
 ) -> int:
     """Show what a service publishes, and record it if asked.
 
@@ -114,7 +133,10 @@ def watch(
     from streamseg.client import connect
     from streamseg.watch import Watch
 
-    with connect(address, source, frames="annotated" if save else False) as subscriber:
+    frames: Literal[False, "annotated"] = "annotated" if save else False
+    with connect(
+        address, source, frames=frames, server_key=server_key, key_file=key_file
+    ) as subscriber:
         run = Watch(subscriber, save=save, jsonl=jsonl, limit=limit, timeout=timeout)
         with stopped_by_signals(run):
             run.show()
@@ -134,6 +156,8 @@ def view(
         list[str] | None,
         typer.Option(metavar="NAME", help="Another name that the page is asked for by."),
     ] = None,
+    server_key: ServerKey = None,
+    key_file: KeyFile = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve the page beyond this machine.")
     ] = False,
@@ -153,6 +177,8 @@ def view(
         port=port,
         sources=source,
         allow_hosts=allow_host or (),
+        server_key=server_key,
+        key_file=key_file,
         insecure=insecure,
     )
     note(f"the page is at {viewer.url}")

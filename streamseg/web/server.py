@@ -52,6 +52,8 @@ class Viewer:
         port: 0 is any free one.
         sources: names; None is all there are.
         allow_hosts: more names that browsers may know this server by, ``name`` or ``name:port``.
+        server_key: the service's public key, or the file it is in, where it has one.
+        key_file: the file of the viewer's own secret, which goes with it.
         insecure: needed beyond loopback, because nobody is asked for a password.
 
     Attributes:
@@ -59,6 +61,7 @@ class Viewer:
 
     Raises:
         UsageError: an address, a name or a source that can't be, or ``insecure`` wasn't said.
+        KeyFileError: the keys can't be used.
         BindError: the port is taken or can't be bound.
     """
 
@@ -70,6 +73,8 @@ class Viewer:
         port: int = 8080,
         sources: Sequence[str] | None = None,
         allow_hosts: Sequence[str] = (),
+        server_key: str | Path | None = None,
+        key_file: str | Path | None = None,
         insecure: bool = False,
     ) -> None:
         if not insecure and not Address("tcp", host).is_loopback:
@@ -79,8 +84,9 @@ class Viewer:
             )
         if not 0 <= port <= 65535:
             raise UsageError(f"--port {port}: ports go up to 65535, and 0 is any free one")
-        connect(address, sources).close()  # what is wrong with them is said before anything starts
         self._address = address
+        self._server_key, self._key_file = server_key, key_file
+        self._connect(sources, False).close()  # what is wrong is said before anything starts
         self._listener = _bind(host, port)
         bound = self._listener.getsockname()[1]
         try:
@@ -113,7 +119,15 @@ class Viewer:
     def _connect(
         self, sources: Sequence[str] | None, frames: Literal[False, "plain"]
     ) -> Subscriber:
-        return connect(self._address, sources, frames=frames)
+        return connect(
+            self._address,
+            sources,
+            frames=frames,
+            newest=frames == "plain",
+            replay=False,  # the page shows what is now
+            server_key=self._server_key,
+            key_file=self._key_file,
+        )
 
     def _app(self, names: Names) -> Starlette:
         return Starlette(
