@@ -5,6 +5,7 @@ libzmq says nothing of a refused handshake but to a monitor, and never tries aga
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from zmq.utils.monitor import recv_monitor_message
 from streamseg.errors import UsageError
 from streamseg.keys import KeyPair, public_key, read_pair
 from streamseg.wire import Address
+
+log = logging.getLogger(__name__)
 
 _BROKEN_OFF = 3
 """Handshakes in a row that end without a word, after which the service's key may be wrong."""
@@ -58,27 +61,29 @@ class Keys:
 
 
 class Handshakes:
-    """What has become of a socket's handshakes.
+    """What has become of the handshakes with a service, over one socket after the other.
 
     Args:
-        sock: not connected yet.
-        address: where it is going to be connected to.
-        keys: those it uses.
+        address: where the sockets are connected to.
+        keys: those they use.
 
     Attributes:
-        admitted: whether one has succeeded.
-        refusal: why the latest one failed, if the service has said so.
-        suspicion: what may be wrong, if it hasn't.
+        admitted: whether one has succeeded, ever.
+        refused: whether the service has refused the latest one.
+        trouble: what stands in the way, as far as it is known.
     """
 
-    def __init__(self, sock: zmq.Socket[bytes], address: Address, keys: Keys | None) -> None:
-        self._sock = sock
+    def __init__(self, address: Address, keys: Keys | None) -> None:
         self._address = address
         self._keys = keys
         self._broken_off = 0
         self.admitted = False
-        self.refusal: str | None = None
-        self.suspicion: str | None = None
+        self.refused = False
+        self.trouble: str | None = None
+
+    def watch(self, sock: zmq.Socket[bytes]) -> None:
+        """Look at a socket from now on, which isn't connected yet."""
+        self._sock = sock
         self._monitor = sock.get_monitor_socket(
             zmq.Event.HANDSHAKE_SUCCEEDED
             | zmq.Event.HANDSHAKE_FAILED_AUTH
@@ -86,27 +91,30 @@ class Handshakes:
             | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
         )
 
+    def let_go(self) -> None:
+        """Look at the socket no more, before it is closed."""
+        self._sock.disable_monitor()
+        self._monitor.close(linger=0)
+
     def look(self) -> None:
         """Take in what has happened since; never waits."""
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)
             self._take(event["event"], event["value"])
 
-    def close(self) -> None:
-        """Let go of the socket, before it is closed."""
-        self._sock.disable_monitor()
-        self._monitor.close(linger=0)
-
     def _take(self, event: int, value: int) -> None:
         if event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self.admitted = True
-            self.refusal = self.suspicion = None
+            self.refused = False
+            self.trouble = None
             self._broken_off = 0
         elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
+            self.refused = True
             key = "our key" if self._keys is None else f"the key {self._keys.own.public}"
-            self._refuse(f"the service refuses {key}: `streamseg keys allow` there lets it in")
+            self._say(f"the service refuses {key}: `streamseg keys allow` there lets it in")
         elif value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-            self._refuse(
+            self.refused = True
+            self._say(
                 "the service asks for no key: connect without server_key and key_file"
                 if self._keys
                 else "the service asks for a key: connect with server_key and key_file"
@@ -114,10 +122,13 @@ class Handshakes:
         else:
             self._broken_off += 1
             if self._keys and self._broken_off >= _BROKEN_OFF:
-                self.suspicion = (
-                    f"{self._address}: the handshake is broken off again and again: is "
+                self._say(
+                    "the handshake is broken off again and again: is "
                     f"{self._keys.server} the service's key?"
                 )
 
-    def _refuse(self, why: str) -> None:
-        self.refusal = f"{self._address}: {why}"
+    def _say(self, trouble: str) -> None:
+        """Note what is wrong, and say it once if nothing is raised: see ``Link.look_after``."""
+        if trouble != self.trouble and (self.admitted or not self.refused):
+            log.warning("%s: %s", self._address, trouble)
+        self.trouble = trouble

@@ -58,14 +58,13 @@ class Link:
         self._keys = keys
         self._queued = queued
         self._largest = largest
-        self._was_admitted = False
-        self._said: str | None = None
-        self.socket, self._handshakes = self._open()
+        self._handshakes = Handshakes(address, keys)
+        self.socket = self._open()
 
     @property
     def trouble(self) -> str | None:
         """What stands in the way of the connection, if it is known."""
-        return self._handshakes.refusal or self._handshakes.suspicion
+        return self._handshakes.trouble
 
     def waiting(self) -> Iterator[list[bytes]]:
         """The messages that have arrived."""
@@ -83,41 +82,36 @@ class Link:
                 again and again, as after any disconnection.
         """
         self._handshakes.look()
-        if self._handshakes.admitted:
-            self._was_admitted, self._said = True, None
-        if self._handshakes.refusal is not None and not self._was_admitted:
-            raise RefusedError(self._handshakes.refusal)
-        if self.trouble is not None and self.trouble != self._said:
-            self._said = self.trouble
-            log.warning("%s", self._said)
+        if self._handshakes.refused and not self._handshakes.admitted:
+            raise RefusedError(f"{self.address}: {self._handshakes.trouble}")
         if time.monotonic() - self._heard_at > DEAF_AFTER:
             log.debug("%s: connecting again", self.address)
             self.close()
-            self.socket, self._handshakes = self._open()
+            self.socket = self._open()
             self.reopened += 1
 
     def close(self) -> None:
         """Let the service know that nobody is waiting here any more. May be called twice."""
         if not self.socket.closed:
-            self._handshakes.close()
+            self._handshakes.let_go()
             self.socket.close(linger=0)
 
-    def _open(self) -> tuple[zmq.Socket[bytes], Handshakes]:
+    def _open(self) -> zmq.Socket[bytes]:
         sock = self._context.socket(zmq.SUB)
         sock.rcvhwm = self._queued
         sock.setsockopt(zmq.MAXMSGSIZE, self._largest)
         prepare(sock, self.address, self._keys)
         for topic in self._topics:
             sock.subscribe(topic)
-        handshakes = Handshakes(sock, self.address, self._keys)
+        self._handshakes.watch(sock)
         try:
             sock.connect(str(self.address))
         except zmq.ZMQError as error:
-            handshakes.close()
+            self._handshakes.let_go()
             sock.close(linger=0)
             raise UsageError(f"{self.address}: {error}") from None
         self._heard_at = time.monotonic()
-        return sock, handshakes
+        return sock
 
 
 def prepare(sock: zmq.Socket[bytes], address: Address, keys: Keys | None) -> None:
