@@ -7,6 +7,7 @@ that a source which comes back under its old name goes on with the next epoch.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from streamseg.sources import LiveSource, Source
 from streamseg.stages import read
 from streamseg.types import Frame
 from streamseg.wire import FINAL, State
+
+log = logging.getLogger(__name__)
 
 Say: TypeAlias = Callable[[str, State, str, int], None]
 """``(source, state, reason, epoch)``: tell the subscribers."""
@@ -65,6 +68,7 @@ class Feed:
         self._say = say
         self._lock = threading.Lock()
         self._connections = 0
+        self._away = False
         self.condition = Condition("waiting", "to begin", first_epoch)
         self._tells = isinstance(source, LiveSource)
         if isinstance(source, LiveSource):
@@ -116,6 +120,24 @@ class Feed:
             self.condition = replace(self.condition, state=state, reason=reason)
             self._metrics.set_state(self.name, state)
             self._say(self.name, state, reason, self.condition.epoch)
+            if self._tells:
+                self._note(self.condition)
+
+    def _note(self, now: Condition) -> None:
+        """A line in the log when a camera goes and when it is back, not one an attempt."""
+        if now.state in ("connecting", "ended"):
+            return
+        away = now.state != "live"
+        if away == self._away and now.state != "failed":
+            return
+        self._away = away
+        text = f"{now.state}: {now.reason}" if away else f"{now.state} again"
+        log.warning(
+            "%s: %s",
+            self.name,
+            text,
+            extra={"source": self.name, "state": now.state, "epoch": now.epoch},
+        )
 
     def _came(self, epoch: int) -> None:
         """A frame came, so it is live."""

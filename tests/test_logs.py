@@ -16,12 +16,15 @@ from datetime import datetime
 
 import pytest
 import uvicorn
+from cameras import http_camera
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from publishing import eventually
 
-from streamseg import logs
+from streamseg import load_model, logs
 from streamseg.cli import main
+from streamseg.config import Config, PublishConfig, SourceConfig
+from streamseg.serve import Service
 
 log = logging.getLogger("streamseg.serve")
 
@@ -110,6 +113,34 @@ def test_everything_that_a_service_says_is_json(streamseg) -> None:
     said = [json.loads(line) for line in ended.stderr.splitlines()]
     assert [record["level"] for record in said] == ["info"] * len(said)
     assert any(record["message"].startswith("masks at tcp://") for record in said)
+
+
+def test_a_camera_that_goes_and_comes_back_is_two_lines_whatever_is_tried_between(caplog) -> None:
+    """And none for its first connection, nor for its end."""
+    with http_camera() as camera:
+        source = SourceConfig(url=f"{camera.root}/cam", name="gate", stall_after=0.5)
+        publish = PublishConfig(bind="tcp://127.0.0.1:*")
+        service = Service(
+            Config(sources=(source,), publish=publish), load_model("nanomask", input_size=64)
+        )
+        (feed,) = service.feeds()
+        service.start()
+        eventually(lambda: feed.condition.state == "live")
+        assert caplog.records == []
+        camera.silent.set()
+        camera.pages["/cam"] = ("text/plain", b"")
+        reconnects = service.metrics.reconnects.labels("gate")
+        eventually(lambda: reconnects._value.get() >= 3)
+        camera.silent.clear()
+        del camera.pages["/cam"]
+        eventually(lambda: feed.condition.state == "live")
+        service.stop()
+        service.wait()
+    away, back = (r for r in caplog.records if r.name == "streamseg.feed")
+    assert re.match(r"gate: (waiting|stalled): .+; next attempt in", away.getMessage())
+    assert (away.source, away.epoch) == ("gate", 0)
+    assert back.getMessage() == "gate: live again"
+    assert (back.state, back.epoch) == ("live", 1)
 
 
 URL = "rtsp://admin:hunter2@10.0.0.7/live?token=swordfish"
