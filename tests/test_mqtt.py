@@ -58,12 +58,14 @@ class Running:
             config, "nanomask", NAMES.values(), lambda _source: chosen, self.metrics
         )
         self.sink.results.add_writer()
+        self._sources: set[str] = set()
         self._pipeline = Pipeline()
         self._pipeline.spawn("mqtt:broker", self.sink.deliver())
         self._pipeline.spawn("mqtt", self.sink.drain())
 
     def live(self, source: str = "gate", epoch: int = 0) -> None:
         self.sink.set_state(source, "live", "", epoch)
+        self._sources.add(source)
 
     def put(self, made: Result) -> None:
         self.sink.results.put(made)
@@ -83,6 +85,8 @@ class Running:
         """Let it end; the seconds that took."""
         began = time.monotonic()
         self.sink.results.close()
+        for source in self._sources:
+            self.sink.set_state(source, "ended", "end of stream", 0)
         self._pipeline.wait()
         return time.monotonic() - began
 
@@ -141,6 +145,21 @@ def test_counts_events_and_states_are_said(broker: Mosquitto, listener: Listener
     assert (events[0]["score"], events[0]["box"]) == (0.9, [1, 2, 11, 12])
     assert abs(events[0]["at"] - time.time()) < 60
     assert events[0]["since"] <= events[0]["at"]
+
+
+def test_the_end_waits_for_the_last_word_of_each_source(
+    broker: Mosquitto, listener: Listener
+) -> None:
+    with running(broker.root) as sink:
+        sink.live()
+        listener.until_state("streamseg/gate/state", "live")
+        sink.sink.results.close()
+        until(lambda: sink.sink.results.finished)
+        time.sleep(0.3)
+        assert listener.latest["streamseg/status"] == b"online"
+        sink.sink.set_state("gate", "ended", "the service was stopped", 0)
+        listener.until("streamseg/status", b"offline")
+        assert json.loads(listener.latest["streamseg/gate/state"])["state"] == "ended"
 
 
 def test_who_comes_later_is_told_what_is_retained_and_no_event(broker: Mosquitto) -> None:

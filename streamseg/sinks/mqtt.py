@@ -26,7 +26,7 @@ from streamseg.sinks.outbox import Outbox
 from streamseg.sinks.presence import Box, Event, Moment, Presence, sightings_in
 from streamseg.sinks.topics import Topics, part_of, shown
 from streamseg.types import Result
-from streamseg.wire import State
+from streamseg.wire import FINAL, State
 
 RESULTS_WAITING = 64
 """Results a source may have waiting; the newest win."""
@@ -151,7 +151,7 @@ class MqttSink:
             self._leaving.add(source)
 
     def drain(self) -> Iterator[Result]:
-        """Count what is put into the mailbox until it is finished.
+        """Count what is put into the mailbox until it is finished and no source has more to say.
 
         Yields:
             Each result when it was counted.
@@ -159,6 +159,8 @@ class MqttSink:
         try:
             while not self.results.finished:
                 yield from self._turn()
+            while not (self._all_over() or self.results.aborted):
+                time.sleep(LOOK_UP_EVERY)
             self._end()
         finally:
             self._broker.close()
@@ -193,6 +195,11 @@ class MqttSink:
         for _ in range(more):
             if (result := self.results.get(0)) is not None:
                 yield result
+
+    def _all_over(self) -> bool:
+        """Whether each source has said its last: that it ended may be told after its results."""
+        with self._lock:
+            return all(said.state in FINAL for said in self._states.values())
 
     def _take_changes(self) -> _Changes:
         with self._lock:
