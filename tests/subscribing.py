@@ -4,6 +4,7 @@ and has them yet."""
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -138,3 +139,55 @@ def forgetful(**options) -> Iterator[Forgetful]:
         yield publisher
     finally:
         publisher.close()
+
+
+class Cable:
+    """A TCP connection that can be cut, and mended: 127.0.0.1:``port`` leads to an address."""
+
+    def __init__(self, target: str) -> None:
+        self._host, _, port = target.removeprefix("tcp://").rpartition(":")
+        self._target = int(port)
+        self._ends: list[socket.socket] = []
+        self._plugged = True
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.at = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """End every connection, and each new one."""
+        self._plugged = False
+        self._end_all()
+
+    def mend(self) -> None:
+        """Let new ones through."""
+        self._plugged = True
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _end_all(self) -> None:
+        while self._ends:
+            end = self._ends.pop()
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                if not self._plugged:
+                    near.close()
+                    continue
+                far = socket.create_connection((self._host, self._target), timeout=None)
+                self._ends += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=_pass_on, args=(one, other), daemon=True).start()
+
+
+def _pass_on(one: socket.socket, other: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := one.recv(65536):
+            other.sendall(data)

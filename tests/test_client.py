@@ -231,46 +231,6 @@ def test_another_start_of_the_service_counts_afresh() -> None:
     assert known.gaps == {"gate": 0}
 
 
-def test_a_subscriber_survives_that_the_publisher_is_killed_and_started_again() -> None:
-    bind = f"tcp://127.0.0.1:{free_port()}"
-    seen = []
-    with streamseg.connect(bind, timeout=10) as sub:
-        reading = threading.Thread(target=lambda: seen.extend(sub))
-        reading.start()
-        for start in range(3):
-            with service(bind=bind) as running:
-                running.wait_joined()
-                running.put_and_wait(*[result(i) for i in range(4)])
-                if start < 2:
-                    eventually(lambda start=start: len(seen) == 4 * (start + 1))
-                    running.kill()
-                else:
-                    running.end()
-        reading.join(10)
-        assert sub.gaps == {"gate": 0}
-    assert [r.index for r in seen] == [0, 1, 2, 3] * 3
-    assert len({r.service for r in seen}) == 3
-
-
-def test_a_subscriber_for_pictures_follows_them_to_another_port() -> None:
-    bind = f"tcp://127.0.0.1:{free_port()}"
-    seen = []
-    with streamseg.connect(bind, frames="plain", timeout=10) as sub:
-        reading = threading.Thread(target=lambda: seen.extend(sub))
-        reading.start()
-        for start in range(2):
-            with service(bind=bind, bind_frames="tcp://127.0.0.1:*") as running:
-                eventually(lambda r=running: r.publisher.wants("video", "gate"))
-                running.show(result(start), None, jpeg())
-                eventually(lambda start=start: len(seen) == start + 1)
-                if start == 0:
-                    running.kill()
-                else:
-                    running.end()
-        reading.join(10)
-    assert [r.index for r in seen] == [0, 1]
-
-
 def test_a_subscriber_may_come_before_its_service() -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     with streamseg.connect(bind, timeout=10) as sub:

@@ -14,7 +14,7 @@ import asyncio
 import math
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -23,7 +23,7 @@ import msgspec
 
 from streamseg import wire
 from streamseg.client import Received, Subscriber
-from streamseg.errors import ReceiveTimeout
+from streamseg.errors import ReceiveTimeout, RefusedError
 from streamseg.web.board import Board
 from streamseg.web.browsers import Browser
 from streamseg.web.tasks import first_of
@@ -70,6 +70,7 @@ class Feed:
         self._board = Board(address)
         self._browsers: set[Browser] = set()
         self._pictured: dict[str, _Pictured] = {}
+        self._heard = False
 
     async def run(self) -> None:
         """Receive until cancelled."""
@@ -96,7 +97,7 @@ class Feed:
     async def _follow_masks(self) -> None:
         while True:
             with self._connect(self._sources, False) as subscriber:
-                await self._read_masks(subscriber)
+                await self._let_in(self._read_masks(subscriber))
             await asyncio.sleep(AGAIN_AFTER)
 
     async def _read_masks(self, subscriber: Subscriber) -> None:
@@ -114,6 +115,7 @@ class Feed:
 
     def _hear(self, subscriber: Subscriber, now: float) -> None:
         """What the service says of itself; a change is passed on at once."""
+        self._heard = self._heard or bool(subscriber.statuses)
         changed = self._board.hear(subscriber.statuses, subscriber.gaps, subscriber.rejected, now)
         if changed:
             self._tell()
@@ -130,7 +132,7 @@ class Feed:
         while True:
             if wanted := self._wanted():
                 with self._connect(sorted(wanted), "plain") as subscriber:
-                    await self._read_pictures(subscriber, wanted)
+                    await self._let_in(self._read_pictures(subscriber, wanted))
             await asyncio.sleep(LOOK_UP_EVERY)
 
     async def _read_pictures(self, subscriber: Subscriber, wanted: frozenset[str]) -> None:
@@ -145,6 +147,18 @@ class Feed:
         """The sources that are looked at and can still send something."""
         looks: frozenset[str] = frozenset()
         return self._board.following(looks.union(*(b.looks_at for b in self._browsers)))
+
+    async def _let_in(self, reading: Coroutine[None, None, None]) -> None:
+        """Read, but pass over a refusal of our key by a service that has let us in before.
+
+        It is asked again, as after any disconnection; the link has said why nothing comes.
+        """
+        try:
+            await reading
+        except RefusedError:
+            if not self._heard:
+                raise
+            await asyncio.sleep(AGAIN_AFTER)
 
     # What browsers are sent
 
