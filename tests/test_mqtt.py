@@ -265,7 +265,10 @@ def test_a_broker_that_is_killed_and_comes_back_is_told_everything_anew(
     with running(broker.root, appear_after=0) as sink:
         sink.live()
         sink.put(result(0.0, (1, 1)))
-        until(lambda: sink.connected)
+        with listening(broker) as before:
+            before.until("streamseg/gate/count/person", b"1")
+            before.until("streamseg/gate/count/traffic_light", b"0")
+            before.until_state("streamseg/gate/state", "live")
         broker.kill()
         until(lambda: not sink.connected)
         sink.put(result(0.1, (1, 1), (2, 1)))

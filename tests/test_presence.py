@@ -49,6 +49,13 @@ def test_an_object_that_is_missed_for_a_moment_stays_and_goes_after_long_enough(
     assert presence.counts == {}
 
 
+def test_frames_far_apart_send_nobody_away_who_is_in_each() -> None:
+    presence = Presence(appear_after=0.0, gone_after=2.0)
+    presence.see(at(0.0), [seen(7)])
+    assert presence.see(at(5.0), [seen(7)]) == []
+    assert presence.counts == {"person": 1}
+
+
 def test_what_was_seen_only_for_a_moment_leaves_nothing() -> None:
     presence = Presence(appear_after=1.0, gone_after=0.5)
     assert presence.see(at(0.0), [seen(7)]) == []
