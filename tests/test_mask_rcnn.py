@@ -146,8 +146,11 @@ def test_boxes_are_worked_out_in_fp32_where_the_network_runs_in_bf16(pair, tmp_p
     proposed, pooled = [], []
     model.network.rpn.register_forward_hook(lambda *call: proposed.extend(call[2][0]))
     model.network.roi_heads.box_head.register_forward_hook(lambda *call: pooled.append(call[2]))
+    anchors = []
+    model.network.rpn.anchor_generator.register_forward_hook(lambda *call: anchors.append(call[2]))
     found = model.predict([picture(120, 160, seed=3)])[0]
     assert pooled[0].dtype == torch.bfloat16
+    assert anchors[0][0].dtype == torch.float32
     for boxes in (proposed[0], torch.from_numpy(found.boxes)):
         assert boxes.dtype == torch.float32
         assert (boxes != boxes.bfloat16()).float().mean() > 0.3

@@ -176,6 +176,27 @@ def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(light):
     assert_alike(light.predict([*others, image])[-1], alone)
 
 
+def test_masks_are_made_where_the_network_runs_in_bf16(light):
+    (expected,) = light.predict([blobs(64, 90, seed=3)])
+    quick = light.with_network(light.network)
+    quick.precision = "bf16"
+    (found,) = quick.predict([blobs(64, 90, seed=3)])
+    assert len(expected) > 3
+    assert abs(len(found) - len(expected)) <= 0.2 * len(expected)
+
+
+def test_solov2_s_masks_are_made_where_group_norms_are_in_fp32_and_convolutions_in_bf16():
+    """As autocast has it on a GPU."""
+    network = load_model("solov2_light_r18", "none", device="cpu", input_size=64).network
+    cells = torch.tensor([3, 5])
+    with torch.inference_mode():
+        outputs = network(torch.ones(1, 3, 64, 96))
+        mixed = replace(outputs, kernels=tuple(each.bfloat16() for each in outputs.kernels))
+        found, expected = (network.masks(each, 0, 1, cells) for each in (mixed, outputs))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.01, rtol=0)
+
+
 def test_predicting_never_changes_the_image(light):
     image = blobs(64, 90, seed=3)
     before = image.copy()

@@ -77,6 +77,7 @@ class MaskRCNN(Segmenter):
         # whole multiples of eight pixels at the right edge of a wide image.
         for module in (self.network.rpn.head, self.network.roi_heads.box_predictor):
             module.register_forward_hook(lambda _module, _inputs, outputs: _in_fp32(outputs))
+        self.network.rpn.anchor_generator.register_forward_pre_hook(_maps_in_fp32)
 
     @classmethod
     def ids_of_outputs(cls, things: Mapping[int, str]) -> list[int]:
@@ -210,6 +211,12 @@ def _in_fp32(outputs: Any) -> Any:
     if isinstance(outputs, Tensor):
         return outputs.float()
     return type(outputs)(_in_fp32(each) for each in outputs)
+
+
+def _maps_in_fp32(_anchors: nn.Module, inputs: tuple[Any, list[Tensor]]) -> Any:
+    """What anchors are made for: they take their type from the maps, and nothing from a channel."""
+    images, maps = inputs
+    return images, [each[:, :1].float() for each in maps]
 
 
 def _today(key: str) -> str:

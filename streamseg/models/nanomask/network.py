@@ -146,9 +146,10 @@ class MaskBranch(nn.Module):
         """
         merged = self._merged(features)
         batch, channels, height, width = merged.shape
-        tiles = _tiles_touched(boxes, (height // TILE, width // TILE)).to(merged.device)
+        tiles = _tiles_touched(boxes, (height // TILE, width // TILE))
         if tiles.float().mean() > 0.5:  # the borders would cost more than the rest saves
             return relu(self.smooth(merged), inplace=True)
+        tiles = tiles.to(merged.device)
         bordered = pad(merged.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         windows = bordered.unfold(1, TILE + 2, TILE).unfold(2, TILE + 2, TILE)
         windows = windows.permute(0, 1, 2, 4, 5, 3)[tiles].permute(0, 3, 1, 2)

@@ -92,9 +92,9 @@ class NanoMask(Segmenter):
                 outputs.cells.float().cpu(), batch.shapes, batch.sizes, selections, strict=True
             )
         ]
-        regions = [grown(each.prepared.to(self.device)) for each in found]
+        regions = [grown(each.prepared) for each in found]
         covered = [
-            resize_boxes(region.float().cpu(), list(shape), list(size))
+            resize_boxes(region, list(shape), list(size))
             for region, shape, size in zip(regions, batch.shapes, batch.sizes, strict=True)
         ]
         counts = [len(each.scores) for each in found]
@@ -128,13 +128,19 @@ class NanoMask(Segmenter):
         return select_boxes(boxes[kept], scores[kept], labels, shape, size, selection)
 
     def _masks(self, features: Features, regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mask probabilities (N, 28, 28) and appearance (N, 128) for the regions of all images."""
+        """Mask probabilities (N, 28, 28) and appearance (N, 128).
+
+        Args:
+            features: of the batch.
+            regions: (n, 4) xyxy of each image, on the CPU.
+        """
         if not any(len(rows) for rows in regions):
             return torch.zeros(0, 2 * ROI_SIZE, 2 * ROI_SIZE), torch.zeros(0, 2 * C2_CHANNELS)
         branch = self.network.mask
-        cuts = branch.cut(branch.map_around(features, regions), regions)
+        placed = [region.to(self.device) for region in regions]
+        cuts = branch.cut(branch.map_around(features, regions), placed)
         probabilities = branch(cuts)[:, 0].float().sigmoid()
-        return probabilities, _appearance(features.c2, regions, probabilities)
+        return probabilities, _appearance(features.c2, placed, probabilities)
 
 
 def _appearance(c2: Tensor, boxes: Sequence[Tensor], probabilities: Tensor) -> Tensor:

@@ -123,8 +123,10 @@ def _probabilities(
     layer: nn.Conv2d, features: Tensor, outputs: Tensor, size: Size | None
 ) -> Tensor:
     """Some of a layer's outputs for (1, K, h, w), after a sigmoid, (N, h, w) or resized."""
-    bias = None if layer.bias is None else layer.bias[outputs]
-    logits = conv2d(features, layer.weight[outputs], bias, padding=layer.padding)
+    # Under autocast features are in fp32 or not, depending on where group norms are worked out.
+    weight = layer.weight[outputs].to(features.dtype)
+    bias = None if layer.bias is None else layer.bias[outputs].to(features.dtype)
+    logits = conv2d(features, weight, bias, padding=layer.padding)
     probabilities = logits.float().sigmoid()
     if size is not None and tuple(probabilities.shape[2:]) != size:
         probabilities = resized(probabilities, size)

@@ -113,7 +113,9 @@ class SOLOv2Net(SOLONetwork):
         del size
         assert isinstance(outputs, DynamicOutputs)
         kernels = outputs.kernels[level][image].flatten(1).T[cells]  # (K, E)
-        logits = conv2d(outputs.features[image : image + 1], kernels[:, :, None, None])
+        features = outputs.features[image : image + 1]
+        # Under autocast, a GPU has group norms in fp32 and convolutions not: the types differ.
+        logits = conv2d(features, kernels[:, :, None, None].to(features.dtype))
         return logits[0].float().sigmoid()
 
     def mask_stride(self, level: int) -> int:

@@ -125,7 +125,9 @@ class YOLACTObjective(Objective):
         mixed = torch.einsum("phw,np->nhw", prototypes, coefficients).sigmoid() * inside
         wanted = _fitted(targets.masks, size)[objects]
         sides = (boxes[:, 2:] - boxes[:, :2])[objects]
-        pixels = binary_cross_entropy(mixed.clamp(0, 1), wanted, reduction="none").sum(dim=(1, 2))
+        with torch.autocast(mixed.device.type, enabled=False):  # a GPU refuses it under autocast
+            pixels = binary_cross_entropy(mixed.float().clamp(0, 1), wanted, reduction="none")
+            pixels = pixels.sum(dim=(1, 2))
         represented = len(rows) / max(len(drawn), 1)
         mask = (pixels / sides.prod(dim=1)).sum() / (size[0] * size[1]) * represented
         if self.network.mask_iou is None:
