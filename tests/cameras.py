@@ -1,10 +1,13 @@
-"""Cameras for tests: a real RTSP server that can be told to misbehave, and MJPEG over HTTP."""
+"""Cameras for tests: a real RTSP server that can be told to misbehave, and HTTP: MJPEG, and
+transport streams that are always in the middle of something."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
 import io
+import itertools
 import os
 import signal
 import socket
@@ -15,6 +18,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from PIL import Image as Pillow
 
@@ -35,8 +40,12 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+class PortTakenError(Exception):
+    """Somebody was quicker."""
+
+
 class RtspCamera:
-    """A camera that tests control; ``tell`` what its server reads: kill, drop, gone, back."""
+    """A camera that tests control; ``tell`` what its server reads: kill, drop, gone, back, size."""
 
     def __init__(self, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -49,8 +58,9 @@ class RtspCamera:
             text=True,
         )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line == "ready\n", line
+        if self._process.stdout.readline() != "ready\n":
+            self.close()
+            raise PortTakenError(self.port)
 
     def tell(self, word: str) -> None:
         assert self._process.stdin is not None
@@ -68,6 +78,14 @@ class RtspCamera:
         self._process.communicate()
 
 
+def _started(options: tuple[str, ...], port: int | None) -> RtspCamera:
+    for _ in range(4):
+        with contextlib.suppress(PortTakenError):
+            return RtspCamera(*options, port=port)
+        time.sleep(0.1)
+    return RtspCamera(*options, port=port)
+
+
 @contextlib.contextmanager
 def rtsp_camera(*options: str, port: int | None = None) -> Iterator[RtspCamera]:
     has_server = subprocess.run(
@@ -76,7 +94,7 @@ def rtsp_camera(*options: str, port: int | None = None) -> Iterator[RtspCamera]:
         stderr=subprocess.DEVNULL,
     )
     needs(has_server.returncode == 0, "the RTSP server of GStreamer")
-    camera = RtspCamera(*options, port=port)
+    camera = _started(options, port)
     try:
         yield camera
     finally:
@@ -89,8 +107,29 @@ def jpeg(grey: int = 128, size: tuple[int, int] = (64, 48)) -> bytes:
     return into.getvalue()
 
 
+@functools.cache
+def recorded_ts(seconds: int = 60, fps: int = 10, gop: int = 20) -> tuple[bytes, ...]:
+    """A moving square as H.264 in a transport stream, cut into what belongs to each frame."""
+    file = io.BytesIO()
+    pieces: list[bytes] = []
+    with av.open(file, "w", format="mpegts", options={"flush_packets": "1"}) as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        stream.options = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "scenecut=0"}
+        stream.codec_context.gop_size = gop
+        for index in range(seconds * fps):
+            image = np.full((240, 320, 3), 60, np.uint8)
+            image[100:140, index % 280 : index % 280 + 40] = 200
+            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+            picture.pts = index
+            before = file.tell()
+            container.mux(stream.encode(picture))
+            pieces.append(file.getvalue()[before:])
+    return tuple(pieces)
+
+
 class _Mjpeg(http.server.BaseHTTPRequestHandler):
-    """``/cam``: pictures for ever; ``/away/HOST``: a redirection; else 404."""
+    """``/cam``: pictures for ever; ``/ts``: a transport stream; ``/away/HOST``: a redirection."""
 
     protocol_version = "HTTP/1.0"
 
@@ -110,6 +149,8 @@ class _Mjpeg(http.server.BaseHTTPRequestHandler):
             self.end_headers()
         elif self.path == "/cam":
             self._stream(server)
+        elif self.path == "/ts":
+            self._transport(server)
         else:
             self.send_error(404)
 
@@ -126,12 +167,31 @@ class _Mjpeg(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(head.encode() + picture + b"\r\n")
                 time.sleep(1 / server.fps)
 
+    def _transport(self, server: HttpCamera) -> None:
+        """From where a camera is by now, which is in the middle of a GOP."""
+        self.send_response(200)
+        self.send_header("Content-Type", "video/mp2t")
+        self.end_headers()
+        cuts = server.cuts
+        with contextlib.suppress(OSError):
+            for piece in itertools.islice(recorded_ts(), server.begins_at, None):
+                if server.silent.is_set() or server.cuts != cuts:
+                    return
+                self.wfile.write(piece)
+                time.sleep(1 / server.fps)
+
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
 
 class HttpCamera(http.server.ThreadingHTTPServer):
-    """MJPEG at ``/cam``, and what a test puts into ``pages``: path to (type, body)."""
+    """MJPEG at ``/cam``, ``recorded_ts`` at ``/ts``, what a test puts into ``pages``: path to
+    (type, body).
+
+    Attributes:
+        begins_at: the frame that ``/ts`` begins with.
+        cuts: what streams by ``/ts`` ends when this changes.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -140,6 +200,7 @@ class HttpCamera(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Mjpeg)
         self.fps = fps
         self.silent = threading.Event()
+        self.begins_at = self.cuts = 0
         self.asked: list[str] = []
         self.pages: dict[str, tuple[str, bytes]] = {}
         self.leads_to = ""

@@ -1,7 +1,8 @@
 """An RTSP camera that tests control; run by Debian's Python, which has GStreamer's bindings.
 
 Says ``ready`` once it listens. Then it reads words on stdin: ``kill`` exits at once, ``drop``
-closes every connection, ``gone`` and ``back`` take the stream away and bring it back.
+closes every connection, ``gone`` and ``back`` take the stream away and bring it back, and
+``size WxH`` makes what is being streamed larger or smaller, within the connection.
 """
 
 import argparse
@@ -19,14 +20,20 @@ PATH = "/cam"
 USER = "user"
 
 
+def raw(size: str, fps: int) -> str:
+    """What the pictures are before they are encoded."""
+    width, height = size.split("x")
+    return f"video/x-raw,width={width},height={height},framerate={fps}/1,format=I420"
+
+
 def factory(options: argparse.Namespace) -> GstRtspServer.RTSPMediaFactory:
-    """A ball that moves about, encoded for little delay."""
+    """A ball that moves about, encoded for little delay; one slice a frame, for the payloader puts
+    a header before each, and that makes them frames of their own."""
     made = GstRtspServer.RTSPMediaFactory()
-    width, height = options.size.split("x")
     made.set_launch(
         f"( videotestsrc is-live=true pattern=ball num-buffers={options.frames} ! "
-        f"video/x-raw,width={width},height={height},framerate={options.fps}/1,format=I420 ! "
-        f"x264enc tune=zerolatency speed-preset=ultrafast key-int-max={options.gop} ! "
+        f"capsfilter name=size caps={raw(options.size, options.fps)} ! "
+        f"x264enc tune=zerolatency speed-preset=ultrafast threads=1 key-int-max={options.gop} ! "
         "rtph264pay name=pay0 pt=96 config-interval=-1 )"
     )
     made.set_shared(True)
@@ -47,6 +54,57 @@ def login(password: str) -> GstRtspServer.RTSPAuth:
     return auth
 
 
+class Camera:
+    """The server, and what tests tell it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._server = GstRtspServer.RTSPServer()
+        self._server.set_address("127.0.0.1")
+        self._server.set_service(options.port)
+        if options.password:
+            self._server.set_auth(login(options.password))
+        self._mounts = self._server.get_mount_points()
+        self._filters: list[Gst.Element] = []
+        self.back()
+        if self._server.attach(None) == 0:
+            sys.exit(f"port {options.port} is taken")
+
+    def drop(self) -> None:
+        self._server.client_filter(lambda *_: GstRtspServer.RTSPFilterResult.REMOVE)
+
+    def gone(self) -> None:
+        self._mounts.remove_factory(PATH)
+        self.drop()
+
+    def back(self) -> None:
+        made = factory(self._options)
+        made.connect("media-configure", self._configured)
+        self._mounts.add_factory(PATH, made)
+
+    def size(self, size: str) -> None:
+        caps = Gst.Caps.from_string(raw(size, self._options.fps))
+        self._filters[-1].set_property("caps", caps)
+
+    def _configured(self, _: object, media: GstRtspServer.RTSPMedia) -> None:
+        self._filters.append(media.get_element().get_by_name("size"))
+
+
+def obey(camera: Camera) -> None:
+    """Read words; act on them in the server's own thread."""
+    for line in sys.stdin:
+        word, *rest = line.split()
+        if word == "kill":
+            os._exit(9)
+        does = {
+            "drop": camera.drop,
+            "gone": camera.gone,
+            "back": camera.back,
+            "size": camera.size,
+        }
+        GLib.idle_add(does[word], *rest)
+
+
 def main() -> None:
     """Serve until told to end."""
     parser = argparse.ArgumentParser()
@@ -59,35 +117,8 @@ def main() -> None:
     options = parser.parse_args()
 
     Gst.init(None)
-    server = GstRtspServer.RTSPServer()
-    server.set_address("127.0.0.1")
-    server.set_service(options.port)
-    if options.password:
-        server.set_auth(login(options.password))
-    mounts = server.get_mount_points()
-    mounts.add_factory(PATH, factory(options))
-    if server.attach(None) == 0:
-        sys.exit(f"port {options.port} is taken")
-
-    def drop() -> bool:
-        server.client_filter(lambda *_: GstRtspServer.RTSPFilterResult.REMOVE)
-        return False
-
-    def gone() -> bool:
-        mounts.remove_factory(PATH)
-        return drop()
-
-    def back() -> bool:
-        mounts.add_factory(PATH, factory(options))
-        return False
-
-    def obey() -> None:
-        for word in sys.stdin:
-            if word.strip() == "kill":
-                os._exit(9)
-            GLib.idle_add({"drop": drop, "gone": gone, "back": back}[word.strip()])
-
-    threading.Thread(target=obey, daemon=True).start()
+    camera = Camera(options)
+    threading.Thread(target=obey, args=(camera,), daemon=True).start()
     print("ready", flush=True)
     GLib.MainLoop().run()
 

@@ -4,68 +4,25 @@ from __future__ import annotations
 
 import itertools
 import re
+import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 from cameras import HttpCamera, RtspCamera, http_camera, rtsp_camera
+from watching import Watcher, watching
 
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError, NoAnswerError, SourceError
-from streamseg.sources import LiveSource, open_source
+from streamseg.sources import LiveSource, connection, live, open_source
 from streamseg.sources.base import SourceReport
 from streamseg.sources.live import Beginning
 from streamseg.types import Frame
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class Watcher:
-    """Reads a live source in a thread, and keeps what it says and gives."""
-
-    def __init__(self, source: LiveSource) -> None:
-        self.source = source
-        self.said: list[tuple[float, str, str]] = []
-        self.came: list[tuple[float, Frame]] = []
-        self.error: Exception | None = None
-        source.tell = lambda state, reason: self.said.append((time.monotonic(), state, reason))
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        try:
-            for frame in self.source.frames():
-                self.came.append((time.monotonic(), frame))
-        except SourceError as error:
-            self.error = error
-
-    def until(self, true: Callable[[], object], within: float = 15) -> float:
-        """Wait; the seconds that it took."""
-        began = time.monotonic()
-        while not true():
-            assert time.monotonic() - began < within, self.said[-5:]
-            time.sleep(0.01)
-        return time.monotonic() - began
-
-    def states(self) -> list[str]:
-        return [state for _, state, _ in self.said]
-
-    def frames_of(self, epoch: int) -> int:
-        return sum(frame.epoch == epoch for _, frame in self.came)
-
-    def close(self) -> None:
-        self.source.reins.stop()
-        self._thread.join(10)
-        assert not self._thread.is_alive()
-
-
-def watching(url: str, **options: object) -> Watcher:
-    made = SourceConfig(url=url, name="cam", **{"stall_after": 1.5, "open_timeout": 5, **options})  # type: ignore[arg-type]
-    source = open_source(made)
-    assert isinstance(source, LiveSource)
-    return Watcher(source)
 
 
 @pytest.fixture
@@ -101,7 +58,7 @@ def test_a_killed_server_is_found_again_within_five_seconds_of_its_return() -> N
             seen.until(lambda: seen.frames_of(0) >= 5)
             first.tell("kill")
             seen.until(lambda: any("refused" in why for _, _, why in seen.said))
-            time.sleep(3)
+            time.sleep(1)
             with rtsp_camera(port=first.port):
                 assert seen.until(lambda: seen.frames_of(1) >= 1) < 5
         finally:
@@ -233,6 +190,68 @@ def test_a_playlist_can_t_read_files_or_reach_other_hosts(page, leads_to) -> Non
     seen.close()
 
 
+class _Moved(socketserver.StreamRequestHandler):
+    """An RTSP server that sends whoever asks to the address of ``server.leads_to``."""
+
+    def handle(self) -> None:
+        while lines := list(iter(lambda: self.rfile.readline().strip(), b"")):
+            self.server.asked.append(lines)
+            number = next(line for line in lines if line.lower().startswith(b"cseq"))
+            answer = b"RTSP/1.0 302 Moved\r\nLocation: " + self.server.leads_to
+            if lines[0].startswith(b"OPTIONS"):
+                answer = b"RTSP/1.0 200 OK"
+            self.wfile.write(answer + b"\r\n" + number + b"\r\n\r\n")
+
+
+@pytest.fixture
+def moved() -> Iterator[list[socketserver.ThreadingTCPServer]]:
+    """Two servers on two hosts; the first leads to the second."""
+    socketserver.ThreadingTCPServer.daemon_threads = True
+    servers = [socketserver.ThreadingTCPServer((h, 0), _Moved) for h in ("127.0.0.1", "127.0.0.2")]
+    for server in servers:
+        server.asked = []
+        server.leads_to = b"rtsp://127.0.0.2:%d/cam" % servers[1].server_address[1]
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield servers
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_rtsp_redirection_is_not_followed_and_takes_no_password_elsewhere(moved) -> None:
+    first, second = moved
+    url = f"rtsp://user:s3cret@127.0.0.1:{first.server_address[1]}/cam"
+    seen = watching(url, max_attempts=1)
+    seen.until(lambda: seen.error is not None)
+    seen.close()
+    assert "another address, and that isn't followed" in str(seen.error)
+    assert first.asked
+    assert second.asked == []
+
+
+def test_a_transport_stream_of_few_frames_a_second_is_opened_at_once(page) -> None:
+    page.fps = 5
+    seen = watching(f"{page.root}/ts")
+    try:
+        assert seen.until(lambda: seen.frames_of(0) >= 1) < 2
+    finally:
+        seen.close()
+
+
+def test_a_stream_that_is_cut_in_the_middle_of_a_gop_goes_on_at_the_next_keyframe(page) -> None:
+    seen = watching(f"{page.root}/ts")
+    try:
+        seen.until(lambda: seen.frames_of(0) >= 5)
+        page.begins_at = 7
+        page.cuts += 1
+        assert seen.until(lambda: seen.frames_of(1) >= 5) < 5
+    finally:
+        seen.close()
+    first = next(frame for _, frame in seen.came if frame.epoch == 1)
+    assert first.pts == pytest.approx(2.0), "the keyframe after the half GOP"
+    assert seen.source.report.damaged == 0
+
+
 def test_hls_is_read_through_its_playlist(page) -> None:
     from conftest import MEDIA
 
@@ -253,7 +272,8 @@ def test_hls_is_read_through_its_playlist(page) -> None:
         ("rtsp://127.0.0.1:9/x", "refused"),
         ("http://127.0.0.1:9/x", "refused"),
         ("rtmp://127.0.0.1:9/x", "refused|i/o error|input/output"),
-        ("/dev/video99", "no such camera"),
+        ("/dev/video99", "/dev/video99: there is no such camera"),
+        ("/dev/null", "inappropriate ioctl"),
     ],
 )
 def test_a_source_that_isn_t_there_is_given_up_after_max_attempts(url, why) -> None:
@@ -263,6 +283,29 @@ def test_a_source_that_isn_t_there_is_given_up_after_max_attempts(url, why) -> N
     assert "given up after 2 attempts" in str(seen.error)
     assert re.search(why, str(seen.error).lower())
     assert seen.states().count("connecting") == 2
+
+
+def test_a_camera_that_is_unplugged_is_looked_for_again_and_again() -> None:
+    seen = watching("/dev/video99")
+    try:
+        seen.until(lambda: seen.states().count("connecting") >= 3)
+    finally:
+        seen.close()
+    assert set(seen.states()) == {"connecting", "waiting"}
+    waited = [why for _, state, why in seen.said if state == "waiting"]
+    assert all(why.startswith("/dev/video99: there is no such camera; next") for why in waited)
+
+
+def test_a_camera_is_opened_as_the_device_that_it_is(monkeypatch) -> None:
+    """There is none here: what opens it gets FFmpeg's own test device, by the same way."""
+    monkeypatch.setattr(connection, "DEVICE_FORMAT", "lavfi")
+    made = SourceConfig(url="testsrc2=size=320x240:rate=25", input={"framerate": "25"})
+    seen = Watcher(LiveSource("cam", made, partial(connection._read_device, "cam", made)))
+    try:
+        seen.until(lambda: seen.frames_of(0) >= 10)
+    finally:
+        seen.close()
+    assert seen.came[0][1].size == (240, 320)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +330,11 @@ def frame(index: int, epoch: int) -> Frame:
     return Frame("cam", index, epoch, index / 25, *now, np.zeros((4, 4, 3), np.uint8))
 
 
-def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end() -> None:
+def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(live, "FIRST_DELAY", 0.1)
+    monkeypatch.setattr(live, "LONGEST_DELAY", 0.2)
     release = threading.Event()
     begun = itertools.count()
 
@@ -300,7 +347,7 @@ def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end
     seen = Watcher(LiveSource("cam", made, blocked))
     try:
         seen.until(lambda: any("blocked" in why for _, _, why in seen.said))
-        time.sleep(2.5)
+        time.sleep(0.6)
         assert next(begun) == 3
     finally:
         release.set()

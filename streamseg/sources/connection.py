@@ -1,8 +1,10 @@
 """One connection to a camera or a network stream: opened with timeouts, read until it fails.
 
 Each kind of address is opened with only the FFmpeg protocols that it needs, so that what the
-other side sends can't make FFmpeg read files or other protocols. What other *hosts* RTSP and RTMP
-servers redirect to isn't looked at; HTTP's are, see ``http.py``.
+other side sends can't make FFmpeg read files or other protocols. ``rtsp`` itself isn't among an
+RTSP address's: FFmpeg opens the address that it is given all the same, and follows no redirection,
+which would hand the password to another host. Its RTMP knows none. HTTP's are looked at, see
+``http.py``.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ KNOCK_WITHIN = 2.0
 longer and longer before it tried again, and miss when it comes back."""
 _GRACE = 2.0
 """Seconds that FFmpeg's own timeouts are longer than ours, which say what is wrong."""
+_RTMP_ANALYSED = "500000"
+"""Microseconds of the stream. RTMP doesn't say what it holds, and FFmpeg would wait five seconds
+for sound that may not come."""
 _PROTOCOLS = {
     "rtsp": "rtp,tcp,udp",
     "rtsps": "rtp,tcp,udp,tls",
@@ -59,6 +64,7 @@ _REFUSALS: dict[type[Exception], str] = {
     av.error.HTTPNotFoundError: "there is no such stream (404)",
     av.error.InvalidDataError: "what comes is no video that can be read",
 }
+_MOVED = "it sends its readers to another address, and that isn't followed: use that address"
 _SILENCE = (av.error.TimeoutError, av.error.ExitError)
 
 
@@ -155,9 +161,10 @@ def _open_url(
         options |= {
             "rtsp_transport": config.transport,
             "timeout": str(int((config.open_timeout + _GRACE) * 1e6)),
-            "fpsprobesize": "0",  # the rate isn't used, and guessing it takes a second
             "allowed_media_types": "video",
         }
+    if scheme in ("rtmp", "rtmps"):
+        options["analyzeduration"] = _RTMP_ANALYSED
     return _open(config, _with_login(config.url, login), options)
 
 
@@ -183,8 +190,12 @@ def _open(
     format: str | None = None,  # noqa: A002 - as av.open has it
     http: Http | None = None,
 ) -> InputContainer:
-    # This limit holds in the decoder that FFmpeg probes with, before the size is known here.
-    options = {**options, "max_pixels": str(decoder_limit(config.max_pixels))}
+    options = {
+        **options,
+        # This limit holds in the decoder that FFmpeg probes with, before the size is known here.
+        "max_pixels": str(decoder_limit(config.max_pixels)),
+        "fpsprobesize": "0",  # the rate isn't used, and guessing it takes seconds
+    }
     patience = (config.open_timeout + _GRACE, config.stall_after + _GRACE)
     try:
         return av.open(
@@ -198,8 +209,14 @@ def _open(
     except _SILENCE:
         raise NoAnswerError("no answer") from None
     except (av.error.FFmpegError, ValueError) as error:
-        why = _REFUSALS.get(type(error)) or reason_of(error).lower()
-        raise SourceError(why) from None
+        raise SourceError(_why(url, error)) from None
+
+
+def _why(url: str, error: Exception) -> str:
+    """Why an address can't be opened."""
+    if _scheme_of(url) in ("rtsp", "rtsps") and isinstance(error, av.error.ArgumentError):
+        return _MOVED
+    return _REFUSALS.get(type(error)) or reason_of(error).lower()
 
 
 def _knock(url: str) -> None:

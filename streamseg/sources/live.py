@@ -58,8 +58,8 @@ Read: TypeAlias = Callable[
 ]
 """``(beginning, report, left, again)``: one connection's frames, from opening it to its end.
 
-It ends soon after ``left`` is set. ``again`` says that nobody answered the last time. Raises
-SourceError or OSError for whatever is wrong.
+It ends soon after ``left`` is set. ``again`` says that the last connection came to nothing because
+nobody answered, or fell silent. Raises SourceError or OSError for whatever is wrong.
 """
 Tell: TypeAlias = Callable[[State, str], None]
 
@@ -105,7 +105,7 @@ class LiveSource:
                     yield frame
             except (SourceError, OSError) as error:
                 failures += 1
-                unanswered = isinstance(error, NoAnswerError)
+                unanswered = isinstance(error, (NoAnswerError, StalledError))
                 self._wait(failures, error)
 
     def _may_connect(self) -> bool:
