@@ -1,0 +1,135 @@
+"""A TCP proxy on loopback that tests control: it delays, slows down, resets, and refuses.
+
+What comes from the camera's side is tormented; requests pass as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+import threading
+
+_AT_ONCE = 16 * 1024
+
+
+class ChaosProxy:
+    """127.0.0.1:``port`` leads to 127.0.0.1:``target``; the attributes may be set at any time.
+
+    Attributes:
+        port: where it listens.
+        latency: seconds that each piece waits.
+        jitter: up to so many seconds more.
+        rate: bytes a second, None is as fast as it goes.
+        cut_after: bytes after which a connection is reset, None is never.
+        accepted: connections so far.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.latency = 0.0
+        self.jitter = 0.0
+        self.rate: float | None = None
+        self.cut_after: int | None = None
+        self.accepted = 0
+        self.port = 0
+        self._target = target
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._server: asyncio.Server | None = None
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.listen()
+
+    def listen(self) -> None:
+        """Take connections, at first and after ``refuse``."""
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(5)
+
+    def refuse(self) -> None:
+        """Reset what there is, and take no connection more."""
+        asyncio.run_coroutine_threadsafe(self._refuse(), self._loop).result(5)
+
+    def reset(self) -> None:
+        """Cut every connection with a RST."""
+        self._loop.call_soon_threadsafe(self._reset)
+
+    def close(self) -> None:
+        """End, and leave nothing open."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _refuse(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._reset()
+
+    async def _end(self) -> None:
+        await self._refuse()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self._loop.create_task(self._relay(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        try:
+            there, to_there = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.close()
+            return
+        both = {writer, to_there}
+        self._writers |= both
+        try:
+            await asyncio.gather(
+                self._pump(reader, to_there, down=False), self._pump(there, writer, down=True)
+            )
+        finally:
+            self._writers -= both
+            for end in both:
+                end.close()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, down: bool
+    ) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_AT_ONCE):
+                if down:
+                    await self._torment(len(data))
+                    passed += len(data)
+                    if self.cut_after is not None and passed > self.cut_after:
+                        _abort(writer)
+                        break
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def _torment(self, size: int) -> None:
+        if self.latency or self.jitter:
+            await asyncio.sleep(self.latency + random.random() * self.jitter)
+        if self.rate is not None:
+            await asyncio.sleep(size / self.rate)
+
+    def _reset(self) -> None:
+        for writer in self._writers:
+            _abort(writer)
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    """Close a connection so that the other side sees a RST."""
+    sock = writer.get_extra_info("socket")
+    if sock is not None and not writer.transport.is_closing():
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

@@ -1,0 +1,333 @@
+"""Measure what a service makes of cameras that fail, and what the other cameras notice of it.
+
+    python tools/faults.py [FAULT…] [--seconds 20]
+
+A service (``streamseg serve``, a process of its own) of three cameras that are well, real RTSP
+servers at 10 fps, and one that has a fault: well for some seconds, wrong for as long, and well
+again. All faults, one after the other, unless some are named. Those of the firewall need root, nft
+and ip, and run in a network namespace of their own.
+
+Prints a row for each; exits 1 if the others' rate changed by more than the tolerance, a fault was
+noticed too late or not at all, the camera came back too late, or an account doesn't balance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from cameras import rtsp_camera
+from misbehaving import FAULTS, FPS, STALL_AFTER, USUAL, Fault
+from observing import Observer, balanced
+
+from streamseg.ctl import Controlled
+
+OTHERS = 3
+NOTICED_WITHIN = STALL_AFTER + 1.0
+BACK_WITHIN = 5.0
+PATIENCE = 20.0
+"""Seconds until a camera is given up that should have come long before."""
+READY_WITHIN = 90.0
+HEADS = (
+    *("fault", "before", "during", "ratio", "mean", "own", "noticed", "back", "CPU", "service"),
+    "what was said",
+)
+COLUMNS = "{:20} {:>6} {:>6} {:>6} {:>6} {:>5} {:>7} {:>7} {:>4} {:>7}  {}"
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """What was used by one moment, in ticks.
+
+    Attributes:
+        busy: of the whole machine.
+        total: there was.
+        service: of the service alone.
+    """
+
+    busy: int
+    total: int
+    service: int
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service with the cameras that are well.
+
+    Attributes:
+        pid: its process.
+        control: asks it.
+        observer: has what it publishes.
+        others: the names of those cameras.
+    """
+
+    pid: int
+    control: Controlled
+    observer: Observer
+    others: tuple[str, ...]
+
+
+@dataclass
+class Outcome:
+    """What came of one fault.
+
+    Attributes:
+        name: of the fault.
+        before: the others' results a second, the median, of the one that did worst.
+        during: the same.
+        ratio: of the two.
+        mean_ratio: the same of the counts as a whole, which see more than medians.
+        own: results a second of the camera itself, while it is wrong.
+        noticed: seconds from the last result to the state that says so; None if none does.
+        back: seconds from the camera's return to its first result; None if that isn't asked for.
+        cpu: shares of the machine until then: all that was busy, and the service's.
+        reasons: what was said.
+        problems: what isn't as it should be.
+    """
+
+    name: str
+    before: float = 0.0
+    during: float = 0.0
+    ratio: float = 0.0
+    mean_ratio: float = 0.0
+    own: float = 0.0
+    noticed: float | None = None
+    back: float | None = None
+    cpu: tuple[float, float] = (0.0, 0.0)
+    reasons: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def row(self) -> str:
+        """A line of the table."""
+        return COLUMNS.format(
+            self.name,
+            f"{self.before:.1f}",
+            f"{self.during:.1f}",
+            f"{self.ratio:.3f}",
+            f"{self.mean_ratio:.3f}",
+            f"{self.own:.1f}",
+            "-" if self.noticed is None else f"{self.noticed:.2f} s",
+            "-" if self.back is None else f"{self.back:.2f} s",
+            f"{self.cpu[0]:.0%}",
+            f"{self.cpu[1]:.0%}",
+            "; ".join(self.reasons) or "-",
+        )
+
+
+@contextlib.contextmanager
+def service() -> Iterator[Running]:
+    """A service of the cameras that are well, all of them live."""
+    with contextlib.ExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        cameras = [held.enter_context(rtsp_camera(*USUAL)) for _ in range(OTHERS)]
+        names = tuple(f"other-{number}" for number in range(OTHERS))
+        port = 20000 + 10 * random.randrange(1000)  # noqa: S311 - no secret; nobody's by chance
+        config = {
+            "sources": [{"url": c.url, "name": n} for c, n in zip(cameras, names, strict=True)],
+            "model": {"input_size": 96},
+            "worker": {"max_batch": 4, "threads": 1},
+            "publish": {"bind": f"tcp://127.0.0.1:{port}"},
+        }
+        file = folder / "faults.yaml"
+        file.write_text(yaml.safe_dump(config))
+        process = held.enter_context(_process(file, folder / "service.log"))
+        address = f"http://127.0.0.1:{port + 3}"
+        _wait_ready(address, process, folder / "service.log")
+        observer = Observer(f"tcp://127.0.0.1:{port}")
+        held.callback(observer.close)
+        observer.until(lambda: all(observer.is_live(n) for n in names), PATIENCE, "all are live")
+        yield Running(process.pid, Controlled(address), observer, names)
+
+
+@contextlib.contextmanager
+def _process(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "streamseg", "serve", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with log.open("wb") as into:
+        process = subprocess.Popen(command, stdout=into, stderr=into, env=environment)  # noqa: S603 - ourselves
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+def _wait_ready(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + READY_WITHIN
+    while time.monotonic() < deadline and process.poll() is None:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{address}/readyz", timeout=5),  # noqa: S310 - ours
+        ):
+            return
+        time.sleep(0.2)
+    sys.exit(f"the service isn't ready: {log.read_text().strip()}")
+
+
+def measure(fault: Fault, running: Running, seconds: int, tolerance: float) -> Outcome:
+    """Well, wrong, and well again, for so many seconds each."""
+    observer, name = running.observer, fault.name
+    running.control.add({"url": fault.url, "name": name, **fault.options})
+    observer.until(lambda: observer.is_live(name), PATIENCE, f"{name} is live")
+    time.sleep(1.0)
+    outcome = Outcome(name)
+    cpu, well = cpu_of(running.pid), time.monotonic()
+    time.sleep(seconds)
+    wrong = time.monotonic()
+    fault.begin()
+    time.sleep(max(0.0, wrong + seconds - time.monotonic()))
+    epoch = observer.latest[name].epoch
+    outcome.cpu = used(cpu, cpu_of(running.pid))
+    fault.end()
+    right = time.monotonic()
+    if fault.reconnects:
+        outcome.back = _back(observer, name, epoch, right)
+    time.sleep(max(0.0, right + seconds - time.monotonic()))
+    _compare(outcome, running, well, wrong, seconds)
+    outcome.own = sum(observer.per_second(name, wrong, seconds)) / seconds
+    _see(outcome, observer, wrong, right)
+    _judge(outcome, fault, observer, tolerance)
+    running.control.remove(name)
+    return outcome
+
+
+def _back(observer: Observer, name: str, epoch: int, right: float) -> float | None:
+    """Seconds from the camera's return to its first result in a new epoch."""
+    with contextlib.suppress(TimeoutError):
+        observer.until(lambda: observer.first_of(name, epoch + 1), PATIENCE, "it is back")
+    first = observer.first_of(name, epoch + 1)
+    return None if first is None else first.at - right
+
+
+def _compare(outcome: Outcome, running: Running, well: float, wrong: float, seconds: int) -> None:
+    """The others' rates: those of the camera that suffered most."""
+    rows = []
+    for name in running.others:
+        before = running.observer.per_second(name, well, seconds)
+        during = running.observer.per_second(name, wrong, seconds)
+        rows.append((median(before), median(during), sum(during) / max(1, sum(before))))
+    outcome.before, outcome.during, _ = min(rows, key=lambda row: row[1] / max(1.0, row[0]))
+    outcome.ratio = outcome.during / max(1.0, outcome.before)
+    outcome.mean_ratio = min(row[2] for row in rows)
+
+
+def _see(outcome: Outcome, observer: Observer, wrong: float, right: float) -> None:
+    """What was said of the fault, and when."""
+    said = observer.said_between(outcome.name, wrong, right)
+    for state in said:
+        reason = f"{state.state}: {state.reason.partition(';')[0]}" if state.reason else ""
+        if reason and reason not in outcome.reasons:
+            outcome.reasons.append(reason)
+    first = next((s for s in said if s.state in ("stalled", "waiting")), None)
+    if first is not None:
+        last = max(came.at for came in observer.came[outcome.name] if came.at <= first.at)
+        outcome.noticed = first.at - last
+
+
+def _judge(outcome: Outcome, fault: Fault, observer: Observer, tolerance: float) -> None:
+    problems = outcome.problems
+    if abs(outcome.ratio - 1) > tolerance:
+        problems.append(f"the others' rate became {outcome.ratio:.3f} of what it was")
+    if fault.reason and not re.search(fault.reason, "\n".join(outcome.reasons)):
+        problems.append(f"nothing was said that matches {fault.reason!r}")
+    if outcome.noticed is not None and outcome.noticed > NOTICED_WITHIN:
+        problems.append(f"noticed after {outcome.noticed:.2f} s")
+    if fault.reconnects and (outcome.back is None or outcome.back > BACK_WITHIN):
+        problems.append("it came back too late" if outcome.back else "it didn't come back")
+    for name in (*FAULTS.keys() & observer.latest.keys(), outcome.name):
+        if not balanced(observer.latest[name]):
+            problems.append(f"the account of {name} doesn't balance")
+
+
+def cpu_of(pid: int) -> Cpu:
+    """What has been used by now."""
+    machine = [int(value) for value in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    process = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    idle = machine[3] + machine[4]
+    return Cpu(sum(machine) - idle, sum(machine), int(process[11]) + int(process[12]))
+
+
+def used(before: Cpu, after: Cpu) -> tuple[float, float]:
+    """Shares of the machine: all that was busy, and the service's."""
+    total = max(1, after.total - before.total)
+    return (after.busy - before.busy) / total, (after.service - before.service) / total
+
+
+def run(names: list[str], seconds: int, tolerance: float) -> bool:
+    """Measure these faults, and print what comes of each; whether all is well."""
+    well = True
+    with service() as running:
+        for name in names:
+            fault = FAULTS[name]()
+            try:
+                outcome = measure(fault, running, seconds, tolerance)
+            finally:
+                fault.close()
+            print(outcome.row(), flush=True)
+            for problem in outcome.problems:
+                print(f"  {name}: {problem}", flush=True)
+            well = well and not outcome.problems
+    return well
+
+
+def run_apart(names: list[str], seconds: int, tolerance: float) -> bool:
+    """The same in a network namespace of its own; whether all is well."""
+    programs = [shutil.which(program) for program in ("unshare", "nft", "ip")]
+    unshare, nft, _ = programs
+    if unshare is None or nft is None or None in programs:
+        print(f"{', '.join(names)}: can't be measured: unshare, nft and ip aren't all installed")
+        return False
+    tried = [unshare, "--net", nft, "list", "ruleset"]
+    if subprocess.run(tried, check=False, capture_output=True).returncode:  # noqa: S603 - ours
+        print(f"{', '.join(names)}: can't be measured: this user may make no network namespace")
+        return False
+    command = [unshare, "--net", sys.executable, __file__, "--inside", *names]
+    command += ["--seconds", str(seconds), "--tolerance", str(tolerance)]
+    return not subprocess.run(command, check=False).returncode  # noqa: S603 - ourselves
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help=", ".join(FAULTS))
+    parser.add_argument("--seconds", type=int, default=20, help="before, during and after")
+    parser.add_argument("--tolerance", type=float, default=0.05, help="of the others' rate")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    unknown = [name for name in options.faults if name not in FAULTS]
+    if unknown:
+        parser.error(f"{unknown[0]}: there is no such fault: {', '.join(FAULTS)}")
+    names = options.faults or list(FAULTS)
+    if options.inside:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607 - in the PATH
+        sys.exit(not run(names, options.seconds, options.tolerance))
+    print(f"{OTHERS} cameras that are well, {FPS} fps each; {options.seconds} s each part")
+    print(COLUMNS.format(*HEADS), flush=True)
+    plain = [name for name in names if not FAULTS[name].privileged]
+    apart = [name for name in names if FAULTS[name].privileged]
+    well = run(plain, options.seconds, options.tolerance) if plain else True
+    if apart:
+        well = run_apart(apart, options.seconds, options.tolerance) and well
+    sys.exit(not well)
+
+
+if __name__ == "__main__":
+    main()
