@@ -202,7 +202,7 @@ class RecordedMessage(Message, frozen=True, kw_only=True):
     v: int
     source: str
     epoch: int
-    seq: int
+    seq: Int64
     frame: int
     item: str | None
     pts: float
@@ -260,12 +260,12 @@ class StatusMessage(Message, frozen=True, kw_only=True):
     v: int
     service: str
     source: str
-    seq: int
+    seq: Int64
     state: State
     reason: str
     epoch: int
     decoded: int
-    published: int
+    published: Int64
     dropped: Dropped
     failed: Dropped
     in_flight: int

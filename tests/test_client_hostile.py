@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from streamseg import client, wire
 from streamseg.client import link, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout
+from streamseg.wire import ReplayAnswer
 
 
 @pytest.mark.parametrize("kind", ["masks", "frames"])
@@ -128,12 +130,35 @@ def test_no_value_of_a_field_crashes_a_session(field, row_field, value, in_row) 
         message["instances"][1][row_field] = value
     else:
         message[field] = value
-    known = Session(None, "masks", 10_000)
+    known = Session(None, "masks", 10_000, replays=True)
+    known.feed([b"status//", status_json(endpoints={"replay": "tcp://127.0.0.1:7"})])
     received = fed(known, [b"masks/gate/", msgspec.json.encode(message)])
     assert (received is None) == (known.rejected == 1)
     if received is not None:
         assert received.instances.masks.areas.sum() <= 40 * 60 * len(received.instances)
         assert received.instances.to_coco(1) is not None
+
+
+@given(st.integers() | st.integers(2**63 - 3, 2**64 + 3), st.booleans())
+def test_no_number_crashes_what_asks_for_the_missing(number, in_status) -> None:
+    known = Session(None, "masks", 10_000, replays=True)
+    known.feed([b"status//", status_json(endpoints={"replay": "tcp://127.0.0.1:7"})])
+    assert fed(known, [b"masks/gate/", masks_json(0)]).seq == 0
+    if in_status:
+        status = msgspec.json.decode(status_json(source="gate")) | {"published": number}
+        status["endpoints"] = {"replay": "tcp://127.0.0.1:7"}
+        known.feed([b"status/gate/", json.dumps(status).encode()])
+    else:
+        message = msgspec.json.decode(masks_json(0)) | {"seq": number}
+        known.feed([b"masks/gate/", json.dumps(message).encode()])
+    for _ in range(3):
+        if known.question() is None:
+            break
+        answer = ReplayAnswer(
+            v=1, service="one", source="gate", complete=True, first=None, last=None
+        )
+        assert known.feed_replay([wire.encode(answer)])
+    assert known.question() is None
 
 
 def test_a_subscriber_takes_a_bounded_number_of_sources(monkeypatch) -> None:

@@ -107,7 +107,7 @@ def test_a_gap_is_lost_after_two_seconds_if_nobody_answers_and_then_nobody_is_as
         began = time.monotonic()
         assert seqs(sub, 1) == [2]
         within = replay.ATTEMPTS * replay.ANSWER_WITHIN
-        assert within - 0.1 < time.monotonic() - began < within + 1.5
+        assert within - 0.1 < time.monotonic() - began < within + 0.8
         assert sub.gaps == {"gate": 1}
         assert [r.since for r in publisher.asked] == [0] * replay.ATTEMPTS
         publisher.publish(4)
@@ -273,7 +273,7 @@ def test_garbage_that_trickles_in_keeps_nobody_waiting(monkeypatch) -> None:
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.lists(st.binary(max_size=100), min_size=1, max_size=3), max_size=20))
 def test_garbage_in_the_place_of_an_answer_is_no_answer(garbage) -> None:
-    with lying_publisher() as (sock, at), mock.patch.object(replay, "ANSWER_WITHIN", 0.2):
+    with lying_publisher() as (sock, at), mock.patch.object(replay, "ANSWER_WITHIN", 0.1):
         router = sock.context.socket(zmq.ROUTER)
         router.bind("tcp://127.0.0.1:*")
         where = router.getsockopt(zmq.LAST_ENDPOINT).decode()

@@ -114,7 +114,7 @@ def test_what_is_older_than_the_seconds_is_gone() -> None:
     assert history.bytes_kept == 0
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3000)), max_size=60),
     st.integers(0, 8000),

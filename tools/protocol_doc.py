@@ -94,6 +94,7 @@ def limits() -> str:
         ("kept for replay, of all sources", f"{replay.DEFAULT_BYTES // mebi} MiB"),
         ("queued in the Python client: masks", _messages(client.MASKS_QUEUED)),
         ("queued in the Python client: pictures", _messages(client.FRAMES_QUEUED)),
+        ("held back in the Python client while older ones are missing", _messages(client.HELD)),
         ("names of sources that the Python client takes", f"{client.MAX_SOURCES:,}"),
     ]
     return _table(("what", "at most"), rows)

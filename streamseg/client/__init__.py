@@ -10,8 +10,8 @@ missed, because the connection was gone or the reader slow, is asked for again.
 
 What it keeps when nobody reads is bounded by libzmq: ``MASKS_QUEUED`` or ``FRAMES_QUEUED`` messages
 of at most ``wire.MAX_JSON_BYTES`` and ``wire.MAX_JPEG_BYTES`` a part (256 and 160 MiB; 1 and 3 MB
-with 20 instances in frames of 1080p). While it reads and something is missing, there are ``HELD``
-messages more, and one answer of at most 32. With ``newest`` it is one message a topic.
+with 20 instances in frames of 1080p). While something is missing, ``HELD`` messages are held back
+besides, and as many of an answer may wait. With ``newest`` it is one message a topic.
 """
 
 from __future__ import annotations

@@ -92,7 +92,11 @@ class Handshakes:
         )
 
     def let_go(self) -> None:
-        """Look at the socket no more, before it is closed."""
+        """Look at the socket no more, before it is closed.
+
+        All that waits is read first: libzmq's thread would wait for room for it, and never end.
+        """
+        self.look()
         self._sock.disable_monitor()
         self._monitor.close(linger=0)
 

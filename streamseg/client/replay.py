@@ -26,8 +26,8 @@ ATTEMPTS = 2
 """Questions, each on a new connection, before what is missing is given up."""
 REST = 10.0
 """Seconds after that in which nothing is asked: results shan't wait for nobody again and again."""
-QUEUED = 64
-"""Messages waiting here: more than one answer has."""
+QUEUED = 32
+"""Messages waiting here; the rest of an answer waits in the network and at the publisher."""
 
 
 class Asker:
@@ -51,6 +51,13 @@ class Asker:
         """What to wait for, if there is something."""
         return [] if self._socket is None else [self._socket]
 
+    @property
+    def due_in(self) -> float:
+        """Seconds after which to ``work`` even if nothing comes."""
+        if self._waits_since is None:
+            return math.inf
+        return max(0.0, self._waits_since + ANSWER_WITHIN - time.monotonic())
+
     def work(self, session: Session, address: Address | None) -> bool:
         """Take what has come, and ask for what is still missing; never waits.
 
@@ -63,7 +70,7 @@ class Asker:
         """
         self._read(session)
         if self._waits_since is not None:
-            if time.monotonic() - self._waits_since < ANSWER_WITHIN:
+            if self.due_in > 0:
                 return False
             self._fail()
         if address is None or time.monotonic() < self._rests_until:

@@ -263,7 +263,7 @@ class Subscriber:
             troubles = [link.trouble for link in self._links if link.trouble is not None]
             why = troubles[0] if troubles else self._session.last_word
             raise ReceiveTimeout(f"{self._address}: no result in {wait.seconds:g} s; {why}")
-        return min(left, _LOOK_UP_EVERY)
+        return min(left, _LOOK_UP_EVERY, self._asker.due_in)
 
 
 class _Wait:
