@@ -60,6 +60,7 @@ _LOGIN_REFUSED = (134, 135)
 """Reason codes: bad user name or password, not authorized. Mosquitto says the second for both."""
 _NOT_MQTT = (MQTTException, ValueError, IndexError, KeyError, struct.error)
 """What paho raises when it reads something else than MQTT."""
+_NO_MQTT = "what it says isn't MQTT"
 
 
 class BrokerLostError(StreamsegError):
@@ -344,7 +345,7 @@ class _Connection:
         try:
             return self._client.loop_read()
         except _NOT_MQTT:
-            raise BrokerLostError("what it says isn't MQTT") from None
+            raise BrokerLostError(_NO_MQTT) from None
 
     def _check(self, code: MQTTErrorCode) -> None:
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -355,6 +356,8 @@ class _Connection:
             why = self._why_refused(self._welcome)
         elif code == MQTTErrorCode.MQTT_ERR_CONN_LOST:
             why = "the connection was closed"
+        elif code == MQTTErrorCode.MQTT_ERR_PROTOCOL:
+            why = _NO_MQTT
         else:
             why = error_string(code).rstrip(".").lower()
         raise BrokerLostError(why)

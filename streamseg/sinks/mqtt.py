@@ -279,6 +279,7 @@ class _Voice:
         self._from_epoch = 0
         self._said: dict[str, int] = {}
         self._announced: dict[str, Announcement] = {}
+        self._stale = False
         self._due = 0.0
 
     def begin(self, names: Iterable[str], *, announced: bool) -> None:
@@ -319,8 +320,9 @@ class _Voice:
         Args:
             now: seconds, monotonic.
         """
-        if now < self._due:
+        if not self._stale or now < self._due:
             return
+        self._stale = False
         counts = Counter[str]()
         for name, there in self._presence.counts.items():
             counts[part_of(name)] += there
@@ -347,6 +349,7 @@ class _Voice:
 
     def _say_events(self, events: Iterable[Event]) -> None:
         for event in events:
+            self._stale = True
             payload = msgspec.json.encode(EventPayload.of(event))
             self._outbox.send(self._topics.event(self._source), payload)
 
