@@ -141,7 +141,8 @@ def differ(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Diffe
     """The worst of all outputs; infinite where one isn't a number."""
     worst = Difference(-1.0, 0.0, "")
     for name, own in expected.items():
-        a, b = own.double().cpu(), found[name].double().cpu()
+        b = found[name].double()
+        a = own.to(b.device).double()
         absolute, apart, length = (
             float(each) for each in ((a - b).abs().max(), (a - b).norm(), a.norm())
         )

@@ -18,7 +18,14 @@ from gpu_check_networks import BUNDLED
 
 from streamseg.config import Config, ModelConfig, PublishConfig, SourceConfig, WorkerConfig
 from streamseg.models.base import Precision, Segmenter
-from streamseg.recipe import AugmentConfig, DataConfig, PatternData, Recipe, ScheduleConfig
+from streamseg.recipe import (
+    AugmentConfig,
+    DataConfig,
+    OptimiserConfig,
+    PatternData,
+    Recipe,
+    ScheduleConfig,
+)
 from streamseg.serve import Service
 from streamseg.train import Trainer
 from streamseg.types import Image
@@ -186,7 +193,7 @@ def serve(model: Segmenter, seconds: float, cameras: int = CAMERAS) -> Served:
 def train(
     name: str, precision: Precision, device: torch.device, steps: int, batch: int = 8
 ) -> Trained:
-    """So many steps on the test pattern.
+    """So many steps on the test pattern, four or more.
 
     Raises:
         TrainingError: a loss isn't finite.
@@ -241,6 +248,7 @@ def _recipe(name: str, precision: Precision, device: str, steps: int, batch: int
         epochs=2,
         batch=batch,
         augment=AugmentConfig(scale=(1.0, 1.0)),
+        optimiser=OptimiserConfig(rate=1e-3 if bundled else 1e-5),  # random weights explode easily
         schedule=ScheduleConfig(warmup=steps),
         workers=min(4, os.cpu_count() or 1),
         evaluate_every=2,
