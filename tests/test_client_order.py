@@ -53,6 +53,14 @@ def test_an_answer_that_begins_later_than_asked_for_says_what_is_lost() -> None:
     assert (order.lost, order.is_missing_some) == (2, False)
 
 
+def test_what_is_held_and_given_again_is_given_once() -> None:
+    order = Order()
+    live(order, 0, 2, 3)
+    order.ask()
+    assert again(order, 2, 3) == [2, 3]
+    assert (order.lost, order.last) == (1, 3)
+
+
 def test_what_is_known_from_a_status_alone_is_missing_too() -> None:
     order = Order()
     order.told(9)
