@@ -167,6 +167,8 @@ def test_who_comes_later_is_told_what_is_retained_and_no_event(broker: Mosquitto
         sink.live()
         sink.put(result(0.0, (1, 1)))
         first.until("streamseg/gate/count/person", b"1")
+        first.until_state("streamseg/gate/state", "live")
+        until(lambda: sum("/count/" in topic for topic in first.latest) == len(NAMES))
         until(lambda: first.events("gate"))
         with listening(broker) as later:
             later.until("streamseg/gate/count/person", b"1")
