@@ -13,14 +13,17 @@ import pytest
 import zmq
 from publishing import eventually
 from subscribing import masks_json, status_json
+from viewing import page, viewer
 from zmq.utils import z85
 
 import streamseg
+from streamseg import wire
 from streamseg.client import link
 from streamseg.errors import KeyFileError, ReceiveTimeout, RefusedError, UsageError
 from streamseg.keys import new_pair
 from streamseg.sinks import replay
 from streamseg.sinks.replay import Replay
+from streamseg.web import Viewer
 
 
 class Locked:
@@ -213,3 +216,32 @@ def test_one_key_without_the_other_is_refused_by_its_name(server, own, tmp_path)
         streamseg.connect(at, server_key=server.public, key_file=tmp_path / "nobody.key")
     with pytest.raises(KeyFileError, match="public key"):
         streamseg.connect(at, server_key=server.public, key_file=tmp_path / "server" / "server.pub")
+
+
+def test_a_viewer_refused_from_the_beginning_ends_and_one_refused_later_waits(
+    server, own, monkeypatch
+) -> None:
+    monkeypatch.setattr(link, "DEAF_AFTER", 0.5)
+    key, file = own
+    keys = {"server_key": server.public, "key_file": file}
+    with locked(server) as publisher:
+        bind = publisher.at
+        with pytest.raises(RefusedError):
+            Viewer(bind, port=0, **keys).run()
+        publisher.allowed.add(key)
+        stack = contextlib.ExitStack()
+        looker = stack.enter_context(page(stack.enter_context(viewer(bind, **keys))))
+        assert publisher.masks.poll(5000)
+        for source in ("gate", ""):
+            told = [wire.topic("status", source), status_json(source=source)]
+            publisher.masks.send_multipart(told)
+        looker.board(lambda board: board["state"] == "live")
+    with stack:
+        with locked(server, bind=bind):
+            looker.look("gate")  # pictures are a subscription of their own
+            looker.board(lambda board: board["state"] == "silent")
+        with locked(server, bind=bind) as publisher:
+            publisher.allowed.add(key)
+            assert publisher.masks.poll(8000), "it has not asked again"
+            publisher.masks.send_multipart([b"status//", status_json(started="two")])
+            looker.board(lambda board: board["state"] == "live")

@@ -176,7 +176,10 @@ class Session:
         assert self._asked is not None, "nothing was asked"
         try:
             if len(parts) == 1:
-                self._end_answer(_decode(parts[0], ReplayAnswer, self._asked))
+                _decode(parts[0], ReplayAnswer, self._asked)
+                # Another start of the service has given nothing: what was missing is lost.
+                self._ready += self._orders[self._asked].answered()
+                self._asked = None
                 return True
             received = self._given_again(parts, self._asked)
             given = self._orders[self._asked].again(received.seq, received)
@@ -199,12 +202,6 @@ class Session:
         if received.service != self._service:
             raise WireError("a message of another start of the service")
         return received
-
-    def _end_answer(self, answer: ReplayAnswer) -> None:
-        order = self._orders[answer.source]
-        same = answer.service == self._service
-        self._ready += order.answered() if same else order.give_up()
-        self._asked = None
 
     # What comes
 
