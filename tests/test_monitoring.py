@@ -200,6 +200,7 @@ def test_every_panel_shows_something_of_a_service_that_runs(prometheus) -> None:
     metrics.dropped.labels("gate", "too_old")
     metrics.failed.labels("gate", "corrupt")
     metrics.messages_dropped.labels("masks")
+    metrics.refused.labels("key")
     for source in ("gate", "yard"):
         metrics.pictures.labels(source)
         metrics.pictures_dropped.labels(source)
