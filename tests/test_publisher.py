@@ -636,7 +636,15 @@ def test_an_audience_keeps_a_bounded_number_of_prefixes_and_then_wants_everythin
     assert audience.results_joined == 1
 
 
-@pytest.mark.parametrize("message", [b"", b"\x02masks/", b"masks/", b"\x01" + b"x" * 100])
+def test_a_prefix_longer_than_any_topic_is_kept_but_asks_for_nothing() -> None:
+    audience = Audience()
+    audience.hear(b"\x01masks/" + b"x" * 100)
+    assert audience.anybody
+    assert audience.results_joined == 0
+    assert not audience.wants(b"masks/x/")
+
+
+@pytest.mark.parametrize("message", [b"", b"\x02masks/", b"masks/"])
 def test_what_is_no_subscription_is_ignored(message) -> None:
     audience = Audience()
     assert audience.hear(message) is None

@@ -1,7 +1,7 @@
 """The publisher's sockets: opened, bound, and guarded by keys and limits.
 
 ``masks`` and ``frames`` publish, ``replay`` answers. All belong to one thread, the publisher's; it
-calls ``look_after`` whenever one of ``watched`` can be read from, and several times a second.
+calls ``look_after`` whenever there are ``questions``, and several times a second.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import errno
 import resource
 import socket
 import stat
-import time
+from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import zmq
 
@@ -21,27 +21,22 @@ from streamseg.errors import BindError, ConfigError, StreamsegError, UsageError
 from streamseg.keys import KeyFolder
 from streamseg.metrics import Metrics
 from streamseg.sinks import replay
-from streamseg.sinks.gate import HANDSHAKE_MS, MAX_HALF_OPEN, Gate, Refusals
+from streamseg.sinks.gate import HANDSHAKE_MS, MAX_HALF_OPEN, Gate, Gatekeeper, Name, Refusals
 from streamseg.sinks.zap import Admission
 from streamseg.wire import Address
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
-Name: TypeAlias = Literal["masks", "frames", "replay"]
 
 MASKS_QUEUED = 256
 FRAMES_QUEUED = 16
 """Messages queued for one subscriber; what comes when its queue is full is lost to it."""
-INCOMING_QUEUED = 64
-INCOMING_BUFFER = 16 * 1024
-"""Subscriptions and bytes: small, so that one who never stops sending can't keep the network thread
-busy, nor send much before he is cut off."""
+INCOMING_BUFFER = 1 * 1024
+"""Bytes: small, so that one who never stops sending can't send much before he is cut off."""
 MAX_INCOMING = 512
 """Bytes of a message from a subscriber: a topic, or a step of the handshake (CURVE needs 276)."""
-HEARTBEAT_MS = 5000
+KEEPALIVE_S = 5
 SILENT_AFTER_MS = 15_000
-"""A subscriber that answers no heartbeat for so long is dropped, and its queue with it."""
-CHECK_EVERY = 0.1
-"""Seconds between two looks at how much the connections have sent."""
+"""A subscriber whose system has taken nothing for so long is dropped, and its queue with it."""
 OTHER_FILES = 256
 """Files and connections that a service has open beside its subscribers'."""
 
@@ -72,12 +67,11 @@ class Endpoints:
     def __init__(self, context: Context, config: PublishConfig, metrics: Metrics) -> None:
         wanted = _addresses(config)
         _make_room(len(wanted) * (config.max_connections + MAX_HALF_OPEN) + OTHER_FILES)
-        self._metrics = metrics
         self._refusals = Refusals(metrics)
         self._sockets: dict[Name, zmq.Socket[bytes]] = {}
         self._gates: dict[Name, Gate] = {}
         self._admission: Admission | None = None
-        self._check_due = time.monotonic()
+        self._keeper: Gatekeeper | None = None
         self.addresses: dict[str, str] = {}
         keys = KeyFolder(Path(config.keys)) if config.keys else None
         try:
@@ -87,6 +81,7 @@ class Endpoints:
                 self._open(context, name, config.max_connections, keys)
                 self.addresses[name] = _bind(self._sockets[name], address, _OPTIONS[name])
                 self._gates[name].bound(self.addresses[name])
+            self._keeper = Gatekeeper(self._gates, metrics)
         except StreamsegError:
             self.close(linger=0)
             raise
@@ -94,27 +89,25 @@ class Endpoints:
         self.replay = self._sockets.get("replay")
 
     @property
-    def watched(self) -> list[zmq.Socket[bytes]]:
-        """What can be read from when there is something to look after."""
-        monitors = [gate.monitor for gate in self._gates.values()]
-        return monitors if self._admission is None else [*monitors, self._admission.socket]
+    def questions(self) -> list[zmq.Socket[bytes]]:
+        """What can be read from when somebody waits to be let in."""
+        return [] if self._admission is None else [self._admission.socket]
 
-    def look_after(self) -> None:
-        """Let in who may come in, and cut off who may not stay; never waits."""
+    def look_after(self, crowded: Collection[zmq.Socket[bytes]]) -> None:
+        """Let in who may come in, and have those cut off who may not stay; never waits.
+
+        Args:
+            crowded: sockets whose subscribers have asked for more than can be kept.
+        """
+        if self._keeper is not None and self._keeper.failure is not None:
+            raise self._keeper.failure
         if self._admission is not None:
             if self._admission.somebody_was_revoked():
                 for gate in self._gates.values():
-                    gate.cut_all()
+                    gate.let_all_go()
             self._admission.answer()
-        for gate in self._gates.values():
-            gate.hear()
-        if time.monotonic() >= self._check_due:
-            self._check_due = time.monotonic() + CHECK_EVERY
-            for gate in self._gates.values():
-                gate.check()
-        self._metrics.subscribers.set(
-            self._gates["masks"].established + self._gates["frames"].established
-        )
+        for name, gate in self._gates.items():
+            gate.crowded = self._sockets[name] in crowded
 
     def close(self, linger: int) -> None:
         """Close the sockets.
@@ -122,6 +115,8 @@ class Endpoints:
         Args:
             linger: milliseconds that what is queued gets to leave.
         """
+        if self._keeper is not None:
+            self._keeper.close()
         for gate in self._gates.values():
             gate.close()
         for sock in self._sockets.values():
@@ -138,12 +133,10 @@ class Endpoints:
         else:
             sock.setsockopt(zmq.XPUB_VERBOSE, 1)  # every join, and the last leave: see Audience
             sock.sndhwm = MASKS_QUEUED if name == "masks" else FRAMES_QUEUED
-            sock.rcvhwm = INCOMING_QUEUED
             sock.setsockopt(zmq.MAXMSGSIZE, MAX_INCOMING)
         sock.setsockopt(zmq.RCVBUF, INCOMING_BUFFER)
-        sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_AFTER_MS)
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        _survive_the_lost(sock)
         if keys is not None:
             sock.setsockopt(zmq.CURVE_SERVER, 1)
             sock.setsockopt_string(zmq.CURVE_SECRETKEY, keys.pair.secret)
@@ -153,6 +146,22 @@ class Endpoints:
 
     def _is_full(self, name: str) -> bool:
         return any(gate.is_full for known, gate in self._gates.items() if known == name)
+
+
+def _survive_the_lost(sock: zmq.Socket[bytes]) -> None:
+    """Notice who is gone without a word, by TCP's means and not by ZMTP's heartbeats.
+
+    libzmq 4.3.5 aborts the process (``Assertion failed: !_io_error``) when it has stopped reading
+    from a connection because the queue behind it is full, that connection is reset, and then a
+    heartbeat falls due, or a peer's has been read: any stranger could bring that about. So there
+    are no heartbeats, and the queue is never full: ``Gate`` bounds what may be in it.
+    """
+    sock.rcvhwm = 0
+    sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, SILENT_AFTER_MS // 1000 // KEEPALIVE_S - 1)
+    sock.setsockopt(zmq.TCP_MAXRT, SILENT_AFTER_MS)
 
 
 def _addresses(config: PublishConfig) -> dict[Name, Address]:

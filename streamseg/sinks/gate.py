@@ -6,6 +6,9 @@ publisher grow by 220 MB, and an endless message made it grow twice as fast as i
 can be refused through libzmq, so the connections themselves are watched: it says which file
 descriptors it has accepted, and a descriptor can be shut down.
 
+This is done in a thread of its own: the network thread may have its hands full with what a flood
+has brought, and a flood must be cut off within milliseconds.
+
 Linux' TCP counts what a connection has received; elsewhere nothing does, and who can reach an ipc
 socket is a matter of file permissions. The number of connections is limited everywhere.
 """
@@ -18,7 +21,10 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -28,21 +34,37 @@ from streamseg.wire import Address
 
 log = logging.getLogger(__name__)
 
+Name: TypeAlias = Literal["masks", "frames", "replay"]
+"""Of a socket."""
+
 MAY_SEND_AT_ONCE = 256 * 1024
 MAY_SEND_A_SECOND = 1024
 """Bytes: subscriptions to 1,500 sources at once, and then heartbeats with much to spare."""
+MAY_ALL_SEND = 256 * 1024
+MAY_SEND_IN_A_CROWD = 4 * 1024
+"""Bytes that all connections of a socket may have sent beside their heartbeats, and what each may
+once that is exceeded: some 60 subscriptions."""
 MAX_HALF_OPEN = 64
 """Connections of a socket whose handshake isn't over; a good one takes some milliseconds."""
 HANDSHAKE_MS = 5000
 """What a handshake may take."""
 SHORTEST_HANDSHAKE = 80
 """Bytes that a peer has sent at the least when its handshake is over; 91 without keys."""
+SHUT_FOR = 1.0
+"""Seconds that nobody more is let in after somebody was cut off for flooding: he would be back at
+once, and those who are there shall be served."""
+LOOK_EVERY = 0.01
+LOOK_EVERY_FOR_EACH = 0.0002
+"""Seconds between two looks at what has been received, and at least so many for each connection: a
+look at one takes some 10 microseconds."""
+POLL_EVERY = 0.05
+"""Seconds, while nobody is there."""
 LOG_EVERY = 1.0
 """Seconds between two lines about the same, however many strangers come."""
 
 _SETTLED_AFTER = HANDSHAKE_MS / 1000 + 1
 """Seconds after which a connection that is still there has had its handshake."""
-_EVENTS_AT_ONCE = 500
+_EVENTS_AT_ONCE = 100
 _TCP_BYTES_RECEIVED = 128
 """Where ``tcpi_bytes_received``, a u64, is in Linux' ``struct tcp_info`` (linux/tcp.h)."""
 _FAILED = (
@@ -84,7 +106,9 @@ class Gate:
         refusals: where those that are cut are counted.
 
     Attributes:
-        monitor: can be read from when there is something for ``hear``.
+        monitor: can be read from when there is something for ``look``.
+        established: connections after their handshake.
+        crowded: to be set while there are more subscriptions than can be kept.
     """
 
     def __init__(self, name: str, sock: zmq.Socket[bytes], most: int, refusals: Refusals) -> None:
@@ -96,6 +120,10 @@ class Gate:
         self._since: dict[int, float] = {}
         self._cut_off: set[int] = set()
         self._admitted = self._failed = 0
+        self._shut_until = self._loudness_due = 0.0
+        self._all_must_go = threading.Event()
+        self.established = 0
+        self.crowded = False
         self.monitor = _monitor(sock, name)
 
     def bound(self, endpoint: str) -> None:
@@ -103,50 +131,72 @@ class Gate:
         self._address = Address.parse(endpoint)
 
     @property
-    def established(self) -> int:
-        """Connections after their handshake."""
-        settled = time.monotonic() - _SETTLED_AFTER
-        old = sum(since < settled for since in self._since.values())
-        return max(old, min(self._admitted, len(self._since)))
+    def is_watching(self) -> bool:
+        """Whether there is anybody who could say too much."""
+        return bool(self._since)
 
     @property
     def is_full(self) -> bool:
         """Whether there is no room for one more."""
         return self.established >= self._most
 
-    def hear(self) -> None:
-        """Take in who has come and gone, a bounded number, and cut those that are too many."""
+    def let_all_go(self) -> None:
+        """Have every connection cut, also those that are accepted this moment; from any thread."""
+        self._all_must_go.set()
+
+    def look(self) -> None:
+        """Take in who has come and gone, and cut who may not stay; never waits."""
+        if self._all_must_go.is_set():
+            self._all_must_go.clear()
+            self._cut_all()
         self._take_events()
-        established = self.established
-        half_open = len(self._since) - established
+        self.established = self._count_established()
+        self._cut_too_many()
+        self._cut_too_loud()
+
+    def close(self) -> None:
+        """Let go of the socket, before it is closed."""
+        self._sock.disable_monitor()
+        self.monitor.close(linger=0)
+
+    def _cut_all(self) -> None:
+        while self.monitor.poll(0):
+            self._take_events()
+        for fd in self._staying():
+            self._cut(fd)
+
+    def _cut_too_many(self) -> None:
+        half_open = len(self._since) - self.established
         leaving = len(self._cut_off)  # of either kind; what is still too many then is cut later
-        for _ in range(established - self._most - leaving):
+        for _ in range(self.established - self._most - leaving):
             self._cut(self._newest())
             self._refusals.add("full", f"{self._name}: more than {self._most} connections")
         for _ in range(half_open - MAX_HALF_OPEN - leaving):
             self._cut(self._oldest_half_open() or self._newest())
             self._refusals.add("half_open", f"{self._name}: many connections without a handshake")
 
-    def check(self) -> None:
-        """Cut who is too loud; to be called several times a second."""
+    def _cut_too_loud(self) -> None:
         now = time.monotonic()
-        for fd in self._staying():
-            received = self._received(fd)
-            if received > MAY_SEND_AT_ONCE + (now - self._since[fd]) * MAY_SEND_A_SECOND:
+        if now < self._loudness_due:
+            return
+        self._loudness_due = now + max(LOOK_EVERY, LOOK_EVERY_FOR_EACH * len(self._since))
+        said = {
+            fd: self._received(fd) - (now - self._since[fd]) * MAY_SEND_A_SECOND
+            for fd in self._staying()
+        }
+        everything = sum(amount for amount in said.values() if amount > 0)
+        many = self.crowded or everything > MAY_ALL_SEND
+        at_once = MAY_SEND_IN_A_CROWD if many else MAY_SEND_AT_ONCE
+        for fd, amount in said.items():
+            if amount > at_once:
                 self._cut(fd)
-                self._refusals.add("loud", f"{self._name}: cut off who had sent {received} bytes")
+                self._shut_until = now + SHUT_FOR
+                self._refusals.add("loud", f"{self._name}: cut off who had said too much")
 
-    def cut_all(self) -> None:
-        """Cut every connection, also those that have been accepted this moment."""
-        while self.monitor.poll(0):
-            self._take_events()
-        for fd in self._staying():
-            self._cut(fd)
-
-    def close(self) -> None:
-        """Let go of the socket, before it is closed."""
-        self._sock.disable_monitor()
-        self.monitor.close(linger=0)
+    def _count_established(self) -> int:
+        settled = time.monotonic() - _SETTLED_AFTER
+        old = sum(since < settled for since in self._since.values())
+        return max(old, min(self._admitted, len(self._since)))
 
     def _take_events(self) -> None:
         for _ in range(_EVENTS_AT_ONCE):
@@ -162,9 +212,12 @@ class Gate:
         no end yet.
         """
         if event == zmq.Event.ACCEPTED:
+            now = time.monotonic()
             self._since.pop(value, None)
-            self._since[value] = time.monotonic()
+            self._since[value] = now
             self._cut_off.discard(value)
+            if now < self._shut_until:
+                self._cut(value)
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self._admitted += 1
         elif event & _FAILED:
@@ -240,6 +293,46 @@ class Gate:
             return None
         path = self._address.host
         return f"\0{path[1:]}" if path.startswith("@") else path
+
+
+class Gatekeeper:
+    """The thread that looks after the gates.
+
+    Args:
+        gates: by name.
+        metrics: counts the subscribers: the connections to ``masks`` and ``frames``.
+
+    Attributes:
+        failure: what has ended it, if it wasn't ``close``.
+    """
+
+    def __init__(self, gates: Mapping[Name, Gate], metrics: Metrics) -> None:
+        self.failure: BaseException | None = None
+        self._gates = gates
+        self._metrics = metrics
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gatekeeper", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it; takes ``POLL_EVERY`` at most."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for gate in self._gates.values():
+            poller.register(gate.monitor, zmq.POLLIN)
+        try:
+            while not self._closing.is_set():
+                busy = any(gate.is_watching for gate in self._gates.values())
+                poller.poll(int((LOOK_EVERY if busy else POLL_EVERY) * 1000))
+                for gate in self._gates.values():
+                    gate.look()
+                masks, frames = self._gates["masks"], self._gates["frames"]
+                self._metrics.subscribers.set(masks.established + frames.established)
+        except Exception as error:  # noqa: BLE001 - the network thread raises it
+            self.failure = error
 
 
 def _monitor(sock: zmq.Socket[bytes], name: str) -> zmq.Socket[bytes]:

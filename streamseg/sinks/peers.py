@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from streamseg import wire
 
-MAX_PREFIXES = 100_000
-"""Different prefixes kept for a socket; beyond that, everything counts as wanted for a while."""
+MAX_PREFIXES = 10_000
+"""Different prefixes kept for a socket: 5,000 sources, each by its name. Beyond that, everything
+counts as wanted for a while, and who has asked for much is cut off: see ``Gate.check``."""
 
 
 class Audience:
@@ -25,6 +26,11 @@ class Audience:
         self._overflowed = False
 
     @property
+    def is_crowded(self) -> bool:
+        """Whether there are more prefixes than are kept."""
+        return len(self._joins) >= MAX_PREFIXES
+
+    @property
     def anybody(self) -> bool:
         """Whether there is a subscription at all."""
         return bool(self._joins) or self._overflowed
@@ -32,14 +38,14 @@ class Audience:
     def hear(self, message: bytes) -> bytes | None:
         """Take a message of the socket; the prefix, if somebody has joined."""
         prefix = message[1:]
-        if message[:1] not in (b"\x00", b"\x01") or len(prefix) > wire.MAX_TOPIC_BYTES:
-            return None  # not a subscription, or longer than any topic
+        if message[:1] not in (b"\x00", b"\x01"):
+            return None
         if message[:1] == b"\x00":
             left = self._joins.pop(prefix, 0)
             self.results_joined -= left * _may_match_results(prefix)
             self._overflowed = self._overflowed and bool(self._joins)
             return None
-        if prefix not in self._joins and len(self._joins) >= MAX_PREFIXES:
+        if prefix not in self._joins and self.is_crowded:
             self._overflowed = True
             return prefix
         self._joins[prefix] = self._joins.get(prefix, 0) + 1
@@ -53,7 +59,7 @@ class Audience:
 
 
 def _may_match_results(prefix: bytes) -> bool:
-    return any(
+    return len(prefix) <= wire.MAX_TOPIC_BYTES and any(
         prefix.startswith(kind) or kind.startswith(prefix)
         for kind in (b"masks/", b"frames/", b"video/")
     )

@@ -103,7 +103,7 @@ class Publisher:
         self._replayed_for = config.replay
         self._wanted_at: dict[bytes, float] = {}
         self._poller = zmq.Poller()
-        for sock in (self._waker.ear, self._masks, self._frames, *self._sockets.watched):
+        for sock in (self._waker.ear, self._masks, self._frames, *self._sockets.questions):
             self._poller.register(sock, zmq.POLLIN)
         if self._sockets.replay is not None:
             self._poller.register(self._sockets.replay, zmq.POLLIN)
@@ -197,7 +197,8 @@ class Publisher:
                 self._hear(sock, audience)
         if self._sockets.replay is not None and self._sockets.replay in ready:
             self._replay.answer(self._sockets.replay)
-        self._sockets.look_after()
+        crowded = [sock for sock, audience in self._audience.items() if audience.is_crowded]
+        self._sockets.look_after(crowded)
 
     def _hear(self, sock: zmq.Socket[bytes], audience: Audience) -> None:
         with contextlib.suppress(zmq.Again):
