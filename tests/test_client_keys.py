@@ -218,6 +218,7 @@ def test_one_key_without_the_other_is_refused_by_its_name(server, own, tmp_path)
         streamseg.connect(at, server_key=server.public, key_file=tmp_path / "server" / "server.pub")
 
 
+@pytest.mark.slow
 def test_a_viewer_refused_from_the_beginning_ends_and_one_refused_later_waits(
     server, own, monkeypatch
 ) -> None:

@@ -155,7 +155,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 3), st.lists(steps, max_size=80))
 def test_each_is_given_once_in_order_and_what_is_not_is_counted(first, script) -> None:
     world = World(first)

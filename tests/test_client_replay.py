@@ -176,7 +176,8 @@ def test_another_start_that_answers_has_nothing_of_what_is_missing() -> None:
         assert (sub.gaps, sub.rejected) == ({"gate": 1}, 0)
 
 
-def test_a_slow_reader_is_not_taken_for_a_replay_that_does_not_answer() -> None:
+def test_a_slow_reader_is_not_taken_for_a_replay_that_does_not_answer(monkeypatch) -> None:
+    monkeypatch.setattr(replay, "ANSWER_WITHIN", 0.2)
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.publish(*range(1, 50), lost=True)
         publisher.publish(50)
@@ -234,6 +235,7 @@ def test_what_is_no_part_of_the_answer_is_counted_and_skipped(parts) -> None:
     assert [known.take().seq for _ in range(2)] == [1, 2]
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.binary(max_size=100), min_size=1, max_size=3))
 def test_no_bytes_crash_what_reads_the_answer(parts) -> None:
     known = missing_one()

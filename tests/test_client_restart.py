@@ -20,7 +20,7 @@ import streamseg
 from streamseg.errors import ReceiveTimeout
 from streamseg.watch import Watch
 
-STARTS = 3
+STARTS = 2
 
 
 class Reader:
