@@ -3,12 +3,15 @@ transport streams that are always in the middle of something."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
+import hashlib
 import http.server
 import io
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +27,7 @@ import pytest
 from PIL import Image as Pillow
 
 SERVER = Path(__file__).parent / "rtsp_server.py"
+NONCE = "0123456789abcdef"
 SYSTEM_PYTHON = "/usr/bin/python3"
 """GStreamer's bindings are Debian's, and so is the Python that they are for."""
 
@@ -107,6 +111,10 @@ def jpeg(grey: int = 128, size: tuple[int, int] = (64, 48)) -> bytes:
     return into.getvalue()
 
 
+def md5(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
 @functools.cache
 def recorded_ts(seconds: int = 60, fps: int = 10, gop: int = 20) -> tuple[bytes, ...]:
     """A moving square as H.264 in a transport stream, cut into what belongs to each frame."""
@@ -137,7 +145,11 @@ class _Mjpeg(http.server.BaseHTTPRequestHandler):
         server = self.server
         assert isinstance(server, HttpCamera)
         server.asked.append(self.path)
-        if self.path in server.pages:
+        if server.login is not None and not self._may(server.login):
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", f'{server.scheme} realm="cam", nonce="{NONCE}"')
+            self.end_headers()
+        elif self.path in server.pages:
             kind, body = server.pages[self.path]
             self.send_response(200)
             self.send_header("Content-Type", kind)
@@ -153,6 +165,16 @@ class _Mjpeg(http.server.BaseHTTPRequestHandler):
             self._transport(server)
         else:
             self.send_error(404)
+
+    def _may(self, login: tuple[str, str]) -> bool:
+        """Whether the request is of that user with that password, by either scheme."""
+        scheme, _, rest = self.headers.get("Authorization", "").partition(" ")
+        self.server.credentials.append(scheme)
+        if scheme == "Basic":
+            return base64.b64decode(rest).decode() == ":".join(login)
+        said = dict(re.findall(r'(\w+)="?([^",]*)', rest))
+        known = md5(f"{login[0]}:cam:{login[1]}"), NONCE, md5(f"GET:{self.path}")
+        return said.get("response") == md5(":".join(known))
 
     def _stream(self, server: HttpCamera) -> None:
         self.send_response(200)
@@ -189,6 +211,9 @@ class HttpCamera(http.server.ThreadingHTTPServer):
     (type, body).
 
     Attributes:
+        login: who may ask, user and password; None is everybody.
+        scheme: how they are asked for, ``Basic`` or ``Digest``.
+        credentials: the scheme of each request, or nothing.
         begins_at: the frame that ``/ts`` begins with.
         cuts: what streams by ``/ts`` ends when this changes.
     """
@@ -201,6 +226,9 @@ class HttpCamera(http.server.ThreadingHTTPServer):
         self.fps = fps
         self.silent = threading.Event()
         self.begins_at = self.cuts = 0
+        self.login: tuple[str, str] | None = None
+        self.scheme = "Basic"
+        self.credentials: list[str] = []
         self.asked: list[str] = []
         self.pages: dict[str, tuple[str, bytes]] = {}
         self.leads_to = ""

@@ -14,7 +14,8 @@ import gi
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402 - versions come first
+gi.require_version("GstRtsp", "1.0")
+from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402 - versions come first
 
 PATH = "/cam"
 USER = "user"
@@ -30,11 +31,14 @@ def factory(options: argparse.Namespace) -> GstRtspServer.RTSPMediaFactory:
     """A ball that moves about, encoded for little delay; one slice a frame, for the payloader puts
     a header before each, and that makes them frames of their own."""
     made = GstRtspServer.RTSPMediaFactory()
+    encoded = {
+        "h264": f"x264enc tune=zerolatency speed-preset=ultrafast threads=1 "
+        f"key-int-max={options.gop} ! rtph264pay name=pay0 pt=96 config-interval=-1",
+        "mjpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26",
+    }
     made.set_launch(
         f"( videotestsrc is-live=true pattern=ball num-buffers={options.frames} ! "
-        f"capsfilter name=size caps={raw(options.size, options.fps)} ! "
-        f"x264enc tune=zerolatency speed-preset=ultrafast threads=1 key-int-max={options.gop} ! "
-        "rtph264pay name=pay0 pt=96 config-interval=-1 )"
+        f"capsfilter name=size caps={raw(options.size, options.fps)} ! {encoded[options.codec]} )"
     )
     made.set_shared(True)
     if options.password:
@@ -45,12 +49,16 @@ def factory(options: argparse.Namespace) -> GstRtspServer.RTSPMediaFactory:
     return made
 
 
-def login(password: str) -> GstRtspServer.RTSPAuth:
+def login(password: str, *, digest: bool) -> GstRtspServer.RTSPAuth:
     """Only ``USER`` with this password may watch."""
     token = GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", USER)
     auth = GstRtspServer.RTSPAuth()
-    auth.add_basic(GstRtspServer.RTSPAuth.make_basic(USER, password), token)
+    if digest:
+        auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
+        auth.add_digest(USER, password, token)
+    else:
+        auth.add_basic(GstRtspServer.RTSPAuth.make_basic(USER, password), token)
     return auth
 
 
@@ -63,7 +71,7 @@ class Camera:
         self._server.set_address("127.0.0.1")
         self._server.set_service(options.port)
         if options.password:
-            self._server.set_auth(login(options.password))
+            self._server.set_auth(login(options.password, digest=options.digest))
         self._mounts = self._server.get_mount_points()
         self._filters: list[Gst.Element] = []
         self.back()
@@ -113,7 +121,9 @@ def main() -> None:
     parser.add_argument("--fps", type=int, default=25)
     parser.add_argument("--gop", type=int, default=25)
     parser.add_argument("--frames", type=int, default=-1)
+    parser.add_argument("--codec", choices=("h264", "mjpeg"), default="h264")
     parser.add_argument("--password")
+    parser.add_argument("--digest", action="store_true")
     options = parser.parse_args()
 
     Gst.init(None)

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException, HTTPMessage, HTTPResponse
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from streamseg.errors import NoAnswerError, SourceError, redact
@@ -54,8 +54,8 @@ class Http:
         if login is not None:
             passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
             passwords.add_password(None, _root_of(url), *login)
-            self._opener.add_handler(urllib.request.HTTPDigestAuthHandler(passwords))
-            self._opener.add_handler(urllib.request.HTTPBasicAuthHandler(passwords))
+            self._opener.add_handler(_Digest(passwords))
+            self._opener.add_handler(_Basic(passwords))
 
     def begin(self, url: str) -> str:
         """Ask for the source's own address, before FFmpeg does; the type of what comes.
@@ -86,8 +86,8 @@ class Http:
         try:
             response = self._opener.open(request, timeout=self._timeout)
         except urllib.error.HTTPError as error:
-            with error:
-                why = _REFUSED.get(error.code, f"it answers {error.code} {error.reason}")
+            error.close()
+            why = _REFUSED.get(error.code, f"it answers {error.code} {error.reason}")
             raise SourceError(f"{redact(url)}: {why}") from None
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
@@ -157,6 +157,26 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             fp.close()
             raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Basic(urllib.request.HTTPBasicAuthHandler):
+    """Asks again with a password; urllib's own leaves the first answer open."""
+
+    def http_error_401(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
+    ) -> Any:
+        fp.close()
+        return super().http_error_401(req, fp, code, msg, headers)
+
+
+class _Digest(urllib.request.HTTPDigestAuthHandler):
+    """As ``_Basic``."""
+
+    def http_error_401(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
+    ) -> Any:
+        fp.close()
+        return super().http_error_401(req, fp, code, msg, headers)
 
 
 def check_allowed(url: str, hosts: set[str]) -> None:
