@@ -51,6 +51,8 @@ def test_the_last_result_is_given_before_the_end() -> None:
     with service() as running:
         with streamseg.connect(running.masks_at, ["gate"], newest=True, timeout=5) as sub:
             running.wait_joined()
+            running.publisher.set_state("gate", "live", "", 0)
+            eventually(lambda: b'"live"' in waiting(sub, b"status/gate/"))
             running.put_and_wait(*[result(i) for i in range(5)])
             running.publisher.set_state("gate", "ended", "", 0)
             eventually(lambda: b'"ended"' in waiting(sub, b"status/gate/"))

@@ -161,6 +161,28 @@ def test_a_restart_while_something_is_missing_ends_the_waiting() -> None:
         assert (sub.gaps, sub.rejected) == ({"gate": 1}, 0)
 
 
+def test_after_a_restart_the_new_place_is_asked_at_once() -> None:
+    with (
+        forgetful(mute=True) as publisher,
+        forgetful(started="two") as other,
+        subscribed(publisher) as sub,
+    ):
+        publisher.publish(2)
+        with pytest.raises(ReceiveTimeout):
+            sub.receive(timeout=0.1)  # it has asked
+        other.publish(0, 1, 2)
+        publisher.started = "two"
+        publisher.publish(0)
+        publisher.say(endpoints={"replay": other.replay_at})
+        publisher.publish(2)
+        time.sleep(0.1)
+        began = time.monotonic()
+        received = [sub.receive() for _ in range(4)]
+        assert time.monotonic() - began < replay.ANSWER_WITHIN - 0.2
+        assert [(r.service, r.seq) for r in received[1:]] == [("two", 0), ("two", 1), ("two", 2)]
+        assert sub.gaps == {"gate": 1}
+
+
 def test_another_start_that_answers_has_nothing_of_what_is_missing() -> None:
     with (
         forgetful(started="one") as publisher,
