@@ -6,9 +6,8 @@ service itself), each in two parts ``[topic, JSON]``. At the frames address: ``f
 is that frame's complete masks message; statuses are repeated there, so that a subscriber to
 pictures needs no other socket to learn that a source has ended.
 
-A third, a ROUTER, gives masks messages again that somebody has missed: one part of JSON asks (a
-``ReplayRequest``), and the messages come in two parts as they were published, followed by one part
-of JSON (a ``ReplayAnswer``).
+A third, a ROUTER, gives masks messages again, as they were published, to who asks for what he has
+missed: one part of JSON (a ``ReplayRequest``), answered by them and a ``ReplayAnswer``.
 
 ``docs/protocol.md`` is generated from the classes below.
 """
@@ -295,8 +294,7 @@ class ReplayAnswer(Message, frozen=True, kw_only=True):
 
     Attributes:
         v: the protocol's version, 1.
-        service: the start that answers: if it isn't the one asked for, nothing was given, and what
-            was missed of that one is lost.
+        service: the start that answers; if it isn't the one asked for, what was missed is lost.
         source: the source's name.
         complete: false if there is more: ask again, since ``last``.
         first: the number of the first message given; null if none was.
