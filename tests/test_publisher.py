@@ -556,7 +556,7 @@ def hostile_bytes():
     yield GREETING.replace(b"NULL\0", b"CURVE") + bytes(1000)
 
 
-@pytest.mark.parametrize("kind", ["masks", "frames"])
+@pytest.mark.parametrize("kind", ["masks", "frames", "replay"])
 def test_hostile_bytes_leave_the_service_serving(kind) -> None:
     with (
         service() as running,

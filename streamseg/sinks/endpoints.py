@@ -30,7 +30,7 @@ Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 MASKS_QUEUED = 256
 FRAMES_QUEUED = 16
 """Messages queued for one subscriber; what comes when its queue is full is lost to it."""
-INCOMING_BUFFER = 1 * 1024
+INCOMING_BUFFER = 1024
 """Bytes: small, so that one who never stops sending can't send much before he is cut off."""
 MAX_INCOMING = 512
 """Bytes of a message from a subscriber: a topic, or a step of the handshake (CURVE needs 276)."""

@@ -209,7 +209,8 @@ class Gate:
         """Note one event. Of a handshake's, none says whose it is, so they are only counted.
 
         A connection that ends has been admitted before, unless there was a failure that has had
-        no end yet.
+        no end yet. Some strangers' end without one, so the count may be too low; those that are
+        older than a handshake can be are counted by themselves.
         """
         if event == zmq.Event.ACCEPTED:
             now = time.monotonic()
@@ -228,7 +229,7 @@ class Gate:
             if self._failed:
                 self._failed -= 1
             else:
-                self._admitted -= 1
+                self._admitted = max(0, self._admitted - 1)
             if not self._since:
                 self._admitted = self._failed = 0
 
