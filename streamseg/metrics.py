@@ -145,10 +145,11 @@ class Metrics:
         """A result was published so many seconds after its frame was captured."""
         self.age_seconds.labels(source).observe(seconds)
         with self._lock:
-            if source not in self._ages:
-                self._ages[source] = RecentAges()
-                self.age_p99.labels(source).set_function(self._ages[source].p99)
-        self._ages[source].add(seconds)
+            ages = self._ages.get(source)
+            if ages is None:
+                ages = self._ages[source] = RecentAges()
+                self.age_p99.labels(source).set_function(ages.p99)
+        ages.add(seconds)  # even if somebody forgets the source this moment
 
     def age_p99_of(self, source: str) -> float:
         """See :meth:`RecentAges.p99`; 0 for a source without results."""
@@ -192,14 +193,21 @@ class RecentAges:
         self._lock = threading.Lock()
         self._ages: deque[tuple[float, float]] = deque(maxlen=_MOST_RECENT)
 
+    def __len__(self) -> int:
+        """Ages that are kept."""
+        return len(self._ages)
+
     def add(self, seconds: float) -> None:
         """A result of this age was published now."""
+        now = self._clock()
         with self._lock:
-            self._ages.append((self._clock(), seconds))
+            self._ages.append((now, seconds))
+            while self._ages[0][0] < now - RECENT:
+                self._ages.popleft()
 
     def p99(self) -> float:
         """Seconds that 1 in 100 of the latest results exceeded; 0 if there are none."""
-        since = self._clock() - RECENT
+        since = self._clock() - RECENT  # what was added last may be older, if nothing came since
         with self._lock:
             ages = sorted(age for when, age in self._ages if when >= since)
         return ages[math.ceil(0.99 * len(ages)) - 1] if ages else 0.0

@@ -47,3 +47,4 @@ def test_the_p99_is_of_the_latest_results_alone() -> None:
     for hundredths in range(1, 101):
         ages.add(hundredths / 100)
     assert ages.p99() == 0.99
+    assert len(ages) == 100, "what isn't looked at any more isn't kept either"

@@ -236,9 +236,9 @@ class Publisher:
             self._masks.send_multipart([topic, message])
             if self._replayed_for:
                 self._replay.keep(topic, seq, message)
-        account.publish()
         age = time.monotonic() - result.frame.monotonic
         self._metrics.observe_age(result.source, age)
+        account.publish()  # last: from now on the source may be over, and forgotten
 
     def _has_readers(self, topic: bytes) -> bool:
         """Whether somebody subscribes, or did a moment ago and may ask for it when he is back."""
