@@ -218,6 +218,16 @@ def test_after_a_flood_the_gate_is_shut_for_a_while_and_opens_again(folder, monk
             eventually(served_again)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists its open files there")
+def test_a_descriptor_that_has_become_a_file_meanwhile_is_not_kept_open(folder, tmp_path) -> None:
+    with served(folder, with_keys=False) as (running, _), (tmp_path / "file").open("wb") as file:
+        watched = running.publisher._sockets._gates["masks"]
+        before = open_files()
+        for _ in range(50):
+            assert watched._received(file.fileno()) == 0
+        assert open_files() - before < 25, "each look opened it anew"
+
+
 def test_a_handshake_that_is_not_finished_in_time_ends(folder, monkeypatch) -> None:
     monkeypatch.setattr(endpoints, "HANDSHAKE_MS", 300)
     with (

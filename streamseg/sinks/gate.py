@@ -275,8 +275,13 @@ class Gate:
         libzmq may have closed it this moment, and then its number may stand for anything.
         """
         try:
-            connection = socket.socket(fileno=os.dup(fd))
+            copy = os.dup(fd)
         except OSError:
+            return None
+        try:
+            connection = socket.socket(fileno=copy)
+        except OSError:
+            os.close(copy)
             return None
         name = connection.getsockname()
         if isinstance(name, tuple):
