@@ -69,8 +69,8 @@ class Operation:
             self._service.start()
             if self._control is not None:
                 self._control.start()
-            notify.ready()
             with self._reloaded_by_signal():
+                notify.ready()  # from now on it may be told to read its config again
                 return self._service.wait()
         finally:
             self._over.set()

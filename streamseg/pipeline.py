@@ -39,7 +39,8 @@ class Pipeline:
         self._first_failure: StageError | None = None
         self._aborted = threading.Event()
         self._aborted_at = math.inf
-        self._lock = threading.Lock()
+        # A signal's handler may call ``abort`` in the thread that is in ``wait``, at any point.
+        self._lock = threading.RLock()
 
     def spawn(
         self,

@@ -179,6 +179,20 @@ def test_a_thread_that_never_ends_is_named_and_left_behind(
     gate.set()
 
 
+def test_a_signal_may_abort_at_any_point_of_a_wait() -> None:
+    pipeline = Pipeline()
+
+    def interrupted() -> None:
+        with pipeline._lock:  # a signal's handler runs in the thread that waits, in the midst of it
+            pipeline.abort()
+
+    waiting = threading.Thread(target=interrupted, daemon=True)
+    waiting.start()
+    waiting.join(5)
+    assert pipeline.aborted
+    assert not waiting.is_alive()
+
+
 def test_a_source_is_closed_when_the_run_ends_before_it() -> None:
     closed = threading.Event()
 
