@@ -224,7 +224,8 @@ class ControlConfig(Section, frozen=True, kw_only=True):
         bind: ``host:port``; None is loopback, three ports after the masks'.
         token_env: the environment variable that holds the token that changes ask for.
         token_file: the file that holds it, and nothing else. Beyond loopback there must be one.
-        hosts: names other than the address bound that requests may ask for.
+        hosts: names other than the address bound that requests may ask for, ``name`` or
+            ``name:port``; without a port, those of the port that is bound.
     """
 
     enabled: bool = True

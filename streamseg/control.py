@@ -8,7 +8,6 @@ page of another site, so that no web page can reach it through its reader's brow
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import socket
 import threading
@@ -20,11 +19,10 @@ import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from streamseg.config import Config, SourceConfig, Thresholds, read_secret
 from streamseg.errors import (
@@ -32,18 +30,20 @@ from streamseg.errors import (
     ConfigError,
     NoSuchSourceError,
     StreamsegError,
+    UsageError,
     redact,
 )
 from streamseg.feed import Feed
 from streamseg.serve import Reloaded, Service
+from streamseg.visitors import Names, hasty
 from streamseg.wire import Address
 
 AFTER_MASKS = 3
 """How many ports after the masks' it is, unless the config says where."""
 MAX_BODY_BYTES = 64 * 1024
 MAX_CONNECTIONS = 64
-MAY_BE_SILENT = 10.0
-"""Seconds after which a connection that asks for nothing is closed."""
+ANSWER_WITHIN = 60.0
+"""Seconds that a connection may last: one request, which may be to read the config again."""
 STOP_WITHIN = 2.0
 ONLY_IN_FILES = ("password_env", "password_file")
 
@@ -115,19 +115,23 @@ class Control:
         self._socket = _bound(host, port)
         port = self._socket.getsockname()[1]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        app = Starlette(routes=_routes(service, reload))
-        guarded = _Guard(app, {host, *settings.hosts}, token)
+        try:
+            names = Names.of(host, port, settings.hosts, "control.hosts")
+        except UsageError as error:
+            self._socket.close()
+            raise ConfigError(str(error)) from None
+        guarded = _Guard(Starlette(routes=_routes(service, reload)), names, token)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 guarded,
-                http=_Impatient,
+                http=hasty(MAX_CONNECTIONS, ANSWER_WITHIN),
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                log_level="error",  # what strangers send is no news
                 access_log=False,
                 server_header=False,
-                limit_concurrency=MAX_CONNECTIONS,
-                timeout_keep_alive=int(MAY_BE_SILENT),
+                headers=[("Connection", "close")],
                 timeout_graceful_shutdown=1,
             )
         )
@@ -263,9 +267,9 @@ class _Api:
 class _Guard:
     """Lets only those requests through that may ask."""
 
-    def __init__(self, app: ASGIApp, hosts: set[str], token: str) -> None:
+    def __init__(self, app: ASGIApp, names: Names, token: str) -> None:
         self._app = app
-        self._hosts = {host.lower() for host in hosts} | {"localhost", "127.0.0.1", "::1"}
+        self._names = names
         self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -274,12 +278,9 @@ class _Guard:
         await (self._app if refusal is None else refusal)(scope, receive, send)
 
     def _refusal(self, request: Request) -> Response | None:
-        host = (request.headers.get("host") or "").lower()
-        if _name_in(host) not in self._hosts:
-            return _error(421, "this isn't the service's name: add it to control.hosts")
-        origin = request.headers.get("origin")
-        if origin is not None and origin.lower().partition("://")[2] != host:
-            return _error(403, "requests from other sites' pages aren't taken")
+        why = self._names.refusal(request.headers)
+        if why:
+            return _error(403, why)
         if request.url.path in ("/healthz", "/readyz") or not self._token:
             return None
         said = request.headers.get("authorization", "").encode()
@@ -288,28 +289,18 @@ class _Guard:
         return None
 
 
-class _Impatient(H11Protocol):
-    """Closes connections that ask for nothing, which uvicorn would keep for ever."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-
-        def close_if_silent() -> None:
-            if getattr(self, "cycle", None) is None:
-                transport.close()
-
-        self.loop.call_later(MAY_BE_SILENT, close_if_silent)
-
-
 async def _answer(request: Request, kind: Any, act: Callable[[Any], Response]) -> Response:
     """What ``act`` answers to the request's JSON, a ``kind``."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         return _error(415, "send application/json")
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            return _error(413, f"send at most {MAX_BODY_BYTES} bytes")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                return _error(413, f"send at most {MAX_BODY_BYTES} bytes")
+    except ClientDisconnect:
+        return _error(400, "the rest of it didn't come")
     try:
         wanted = msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -338,13 +329,6 @@ def _error(status: int, reason: str) -> JSONResponse:
 
 def _json(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
-
-
-def _name_in(host: str) -> str:
-    """The name in a ``Host`` header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
 
 
 def _where(config: Config) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -9,11 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from conftest import Run
 
 from streamseg import connect, load_model
+from streamseg import control as control_of_services
 from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig, WorkerConfig
 from streamseg.control import Control
 from streamseg.errors import BindError, ConfigError
@@ -172,13 +175,101 @@ def test_what_can_t_be_is_refused_and_changes_nothing(
 
 
 def test_pages_of_other_sites_and_other_names_are_refused(running: Running) -> None:
-    assert running.ask("GET", "/healthz", None, Host="evil.example")[0] == 421
+    assert running.ask("GET", "/healthz", None, Host="evil.example")[0] == 403
     assert running.ask("DELETE", "/v1/sources/gate", None, Origin="http://evil.example")[0] == 403
     body = {"url": LIVE, "name": "x"}
     refused = running.ask("POST", "/v1/sources", body, **{"Content-Type": "text/plain"})
     assert refused[0] == 415
     assert running.ask("GET", "/healthz") == (200, "ok")
     assert running.ask("GET", "/readyz") == (200, "ready")
+
+
+class Well:
+    """As much of a service as ``/healthz`` asks."""
+
+    ailment = ""
+
+
+@contextlib.contextmanager
+def controlled(**options: object) -> Iterator[Control]:
+    """Control alone, of a service that needs no model."""
+    control = Control(
+        cast(Service, Well()), config(SourceConfig(url=LIVE, name="gate"), **options), None
+    )
+    control.start()
+    try:
+        yield control
+    finally:
+        control.stop()
+
+
+def port_of(control: Control) -> int:
+    return int(control.address.rpartition(":")[2])
+
+
+def health(control: Control, host: str) -> int:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port_of(control))) as asking:
+        asking.request("GET", "/healthz", headers={"Host": host})
+        return asking.getresponse().status
+
+
+def test_it_answers_to_its_own_names_and_those_of_its_config_and_no_others() -> None:
+    with controlled(hosts=("cams.example", "Tunnel.example:9000")) as control:
+        port = port_of(control)
+        for known in ("localhost", "127.0.0.1", "[::1]", "cams.example", "CAMS.example"):
+            assert health(control, f"{known}:{port}") == 200
+        assert health(control, "tunnel.example:9000") == 200
+        assert health(control, "cams.example") == 200
+        for unknown in ("localhost:1", "tunnel.example", f"tunnel.example:{port}", "", "[::1]"):
+            assert health(control, unknown) == 403
+    with (
+        pytest.raises(ConfigError, match=r"control\.hosts 'http://x'"),
+        controlled(hosts=("http://x",)),
+    ):
+        pass
+
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost:%d\r\n"
+POST = b"POST /v1/sources HTTP/1.1\r\nHost: localhost:%d\r\nContent-Length: 9\r\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", REQUEST, REQUEST + b"\r\n" + REQUEST, POST + b"Content-Type: application/json\r\n\r\n{"],
+    ids=["nothing", "half a request", "half a second one", "half a body"],
+)
+def test_who_keeps_it_waiting_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: bytes
+) -> None:
+    monkeypatch.setattr(control_of_services, "ANSWER_WITHIN", 0.5)
+    with (
+        controlled() as control,
+        socket.create_connection(("127.0.0.1", port_of(control)), timeout=5) as peer,
+    ):
+        peer.sendall(said.replace(b"%d", b"%d" % port_of(control)))
+        with contextlib.suppress(ConnectionResetError):
+            while peer.recv(1000):
+                pass
+    assert not caplog.records, "what strangers do fills no log"
+
+
+def test_a_crowd_of_connections_is_bounded_and_it_serves_again_when_they_have_left() -> None:
+    with controlled() as control, contextlib.ExitStack() as crowd:
+        for _ in range(control_of_services.MAX_CONNECTIONS):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", port_of(control))))
+        with contextlib.suppress(ConnectionResetError):
+            one_more = crowd.enter_context(
+                socket.create_connection(("127.0.0.1", port_of(control)))
+            )
+            one_more.settimeout(5)
+            assert one_more.recv(10) == b""
+        crowd.close()
+        deadline = time.monotonic() + 5
+        while True:
+            with contextlib.suppress(ConnectionError, http.client.HTTPException):
+                assert health(control, f"localhost:{port_of(control)}") == 200
+                return
+            assert time.monotonic() < deadline
 
 
 def test_a_token_is_asked_for_where_there_is_one(model: Segmenter, tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ from streamseg import wire
 from streamseg.client import Received
 from streamseg.errors import BindError, UsageError
 from streamseg.types import Instances
+from streamseg.visitors import Names
 from streamseg.web import Viewer, board, server
 from streamseg.web.board import Board
 from streamseg.web.browsers import MAX_SAID, UNSEEN, Browser
-from streamseg.web.guard import Names
 from streamseg.web.server import MAX_BROWSERS, STATIC
 from streamseg.web.tasks import first_of
 
@@ -180,7 +180,7 @@ def test_behind_a_proxy_it_goes_by_the_names_that_are_allowed() -> None:
 
 @given(st.text(max_size=40))
 def test_only_exact_names_are_known(host) -> None:
-    names = Names.of("127.0.0.1", 8080, ["cams.example.org:443"])
+    names = Names.of("127.0.0.1", 8080, ["cams.example.org:443"], "--allow-host")
     own = {"127.0.0.1:8080", "localhost:8080", "[::1]:8080", "cams.example.org:443"}
     assert (host.lower() in names.authorities) == (host.lower() in own)
 

@@ -20,13 +20,13 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from streamseg.client import Subscriber, connect
 from streamseg.errors import BindError, UsageError
+from streamseg.visitors import Names, hasty
 from streamseg.web.browsers import MAX_SAID, Browser
 from streamseg.web.feed import Feed
-from streamseg.web.guard import Guard, Names
+from streamseg.web.guard import Guard
 from streamseg.web.tasks import first_of
 from streamseg.wire import Address
 
@@ -90,7 +90,7 @@ class Viewer:
         self._listener = _bind(host, port)
         bound = self._listener.getsockname()[1]
         try:
-            names = Names.of(host, bound, allow_hosts)
+            names = Names.of(host, bound, allow_hosts, "--allow-host")
         except UsageError:
             self._listener.close()
             raise
@@ -178,25 +178,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _HastyProtocol(H11Protocol):
-    """HTTP for as long as it takes to fetch a page: uvicorn would wait for ever for a request."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
-        else:
-            self.loop.call_later(FETCH_WITHIN, self._end)
-
-    def _end(self) -> None:
-        if self.transport.get_protocol() is self:  # otherwise it has become a WebSocket
-            self.transport.abort()
-
-
 def _uvicorn_config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_HastyProtocol,
+        http=hasty(MAX_CONNECTIONS, FETCH_WITHIN),
         ws="websockets-sansio",
         ws_max_size=MAX_SAID,
         ws_per_message_deflate=False,  # JPEGs don't shrink
