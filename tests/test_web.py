@@ -703,14 +703,14 @@ def test_it_ends_at_once_and_its_browsers_are_told() -> None:
     socket.create_server(("127.0.0.1", port)).close()
 
 
-def test_what_goes_wrong_in_the_feed_ends_it_with_that_error(monkeypatch) -> None:
+def test_what_goes_wrong_in_the_relay_ends_it_with_that_error(monkeypatch) -> None:
     shown = Viewer(NOWHERE, port=0)
 
     async def fail() -> None:
-        raise ZeroDivisionError("the feed")
+        raise ZeroDivisionError("the relay")
 
-    monkeypatch.setattr(shown._feed, "run", fail)
-    with pytest.raises(ZeroDivisionError, match="the feed"):
+    monkeypatch.setattr(shown._relay, "run", fail)
+    with pytest.raises(ZeroDivisionError, match="the relay"):
         shown.run()
 
 

@@ -25,8 +25,8 @@ from streamseg.client import Subscriber, connect
 from streamseg.errors import BindError, UsageError
 from streamseg.visitors import Names, hasty
 from streamseg.web.browsers import MAX_SAID, Browser
-from streamseg.web.feed import Feed
 from streamseg.web.guard import Guard
+from streamseg.web.relay import Relay
 from streamseg.web.tasks import first_of
 from streamseg.wire import Address
 
@@ -95,7 +95,7 @@ class Viewer:
             self._listener.close()
             raise
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{bound}/"
-        self._feed = Feed(address, sources, self._connect)
+        self._relay = Relay(address, sources, self._connect)
         self._server = _Server(_uvicorn_config(self._app(names)))
 
     def run(self) -> None:
@@ -112,7 +112,7 @@ class Viewer:
 
     async def _run(self) -> None:
         try:
-            await first_of(self._server.serve([self._listener]), self._feed.run())
+            await first_of(self._server.serve([self._listener]), self._relay.run())
         finally:
             self._listener.close()
 
@@ -141,10 +141,10 @@ class Viewer:
     async def _live(self, browser_socket: WebSocket) -> None:
         """One browser, for as long as it looks."""
         await browser_socket.accept()
-        if self._feed.looking >= MAX_BROWSERS:
+        if self._relay.looking >= MAX_BROWSERS:
             await browser_socket.close(TOO_MANY, f"{MAX_BROWSERS} browsers are looking already")
             return
-        with self._feed.joined() as browser, contextlib.suppress(WebSocketDisconnect):
+        with self._relay.joined() as browser, contextlib.suppress(WebSocketDisconnect):
             await first_of(_listen(browser_socket, browser), _send(browser_socket, browser))
 
 

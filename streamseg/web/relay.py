@@ -55,7 +55,7 @@ class _Pictured:
         return now - self.at > PICTURES_LATE and self.masks_since > PICTURES_MISSING
 
 
-class Feed:
+class Relay:
     """Receives from a service and passes on to browsers. Belongs to the event loop's thread.
 
     Args:
