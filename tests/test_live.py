@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from watching import Watcher, watching
 
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError, NoAnswerError, SourceError, StalledError
-from streamseg.sources import LiveSource, connection, live, open_source
+from streamseg.sources import LiveSource, connection, http, live, open_source
 from streamseg.sources.base import SourceReport
 from streamseg.sources.live import Beginning
 from streamseg.types import Frame
@@ -286,6 +287,24 @@ def test_a_transport_stream_of_few_frames_a_second_is_opened_at_once(page) -> No
         assert seen.until(lambda: seen.frames_of(0) >= 1) < 3
     finally:
         seen.close()
+
+
+def test_the_system_s_certificates_are_read_once_whatever_is_connected_to(monkeypatch) -> None:
+    read: list[ssl.SSLContext] = []
+    original = ssl.create_default_context
+
+    def reads(*args, **kwargs):
+        read.append(original(*args, **kwargs))
+        return read[-1]
+
+    for name in ("create_default_context", "_create_default_https_context"):
+        monkeypatch.setattr(ssl, name, reads)
+    http._tls.cache_clear()
+    for scheme in ("http", "https", "https"):
+        url = f"{scheme}://127.0.0.1:9/"
+        with pytest.raises(SourceError, match="refused"):
+            http.Http(url, (), None, 1.0, threading.Event()).begin(url)
+    assert len(read) == 1
 
 
 def test_a_stream_that_is_cut_in_the_middle_of_a_gop_goes_on_at_the_next_keyframe(page) -> None:

@@ -7,6 +7,8 @@ and goes to the source's own host or to one that its config names.
 
 from __future__ import annotations
 
+import functools
+import ssl
 import threading
 import urllib.error
 import urllib.request
@@ -50,7 +52,9 @@ class Http:
         self._timeout = timeout
         self._left = left
         self._first: Body | None = None
-        self._opener = urllib.request.build_opener(_Redirects(self._hosts))
+        self._opener = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=_tls()), _Redirects(self._hosts)
+        )
         if login is not None:
             passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
             passwords.add_password(None, _root_of(url), *login)
@@ -209,6 +213,17 @@ def host_of(url: str) -> str:
     if not host:
         raise SourceError(f"{redact(url)}: has no host")
     return host
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One for all connections: it holds the system's certificates, some megabytes of them.
+
+    urllib would read them at each attempt, and a camera may be away for days.
+    """
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _root_of(url: str) -> str:
