@@ -64,10 +64,10 @@ def _send(*lines: str) -> None:
         return
     # "@" stands for the zero byte that an abstract address begins with.
     address = "\0" + path[1:] if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.setblocking(False)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.setblocking(False)
             sock.sendto("\n".join(lines).encode(), address)
-        except OSError as error:  # the service goes on: systemd itself may be restarting
-            reason = error.strerror or error
-            log.warning("%s=%s: systemd can't be told %s: %s", SOCKET, path, lines[0], reason)
+    except OSError as error:  # the service goes on: systemd itself may be restarting
+        reason = error.strerror or error
+        log.warning("%s=%s: systemd can't be told %s: %s", SOCKET, path, lines[0], reason)

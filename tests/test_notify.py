@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import secrets
 import signal
 import socket
@@ -87,6 +88,16 @@ def test_a_systemd_that_is_gone_is_a_line_in_the_log_and_no_failure(
     assert record.getMessage().endswith(
         "nobody: systemd can't be told WATCHDOG=1: No such file or directory"
     )
+
+
+def test_a_process_that_can_open_nothing_more_goes_on(systemd, caplog) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        notify.stopping()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Too many open files" in caplog.text
 
 
 def test_a_systemd_that_does_not_read_holds_nothing_up(systemd, caplog) -> None:
