@@ -399,6 +399,7 @@ class Service:
     def _forget(self, feed: Feed) -> None:
         self._next_epochs[feed.name] = feed.next_epoch
         del self._feeds[feed.name]
+        self._thresholds.set(feed.name, None)
         self._publisher.forget(feed.name)
         if self._mqtt is not None:
             self._mqtt.forget(feed.name)

@@ -158,9 +158,9 @@ class Statuses:
 
     def _account(self, source: str) -> AccountSnapshot:
         """A source's account, or the sum of all for the service."""
-        snapshots = self._metrics.snapshots()
         if source:
-            snapshots = [s for s in snapshots if s.source == source]
+            return self._metrics.account(source).snapshot()
+        snapshots = self._metrics.snapshots()
         dropped: Counter[str] = Counter()
         failed: Counter[str] = Counter()
         for snapshot in snapshots:
