@@ -636,6 +636,20 @@ def test_an_audience_keeps_a_bounded_number_of_prefixes_and_then_wants_everythin
     assert audience.results_joined == 1
 
 
+def test_a_crowd_that_has_left_leaves_those_who_came_before_and_during_it(monkeypatch) -> None:
+    monkeypatch.setattr(peers, "MAX_PREFIXES", 3)
+    audience = Audience()
+    for prefix in (b"masks/before/", b"1", b"2", b"3", b"masks/during/"):
+        audience.hear(b"\x01" + prefix)
+    for prefix in (b"1", b"2", b"3"):
+        audience.hear(b"\x00" + prefix)
+    assert audience.wants(b"masks/before/")
+    assert audience.wants(b"masks/during/"), "although there was no room to keep that"
+    audience.hear(b"\x00masks/during/")
+    assert audience.wants(b"masks/before/")
+    assert not audience.wants(b"masks/another/"), "nobody has asked for it"
+
+
 def test_a_prefix_longer_than_any_topic_is_kept_but_asks_for_nothing() -> None:
     audience = Audience()
     audience.hear(b"\x01masks/" + b"x" * 100)

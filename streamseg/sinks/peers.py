@@ -6,7 +6,8 @@ from streamseg import wire
 
 MAX_PREFIXES = 10_000
 """Different prefixes kept for a socket: 5,000 sources, each by its name. Beyond that, everything
-counts as wanted for a while, and who has asked for much is cut off: see ``Gate.check``."""
+counts as wanted until those that weren't kept are given up, and who has asked for much is cut off:
+see ``Gate.crowded``."""
 
 
 class Audience:
@@ -23,7 +24,7 @@ class Audience:
     def __init__(self) -> None:
         self.results_joined = 0
         self._joins: dict[bytes, int] = {}
-        self._overflowed = False
+        self._unkept = 0  # joins; too many where one prefix was joined twice, never too few
 
     @property
     def is_crowded(self) -> bool:
@@ -33,7 +34,7 @@ class Audience:
     @property
     def anybody(self) -> bool:
         """Whether there is a subscription at all."""
-        return bool(self._joins) or self._overflowed
+        return bool(self._joins) or self._unkept > 0
 
     def hear(self, message: bytes) -> bytes | None:
         """Take a message of the socket; the prefix, if somebody has joined."""
@@ -43,10 +44,10 @@ class Audience:
         if message[:1] == b"\x00":
             left = self._joins.pop(prefix, 0)
             self.results_joined -= left * _may_match_results(prefix)
-            self._overflowed = self._overflowed and bool(self._joins)
+            self._unkept = max(0, self._unkept - (left == 0))
             return None
         if prefix not in self._joins and self.is_crowded:
-            self._overflowed = True
+            self._unkept += 1
             return prefix
         self._joins[prefix] = self._joins.get(prefix, 0) + 1
         self.results_joined += _may_match_results(prefix)
@@ -55,7 +56,7 @@ class Audience:
     def wants(self, topic: bytes) -> bool:
         """Whether somebody subscribes to ``topic``."""
         joins = self._joins
-        return self._overflowed or any(topic[:end] in joins for end in range(len(topic) + 1))
+        return self._unkept > 0 or any(topic[:end] in joins for end in range(len(topic) + 1))
 
 
 def _may_match_results(prefix: bytes) -> bool:
