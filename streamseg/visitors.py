@@ -89,12 +89,19 @@ def hasty(most: int, within: float) -> type[H11Protocol]:
     """
 
     class Hasty(H11Protocol):
+        _due: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > most:
                 transport.abort()
             else:
-                self.loop.call_later(within, self._end)
+                self._due = self.loop.call_later(within, self._end)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._due is not None:
+                self._due.cancel()  # it would keep what was said until then
+            super().connection_lost(exc)
 
         def _end(self) -> None:
             if self.transport.get_protocol() is self:  # otherwise it has become a WebSocket

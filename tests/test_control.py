@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import json
 import socket
@@ -251,6 +252,19 @@ def test_who_keeps_it_waiting_is_cut_off(
             while peer.recv(1000):
                 pass
     assert not caplog.records, "what strangers do fills no log"
+
+
+def test_of_a_connection_that_is_over_nothing_is_kept() -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(type(thing).__name__ == "Hasty" for thing in gc.get_objects())
+
+    with controlled() as control:
+        for _ in range(10):
+            assert health(control, f"localhost:{port_of(control)}") == 200
+        deadline = time.monotonic() + 5
+        while kept():
+            assert time.monotonic() < deadline
 
 
 def test_a_crowd_of_connections_is_bounded_and_it_serves_again_when_they_have_left() -> None:
