@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 
 import pytest
+import zmq
 from publishing import eventually, jpeg, result, service
 from subscribing import lying_publisher, masks_json, status_json
 
@@ -112,6 +114,16 @@ def test_after_a_message_that_is_too_large_it_hears_again(monkeypatch) -> None:
                 continue
         assert received is not None, "deaf"
         assert sub.reopened >= 1
+
+
+def test_what_ends_the_thread_is_raised_where_somebody_waits(monkeypatch) -> None:
+    def fail(_self) -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    with lying_publisher() as (_, at), streamseg.connect(at, newest=True, timeout=5) as sub:
+        monkeypatch.setattr(link.Link, "look_after", fail)
+        with pytest.raises(zmq.ZMQError, match="open files"):
+            sub.receive()
 
 
 def test_closing_twice_ends_the_thread_at_once_even_under_a_flood() -> None:

@@ -15,7 +15,6 @@ import zmq
 
 from streamseg.client.link import Link
 from streamseg.client.session import MAX_SOURCES
-from streamseg.errors import RefusedError
 from streamseg.wire import Address
 
 _LOOK_UP_EVERY = 0.5
@@ -39,7 +38,7 @@ class NewestLink:
         self._link = link
         self._lock = threading.Lock()
         self._newest: dict[bytes, list[bytes]] = {}
-        self._refused: RefusedError | None = None
+        self._failure: Exception | None = None
         self.socket = context.socket(zmq.PAIR)
         self._bell = context.socket(zmq.PAIR)
         for end in (self.socket, self._bell):
@@ -82,8 +81,8 @@ class NewestLink:
         Raises:
             RefusedError: see ``Link``.
         """
-        if self._refused is not None:
-            raise self._refused
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
         """End the thread, and with it the link. May be called twice."""
@@ -103,8 +102,8 @@ class NewestLink:
                 for parts in islice(self._link.waiting(), _READ_AT_ONCE):
                     self._keep(parts)
                 self._link.look_after()
-        except RefusedError as error:
-            self._refused = error
+        except Exception as error:  # noqa: BLE001 - raised by look_after, where somebody waits
+            self._failure = error
             self._ring()
         finally:
             self._link.close()
