@@ -46,11 +46,14 @@ class Keys:
             return None
         if key_file is None:
             raise UsageError(
-                "server_key without key_file: name your own secret's file too; "
-                "`streamseg keys new` makes one"
+                "server_key without key_file (--server-key without --key): name your own secret's "
+                "file too; `streamseg keys new` makes one"
             )
         if server_key is None:
-            raise UsageError("key_file without server_key: name the service's public key too")
+            raise UsageError(
+                "key_file without server_key (--key without --server-key): name the service's "
+                "public key too"
+            )
         return cls(public_key(server_key), read_pair(key_file))
 
     def put_on(self, sock: zmq.Socket[bytes]) -> None:
@@ -119,9 +122,11 @@ class Handshakes:
         elif value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
             self.refused = True
             self._say(
-                "the service asks for no key: connect without server_key and key_file"
+                "the service asks for no key: connect without server_key and key_file "
+                "(--server-key and --key)"
                 if self._keys
-                else "the service asks for a key: connect with server_key and key_file"
+                else "the service asks for a key: connect with server_key and key_file "
+                "(--server-key and --key)"
             )
         else:
             self._broken_off += 1
