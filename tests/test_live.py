@@ -387,6 +387,8 @@ def test_a_camera_is_opened_as_the_device_that_it_is(monkeypatch) -> None:
         ({"url": "rtsp://h/x", "input": {"framerate": "5"}}, "cameras on this machine"),
         ({"url": "test:", "stall_after": 1.0}, "live sources only"),
         ({"url": "srt://h/x"}, "can't be opened"),
+        ({"url": "rtsp://h:99999/x"}, "from 1 to 65535"),
+        ({"url": "http://h:abc/x"}, "from 1 to 65535"),
     ],
 )
 def test_options_that_can_t_hold_are_refused(options, why) -> None:

@@ -77,7 +77,8 @@ def live_source(name: str, config: SourceConfig) -> LiveSource:
     """A camera or a network stream; nothing is opened yet.
 
     Raises:
-        ConfigError: options that are for recordings, or the password can't be had.
+        ConfigError: options that are for recordings, a port that can't be, or the password can't
+            be had.
     """
     url = redact(config.url)
     if config.start or config.end is not None:
@@ -89,8 +90,19 @@ def live_source(name: str, config: SourceConfig) -> LiveSource:
     if config.input:
         raise ConfigError(f"{url}: input is for cameras on this machine, /dev/video0")
     host_of(config.url)
+    _check_port(config.url)
     login = _login(config)
     return LiveSource(name, config, partial(_read_network, name, config, login))
+
+
+def _check_port(url: str) -> None:
+    """Refuse a port that can't be: FFmpeg takes it for another, and says other things of it."""
+    try:
+        possible = urlsplit(url).port != 0
+    except ValueError:
+        possible = False
+    if not possible:
+        raise ConfigError(f"{redact(url)}: ports are numbers from 1 to 65535")
 
 
 def _read_network(
