@@ -5,6 +5,7 @@ BENCH_VENV ?= .venv-bench
 SERVER := $(VENV)/.server
 DEV := $(VENV)/.dev
 BENCH := $(BENCH_VENV)/.bench
+ALONE := tests/test_endurance.py tests/test_faults.py
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest
 
 .PHONY: demo test test-slow test-by-hand lint format bench docs clean
@@ -13,13 +14,13 @@ demo: $(SERVER)
 	$(VENV)/bin/streamseg demo --out demo-out
 
 # A file's tests stay together: they share what is made once. One thread of torch's for each worker.
-# What measures a service for minutes has the machine to itself.
+# What measures rates and ages has the machine to itself.
 test: $(DEV)
 	$(PYTEST) -n logical --dist loadfile
 
 test-slow: $(DEV)
-	$(PYTEST) -m slow -n logical --dist loadfile --ignore tests/test_endurance.py
-	$(VENV)/bin/python -m pytest -m slow tests/test_endurance.py
+	$(PYTEST) -m slow -n logical --dist loadfile $(ALONE:%=--ignore %)
+	$(VENV)/bin/python -m pytest -m slow $(ALONE)
 
 test-by-hand: $(DEV)
 	$(VENV)/bin/python -m pytest -m by_hand
