@@ -33,7 +33,7 @@ from streamseg.metrics import Metrics
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
 from streamseg.pipeline import Pipeline
-from streamseg.sinks.publisher import Publisher
+from streamseg.sinks.network.publisher import Publisher
 from streamseg.sources import Source, open_source
 from streamseg.stages import ThresholdBook, fresh, infer, track
 from streamseg.summary import Summary, Tally
@@ -41,7 +41,7 @@ from streamseg.types import Frame, Result
 from streamseg.wire import FINAL, State
 
 if TYPE_CHECKING:
-    from streamseg.sinks.mqtt import MqttSink
+    from streamseg.sinks.mqtt.sink import MqttSink
 
 log = logging.getLogger(__name__)
 
@@ -341,7 +341,7 @@ class Service:
         if config is None:
             return None
         try:
-            from streamseg.sinks.mqtt import MqttSink
+            from streamseg.sinks.mqtt.sink import MqttSink
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"mqtt: {error.name} isn't installed: pip install 'streamseg[mqtt]'"

@@ -19,7 +19,7 @@ from streamseg.annotate import Picture
 from streamseg.config import PublishConfig
 from streamseg.masks import Masks
 from streamseg.metrics import Metrics
-from streamseg.sinks.publisher import RESULTS_WAITING, Publisher
+from streamseg.sinks.network.publisher import RESULTS_WAITING, Publisher
 from streamseg.types import Frame, Image, Instances, Result, Segment
 
 SIZE = (40, 60)

@@ -13,8 +13,8 @@ import zmq
 from publishing import result
 
 from streamseg import wire
-from streamseg.sinks import replay
-from streamseg.sinks.replay import Replay
+from streamseg.sinks.network import replay
+from streamseg.sinks.network.replay import Replay
 
 
 def masks_json(seq=0, *, source="gate", started="one", made=None, **changes):

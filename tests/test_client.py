@@ -28,7 +28,7 @@ from streamseg import wire
 from streamseg.client import link, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout, UsageError, WireError
-from streamseg.sinks import endpoints
+from streamseg.sinks.network import endpoints
 
 # A service that behaves
 

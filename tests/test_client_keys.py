@@ -21,8 +21,8 @@ from streamseg import wire
 from streamseg.client import link
 from streamseg.errors import KeyFileError, ReceiveTimeout, RefusedError, UsageError
 from streamseg.keys import new_pair
-from streamseg.sinks import replay
-from streamseg.sinks.replay import Replay
+from streamseg.sinks.network import replay
+from streamseg.sinks.network.replay import Replay
 from streamseg.web import Viewer
 
 

@@ -21,7 +21,7 @@ from streamseg import wire
 from streamseg.client import replay, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout
-from streamseg.sinks.replay import ANSWER_MESSAGES
+from streamseg.sinks.network.replay import ANSWER_MESSAGES
 
 
 @contextlib.contextmanager

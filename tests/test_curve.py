@@ -18,7 +18,7 @@ from streamseg.config import PublishConfig
 from streamseg.errors import ConfigError, KeyFileError, ReceiveTimeout, RefusedError
 from streamseg.keys import KeyFolder, new_pair, public_key, read_pair
 from streamseg.metrics import Metrics
-from streamseg.sinks.publisher import Publisher
+from streamseg.sinks.network.publisher import Publisher
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from streamseg.evaluate.predictions import predict_dataset
 from streamseg.measure import predict_through_service, served
 from streamseg.models.base import Segmenter
 from streamseg.recipe import CocoData, PatternData
-from streamseg.sinks.endpoints import MASKS_QUEUED
-from streamseg.sinks.publisher import RESULTS_WAITING, Publisher
+from streamseg.sinks.network.endpoints import MASKS_QUEUED
+from streamseg.sinks.network.publisher import RESULTS_WAITING, Publisher
 from streamseg.types import Result
 
 pytestmark = pytest.mark.timeout(90)

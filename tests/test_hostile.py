@@ -22,8 +22,8 @@ from publishing import GREETING, Service, eventually, raw_peer, ready, result, r
 import streamseg
 from streamseg.errors import ConfigError, ReceiveTimeout
 from streamseg.keys import KeyFolder, new_pair
-from streamseg.sinks import endpoints, gate
-from streamseg.sinks.gate import MAX_HALF_OPEN
+from streamseg.sinks.network import endpoints, gate
+from streamseg.sinks.network.gate import MAX_HALF_OPEN
 
 KINDS = ("masks", "frames", "replay")
 PING = b"\x04\x07\x04PING\x00\x00"

@@ -22,10 +22,10 @@ from streamseg.errors import ConfigError
 from streamseg.masks import Masks
 from streamseg.metrics import Metrics
 from streamseg.pipeline import Pipeline
-from streamseg.sinks import outbox
-from streamseg.sinks.broker import Login
-from streamseg.sinks.mqtt import MqttSink
-from streamseg.sinks.outbox import Message, Outbox
+from streamseg.sinks.mqtt import outbox
+from streamseg.sinks.mqtt.broker import Login
+from streamseg.sinks.mqtt.outbox import Message, Outbox
+from streamseg.sinks.mqtt.sink import MqttSink
 from streamseg.types import Frame, Instances, Result
 
 pytestmark = pytest.mark.timeout(60)
@@ -325,7 +325,7 @@ def test_a_frozen_broker_holds_nothing_up_and_the_end_is_in_time(broker: Mosquit
 def test_a_frozen_broker_is_given_up_and_found_again(
     broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamseg.sinks.broker.KEEPALIVE", 1)
+    monkeypatch.setattr("streamseg.sinks.mqtt.broker.KEEPALIVE", 1)
     with running(broker.root) as sink:
         until(lambda: sink.connected)
         broker.freeze()

@@ -141,8 +141,8 @@ def test_without_paho_the_call_is_wrong_and_says_what_to_install(
 ) -> None:
     for module in [m for m in sys.modules if m == "paho" or m.startswith("paho.")]:
         monkeypatch.delitem(sys.modules, module)
-    for module in ("mqtt", "broker"):
-        monkeypatch.delitem(sys.modules, f"streamseg.sinks.{module}", raising=False)
+    for module in ("sink", "broker"):
+        monkeypatch.delitem(sys.modules, f"streamseg.sinks.mqtt.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "paho", None)
     ended = streamseg("serve", "--source", "test:", "--set", "mqtt.url=mqtt://localhost")
     assert ended.returncode == 2

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamseg.sinks.presence import Event, Moment, Presence, Sighting
-from streamseg.sinks.topics import LONGEST_PART, Topics, identifier, part_of
+from streamseg.sinks.mqtt.presence import Event, Moment, Presence, Sighting
+from streamseg.sinks.mqtt.topics import LONGEST_PART, Topics, identifier, part_of
 
 BOX = (1.0, 2.0, 3.0, 4.0)
 

@@ -36,9 +36,9 @@ from streamseg import wire
 from streamseg.config import PublishConfig
 from streamseg.errors import BindError, ConfigError
 from streamseg.metrics import Metrics
-from streamseg.sinks import endpoints, peers, publisher
-from streamseg.sinks.peers import Audience
-from streamseg.sinks.publisher import Publisher
+from streamseg.sinks.network import endpoints, publisher
+from streamseg.sinks.network.audience import Audience
+from streamseg.sinks.network.publisher import Publisher
 
 
 def publish_at(bind: str, bind_frames: str | None = None, *, insecure: bool = False) -> Publisher:
@@ -618,7 +618,7 @@ def test_a_subscriber_that_asks_for_many_sources_is_not_cut_off() -> None:
 def test_an_audience_keeps_a_bounded_number_of_prefixes_and_then_wants_everything(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(peers, "MAX_PREFIXES", 3)
+    monkeypatch.setattr("streamseg.sinks.network.audience.MAX_PREFIXES", 3)
     audience = Audience()
     for prefix in (b"masks/a/", b"masks/a/", b"frames/b/", b"x"):
         assert audience.hear(b"\x01" + prefix) == prefix
@@ -637,7 +637,7 @@ def test_an_audience_keeps_a_bounded_number_of_prefixes_and_then_wants_everythin
 
 
 def test_a_crowd_that_has_left_leaves_those_who_came_before_and_during_it(monkeypatch) -> None:
-    monkeypatch.setattr(peers, "MAX_PREFIXES", 3)
+    monkeypatch.setattr("streamseg.sinks.network.audience.MAX_PREFIXES", 3)
     audience = Audience()
     for prefix in (b"masks/before/", b"1", b"2", b"3", b"masks/during/"):
         audience.hear(b"\x01" + prefix)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from publishing import eventually
 
 from streamseg import wire
-from streamseg.sinks import replay
-from streamseg.sinks.replay import Replay
+from streamseg.sinks.network import replay
+from streamseg.sinks.network.replay import Replay
 
 TOPIC = b"masks/gate/"
 

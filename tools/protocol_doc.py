@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from streamseg import client, masks, wire
-from streamseg.sinks import endpoints, gate, replay
+from streamseg.sinks.network import endpoints, gate, replay
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "protocol.md"

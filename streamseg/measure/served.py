@@ -31,7 +31,7 @@ from streamseg.errors import OutputError, StreamsegError
 from streamseg.evaluate.predictions import Collector, Predictions
 from streamseg.models.base import Segmenter
 from streamseg.serve import Service
-from streamseg.sinks.publisher import RESULTS_WAITING
+from streamseg.sinks.network.publisher import RESULTS_WAITING
 from streamseg.summary import Progress, Summary
 
 PIECE = RESULTS_WAITING

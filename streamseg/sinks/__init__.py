@@ -1,1 +1,1 @@
-"""Where results go: onto the network (``publisher``) and into files (``files``)."""
+"""Where results go: onto the network, to an MQTT broker, and into files."""

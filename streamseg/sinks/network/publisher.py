@@ -34,10 +34,10 @@ from streamseg.channel import Mailbox
 from streamseg.config import PublishConfig
 from streamseg.errors import StreamsegError
 from streamseg.metrics import Metrics
-from streamseg.sinks.endpoints import Endpoints
-from streamseg.sinks.peers import Audience
-from streamseg.sinks.replay import DEFAULT_BYTES, Replay
-from streamseg.sinks.statuses import Statuses
+from streamseg.sinks.network.audience import Audience
+from streamseg.sinks.network.endpoints import Endpoints
+from streamseg.sinks.network.replay import DEFAULT_BYTES, Replay
+from streamseg.sinks.network.statuses import Statuses
 from streamseg.types import Result
 from streamseg.wire import State
 

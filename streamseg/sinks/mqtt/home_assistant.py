@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from streamseg.sinks.topics import Topics, identifier, shown
+from streamseg.sinks.mqtt.topics import Topics, identifier, shown
 
 _VERSION = version("streamseg")
 _ALIVE = "{{ 'ON' if value_json.state == 'live' else 'OFF' }}"

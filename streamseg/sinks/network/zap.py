@@ -17,7 +17,7 @@ from zmq.utils import z85
 
 from streamseg.errors import KeyFileError
 from streamseg.keys import KeyFolder
-from streamseg.sinks.gate import Refusals
+from streamseg.sinks.network.gate import Refusals
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ import msgspec
 from streamseg.channel import Mailbox
 from streamseg.config import MqttConfig
 from streamseg.metrics import Metrics
-from streamseg.sinks.broker import Broker, Login
-from streamseg.sinks.home_assistant import Announcement, HomeAssistant
-from streamseg.sinks.outbox import Outbox
-from streamseg.sinks.presence import Box, Event, Moment, Presence, sightings_in
-from streamseg.sinks.topics import Topics, part_of, shown
+from streamseg.sinks.mqtt.broker import Broker, Login
+from streamseg.sinks.mqtt.home_assistant import Announcement, HomeAssistant
+from streamseg.sinks.mqtt.outbox import Outbox
+from streamseg.sinks.mqtt.presence import Box, Event, Moment, Presence, sightings_in
+from streamseg.sinks.mqtt.topics import Topics, part_of, shown
 from streamseg.types import Result
 from streamseg.wire import FINAL, State
 

@@ -20,9 +20,16 @@ from streamseg.config import PublishConfig
 from streamseg.errors import BindError, ConfigError, StreamsegError, UsageError
 from streamseg.keys import KeyFolder
 from streamseg.metrics import Metrics
-from streamseg.sinks import replay
-from streamseg.sinks.gate import HANDSHAKE_MS, MAX_HALF_OPEN, Gate, Gatekeeper, Name, Refusals
-from streamseg.sinks.zap import Admission
+from streamseg.sinks.network import replay
+from streamseg.sinks.network.gate import (
+    HANDSHAKE_MS,
+    MAX_HALF_OPEN,
+    Gate,
+    Gatekeeper,
+    Name,
+    Refusals,
+)
+from streamseg.sinks.network.zap import Admission
 from streamseg.wire import Address
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"

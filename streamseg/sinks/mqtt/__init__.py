@@ -1,0 +1,1 @@
+"""Counts and events for home automation, to an MQTT broker."""
