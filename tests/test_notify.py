@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import resource
@@ -250,3 +251,17 @@ def test_a_watch_that_can_not_be_ends_the_command_before_it_begins(monkeypatch, 
     monkeypatch.setenv("WATCHDOG_USEC", "soon")
     with pytest.raises(ConfigError, match="WATCHDOG_USEC"):
         Operation(operation._service, operation._service._config, None)
+
+
+def test_looking_for_garbage_does_not_go_through_the_model_while_it_runs(
+    monkeypatch, operation
+) -> None:
+    frozen: list[int] = []
+    monkeypatch.setattr(notify, "ready", lambda: frozen.append(gc.get_freeze_count()))
+    thread = running(operation)
+    while not frozen:
+        time.sleep(0.01)
+    operation.stop()
+    thread.join(20)
+    assert frozen[0] > 100_000
+    assert gc.get_freeze_count() == 0
