@@ -178,7 +178,7 @@ def eventually(true: object, within: float = 10) -> None:
 
 
 def free_port() -> int:
-    """A port that is free, and whose next two are."""
+    """A port that is free, and whose next three are: a service's."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as first:
             port: int = first.getsockname()[1]
@@ -186,6 +186,7 @@ def free_port() -> int:
                 contextlib.suppress(OSError, OverflowError),
                 socket.create_server(("127.0.0.1", port + 1)),
                 socket.create_server(("127.0.0.1", port + 2)),
+                socket.create_server(("127.0.0.1", port + 3)),
             ):
                 return port
 

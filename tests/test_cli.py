@@ -14,6 +14,7 @@ import av
 import pytest
 import torch
 from conftest import CLIP, MEDIA, Ended, Run, command, environment
+from publishing import free_port
 
 from streamseg import wire
 
@@ -233,12 +234,6 @@ def start(tmp_path: Path, *arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def free_port() -> int:
-    """A port that has a free one after it."""
-    with socket.create_server(("127.0.0.1", 0)) as a:
-        return a.getsockname()[1]
 
 
 def test_serve_and_watch_end_with_the_file(streamseg: Run, tmp_path: Path) -> None:
