@@ -42,6 +42,12 @@ class Ended:
 Run = Callable[..., Ended]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random weights are those of the test, whichever tests ran in this process before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Sums are in one order, and threads don't wait for each other on a busy machine."""
