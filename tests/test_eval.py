@@ -502,6 +502,7 @@ def test_progress_is_said_in_plain_lines_whatever_the_step(capsys) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "measures"), [(None, True), ("0", True), ("1", False)])
 def test_the_tool_is_the_command_and_the_first_process_measures(
     tmp_path: Path, rank: str | None, measures: bool

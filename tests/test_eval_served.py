@@ -119,6 +119,7 @@ def test_frames_of_the_pattern_are_served_as_they_are_drawn(wild: Segmenter) -> 
     assert through(wild, dataset) == direct(wild, dataset) != []
 
 
+@pytest.mark.slow
 def test_coco_pictures_give_the_same_through_a_service(nanomask: Segmenter) -> None:
     if not (SHARED / "data" / "coco80" / "val").exists():
         pytest.skip("no shared/data/coco80/val here")
@@ -155,6 +156,7 @@ def slow(_: Publisher, __: Result, publish) -> None:
     publish()
 
 
+@pytest.mark.slow
 def test_a_slow_network_thread_loses_nothing(wild: Segmenter, publisher) -> None:
     publisher(slow)
     told = []
@@ -165,6 +167,7 @@ def test_a_slow_network_thread_loses_nothing(wild: Segmenter, publisher) -> None
     assert RESULTS_WAITING <= MASKS_QUEUED, "what the publisher holds, its sockets must"
 
 
+@pytest.mark.slow
 def test_without_pieces_a_slow_network_thread_would_lose_and_that_is_an_error(
     wild: Segmenter, publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_matrix_of_nothing(tmp_path: Path):
     assert (tmp_path / "matrix.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_callers_matplotlib_stays_as_it_is(tmp_path: Path):
     program = """
 import sys

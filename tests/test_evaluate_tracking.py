@@ -481,6 +481,7 @@ def test_kitti_with_ids_swapped(pair: Pair):
     )
 
 
+@pytest.mark.slow
 @needs_kitti
 def test_our_own_results_score_as_the_same_in_mots_text(pair: Pair, tmp_path: Path):
     lines = noisy_mots(KITTI / "0016.txt", seed=3)

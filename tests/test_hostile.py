@@ -104,6 +104,7 @@ def test_whatever_is_sent_the_next_result_arrives(running_for_long, sent, kind, 
     assert sub.receive().index == item.frame.index
 
 
+@pytest.mark.slow
 def test_after_all_that_its_connections_are_counted_right(running_for_long) -> None:
     running, _ = running_for_long
     value = running.metrics.registry.get_sample_value
