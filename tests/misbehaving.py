@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import subprocess
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ LOST = 10
 """Of a hundred packets."""
 
 
-class Fault:
+class Fault(ABC):
     """A camera, and what will be wrong with it from ``begin`` to ``end``.
 
     Attributes:
@@ -47,17 +48,17 @@ class Fault:
         self._held = ExitStack()
         self.prepare()
 
+    @abstractmethod
     def prepare(self) -> None:
         """Start the camera, and set ``url``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin(self) -> None:
         """From now on it is wrong."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self) -> None:
         """From now on it is right again."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Let go of everything."""
