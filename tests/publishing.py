@@ -169,7 +169,7 @@ def service(**options: object) -> Iterator[Service]:
         running.join()
 
 
-def eventually(true: object, within: float = 10) -> None:
+def eventually(true: object, within: float = 20) -> None:
     """Wait until ``true()`` is."""
     until = time.monotonic() + within
     while not true():  # type: ignore[operator]
@@ -197,7 +197,9 @@ def raw_peer(endpoint: str, *, handshake: bytes = b"") -> socket.socket:
     peer = socket.create_connection((host, int(port)), timeout=5)
     if handshake:
         peer.sendall(handshake)
-        peer.recv(len(GREETING))
+        answer = b""
+        while len(answer) < len(GREETING) and (some := peer.recv(len(GREETING) - len(answer))):
+            answer += some
     return peer
 
 

@@ -14,7 +14,9 @@ from subscribing import lying_publisher, masks_json, status_json
 
 import streamseg
 from streamseg.client import link
+from streamseg.client.newest import NewestLink
 from streamseg.errors import ReceiveTimeout
+from streamseg.wire import Address
 
 
 def thread_names() -> list[str]:
@@ -60,6 +62,15 @@ def test_the_last_result_is_given_before_the_end() -> None:
             eventually(lambda: b'"ended"' in waiting(sub, b"status/gate/"))
             assert [r.seq for r in sub] == [4]
         assert "newest" not in thread_names()
+
+
+def test_one_link_after_the_other_can_be_opened() -> None:
+    """libzmq gives a name back some time after its socket was closed; id() is soon given again."""
+    context, nobody = zmq.Context(), Address("tcp", "127.0.0.1", 1)
+    for _ in range(300):
+        opened = link.Link(context, nobody, [b"masks/"], keys=None, queued=1, largest=1000)
+        NewestLink(context, opened).close()
+    context.term()
 
 
 def test_it_works_asynchronously_and_for_pictures() -> None:

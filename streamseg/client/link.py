@@ -99,6 +99,7 @@ class Link:
     def _open(self) -> zmq.Socket[bytes]:
         sock = self._context.socket(zmq.SUB)
         sock.rcvhwm = self._queued
+        sock.sndhwm = 0  # subscriptions are sent messages: libzmq drops those there is no room for
         sock.setsockopt(zmq.MAXMSGSIZE, self._largest)
         prepare(sock, self.address, self._keys)
         for topic in self._topics:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 
 import zmq
 
@@ -21,6 +21,8 @@ _LOOK_UP_EVERY = 0.5
 """Seconds."""
 _READ_AT_ONCE = 1000
 """Messages after which the thread looks up, whether it shall end."""
+_numbers = count()
+"""For names that no link has had: libzmq gives one back some time after its socket was closed."""
 
 
 class NewestLink:
@@ -43,8 +45,9 @@ class NewestLink:
         self._bell = context.socket(zmq.PAIR)
         for end in (self.socket, self._bell):
             end.sndhwm = end.rcvhwm = 1
-        self.socket.bind(f"inproc://newest-{id(self)}")
-        self._bell.connect(f"inproc://newest-{id(self)}")
+        between = f"inproc://newest-{next(_numbers)}"
+        self.socket.bind(between)
+        self._bell.connect(between)
         self._thread = threading.Thread(target=self._read, name="newest", daemon=True)
         self._thread.start()
 
