@@ -5,7 +5,6 @@ BENCH_VENV ?= .venv-bench
 SERVER := $(VENV)/.server
 DEV := $(VENV)/.dev
 BENCH := $(BENCH_VENV)/.bench
-ALONE := tests/test_endurance.py tests/test_faults.py
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest
 
 .PHONY: demo test test-slow test-by-hand lint format bench docs clean
@@ -19,8 +18,8 @@ test: $(DEV)
 	$(PYTEST) -n logical --dist loadfile
 
 test-slow: $(DEV)
-	$(PYTEST) -m slow -n logical --dist loadfile $(ALONE:%=--ignore %)
-	$(VENV)/bin/python -m pytest -m slow $(ALONE)
+	$(PYTEST) -m slow -n logical --dist loadfile
+	$(VENV)/bin/python -m pytest -m alone
 
 test-by-hand: $(DEV)
 	$(VENV)/bin/python -m pytest -m by_hand

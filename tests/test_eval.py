@@ -539,7 +539,7 @@ def test_an_interrupt_ends_it_soon_and_leaves_nothing(
     )
     (tmp_path / "tmp").mkdir()
     with subprocess.Popen(
-        command("eval", config, *way, "--json", "n.json"),
+        ["env", "--default-signal=INT", *command("eval", config, *way, "--json", "n.json")],
         cwd=tmp_path,
         env=environment() | {"TMPDIR": str(tmp_path / "tmp")},
         stderr=subprocess.PIPE,

@@ -29,7 +29,7 @@ from streamseg.config import Config, PublishConfig, SourceConfig, WorkerConfig
 from streamseg.models.base import Batch, Detections
 from streamseg.serve import Service
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(120)]
 
 TOOL = Path(__file__).parents[1] / "tools" / "faults.py"
 OTHERS = ("other-0", "other-1")

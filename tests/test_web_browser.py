@@ -704,7 +704,7 @@ def test_only_what_is_on_the_screen_is_asked_for(show) -> None:
 # Load
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_hundred_messages_a_second_do_not_freeze_it(show, browser) -> None:
     noise = np.random.default_rng(1).integers(0, 60, (*SIZE, 3), np.uint8)
     picture = annotate.encode_jpeg(plain() + noise, 80)
