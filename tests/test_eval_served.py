@@ -189,6 +189,7 @@ def test_without_pieces_a_slow_network_thread_would_lose_and_that_is_an_error(
 def test_a_message_that_is_lost_is_an_error(wild: Segmenter, publisher) -> None:
     def lossy(self: Publisher, result: Result, publish) -> None:
         if result.frame.index in (3, 4):
+            self._next_seq(wire.topic("masks", result.source))
             self._metrics.account(result.source).publish()
             return
         publish()
