@@ -236,15 +236,16 @@ def test_more_than_the_limit_are_not_let_in_until_somebody_leaves(folder) -> Non
     with guarded(folder, max_connections=2) as running:
         with connect(running, folder, "alice") as first, connect(running, folder, "bob") as second:
             eventually(lambda: subscribers(running) == 2)
+            running.wait_joined(2)
             with connect(running, folder, "alice", timeout=0.7) as third:
                 with pytest.raises((ReceiveTimeout, RefusedError)):
                     third.receive()
                 running.put(result(1))
                 assert first.receive().index == second.receive().index == 1
             assert refused(running, "full") >= 1
-        eventually(lambda: subscribers(running) == 0)
+        eventually(lambda: not running.publisher._anybody())
         with connect(running, folder, "bob") as again:
-            eventually(lambda: subscribers(running) == 1)
+            running.wait_joined()
             running.put(result(2))
             assert again.receive().index == 2
 
