@@ -6,10 +6,12 @@ The control's port and the viewer's have tests of their own, in ``test_control``
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import struct
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,8 +24,12 @@ from publishing import GREETING, Service, eventually, raw_peer, ready, result, r
 import streamseg
 from streamseg.errors import ConfigError, ReceiveTimeout
 from streamseg.keys import KeyFolder, new_pair
+from streamseg.metrics import Metrics
 from streamseg.sinks.network import endpoints, gate
+from streamseg.sinks.network.connection import Connection
+from streamseg.sinks.network.endpoints import FILES_OF_EACH
 from streamseg.sinks.network.gate import MAX_HALF_OPEN
+from streamseg.wire import Address
 
 KINDS = ("masks", "frames", "replay")
 PING = b"\x04\x07\x04PING\x00\x00"
@@ -143,8 +149,8 @@ def test_hundreds_of_connections_leave_room_for_a_good_one(folder, kind, with_ke
         for _ in range(many):
             strangers.enter_context(raw_peer(running.publisher.endpoints[kind]))
         watched = running.publisher._sockets._gates[kind]
-        eventually(lambda: len(watched._since) - watched.established <= MAX_HALF_OPEN)
-        eventually(lambda: open_files() - before - many <= MAX_HALF_OPEN + 5)
+        eventually(lambda: len(watched._connections) - watched.established <= MAX_HALF_OPEN)
+        eventually(lambda: open_files() - before - many <= FILES_OF_EACH * MAX_HALF_OPEN + 5)
         with raw_peer(running.publisher.endpoints[kind], handshake=GREETING):
             pass  # answered: a greeting came back
         running.put(result(1))
@@ -225,14 +231,52 @@ def test_after_a_flood_the_gate_is_shut_for_a_while_and_opens_again(folder, monk
             eventually(served_again)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists its open files there")
-def test_a_descriptor_that_has_become_a_file_meanwhile_is_not_kept_open(folder, tmp_path) -> None:
-    with served(folder, with_keys=False) as (running, _), (tmp_path / "file").open("wb") as file:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can keep them waiting")
+def test_while_the_gate_is_shut_who_knocks_waits_and_is_let_in_afterwards(folder) -> None:
+    with served(folder, with_keys=False) as (running, sub):
         watched = running.publisher._sockets._gates["masks"]
-        before = open_files()
-        for _ in range(50):
-            assert watched._received(file.fileno()) == 0
-        assert open_files() - before < 25, "each look opened it anew"
+        watched._shut_until = math.inf
+        eventually(lambda: watched._listener._is_shut)
+        port = int(running.masks_at.rpartition(":")[2])
+        with pytest.raises(TimeoutError):
+            socket.create_connection(("127.0.0.1", port), timeout=0.3)
+        running.put(result(1))
+        assert sub.receive().index == 1
+        threading.Timer(0.2, setattr, (watched, "_shut_until", 0.0)).start()
+        with raw_peer(running.masks_at, handshake=GREETING + ready(b"SUB")):
+            pass
+
+
+def test_the_gate_stays_shut_while_the_network_thread_is_behind() -> None:
+    with zmq.Context() as context, context.socket(zmq.XPUB) as sock:
+        watched = gate.Gate("masks", sock, 1, gate.Refusals(Metrics()))
+        watched._shut_until = until = time.monotonic() + 60
+        watched.look(is_behind=False)
+        assert watched._shut_until == until
+        watched._shut_until = time.monotonic() + gate.SHUT_FOR / 2
+        watched.look(is_behind=True)
+        assert watched._shut_until > time.monotonic() + gate.SHUT_FOR * 0.9
+        watched._shut_until = 0.0
+        watched.look(is_behind=True)
+        assert watched._shut_until == 0.0, "nobody has flooded it"
+        watched.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists its open files there")
+def test_a_descriptor_that_stands_for_something_else_by_now_is_not_kept_open(
+    tmp_path,
+) -> None:
+    address = Address("tcp", "127.0.0.1", 1)
+    before = open_files()
+    with (tmp_path / "file").open("wb") as file, socket.create_server(("127.0.0.1", 0)) as other:
+        for fd in (file.fileno(), other.fileno(), 10**6):
+            connection = Connection(fd, address)
+            assert connection.received == 0
+            connection.cut()
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+    assert open_files() == before
 
 
 def test_a_handshake_that_is_not_finished_in_time_ends(folder, monkeypatch) -> None:

@@ -44,6 +44,8 @@ MAX_INCOMING = 512
 KEEPALIVE_S = 5
 SILENT_AFTER_MS = 15_000
 """A subscriber whose system has taken nothing for so long is dropped, and its queue with it."""
+FILES_OF_EACH = 2
+"""Of each connection: libzmq's, and the gate's: see ``Connection``."""
 OTHER_FILES = 256
 """Files and connections that a service has open beside its subscribers'."""
 
@@ -73,7 +75,8 @@ class Endpoints:
 
     def __init__(self, context: Context, config: PublishConfig, metrics: Metrics) -> None:
         wanted = _addresses(config)
-        _make_room(len(wanted) * (config.max_connections + MAX_HALF_OPEN) + OTHER_FILES)
+        connections = len(wanted) * (config.max_connections + MAX_HALF_OPEN)
+        _make_room(FILES_OF_EACH * connections + OTHER_FILES)
         self._refusals = Refusals(metrics)
         self._sockets: dict[Name, zmq.Socket[bytes]] = {}
         self._gates: dict[Name, Gate] = {}
@@ -106,8 +109,10 @@ class Endpoints:
         Args:
             crowded: sockets whose subscribers have asked for more than can be kept.
         """
-        if self._keeper is not None and self._keeper.failure is not None:
-            raise self._keeper.failure
+        if self._keeper is not None:
+            if self._keeper.failure is not None:
+                raise self._keeper.failure
+            self._keeper.note_round()
         if self._admission is not None:
             if self._admission.somebody_was_revoked():
                 for gate in self._gates.values():

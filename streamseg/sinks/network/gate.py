@@ -15,12 +15,7 @@ socket is a matter of file permissions. The number of connections is limited eve
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import socket
-import struct
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -30,6 +25,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from streamseg.metrics import Metrics
+from streamseg.sinks.network.connection import Connection, Listener
 from streamseg.wire import Address
 
 log = logging.getLogger(__name__)
@@ -52,11 +48,15 @@ SHORTEST_HANDSHAKE = 80
 """Bytes that a peer has sent at the least when its handshake is over; 91 without keys."""
 SHUT_FOR = 1.0
 """Seconds that nobody more is let in after somebody was cut off for flooding: he would be back at
-once, and those who are there shall be served."""
+once, and those who are there shall be served. They begin anew while the network thread is behind:
+libzmq takes the subscriptions of each who was cut off out of a tree of everybody's, so that floods
+one on the other would cost it the square of their number."""
+BEHIND_AFTER = 0.3
+"""Seconds without a round of the network thread's, which makes one every 0.1 s at the least."""
 LOOK_EVERY = 0.01
-LOOK_EVERY_FOR_EACH = 0.0002
+LOOK_EVERY_FOR_EACH = 0.00005
 """Seconds between two looks at what has been received, and at least so many for each connection: a
-look at one takes some 10 microseconds."""
+look at one takes some 2 microseconds."""
 POLL_EVERY = 0.05
 """Seconds, while nobody is there."""
 LOG_EVERY = 1.0
@@ -65,14 +65,18 @@ LOG_EVERY = 1.0
 _SETTLED_AFTER = HANDSHAKE_MS / 1000 + 1
 """Seconds after which a connection that is still there has had its handshake."""
 _EVENTS_AT_ONCE = 100
-_TCP_BYTES_RECEIVED = 128
-"""Where ``tcpi_bytes_received``, a u64, is in Linux' ``struct tcp_info`` (linux/tcp.h)."""
 _FAILED = (
     zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
     | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
     | zmq.Event.HANDSHAKE_FAILED_AUTH
 )
-_EVENTS = zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED | zmq.Event.HANDSHAKE_SUCCEEDED | _FAILED
+_EVENTS = (
+    zmq.Event.LISTENING
+    | zmq.Event.ACCEPTED
+    | zmq.Event.DISCONNECTED
+    | zmq.Event.HANDSHAKE_SUCCEEDED
+    | _FAILED
+)
 
 
 class Refusals:
@@ -117,8 +121,8 @@ class Gate:
         self._most = most
         self._refusals = refusals
         self._address: Address | None = None
-        self._since: dict[int, float] = {}
-        self._cut_off: set[int] = set()
+        self._listener: Listener | None = None
+        self._connections: dict[int, Connection] = {}
         self._admitted = self._failed = 0
         self._shut_until = self._loudness_due = 0.0
         self._all_must_go = threading.Event()
@@ -133,7 +137,7 @@ class Gate:
     @property
     def is_watching(self) -> bool:
         """Whether there is anybody who could say too much."""
-        return bool(self._since)
+        return bool(self._connections)
 
     @property
     def is_full(self) -> bool:
@@ -144,8 +148,15 @@ class Gate:
         """Have every connection cut, also those that are accepted this moment; from any thread."""
         self._all_must_go.set()
 
-    def look(self) -> None:
-        """Take in who has come and gone, and cut who may not stay; never waits."""
+    def look(self, *, is_behind: bool) -> None:
+        """Take in who has come and gone, and cut who may not stay; never waits.
+
+        Args:
+            is_behind: whether the network thread hasn't dealt with what has come so far.
+        """
+        now = time.monotonic()
+        if is_behind and now < self._shut_until:
+            self._shut_until = now + SHUT_FOR
         if self._all_must_go.is_set():
             self._all_must_go.clear()
             self._cut_all()
@@ -153,50 +164,57 @@ class Gate:
         self.established = self._count_established()
         self._cut_too_many()
         self._cut_too_loud()
+        if self._listener is not None:
+            self._listener.set_shut(time.monotonic() < self._shut_until)
 
     def close(self) -> None:
         """Let go of the socket, before it is closed."""
         self._sock.disable_monitor()
         self.monitor.close(linger=0)
+        for connection in self._connections.values():
+            connection.close()
+        if self._listener is not None:
+            self._listener.close()
 
     def _cut_all(self) -> None:
         while self.monitor.poll(0):
             self._take_events()
-        for fd in self._staying():
-            self._cut(fd)
+        for connection in self._staying():
+            connection.cut()
 
     def _cut_too_many(self) -> None:
-        half_open = len(self._since) - self.established
-        leaving = len(self._cut_off)  # of either kind; what is still too many then is cut later
+        half_open = len(self._connections) - self.established
+        leaving = len(self._connections) - len(self._staying())
+        # Those may be of either kind; what is still too many then is cut later.
         for _ in range(self.established - self._most - leaving):
-            self._cut(self._newest())
+            self._cut_newest()
             self._refusals.add("full", f"{self._name}: more than {self._most} connections")
         for _ in range(half_open - MAX_HALF_OPEN - leaving):
-            self._cut(self._oldest_half_open() or self._newest())
+            self._cut_oldest_half_open()
             self._refusals.add("half_open", f"{self._name}: many connections without a handshake")
 
     def _cut_too_loud(self) -> None:
         now = time.monotonic()
         if now < self._loudness_due:
             return
-        self._loudness_due = now + max(LOOK_EVERY, LOOK_EVERY_FOR_EACH * len(self._since))
-        said = {
-            fd: self._received(fd) - (now - self._since[fd]) * MAY_SEND_A_SECOND
-            for fd in self._staying()
-        }
-        everything = sum(amount for amount in said.values() if amount > 0)
+        self._loudness_due = now + max(LOOK_EVERY, LOOK_EVERY_FOR_EACH * len(self._connections))
+        said = [
+            (connection, connection.received - (now - connection.since) * MAY_SEND_A_SECOND)
+            for connection in self._staying()
+        ]
+        everything = sum(amount for _, amount in said if amount > 0)
         many = self.crowded or everything > MAY_ALL_SEND
         at_once = MAY_SEND_IN_A_CROWD if many else MAY_SEND_AT_ONCE
-        for fd, amount in said.items():
+        for connection, amount in said:
             if amount > at_once:
-                self._cut(fd)
+                connection.cut()
                 self._shut_until = now + SHUT_FOR
                 self._refusals.add("loud", f"{self._name}: cut off who had said too much")
 
     def _count_established(self) -> int:
         settled = time.monotonic() - _SETTLED_AFTER
-        old = sum(since < settled for since in self._since.values())
-        return max(old, min(self._admitted, len(self._since)))
+        old = sum(connection.since < settled for connection in self._connections.values())
+        return max(old, min(self._admitted, len(self._connections)))
 
     def _take_events(self) -> None:
         for _ in range(_EVENTS_AT_ONCE):
@@ -212,93 +230,47 @@ class Gate:
         no end yet. Some strangers' end without one, so the count may be too low; those that are
         older than a handshake can be are counted by themselves.
         """
-        if event == zmq.Event.ACCEPTED:
-            now = time.monotonic()
-            self._since.pop(value, None)
-            self._since[value] = now
-            self._cut_off.discard(value)
-            if now < self._shut_until:
-                self._cut(value)
+        if event == zmq.Event.LISTENING:
+            self._listener = None if self._address is None else Listener(value, self._address)
+        elif event == zmq.Event.ACCEPTED:
+            self._forget(value)
+            self._connections[value] = Connection(value, self._address)
+            if time.monotonic() < self._shut_until:  # he was before the door already
+                self._connections[value].cut()
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self._admitted += 1
         elif event & _FAILED:
             self._failed += 1
         elif event == zmq.Event.DISCONNECTED:
-            self._since.pop(value, None)
-            self._cut_off.discard(value)
+            self._forget(value)
             if self._failed:
                 self._failed -= 1
             else:
                 self._admitted = max(0, self._admitted - 1)
-            if not self._since:
+            if not self._connections:
                 self._admitted = self._failed = 0
 
-    def _staying(self) -> list[int]:
-        return [fd for fd in self._since if fd not in self._cut_off]
-
-    def _newest(self) -> int | None:
-        return next((fd for fd in reversed(self._since) if fd not in self._cut_off), None)
-
-    def _oldest_half_open(self) -> int | None:
-        """The oldest that can't have had its handshake, by what it has sent."""
-        settled = time.monotonic() - _SETTLED_AFTER
-        for fd in self._staying():
-            if self._since[fd] > settled and self._received(fd) < SHORTEST_HANDSHAKE:
-                return fd
-        return None
-
-    def _cut(self, fd: int | None) -> None:
-        """Shut a connection down: libzmq notices, and forgets it and all that was kept for it."""
-        if fd is None:
-            return
-        self._cut_off.add(fd)
-        connection = self._opened(fd)
+    def _forget(self, fd: int) -> None:
+        connection = self._connections.pop(fd, None)
         if connection is not None:
-            with connection, contextlib.suppress(OSError):  # it has ended by itself
-                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
-    def _received(self, fd: int) -> int:
-        """Bytes that a connection has received, as far as anybody counts them."""
-        connection = self._opened(fd)
-        if connection is None:
-            return 0
-        with connection:
-            if sys.platform != "linux" or connection.family == socket.AF_UNIX:
-                return 0
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-            received: int = struct.unpack_from("=Q", info, _TCP_BYTES_RECEIVED)[0]
-            return received
+    def _staying(self) -> list[Connection]:
+        """Those that weren't cut, the oldest first."""
+        return [connection for connection in self._connections.values() if not connection.is_cut]
 
-    def _opened(self, fd: int) -> socket.socket | None:
-        """A descriptor as a socket; None where it isn't one of our connections any more.
+    def _cut_newest(self) -> None:
+        for connection in self._staying()[-1:]:
+            connection.cut()
 
-        libzmq may have closed it this moment, and then its number may stand for anything.
-        """
-        try:
-            copy = os.dup(fd)
-        except OSError:
-            return None
-        try:
-            connection = socket.socket(fileno=copy)
-        except OSError:
-            os.close(copy)
-            return None
-        name = connection.getsockname()
-        if isinstance(name, tuple):
-            ours = self._address is not None and name[1] == self._address.port
-        else:
-            ours = self._address is not None and os.fsdecode(name) == self._unix_name
-        if ours:
-            return connection
-        connection.close()
-        return None
-
-    @property
-    def _unix_name(self) -> str | None:
-        if self._address is None or self._address.transport != "ipc":
-            return None
-        path = self._address.host
-        return f"\0{path[1:]}" if path.startswith("@") else path
+    def _cut_oldest_half_open(self) -> None:
+        """The oldest that can't have had its handshake, by what it has sent; or else the newest."""
+        settled = time.monotonic() - _SETTLED_AFTER
+        for connection in self._staying():
+            if connection.since > settled and connection.received < SHORTEST_HANDSHAKE:
+                connection.cut()
+                return
+        self._cut_newest()
 
 
 class Gatekeeper:
@@ -317,8 +289,13 @@ class Gatekeeper:
         self._gates = gates
         self._metrics = metrics
         self._closing = threading.Event()
+        self._round_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="gatekeeper", daemon=True)
         self._thread.start()
+
+    def note_round(self) -> None:
+        """The network thread has dealt with what there was."""
+        self._round_at = time.monotonic()
 
     def close(self) -> None:
         """End it; takes ``POLL_EVERY`` at most."""
@@ -333,8 +310,9 @@ class Gatekeeper:
             while not self._closing.is_set():
                 busy = any(gate.is_watching for gate in self._gates.values())
                 poller.poll(int((LOOK_EVERY if busy else POLL_EVERY) * 1000))
+                is_behind = time.monotonic() - self._round_at > BEHIND_AFTER
                 for gate in self._gates.values():
-                    gate.look()
+                    gate.look(is_behind=is_behind)
                 masks, frames = self._gates["masks"], self._gates["frames"]
                 self._metrics.subscribers.set(masks.established + frames.established)
         except Exception as error:  # noqa: BLE001 - the network thread raises it
