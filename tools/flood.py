@@ -174,8 +174,8 @@ def main() -> None:
             )
             strangers.start()
             during = late(results, options.seconds)
-            strangers.join()
             after = late(results, options.after)
+            strangers.join()
             grown = rss(process) - small
             lost = sum(results.gaps.values())
     print(f"before: {summed_up(before, 5)}")

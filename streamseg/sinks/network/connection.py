@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import socket
 import struct
@@ -15,6 +16,8 @@ import sys
 import time
 
 from streamseg.wire import Address
+
+log = logging.getLogger(__name__)
 
 _TCP_BYTES_RECEIVED = 128
 """Where ``tcpi_bytes_received``, a u64, is in Linux' ``struct tcp_info`` (linux/tcp.h)."""
@@ -44,12 +47,16 @@ class Listener:
         if self._sock is None or shut == self._is_shut or not _is_counted(self._sock):
             return
         self._is_shut = shut
-        if shut:
-            program = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
-            said = struct.pack("HP", 1, ctypes.addressof(program))
-            self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, said)
-        else:
+        if not shut:
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+            return
+        program = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
+        said = struct.pack("HP", 1, ctypes.addressof(program))
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, said)
+        except OSError as error:  # a sandbox: who comes can still be cut when he has come in
+            log.warning("this system can keep nobody waiting: %s", error)
+            self.close()
 
     def close(self) -> None:
         """Look at it no more. May be called twice."""
@@ -81,8 +88,8 @@ class Connection:
         if self._sock is None or not _is_counted(self._sock):
             return 0
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        received: int = struct.unpack_from("=Q", info, _TCP_BYTES_RECEIVED)[0]
-        return received
+        counted = info[_TCP_BYTES_RECEIVED : _TCP_BYTES_RECEIVED + 8]  # missing before Linux 4.1
+        return int.from_bytes(counted, sys.byteorder)
 
     def cut(self) -> None:
         """Shut it down: libzmq notices, and forgets it and all that was kept for it."""
