@@ -6,10 +6,6 @@ whole frame exists only where a caller asks for one (``to_array``).
 
 Coordinates are pixels. A box is ``x1, y1, x2, y2`` with the right and lower edges exclusive, so
 that a mask of one pixel at (0, 0) has the box (0, 0, 1, 1). ``size`` is (height, width).
-
-Run lengths follow the COCO API (Lin et al., "Microsoft COCO", 2014; ``maskApi.c``): the frame is
-read column by column, runs of 0 and 1 alternate beginning with 0, and the counts are written as
-differences to the run before the last one in a base-32 code of printable ASCII.
 """
 
 from __future__ import annotations
@@ -22,6 +18,8 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from streamseg.errors import MaskError
+from streamseg.outlines import outer_rings
+from streamseg.run_lengths import crop_of, parse_all, parse_counts, run_lengths
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -131,7 +129,7 @@ class Masks:
         """
         height, width = check_size(size, max_pixels)
         texts = [c.decode("latin-1") if isinstance(c, bytes) else c for c in counts]
-        runs, first = _parse_all(texts)
+        runs, first = parse_all(texts)
         totals = np.add.reduceat(runs, first) if texts and all(texts) else np.zeros(len(texts))
         # Each run is looked at too: the sum of absurd ones can wrap around to the right one.
         if ((runs < 0) | (runs > height * width)).any() or (totals != height * width).any():
@@ -251,14 +249,14 @@ class Masks:
     def _encode(self) -> tuple[str, ...]:
         height, width = self.size
         runs = [
-            {"size": [height, width], "counts": _run_lengths(crop, int(w[0]), int(w[1]), self.size)}
+            {"size": [height, width], "counts": run_lengths(crop, int(w[0]), int(w[1]), self.size)}
             for crop, w in zip(self.crops, self.windows, strict=True)
         ]
         encoded = coco_mask.frPyObjects(runs, height, width) if runs else []
         return tuple(rle["counts"].decode("ascii") for rle in encoded)
 
     def _decode(self) -> None:
-        decoded = [_crop_from_runs(parse_counts(counts), self.size[0]) for counts in self.counts]
+        decoded = [crop_of(parse_counts(counts), self.size[0]) for counts in self.counts]
         self._crops = tuple(crop for crop, _ in decoded)
         self._windows = np.array(
             [(x, y, x + crop.shape[1], y + crop.shape[0]) for crop, (x, y) in decoded], np.int64
@@ -338,7 +336,7 @@ class Mask:
         """
         x, y, _, _ = self.window
         return [
-            np.add(ring, (x, y)).ravel().astype(float).tolist() for ring in _outer_rings(self.crop)
+            np.add(ring, (x, y)).ravel().astype(float).tolist() for ring in outer_rings(self.crop)
         ]
 
     def __eq__(self, other: object) -> bool:
@@ -381,47 +379,6 @@ def box_iou(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]
     return _ratio(shared, union)
 
 
-def parse_counts(text: str) -> IntArray:
-    """The run lengths that COCO's compressed ``counts`` stand for, int64; not yet checked to fit.
-
-    Raises:
-        MaskError: a character outside the code, or a number that is cut off or far too long.
-    """
-    return _parse_all([text])[0]
-
-
-def _parse_all(texts: Sequence[str]) -> tuple[IntArray, IntArray]:
-    """The run lengths of all texts behind each other, and where those of each begin."""
-    try:
-        codes = np.frombuffer("".join(texts).encode("ascii"), np.uint8).astype(np.int64) - 48
-    except UnicodeEncodeError:
-        raise MaskError("run lengths hold a character that isn't ASCII") from None
-    if len(codes) == 0:
-        return np.zeros(0, np.int64), np.zeros(len(texts), np.int64)
-    text_ends = np.cumsum([len(text) for text in texts])
-    if codes.min() < 0 or codes.max() > 63 or (codes[text_ends[text_ends > 0] - 1] & 32).any():
-        raise MaskError("run lengths hold a character outside COCO's code, or end inside a number")
-    ends = np.flatnonzero(codes & 32 == 0)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    lengths = ends - starts + 1
-    if lengths.max() > 7:
-        raise MaskError("run lengths hold a number of more than 35 bits")
-    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    values = np.add.reduceat((codes & 31) << shifts, starts)
-    values -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
-    last = np.searchsorted(ends, text_ends)  # where the numbers of the next text begin
-    first = np.concatenate(([0], last[:-1]))
-    position = np.arange(len(values)) - np.repeat(first, last - first)
-    # From the fourth on, each number is the difference to the run before the last one.
-    for parity in (0, 1):
-        chained = np.flatnonzero((position % 2 == parity) & (position > 0))
-        begins = np.flatnonzero(position[chained] <= 2)
-        sums = np.cumsum(values[chained])
-        before = sums[begins] - values[chained[begins]]
-        values[chained] = sums - np.repeat(before, np.diff(begins, append=len(chained)))
-    return values, first
-
-
 def _ratio(
     shared: npt.NDArray[np.float64], union: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
@@ -430,54 +387,6 @@ def _ratio(
         shared, union, out=np.zeros_like(shared), where=union > 0
     )
     return ratio
-
-
-def _run_lengths(crop: BoolArray, x: int, y: int, size: Size) -> npt.NDArray[np.uint32]:
-    """Run lengths of the full frame, straight from a crop at (x, y)."""
-    frame_height, frame_width = size
-    height, width = crop.shape
-    # A column of the crop is a row here, with a zero before and after it: each change is an edge.
-    columns = np.zeros((width, height + 2), np.bool_)
-    columns[:, 1:-1] = crop.T
-    edges = np.flatnonzero(columns[:, 1:] != columns[:, :-1])
-    column, row = np.divmod(edges, height + 1)
-    positions = (column + x) * frame_height + row + y
-    if height == frame_height:
-        positions = _join_runs(positions)
-    bounds = np.concatenate(([0], positions, [frame_height * frame_width]))
-    runs = np.diff(bounds)
-    return (runs if runs[-1] else runs[:-1]).astype(np.uint32)
-
-
-def _join_runs(positions: IntArray) -> IntArray:
-    """Drop the edges between a run that ends at the bottom and one that begins at the next top."""
-    ends, starts = positions[1:-1:2], positions[2::2]
-    apart = np.flatnonzero(ends != starts)
-    return np.concatenate(
-        [positions[:1], np.stack([ends[apart], starts[apart]], axis=1).ravel(), positions[-1:]]
-    )
-
-
-def _crop_from_runs(runs: IntArray, frame_height: int) -> tuple[BoolArray, tuple[int, int]]:
-    """The tight crop that full-frame run lengths stand for, and its upper left pixel (x, y)."""
-    bounds = np.cumsum(runs)
-    starts, ends = bounds[0:-1:2], bounds[1::2]
-    filled = ends > starts
-    starts, ends = starts[filled], ends[filled]
-    if len(starts) == 0:
-        return np.zeros((0, 0), np.bool_), (0, 0)
-    x1, x2 = int(starts[0] // frame_height), int((ends[-1] - 1) // frame_height) + 1
-    first, last = starts % frame_height, (ends - 1) % frame_height
-    if (starts // frame_height != (ends - 1) // frame_height).any():
-        y1, y2 = 0, frame_height  # a run that goes on in the next column touches both borders
-    else:
-        y1, y2 = int(first.min()), int(last.max()) + 1
-    height = y2 - y1
-    begin = (starts // frame_height - x1) * height + first - y1
-    end = ((ends - 1) // frame_height - x1) * height + last - y1 + 1
-    edges = np.concatenate(([0], np.stack([begin, end], axis=1).ravel(), [(x2 - x1) * height]))
-    bits = np.repeat(np.arange(len(edges) - 1) % 2 == 1, np.diff(edges))
-    return bits.reshape(x2 - x1, height).T, (x1, y1)
 
 
 def _intersections(a: Masks, b: Masks) -> npt.NDArray[np.float64]:
@@ -501,53 +410,3 @@ def _tight_window(bitmap: BoolArray) -> tuple[int, int, int, int]:
     if len(rows) == 0:
         return 0, 0, 0, 0
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def _outer_rings(crop: BoolArray) -> Iterator[IntArray]:
-    """The outer outline of each 4-connected part, int (K, 2) x, y of its corners.
-
-    Every corner of an outline joins one horizontal to one vertical edge. Along a row of the
-    corner lattice the corners pair up, first with second, third with fourth: those are the
-    horizontal edges; along a column likewise. Walking the two in turn follows the outlines.
-    """
-    corners, by_column = _corners(crop)
-    partner = np.empty((2, len(corners)), np.int64)
-    in_rows = np.arange(len(corners)).reshape(-1, 2)
-    in_columns = by_column.reshape(-1, 2)
-    for axis, pairs in enumerate((in_rows, in_columns)):
-        partner[axis, pairs[:, 0]], partner[axis, pairs[:, 1]] = pairs[:, 1], pairs[:, 0]
-    visited = np.zeros(len(corners), np.bool_)
-    for start in range(len(corners)):
-        if visited[start]:
-            continue
-        ring, at, axis = [], start, 0
-        while not visited[at]:
-            visited[at] = True
-            ring.append(at)
-            at, axis = int(partner[axis, at]), 1 - axis
-        x, y = corners[start]
-        # The first corner of a ring in reading order has the ring's inside to its lower right.
-        if x < crop.shape[1] and y < crop.shape[0] and crop[y, x]:
-            yield corners[ring]
-
-
-def _corners(crop: BoolArray) -> tuple[IntArray, IntArray]:
-    """Corners of all outlines in reading order, int (K, 2) x, y, and the order down the columns.
-
-    Where two pixels touch diagonally, two corners share a place; the first of them takes the edge
-    to the left. Which of the two takes the edge upwards decides that the pixels stay apart.
-    """
-    padded = np.pad(crop, 1).astype(np.int8)
-    upper_left, upper_right = padded[:-1, :-1], padded[:-1, 1:]
-    lower_left, lower_right = padded[1:, :-1], padded[1:, 1:]
-    single = (upper_left + upper_right + lower_left + lower_right) % 2 == 1
-    diagonal = (
-        (upper_left == lower_right) & (upper_right == lower_left) & (upper_left != upper_right)
-    )
-    y, x = np.nonzero(single | diagonal)
-    times = 1 + diagonal[y, x]
-    falling = np.repeat(upper_left[y, x] == 1, times)  # filled at the upper left and lower right
-    y, x = np.repeat(y, times), np.repeat(x, times)
-    order = np.arange(len(x))
-    by_column = np.lexsort((np.where(falling, order, -order), y, x))
-    return np.stack([x, y], axis=1), by_column

@@ -12,7 +12,8 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from streamseg.errors import MaskError
-from streamseg.masks import Mask, Masks, box_iou, parse_counts
+from streamseg.masks import Mask, Masks, box_iou
+from streamseg.run_lengths import parse_counts
 
 Bitmap = npt.NDArray[np.bool_]
 
