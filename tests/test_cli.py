@@ -260,7 +260,9 @@ def test_watch_fails_after_its_timeout(streamseg: Run) -> None:
     assert "0.5" in one_line(result)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_process_leaves_what_it_has_readable(tmp_path: Path, number: int) -> None:
     running = start(tmp_path, "process", CLIP, "--out", "out")
     part = tmp_path / "out" / "street" / "results.jsonl.part"

@@ -353,6 +353,7 @@ def _without_overlaps(rows: list[str]) -> list[str]:
     return kept
 
 
+@pytest.mark.slow
 @needs_kitti
 @pytest.mark.parametrize("name", ["0002", "0016"])
 def test_as_the_official_program_scores_kitti_mots(
@@ -468,6 +469,7 @@ def swapped(lines: list[str], from_frame: int) -> list[str]:
     return changed
 
 
+@pytest.mark.slow
 @needs_kitti
 def test_kitti_with_ids_swapped(pair: Pair):
     lines = (KITTI / "0016.txt").read_text().splitlines()

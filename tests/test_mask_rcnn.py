@@ -118,6 +118,7 @@ def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(pair):
         np.testing.assert_array_equal(found.labels, alone.labels)
 
 
+@pytest.mark.slow
 def test_the_first_image_does_not_decide_how_later_ones_are_pooled(pair, tmp_path):
     _, ours = pair
     image = picture(120, 160, seed=3)
@@ -156,6 +157,7 @@ def test_boxes_are_worked_out_in_fp32_where_the_network_runs_in_bf16(pair, tmp_p
         assert (boxes != boxes.bfloat16()).float().mean() > 0.3
 
 
+@pytest.mark.slow
 def test_the_published_names_of_the_first_version_load(tmp_path):
     name = "mask_rcnn_r50_fpn"
     reference = load_model(name, weights="none", device="cpu").network.state_dict()
@@ -172,6 +174,7 @@ def test_the_published_names_of_the_first_version_load(tmp_path):
         assert all(torch.equal(t, expected[k]) for k, t in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_frozen_batch_norms_have_the_epsilon_of_the_weights_they_come_with(tmp_path):
     """0 for the published weights (torchvision sets it so), 1e-5 where batches were counted."""
     published = load_model("mask_rcnn_r50_fpn", weights="none", device="cpu").network.state_dict()
@@ -184,6 +187,7 @@ def test_frozen_batch_norms_have_the_epsilon_of_the_weights_they_come_with(tmp_p
         assert {norm.eps for norm in norms} == {epsilon}
 
 
+@pytest.mark.slow
 def test_weights_that_can_not_be_downloaded_are_one_line_that_says_what_to_do(tmp_path):
     code = (
         "from streamseg.models import load_model\n"

@@ -171,6 +171,7 @@ def test_classes_are_those_of_logits_resized_as_a_whole(maps, cut, size, seed):
 # A model as any other
 
 
+@pytest.mark.slow
 def test_stuff_takes_over_what_a_published_file_knows_of_its_name(tmp_path, published):
     path = tmp_path / "published.pth"
     state = published.state()

@@ -448,6 +448,7 @@ def test_what_is_queued_when_the_service_ends_still_leaves() -> None:
         ending.join()
 
 
+@pytest.mark.slow
 def test_a_slow_subscriber_whose_queue_is_full_still_hears_of_the_end() -> None:
     found = instances(100, (1080, 1920))
     with service() as running, streamseg.connect(running.masks_at, timeout=10) as sub:

@@ -22,6 +22,7 @@ MODULE = Path("/usr/lib/nginx/modules/ngx_rtmp_module.so")
 FPS = 10
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(60),
     pytest.mark.skipif(
         not MODULE.exists() or shutil.which("nginx") is None,

@@ -173,6 +173,7 @@ def test_gradients_of_several_forwards_make_one_step(tmp_path):
     assert [int(row["step"]) for row in rows_of(tmp_path / "steps.csv")] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
