@@ -56,7 +56,7 @@ BEHIND_AFTER = 0.3
 LOOK_EVERY = 0.01
 LOOK_EVERY_FOR_EACH = 0.00005
 """Seconds between two looks at what has been received, and at least so many for each connection: a
-look at one takes some 2 microseconds."""
+look at one takes some 3 microseconds."""
 POLL_EVERY = 0.05
 """Seconds, while nobody is there."""
 LOG_EVERY = 1.0
