@@ -235,6 +235,7 @@ def test_after_a_flood_the_gate_is_shut_for_a_while_and_opens_again(folder, monk
 def test_while_the_gate_is_shut_who_knocks_waits_and_is_let_in_afterwards(folder) -> None:
     with served(folder, with_keys=False) as (running, sub):
         watched = running.publisher._sockets._gates["masks"]
+        eventually(lambda: watched.established == 1)
         watched._shut_until = math.inf
         eventually(lambda: watched._listener._is_shut)
         port = int(running.masks_at.rpartition(":")[2])
