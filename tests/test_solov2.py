@@ -323,7 +323,7 @@ def test_a_pixel_at_the_threshold_is_decided_by_the_full_frame():
     np.testing.assert_array_equal(found.to_arrays(), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_masks_in_a_large_frame_take_a_fifth_of_the_textbook_way_at_most():
     """Of twenty instances, the largest of which have a fifth of the frame."""
     shape, size = (432, 768), (1080, 1920)
