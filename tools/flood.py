@@ -31,6 +31,10 @@ from statistics import median
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from publishing import GREETING, ready
+
 import streamseg
 from streamseg.errors import ReceiveTimeout
 from streamseg.keys import KeyFolder, new_pair
@@ -38,9 +42,7 @@ from streamseg.keys import KeyFolder, new_pair
 FPS = 20
 ITSELF_MS = 100.0
 """Results no older than this when they are received say that the service is itself again."""
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
-HANDSHAKE = GREETING + READY
+HANDSHAKE = GREETING + ready(b"SUB")
 SENT_AT_ONCE = 64 * 1024
 
 
