@@ -172,17 +172,21 @@ def _routes(service: Service, reload: Reload | None) -> list[Route]:
 
 
 class _Api:
-    """The answers. What may take long, or wait for a lock, isn't done in the event loop."""
+    """The answers.
+
+    What may take long, or wait for a lock, is done in threads, of which there are only so many;
+    whether the service is well is said in the event loop, however busy those are.
+    """
 
     def __init__(self, service: Service, reload: Reload | None) -> None:
         self._service = service
         self._reload = reload
 
-    def health(self, _: Request) -> Response:
+    async def health(self, _: Request) -> Response:
         ailment = self._service.ailment
         return PlainTextResponse(ailment or "ok", 503 if ailment else 200)
 
-    def readiness(self, _: Request) -> Response:
+    async def readiness(self, _: Request) -> Response:
         ready = self._service.ready
         return PlainTextResponse("ready" if ready else "not ready", 200 if ready else 503)
 

@@ -19,11 +19,11 @@ from conftest import Run
 from streamseg import connect, load_model
 from streamseg import control as control_of_services
 from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig, WorkerConfig
-from streamseg.control import Control
+from streamseg.control import Control, Reload
 from streamseg.errors import BindError, ConfigError
 from streamseg.models.base import Segmenter
 from streamseg.operate import Operation
-from streamseg.serve import Service
+from streamseg.serve import Reloaded, Service
 
 pytestmark = pytest.mark.timeout(60)
 LIVE = "test:?live=1&size=160x120&fps=20"
@@ -192,10 +192,10 @@ class Well:
 
 
 @contextlib.contextmanager
-def controlled(**options: object) -> Iterator[Control]:
+def controlled(reload: Reload | None = None, **options: object) -> Iterator[Control]:
     """Control alone, of a service that needs no model."""
     control = Control(
-        cast(Service, Well()), config(SourceConfig(url=LIVE, name="gate"), **options), None
+        cast(Service, Well()), config(SourceConfig(url=LIVE, name="gate"), **options), reload
     )
     control.start()
     try:
@@ -209,7 +209,8 @@ def port_of(control: Control) -> int:
 
 
 def health(control: Control, host: str) -> int:
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port_of(control))) as asking:
+    address = ("127.0.0.1", port_of(control))
+    with contextlib.closing(http.client.HTTPConnection(*address, timeout=10)) as asking:
         asking.request("GET", "/healthz", headers={"Host": host})
         return asking.getresponse().status
 
@@ -284,6 +285,28 @@ def test_a_crowd_of_connections_is_bounded_and_it_serves_again_when_they_have_le
                 assert health(control, f"localhost:{port_of(control)}") == 200
                 return
             assert time.monotonic() < deadline
+
+
+def test_it_says_that_it_is_well_while_as_much_is_asked_of_it_as_it_can_do_at_once() -> None:
+    over, under_way = threading.Event(), threading.Semaphore(0)
+
+    def reload() -> Reloaded:
+        under_way.release()
+        over.wait(40)
+        return Reloaded((), (), (), ())
+
+    with controlled(reload) as control, contextlib.ExitStack() as crowd:
+        address = ("127.0.0.1", port_of(control))
+        for _ in range(control_of_services.MAX_CONNECTIONS - 1):
+            asking = http.client.HTTPConnection(*address)
+            crowd.callback(asking.close)
+            asking.request("POST", "/v1/reload")
+        try:
+            for _ in range(40):  # threads that starlette has for what may take long
+                assert under_way.acquire(timeout=10)
+            assert health(control, f"localhost:{port_of(control)}") == 200
+        finally:
+            over.set()
 
 
 def test_a_token_is_asked_for_where_there_is_one(model: Segmenter, tmp_path: Path) -> None:
