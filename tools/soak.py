@@ -50,6 +50,8 @@ SAMPLE_EVERY = 2.0
 WARM_UP = 30.0
 """Seconds: until then caches fill and everybody joins."""
 MAY_GROW = 0.05
+FEWEST = 12
+"""Samples: three in a quarter, or there is nothing to compare."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class Sample:
         rss: MiB.
         threads: how many.
         files: open descriptors.
+        live: how many of the cameras are live.
     """
 
     at: float
     rss: float
     threads: int
     files: int
+    live: int
 
 
 @dataclass
@@ -212,8 +216,9 @@ def pester(port: int, over: threading.Event, report: Report, lock: threading.Loc
         over.wait(0.3)
 
 
-def sample(process: int, began: float) -> Sample:
+def sample(process: int, port: int, began: float) -> Sample:
     """How the service's process is now."""
+    live = sum(source["state"] == "live" for source in ask(port))
     status = Path(f"/proc/{process}/status").read_text()
     values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     return Sample(
@@ -221,6 +226,7 @@ def sample(process: int, began: float) -> Sample:
         int(values["VmRSS"].split()[0]) / 1024,
         int(values["Threads"]),
         sum(1 for _ in Path(f"/proc/{process}/fd").iterdir()),
+        live,
     )
 
 
@@ -262,7 +268,7 @@ def soak(seconds: float, folder: Path) -> Report:
             for thread in threads:
                 thread.start()
             lazy = [_lazy(address) for _ in range(LAZY)]
-            _torment(cameras, process.pid, seconds, report)
+            _torment(cameras, process.pid, port, seconds, report)
             report.reconnects = reconnects(port)
             _check_accounts(ask(port), report)
             over.set()
@@ -291,13 +297,15 @@ def _lazy(address: str) -> zmq.Socket[bytes]:
     return sock
 
 
-def _torment(cameras: list[Camera], process: int, seconds: float, report: Report) -> None:
+def _torment(
+    cameras: list[Camera], process: int, port: int, seconds: float, report: Report
+) -> None:
     """Kill cameras and bring them back, and note how the service takes it."""
     began = time.monotonic()
     away: dict[int, float] = {}
     kill_at = began + KILL_EVERY / 2
     while (now := time.monotonic()) < began + seconds:
-        report.samples.append(sample(process, began))
+        report.samples.append(sample(process, port, began))
         if now >= kill_at:
             number = random.randrange(len(cameras))  # noqa: S311
             if number not in away:
@@ -324,9 +332,15 @@ def _check_accounts(sources: list[dict[str, object]], report: Report) -> None:
 
 
 def _check_flat(report: Report) -> None:
-    """Compare the first quarter after the warm-up with the last."""
-    settled = [s for s in report.samples if s.at >= WARM_UP]
-    quarter = max(1, len(settled) // 4)
+    """Compare the first quarter after the warm-up with the last.
+
+    Only moments when every camera is live are alike: one that is away has no reader and no codec.
+    """
+    settled = [s for s in report.samples if s.at >= WARM_UP and s.live == CAMERAS]
+    if len(settled) < FEWEST:
+        report.problems.append(f"all cameras were live in only {len(settled)} samples")
+        return
+    quarter = len(settled) // 4
     for what in ("rss", "threads", "files"):
         values = [getattr(s, what) for s in settled]
         before, after = np.median(values[:quarter]), np.median(values[-quarter:])
