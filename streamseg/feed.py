@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from streamseg.config import SourceConfig
+from streamseg.errors import redact
 from streamseg.metrics import Metrics
 from streamseg.sources import LiveSource, Source
 from streamseg.stages import read
@@ -41,28 +42,38 @@ class Condition:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A source that has not begun.
+
+    Attributes:
+        source: gives the frames.
+        config: what it was opened with.
+    """
+
+    source: Source
+    config: SourceConfig
+
+
 class Feed:
     """See above; its methods may be called from any thread.
 
     Args:
-        source: opened, not begun.
-        config: what it was opened with.
+        opened: the source.
         first_epoch: the epoch that its first frame gets.
         metrics: take its account and its states.
         say: told every change of state.
 
     Attributes:
-        gone: set once it was taken away and all of it has gone out.
         removed: whether an operator took it away.
+        successor: what takes its name when it was taken away and all of it has gone out.
     """
 
-    def __init__(
-        self, source: Source, config: SourceConfig, first_epoch: int, metrics: Metrics, say: Say
-    ) -> None:
-        self.source = source
-        self.config = config
-        self.gone = threading.Event()
+    def __init__(self, opened: Opened, first_epoch: int, metrics: Metrics, say: Say) -> None:
+        self.source = source = opened.source
+        self.config = opened.config
         self.removed = False
+        self.successor: Opened | None = None
         self._first_epoch = first_epoch
         self._metrics = metrics
         self._say = say
@@ -89,9 +100,16 @@ class Feed:
         """Whether it was told to wait."""
         return self.source.reins.paused
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to end."""
+        return self.source.reins.stopped
+
     def frames(self) -> Iterator[Frame]:
         """The source's frames, entered into its account; says what state it is in."""
-        if not self._tells:
+        if not self._tells and self.paused:
+            self.set("waiting", "paused")
+        elif not self._tells:
             self.set("connecting", "")
         for frame in read(self.source, self._metrics.account(self.name)):
             numbered = replace(frame, epoch=self._first_epoch + frame.epoch)
@@ -113,7 +131,11 @@ class Feed:
         self.source.reins.stop()
 
     def set(self, state: State, reason: str) -> None:
-        """Note a new state, and tell of it; after a final one, nothing is said any more."""
+        """Note a new state, and tell of it; after a final one, nothing is said any more.
+
+        The reason may be a library's or the camera's words: no password in them is passed on.
+        """
+        reason = redact(reason)
         with self._lock:
             if self.condition.state in FINAL:
                 return
@@ -125,7 +147,7 @@ class Feed:
 
     def _note(self, now: Condition) -> None:
         """A line in the log when a camera goes and when it is back, not one an attempt."""
-        if now.state in ("connecting", "ended"):
+        if now.state in ("connecting", "ended") or not self._connections:
             return
         away = now.state != "live"
         if away == self._away and now.state != "failed":

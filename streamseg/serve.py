@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,14 +27,14 @@ from streamseg.annotate import pictures
 from streamseg.channel import Mailbox
 from streamseg.config import Config, SourceConfig, Thresholds, source_names
 from streamseg.endings import Endings
-from streamseg.errors import ConfigError, NoSuchSourceError, StreamsegError
-from streamseg.feed import Feed
+from streamseg.errors import ConfigError, NoSuchSourceError, StreamsegError, redact
+from streamseg.feed import Feed, Opened
 from streamseg.metrics import Metrics
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
 from streamseg.pipeline import Pipeline
 from streamseg.sinks.network.publisher import Publisher
-from streamseg.sources import Source, open_source
+from streamseg.sources import open_source
 from streamseg.stages import ThresholdBook, fresh, infer, track
 from streamseg.summary import Summary, Tally
 from streamseg.types import Frame, Result
@@ -51,9 +51,6 @@ PAINTER_CAPACITY = 4
 """Results a source may have waiting for the painter; the newest win."""
 STUCK_AFTER = 60.0
 """Seconds on one batch after which something is wrong with the model, or its device."""
-REPLACE_WITHIN = 5.0
-"""Seconds that a source gets to end before another takes its name."""
-MOST_PROBLEMS = 100
 FIXED = ("model", "worker", "tracker", "publish", "control", "mqtt")
 """Sections that hold from one start of the service to the next."""
 
@@ -90,7 +87,6 @@ class Service:
     def __init__(self, config: Config, model: Segmenter | None = None) -> None:
         share_heap()
         self.metrics = Metrics()
-        self.problems: list[str] = []
         self._config = config
         opened = [open_source(source) for source in config.sources]
         self._model = model or _warmed_up(load_configured(config))
@@ -102,13 +98,14 @@ class Service:
         self._endings = Endings(self.metrics, self._over)
         self._changing = threading.RLock()
         self._feeds: dict[str, Feed] = {}
+        self._problems: dict[str, str] = {}
         self._next_epochs: dict[str, int] = {}
         self._inbox: Mailbox[Frame] = Mailbox(config.worker.max_batch)
         self._newest = self._inbox.newest(self._overtaken)
         self._started = self._kept_open = False
         self._busy_since = math.inf
         for source, chosen in zip(opened, config.sources, strict=True):
-            self._feeds[source.name] = self._feed(source, chosen)
+            self._feeds[source.name] = self._feed(Opened(source, chosen))
 
     @property
     def endpoints(self) -> dict[str, str]:
@@ -163,6 +160,7 @@ class Service:
 
     def stop(self) -> None:
         """Let the sources end and finish what was taken."""
+        self._publisher.hurry()
         self._pipeline.stop()
         with self._changing:
             for feed in self._feeds.values():
@@ -202,7 +200,13 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether it takes frames and publishes results."""
-        return self._started and not self._pipeline.stopping.is_set()
+        return self._kept_open and not self._pipeline.stopping.is_set()
+
+    @property
+    def problems(self) -> list[str]:
+        """Why sources that it has, or had when it ended, have failed."""
+        with self._changing:
+            return list(self._problems.values())
 
     @property
     def ailment(self) -> str:
@@ -235,14 +239,10 @@ class Service:
         known = [(feed.name, feed.name) for feed in self.feeds()]
         name = source_names([*known, (source.name, source.url)])[-1]
         named = msgspec.structs.replace(source, name=name)
-        opened = open_source(named)  # this may take long, and nobody shall wait for it
+        opened = Opened(open_source(named), named)  # may take long, and nobody shall wait for it
         with self._changing:
             self._check_running()
-            if name in self._feeds:
-                raise ConfigError(f"there is a source called {name!r} already")
-            self._thresholds.set(name, named.thresholds)
-            self._feeds[name] = self._feed(opened, named)
-            self._start_feed(self._feeds[name])
+            self._begin(opened)
         return name
 
     def remove(self, name: str) -> None:
@@ -252,11 +252,7 @@ class Service:
             NoSuchSourceError: there is none of that name.
         """
         with self._changing:
-            feed = self._named(name)
-            feed.removed = True
-            feed.stop()
-            if feed.condition.state in FINAL:
-                self._forget(feed)
+            self._take_away(self._named(name), None)
 
     def pause(self, name: str) -> None:
         """Take no more frames of a source until ``resume``.
@@ -295,27 +291,27 @@ class Service:
         """Have the sources and thresholds of a config; everything in it is looked at first.
 
         Raises:
-            StreamsegError: a source or a threshold can't be; then nothing was changed, except
-                that sources which can't be opened any more may be gone.
+            StreamsegError: a source or a threshold can't be; then nothing was changed.
         """
-        self._check_running()
         ThresholdBook.of(config, self._model)
         new = {source.name: source for source in config.sources}
-        now = {feed.name: feed for feed in self.feeds()}
-        gone = [name for name in now if name not in new]
-        changed = [name for name in now if name in new and _must_reopen(now[name], new[name])]
-        added = [name for name in new if name not in now]
-        for name in (*added, *changed):
-            open_source(new[name])
-        for name in (*gone, *changed):
-            self.remove(name)
-        for name in (*gone, *changed):
-            now[name].gone.wait(REPLACE_WITHIN)
-        for name in (*added, *changed):
-            self.add(new[name])
-        self.set_thresholds(config.thresholds)
-        for source in config.sources:
-            self.set_thresholds(source.thresholds, source.name)
+        # May take long, and nobody shall wait for it.
+        opened = {name: Opened(open_source(new[name]), new[name]) for name in self._unlike(new)}
+        with self._changing:
+            self._check_running()
+            now = dict(self._feeds)
+            if any(name not in now and name not in opened for name in new):
+                raise ConfigError("a source was taken away meanwhile: read the config once more")
+            gone = [name for name in now if name not in new]
+            changed = [name for name in now if name in opened]
+            added = [name for name in opened if name not in now]
+            for name in (*gone, *changed):
+                self._take_away(now[name], opened.get(name))
+            for name in added:
+                self._begin(opened[name])
+            self.set_thresholds(config.thresholds)
+            for source in config.sources:
+                self.set_thresholds(source.thresholds, source.name)
         waits = [s for s in FIXED if getattr(config, s) != getattr(self._config, s)]
         return Reloaded(tuple(added), tuple(gone), tuple(changed), tuple(waits))
 
@@ -332,9 +328,34 @@ class Service:
                 raise NoSuchSourceError(f"there is no source called {name!r}; there are: {known}")
             return self._feeds[name]
 
-    def _feed(self, source: Source, config: SourceConfig) -> Feed:
-        first_epoch = self._next_epochs.get(source.name, 0)
-        return Feed(source, config, first_epoch, self.metrics, self._say_state)
+    def _unlike(self, new: Mapping[str, SourceConfig]) -> list[str]:
+        """The names of those that aren't there, or not like that."""
+        now = {feed.name: feed for feed in self.feeds()}
+        return [name for name in new if name not in now or _must_reopen(now[name], new[name])]
+
+    def _begin(self, opened: Opened) -> None:
+        """Have a source, which may have been running before under its name."""
+        name = opened.source.name
+        if name in self._feeds:
+            raise ConfigError(f"there is a source called {name!r} already")
+        self._thresholds.set(name, opened.config.thresholds)
+        self._feeds[name] = self._feed(opened)
+        self._start_feed(self._feeds[name])
+
+    def _take_away(self, feed: Feed, successor: Opened | None) -> None:
+        """End a source; its successor begins when all of it has gone out, paused if it is."""
+        going_on = feed.source if feed.successor is None else feed.successor.source
+        if successor is not None and going_on.reins.paused:
+            successor.source.reins.pause()
+        feed.removed = True
+        feed.successor = successor
+        feed.stop()
+        if feed.condition.state in FINAL:
+            self._forget(feed)
+
+    def _feed(self, opened: Opened) -> Feed:
+        first_epoch = self._next_epochs.get(opened.source.name, 0)
+        return Feed(opened, first_epoch, self.metrics, self._say_state)
 
     def _open_mqtt(self) -> MqttSink | None:
         config = self._config.mqtt
@@ -360,8 +381,10 @@ class Service:
         def failed(error: Exception) -> None:
             if not isinstance(error, StreamsegError):
                 log.error("source %s", feed.name, exc_info=error)
-            self.problems = [*self.problems, str(error)][-MOST_PROBLEMS:]
-            self._endings.source_ended(feed.name, str(error), failed=True)
+            reason = redact(str(error))
+            with self._changing:
+                self._problems[feed.name] = reason
+            self._endings.source_ended(feed.name, reason, failed=True)
 
         self._pipeline.spawn(
             f"source:{feed.name}",
@@ -375,7 +398,7 @@ class Service:
         wanted = self._config.publish.wait_subscribers
         if wanted:
             feed.set("waiting", f"for {wanted} subscribers")
-            if not self._publisher.wait_joined(wanted, self._pipeline.stopping):
+            if not self._publisher.wait_joined(wanted, lambda: feed.stopped):
                 self._endings.source_ended(feed.name, "stopped before it began")
                 return
         yield from feed.frames()
@@ -404,7 +427,9 @@ class Service:
         if self._mqtt is not None:
             self._mqtt.forget(feed.name)
         self.metrics.forget_state(feed.name)
-        feed.gone.set()
+        self._problems.pop(feed.name, None)
+        if feed.successor is not None and self.ready:
+            self._begin(feed.successor)
 
     def _let_end(self) -> None:
         """Nobody will add a source: the end of the sources is the end of the service."""
@@ -472,6 +497,6 @@ def _warmed_up(model: Segmenter) -> Segmenter:
 
 
 def _must_reopen(feed: Feed, new: SourceConfig) -> bool:
-    """Whether it failed, or has other options; new thresholds it takes as it runs."""
+    """Whether it failed or is going, or has other options; new thresholds it takes as it runs."""
     old, other = (msgspec.structs.replace(c, thresholds=None) for c in (feed.config, new))
-    return old != other or feed.condition.state == "failed"
+    return old != other or feed.removed or feed.condition.state == "failed"
