@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
 import socket
 import struct
 import sys
+import termios
 import time
 
 from streamseg.wire import Address
@@ -90,6 +92,15 @@ class Connection:
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         counted = info[_TCP_BYTES_RECEIVED : _TCP_BYTES_RECEIVED + 8]  # missing before Linux 4.1
         return int.from_bytes(counted, sys.byteorder)
+
+    @property
+    def untaken(self) -> int:
+        """Bytes that were sent and that the other side hasn't taken, as far as anybody says."""
+        if self._sock is None or sys.platform != "linux":
+            return 0
+        asked = bytes(ctypes.sizeof(ctypes.c_int))
+        answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, asked)  # sockets' SIOCOUTQ
+        return int.from_bytes(answer, sys.byteorder)
 
     def cut(self) -> None:
         """Shut it down: libzmq notices, and forgets it and all that was kept for it."""

@@ -10,6 +10,7 @@ import errno
 import resource
 import socket
 import stat
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TypeAlias
@@ -42,8 +43,9 @@ INCOMING_BUFFER = 1024
 MAX_INCOMING = 512
 """Bytes of a message from a subscriber: a topic, or a step of the handshake (CURVE needs 276)."""
 KEEPALIVE_S = 5
-SILENT_AFTER_MS = 15_000
-"""A subscriber whose system has taken nothing for so long is dropped, and its queue with it."""
+SILENT_AFTER_MS = 60_000
+"""A subscriber whose system has taken nothing for so long is dropped, and its queue with it. Linux
+also counts from when somebody slow last had taken all there was, so it can't be much less."""
 FILES_OF_EACH = 2
 """Of each connection: libzmq's, and the gate's: see ``Connection``."""
 OTHER_FILES = 256
@@ -120,6 +122,16 @@ class Endpoints:
             self._admission.answer()
         for name, gate in self._gates.items():
             gate.crowded = self._sockets[name] in crowded
+
+    def note_readers(self) -> None:
+        """Look from now on whether who is there reads on."""
+        for gate in self._gates.values():
+            gate.ending_since = time.monotonic()
+
+    @property
+    def read_on_at(self) -> float:
+        """When somebody who had much unread was last seen to read on, on the monotonic clock."""
+        return max(gate.read_on_at for gate in self._gates.values())
 
     def close(self, linger: int) -> None:
         """Close the sockets.

@@ -16,6 +16,7 @@ socket is a matter of file permissions. The number of connections is limited eve
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -46,6 +47,8 @@ HANDSHAKE_MS = 5000
 """What a handshake may take."""
 SHORTEST_HANDSHAKE = 80
 """Bytes that a peer has sent at the least when its handshake is over; 91 without keys."""
+MUCH_UNTAKEN = 16 * 1024
+"""Bytes: with so much before him somebody may have a full queue, where a last word has no room."""
 SHUT_FOR = 1.0
 """Seconds that nobody more is let in after somebody was cut off for flooding: he would be back at
 once, and those who are there shall be served. They begin anew while the network thread is behind:
@@ -110,6 +113,8 @@ class Gate:
         refusals: where those that are cut are counted.
 
     Attributes:
+        ending_since: to be set when the last has been said; who comes later isn't waited for.
+        read_on_at: when somebody who had much unread was last seen to read on, since then.
         monitor: can be read from when there is something for ``look``.
         established: connections after their handshake.
         crowded: to be set while there are more subscriptions than can be kept.
@@ -126,6 +131,9 @@ class Gate:
         self._admitted = self._failed = 0
         self._shut_until = self._loudness_due = 0.0
         self._all_must_go = threading.Event()
+        self._untaken: dict[int, int] = {}
+        self.ending_since: float | None = None
+        self.read_on_at = -math.inf
         self.established = 0
         self.crowded = False
         self.monitor = _monitor(sock, name)
@@ -164,6 +172,8 @@ class Gate:
         self.established = self._count_established()
         self._cut_too_many()
         self._cut_too_loud()
+        if self.ending_since is not None:
+            self._note_reading(self.ending_since)
         if self._listener is not None:
             self._listener.set_shut(time.monotonic() < self._shut_until)
 
@@ -210,6 +220,15 @@ class Gate:
                 connection.cut()
                 self._shut_until = now + SHUT_FOR
                 self._refusals.add("loud", f"{self._name}: cut off who had said too much")
+
+    def _note_reading(self, ending_since: float) -> None:
+        before, self._untaken = self._untaken, {}
+        for fd, connection in self._connections.items():
+            if connection.since < ending_since and not connection.is_cut:
+                self._untaken[fd] = connection.untaken
+        for fd, left in self._untaken.items():
+            if MUCH_UNTAKEN < left < before.get(fd, math.inf):  # the first time, who knows?
+                self.read_on_at = time.monotonic()
 
     def _count_established(self) -> int:
         settled = time.monotonic() - _SETTLED_AFTER

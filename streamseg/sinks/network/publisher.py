@@ -23,7 +23,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import zmq
@@ -52,6 +52,10 @@ LISTEN_EVERY = 0.1
 """Seconds."""
 LAST_WORD = 2.0
 """Seconds that the end of the service is repeated for subscribers that don't leave."""
+CATCH_UP = 60.0
+"""Seconds that it is repeated at the most for those who still read what was published before."""
+READS_AGAIN_WITHIN = 10.0
+"""Seconds. Of small messages, somebody slow takes a second's worth at a time, or several."""
 LINGER_MS = 2000
 """What is queued when the service ends gets so long to leave."""
 
@@ -82,6 +86,7 @@ class Publisher:
         self.service = secrets.token_hex(4)
         self._metrics = metrics
         self._joined = threading.Condition()
+        self._hurried = threading.Event()
         self._context = zmq.Context()
         self._waker = _Waker(self._context)
         self.results: Mailbox[Result] = Mailbox(
@@ -154,18 +159,22 @@ class Publisher:
         """Whether somebody subscribes to these pictures; safe from any thread."""
         return self._audience[self._frames].wants(wire.topic(kind, source))
 
-    def wait_joined(self, count: int, stopped: threading.Event) -> bool:
+    def wait_joined(self, count: int, stopped: Callable[[], bool]) -> bool:
         """Wait until ``count`` subscriptions to results or pictures are held; see ``drain``.
 
         Returns:
-            False if ``stopped`` was set first, or the publisher closed.
+            False if ``stopped`` was true first, or the publisher closed.
         """
         with self._joined:
-            while not (stopped.is_set() or self._waker.closed):
+            while not (stopped() or self._waker.closed):
                 if sum(a.results_joined for a in self._audience.values()) >= count:
                     return True
                 self._joined.wait(LISTEN_EVERY)
         return False
+
+    def hurry(self) -> None:
+        """Don't wait at the end for those who are slow; safe from any thread."""
+        self._hurried.set()
 
     def close(self) -> None:
         """Close the sockets; what is queued gets ``LINGER_MS`` to leave.
@@ -280,13 +289,20 @@ class Publisher:
         """The last word on every source, and then on the service.
 
         It is repeated until all have left, because it is lost to whoever's queue is full; who is
-        only slow shall hear it too.
+        only slow shall hear it too, unless the service is in a hurry.
         """
         self._statuses.publish_end(aborted=self.results.aborted)
-        until = time.monotonic() + LAST_WORD
-        while self._anybody() and time.monotonic() < until:
+        self._sockets.note_readers()
+        ended_at = time.monotonic()
+        while self._anybody() and time.monotonic() < self._patient_until(ended_at):
             self._listen()
             self._statuses.repeat()
+
+    def _patient_until(self, ended_at: float) -> float:
+        if self._hurried.is_set() or self.results.aborted:
+            return ended_at + LAST_WORD
+        patience = self._sockets.read_on_at + READS_AGAIN_WITHIN
+        return max(ended_at + LAST_WORD, min(patience, ended_at + CATCH_UP))
 
     def _anybody(self) -> bool:
         return any(audience.anybody for audience in self._audience.values())

@@ -124,9 +124,10 @@ class Statuses:
             for source, last in self._states.items():
                 if last.state not in wire.FINAL:
                     self._states[source] = _SourceState(*ending, last.epoch)
-            sources = set(self._states)
         if aborted:
             self.publish({""})  # first, so that nobody takes a source's end for its own
+        with self._lock:
+            sources = set(self._states)
         self.publish(sources)
 
     def repeat(self) -> None:
