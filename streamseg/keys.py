@@ -135,6 +135,9 @@ class KeyFolder:
     def fingerprint(self) -> tuple[object, ...]:
         """Something that is another thing once a file of ``allowed`` has changed; cheap.
 
+        So it is once a file, or the folder, has another owner or mode: what couldn't be read, or
+        mustn't be used, may be good now.
+
         Raises:
             KeyFileError: the folder can't be read.
         """
@@ -142,9 +145,8 @@ class KeyFolder:
             if not self._allowed.exists():
                 return ()
             with os.scandir(self._allowed) as entries:
-                return tuple(
-                    sorted((entry.name, *_state(entry)) for entry in entries if _is_key(entry.name))
-                )
+                files = sorted((file.name, _state(file)) for file in entries if _is_key(file.name))
+            return (_state(self._allowed), *files)
 
     def _files(self) -> list[Path]:
         with _explained(self._allowed):
@@ -257,12 +259,19 @@ def _is_key(name: str) -> bool:
     return name.endswith(".pub") and SOURCE_NAME.fullmatch(name.removesuffix(".pub")) is not None
 
 
-def _state(entry: os.DirEntry[str]) -> tuple[int, int, int]:
+def _state(path: Path | os.DirEntry[str]) -> tuple[int, ...]:
     try:
-        info = entry.stat()
+        info = path.stat()
     except FileNotFoundError:  # taken away this moment, or a link that leads nowhere
-        return (0, 0, 0)
-    return (info.st_ino, info.st_mtime_ns, info.st_size)
+        return ()
+    return (
+        info.st_ino,
+        info.st_mode,
+        info.st_uid,
+        info.st_size,
+        info.st_mtime_ns,
+        info.st_ctime_ns,
+    )
 
 
 def _check_name(name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -85,6 +86,23 @@ def test_who_is_allowed_is_in_the_folder_until_revoked(tmp_path, folder) -> None
     assert len(set(seen)) == 3
     assert folder.fingerprint() == seen[-1]
     assert not [f for f in (folder.path / "allowed").iterdir() if f.name != "bob.pub"]
+
+
+def test_what_may_have_become_readable_shows(tmp_path, folder) -> None:
+    folder.allow(new_pair(tmp_path, "bob").public, "bob")
+    allowed = folder.path / "allowed"
+    seen = [folder.fingerprint()]
+    for path, its_mode in (
+        (allowed / "bob.pub", 0o000),
+        (allowed / "bob.pub", 0o600),
+        (allowed, 0o770),
+        (allowed, 0o700),
+    ):
+        path.chmod(its_mode)
+        seen.append(folder.fingerprint())
+        time.sleep(0.02)  # the file system's clock ticks
+    assert len(set(seen)) == len(seen)
+    assert folder.fingerprint() == seen[-1]
 
 
 def test_a_name_or_a_key_is_allowed_once_only(tmp_path, folder) -> None:

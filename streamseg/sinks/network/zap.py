@@ -16,7 +16,7 @@ import zmq
 from zmq.utils import z85
 
 from streamseg.errors import KeyFileError
-from streamseg.keys import KeyFolder
+from streamseg.keys import Allowed, KeyFolder
 from streamseg.sinks.network.gate import Refusals
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Admission:
         allowed = folder.allowed()
         if allowed.problems:
             raise KeyFileError(allowed.problems[0])
+        self._problems = allowed.problems
         self._names = {key: name for name, key in allowed.keys.items()}
         self._look_due = time.monotonic() + LOOK_EVERY
         self.socket = context.socket(zmq.REP)
@@ -77,14 +78,8 @@ class Admission:
         if time.monotonic() < self._look_due:
             return False
         self._look_due = time.monotonic() + LOOK_EVERY
-        seen: object
-        try:
-            seen = self._folder.fingerprint()
-        except KeyFileError as error:  # nobody can say who may come in: so nobody may
-            seen = str(error)
-        if seen == self._seen:
+        if not self._is_to_be_read():
             return False
-        self._seen = seen
         before, self._names = self._names, self._read()
         for key, name in before.items():
             if key not in self._names:
@@ -95,15 +90,29 @@ class Admission:
         """Answer nobody any more: libzmq refuses all then."""
         self.socket.close(linger=0)
 
+    def _is_to_be_read(self) -> bool:
+        """Whether the folder has changed, or may be good now and look as before.
+
+        The latter is so after any problem: not all of them are of the files' own making, so not
+        all show on the files when they are over (too many open files, a disk that doesn't answer).
+        """
+        before = self._seen
+        try:
+            self._seen = self._folder.fingerprint()
+        except KeyFileError:  # reading it will say so
+            self._seen = None
+        return self._seen is None or self._seen != before or bool(self._problems)
+
     def _read(self) -> dict[str, str]:
         """Names by key. A file that can't be read lets nobody in, and keeps nobody else out."""
         try:
             allowed = self._folder.allowed()
         except KeyFileError as error:
-            log.error("nobody may come in: %s", error)  # noqa: TRY400 - one line says it
-            return {}
+            allowed = Allowed({}, (f"nobody may come in: {error}",))
         for problem in allowed.problems:
-            log.error(problem)
+            if problem not in self._problems:  # else it has been said
+                log.error(problem)
+        self._problems = allowed.problems
         return {key: name for name, key in allowed.keys.items()}
 
     def _decide(self, socket_name: str, rest: list[bytes]) -> tuple[bytes, str]:
