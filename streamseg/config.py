@@ -23,8 +23,9 @@ from streamseg.masks import MAX_PIXELS
 from streamseg.types import SOURCE_NAME
 
 Fraction01: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
-Positive: TypeAlias = Annotated[float, Meta(gt=0)]
-NotNegative: TypeAlias = Annotated[float, Meta(ge=0)]
+Positive: TypeAlias = Annotated[float, Meta(gt=0, le=1e9)]
+NotNegative: TypeAlias = Annotated[float, Meta(ge=0, le=1e9)]
+"""Finite: what is waited for can't be without end."""
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Point: TypeAlias = tuple[float, float]
 TopicPath: TypeAlias = Annotated[

@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import sys
 import warnings
 from datetime import datetime, timezone
 from typing import Any, Literal, TextIO, TypeAlias
 
-from streamseg.errors import redact
+from streamseg.errors import printable, redact
 
 Format: TypeAlias = Literal["text", "json"]
 
@@ -24,7 +23,6 @@ _FOREIGN = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "prometheus
 """Loggers of libraries, that may have handlers of their own."""
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; the rest are a call's ``extra``."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def configure(style: Format = "text", *, debug: bool = False) -> None:
@@ -61,8 +59,7 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(levelname)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as logging has it
-        line = super().formatMessage(record)
-        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], line)
+        return printable(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ def test_the_smallest_config_names_one_source() -> None:
         ({"sources": [{"url": "a", "strid": 2}]}, "sources[0].strid: unknown key; did you mean"),
         ({"sources": [{"url": "a", "stride": 0}]}, "sources[0].stride: Expected `int` >= 1"),
         ({"sources": [{"url": "a", "start": 3, "end": 2}]}, "end (2) must be after start (3)"),
+        ({"sources": [{"url": "a", "stall_after": math.inf}]}, "stall_after: Expected `float` <="),
+        ({"sources": [{"url": "a", "start": math.nan}]}, "start: Expected `float`"),
         ({**ONE, "worker": {"max_batch": "8"}}, "worker.max_batch: Expected `int`, got `str`"),
         ({**ONE, "workers": {}}, "workers: unknown key; did you mean 'worker'?"),
         ({**ONE, "thresholds": {"score": 1.5}}, "thresholds.score: Expected `float` <= 1"),

@@ -114,6 +114,44 @@ def test_a_refused_password_is_said_and_never_shown(monkeypatch, tmp_path, asks)
                 seen.close()
 
 
+def test_a_password_that_is_changed_in_its_file_is_used_at_the_next_attempt(page, tmp_path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("old")
+    page.login = ("me", "new")
+    seen = watching(f"{page.root}/cam", user="me", password_file=str(secret))
+    try:
+        seen.until(lambda: any("401" in why for _, _, why in seen.said))
+        secret.unlink()
+        seen.until(lambda: any("can't be read" in why for _, _, why in seen.said))
+        secret.write_text("new")
+        seen.until(lambda: seen.frames_of(0) >= 3)
+    finally:
+        seen.close()
+
+
+def test_no_proxy_of_the_environment_is_told_of_a_camera(page, monkeypatch) -> None:
+    with http_camera() as proxy:
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.root)
+        monkeypatch.setenv("no_proxy", "")
+        seen = watching(f"{page.root}/cam")
+        try:
+            seen.until(lambda: seen.frames_of(0) >= 3)
+        finally:
+            seen.close()
+        assert proxy.asked == []
+
+
+def test_who_asks_for_a_password_in_a_way_that_is_none_is_tried_again(page) -> None:
+    page.login, page.scheme = ("me", "secret"), "Digest realm=,"
+    seen = watching(page.root.replace("//", "//me:secret@") + "/cam")
+    try:
+        seen.until(lambda: seen.states().count("waiting") >= 2)
+        assert "how it asks for a password can't be read" in seen.said[1][2]
+    finally:
+        seen.close()
+
+
 @pytest.mark.parametrize("scheme", ["Basic", "Digest"])
 def test_a_page_that_asks_for_a_password_gets_it_and_others_do_not(page, scheme, tmp_path) -> None:
     (tmp_path / "secret").write_text("p@ss:word")
@@ -180,24 +218,26 @@ def test_a_paused_camera_is_let_go_of_and_resumed_in_the_next_epoch(camera) -> N
 def test_stopping_ends_a_source_at_once_whatever_it_waits_for(camera) -> None:
     camera.freeze()
     try:
-        seen = watching(camera.url)
+        seen = watching(camera.url, open_timeout=30, stall_after=30)
         time.sleep(0.5)
         began = time.monotonic()
         seen.close()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 8
     finally:
         camera.thaw()
 
 
 def test_mjpeg_over_http_has_the_times_at_which_its_pictures_came(page) -> None:
+    page.fps = 10
     seen = watching(f"{page.root}/cam")
     try:
         seen.until(lambda: len(seen.came) >= 21)
     finally:
         seen.close()
-    times = [frame.pts for _, frame in seen.came]
+    times = [frame.pts for _, frame in seen.came][:21]
     assert times == sorted(times)
-    assert np.median(np.diff(times)) == pytest.approx(1 / page.fps, rel=0.3)
+    sent = np.median(np.diff(page.sent[:21]))
+    assert np.median(np.diff(times)) == pytest.approx(sent, rel=0.3)
     assert page.asked == ["/cam"], "asked for once: some cameras have one connection to give"
 
 
@@ -420,9 +460,30 @@ def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end
         seen.until(lambda: any("blocked" in why for _, _, why in seen.said))
         time.sleep(0.6)
         assert next(begun) == 3
+        assert "stalled" not in seen.states(), "no connection is given up meanwhile"
     finally:
         release.set()
         seen.close()
+
+
+def test_a_mistake_in_the_program_is_logged_once_and_loses_no_camera(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(live, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(live, "LONGEST_DELAY", 0.02)
+    begun = itertools.count()
+
+    def broken(beginning: Beginning, report: SourceReport, left: object, again: object):
+        if next(begun) < 4:
+            raise IndexError("what nobody thought of")
+        yield frame(beginning.index, beginning.epoch)
+
+    seen = Watcher(LiveSource("cam", SourceConfig(url="rtsp://h/x"), broken))
+    try:
+        seen.until(lambda: seen.came)
+    finally:
+        seen.close()
+    (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert record.exc_info is not None
+    assert any("what nobody thought of" in why for _, _, why in seen.said)
 
 
 @pytest.mark.parametrize("silence", [NoAnswerError, StalledError])

@@ -91,8 +91,8 @@ def live_source(name: str, config: SourceConfig) -> LiveSource:
         raise ConfigError(f"{url}: input is for cameras on this machine, /dev/video0")
     host_of(config.url)
     _check_port(config.url)
-    login = _login(config)
-    return LiveSource(name, config, partial(_read_network, name, config, login))
+    _login(config)
+    return LiveSource(name, config, partial(_read_network, name, config))
 
 
 def _check_port(url: str) -> None:
@@ -108,12 +108,15 @@ def _check_port(url: str) -> None:
 def _read_network(
     name: str,
     config: SourceConfig,
-    login: tuple[str, str] | None,
     beginning: Beginning,
     report: SourceReport,
     left: threading.Event,
     again: bool,
 ) -> Generator[Frame, None, None]:
+    try:
+        login = _login(config)  # each time: passwords are changed, and cameras lock accounts
+    except ConfigError as error:
+        raise SourceError(str(error)) from None
     if again:
         _knock(config.url)
     opener = _open_http if _scheme_of(config.url) in ("http", "https") else _open_url

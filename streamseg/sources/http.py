@@ -53,7 +53,9 @@ class Http:
         self._left = left
         self._first: Body | None = None
         self._opener = urllib.request.build_opener(
-            urllib.request.HTTPSHandler(context=_tls()), _Redirects(self._hosts)
+            urllib.request.ProxyHandler({}),  # the environment's would be given the password
+            urllib.request.HTTPSHandler(context=_tls()),
+            _Redirects(self._hosts),
         )
         if login is not None:
             passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
@@ -101,6 +103,8 @@ class Http:
             raise NoAnswerError(f"{redact(url)}: no answer") from None
         except (HTTPException, OSError, ValueError) as error:
             raise SourceError(f"{redact(url)}: {_plain(error)}") from None
+        except LookupError:  # urllib, of a challenge that is none
+            raise SourceError(f"{redact(url)}: how it asks for a password can't be read") from None
         return Body(redact(url), response, self._left)
 
 

@@ -88,6 +88,7 @@ class LiveSource:
         self._read = read
         self._next = Beginning()
         self._late: list[threading.Thread] = []
+        self._reported = ""
 
     def frames(self) -> Generator[Frame, None, None]:
         """The frames of one connection after the other, until stopped.
@@ -103,10 +104,18 @@ class LiveSource:
                 for frame in self._connection(again=unanswered):
                     failures, unanswered = 0, False
                     yield frame
-            except (SourceError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - none is a reason to lose the camera
                 failures += 1
                 unanswered = isinstance(error, (NoAnswerError, StalledError))
+                if not isinstance(error, (SourceError, OSError)):
+                    self._report(error)
                 self._wait(failures, error)
+
+    def _report(self, fault: Exception) -> None:
+        """Log what only a mistake in this program, or a library's, can be; not at each attempt."""
+        if repr(fault) != self._reported:
+            self._reported = repr(fault)
+            log.error("%s: unexpected", self.name, exc_info=fault)
 
     def _may_connect(self) -> bool:
         """Wait while that isn't wanted or isn't possible; False once the source is stopped."""
@@ -116,7 +125,7 @@ class LiveSource:
                 self.tell("waiting", "paused")
                 self.reins.hold()
             elif len(self._late) >= MOST_LATE:
-                self.tell("stalled", f"{len(self._late)} reads of it are blocked")
+                self.tell("waiting", f"{len(self._late)} reads of it are blocked")
                 self.reins.sleep(LONGEST_DELAY)
             else:
                 return True
@@ -140,7 +149,7 @@ class LiveSource:
         Raises:
             SourceError: there is none.
         """
-        reason = str(error)
+        reason = str(error) or type(error).__name__
         if failures == self._config.max_attempts:
             url = redact(self._config.url)
             raise SourceError(f"{url}: given up after {failures} attempts: {reason}")
