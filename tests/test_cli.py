@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import av
 import pytest
 import torch
 from conftest import CLIP, MEDIA, Ended, Run, command, environment
-from publishing import free_port
+from ports import free_port
 
 from streamseg import wire
 
@@ -292,4 +293,25 @@ def test_an_interrupted_serve_drains_and_exits_0(tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     stdout, stderr = running.communicate(timeout=60)
     assert running.returncode == 0, stderr
+    assert "street" in stdout
+
+
+def test_a_hangup_at_the_start_ends_no_serve_nor_does_a_terminal_that_has_gone(
+    tmp_path: Path,
+) -> None:
+    running = start(tmp_path, "serve", "--source", CLIP, "--bind", "tcp://127.0.0.1:*")
+    assert running.stderr is not None
+    ignored = re.compile(r"SigIgn:\s*[0-9a-f]*[13579bdf]\n")  # the lowest bit is SIGHUP's
+    deadline = time.monotonic() + 60
+    while not ignored.search(Path(f"/proc/{running.pid}/status").read_text()):
+        assert time.monotonic() < deadline
+    running.send_signal(signal.SIGHUP)
+    while "control at" not in (line := running.stderr.readline()):
+        assert line, "it has ended"
+    running.stderr.close()
+    running.stderr = None
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    stdout, _ = running.communicate(timeout=60)
+    assert running.returncode == 0
     assert "street" in stdout

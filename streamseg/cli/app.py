@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from streamseg import logs
+from streamseg.errors import printable
 
 if TYPE_CHECKING:
     from streamseg.config import Config
@@ -76,7 +77,7 @@ def common(
 
 def fail(message: str, *, trace: bool = False) -> None:
     """One line on stderr, or one record where the log is JSON; with the traceback if asked."""
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     if logs.is_json():
         log.error(line, exc_info=trace)
         return
@@ -89,7 +90,8 @@ def note(message: str) -> None:
     """One line on stderr that is no failure, or one record where the log is JSON."""
     if logs.is_json():
         log.info(message)
-    else:
+        return
+    with suppress(OSError):  # who read it has left, and the work goes on
         print(message, file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
 
 
@@ -121,6 +123,16 @@ def build_config(
 
 
 @contextmanager
+def hangups_ignored() -> Iterator[None]:
+    """SIGHUP, which would end the process, does nothing until somebody takes it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextmanager
 def stopped_by_signals(run: Stoppable) -> Iterator[None]:
     """The first SIGINT or SIGTERM lets ``run`` finish what it has; a second ends it now."""
     seen: list[int] = []
@@ -128,8 +140,8 @@ def stopped_by_signals(run: Stoppable) -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         seen.append(number)
         if len(seen) == 1:
-            note("stopping: finishing what was taken; once more to end now")
             run.stop()
+            note("stopping: finishing what was taken; once more to end now")
         else:
             run.abort()
 
