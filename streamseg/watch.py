@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,14 +17,24 @@ import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from streamseg import wire
 from streamseg.client import Received, Subscriber
-from streamseg.errors import ReceiveTimeout, StreamsegError
+from streamseg.errors import ReceiveTimeout, StreamsegError, printable
 from streamseg.sinks.files import ResultsFile, VideoFile
+from streamseg.wire import StatusMessage
+
+log = logging.getLogger(__name__)
 
 LOOK_UP_EVERY = 0.2
-"""Seconds of waiting after which a stop is noticed."""
+"""Seconds of waiting after which a stop, or a silence, is noticed."""
+DRAW_EVERY = 0.2
+"""Seconds, at least, from one drawing of the table to the next: each takes milliseconds."""
+RATE_OVER = 5.0
+"""Seconds over which the live table's rates are taken."""
+SILENT_AFTER = 3.0
+"""Seconds without a word from the service, which speaks every second."""
 REMEMBERED = 1000
 """Messages of a source whose ages and rates are kept."""
 
@@ -36,22 +47,87 @@ class Seen:
     instances: int = 0
     names: Counter[str] = field(default_factory=Counter)
     ages_ms: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    published: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
-    def add(self, received: Received) -> None:
-        """Count one message."""
+    def add(self, received: Received, now: float) -> None:
+        """Count one message that came at ``now``."""
         self.frames += 1
         self.instances += len(received.instances)
         self.names = Counter(received.instances.names)
         self.ages_ms.append(received.age_ms)
-        self.arrivals.append(received.published_at)
+        self.published.append(received.published_at)
+        self.arrivals.append(now)
 
     @property
     def fps(self) -> float:
         """Messages a second, by the service's clock, over the latest ones."""
-        if len(self.arrivals) < 2 or self.arrivals[-1] <= self.arrivals[0]:
+        if len(self.published) < 2 or self.published[-1] <= self.published[0]:
             return 0.0
-        return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
+        return (len(self.published) - 1) / (self.published[-1] - self.published[0])
+
+    def fps_lately(self, now: float) -> float:
+        """Messages a second over the last ``RATE_OVER`` seconds, by our clock: 0 once none come."""
+        if not self.arrivals:
+            return 0.0
+        since = max(now - RATE_OVER, self.arrivals[0])  # the first, or the oldest that is kept
+        came = sum(arrival > since for arrival in self.arrivals)
+        return came / (now - since) if came else 0.0
+
+
+class Overview:
+    """What is known of a service and its sources, as a table.
+
+    There is no clock in here: whoever calls says what time it is (``now`` is monotonic).
+
+    Args:
+        now: when the watch began.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.seen: dict[str, Seen] = {}
+        self._heard_at = now
+        self._statuses: Mapping[str, StatusMessage] = {}
+        self._lost: Mapping[str, int] = {}
+
+    def add(self, received: Received, now: float) -> None:
+        """Count one message that came at ``now``."""
+        self._heard_at = now
+        self.seen.setdefault(received.source, Seen()).add(received, now)
+
+    def hear(
+        self, statuses: Mapping[str, StatusMessage], lost: Mapping[str, int], now: float
+    ) -> None:
+        """Take what the subscriber knows by now: every status that comes differs in its ``seq``."""
+        if statuses != self._statuses:
+            self._heard_at = now
+        self._statuses, self._lost = statuses, lost
+
+    def table(self, now: float, *, closing: bool = False) -> Table:
+        """The sources as they are ``now``; the closing one has the rates of all that came."""
+        silence = now - self._heard_at
+        silent = silence > SILENT_AFTER
+        table = Table("source", "state", "frames", "fps", "age p50", "lost", "in view")
+        # Above, not below: a table that is higher than the terminal loses its end.
+        table.title = f"no word for {silence:.0f} s" if silent else None
+        for name in sorted({*self.seen, *filter(None, self._statuses)}):
+            seen = self.seen.get(name, Seen())
+            table.add_row(
+                _text(name),
+                _text(self._state(name, silent=silent)),
+                str(seen.frames),
+                f"{seen.fps if closing else seen.fps_lately(now):.1f}",
+                f"{np.median(seen.ages_ms):.0f} ms" if seen.ages_ms else "-",
+                str(self._lost.get(name, 0)),
+                _text(", ".join(f"{n} {what}" for what, n in seen.names.most_common(4)) or "-"),
+            )
+        return table
+
+    def _state(self, source: str, *, silent: bool) -> str:
+        status = self._statuses.get(source)
+        if silent and (status is None or status.state not in wire.FINAL):
+            return "silent"
+        return status.state if status else "?"
 
 
 class Watch:
@@ -59,7 +135,7 @@ class Watch:
 
     Args:
         subscriber: connected; with annotated pictures if they are to be saved.
-        save: a video file of the pictures.
+        save: a video file of one source's pictures: of the first that comes.
         jsonl: a file of the results.
         limit: end after so many messages.
         timeout: fail after so many seconds without one; None waits for ever.
@@ -80,7 +156,9 @@ class Watch:
         self._limit = limit
         self._timeout = timeout
         self._stopped = False
-        self.seen: dict[str, Seen] = {}
+        self._overview = Overview(time.monotonic())
+        self._live: Live | None = None
+        self._look_up_at = 0.0
 
     def show(self) -> None:
         """Receive until the sources or the service end, ``limit`` is reached or ``stop`` is called.
@@ -91,11 +169,12 @@ class Watch:
         """
         console = Console(stderr=True)
         with Live(console=console, auto_refresh=False, transient=True) as live:
+            self._live = live if console.is_terminal else None
             for received in self._recorded(islice(self._messages(), self._limit)):
-                self.seen.setdefault(received.source, Seen()).add(received)
-                if console.is_terminal:
-                    live.update(self.table(), refresh=True)
-        Console().print(self.table())
+                self._overview.add(received, time.monotonic())
+                self._look_up()
+        self._hear()
+        Console().print(self._overview.table(time.monotonic(), closing=True))
 
     def stop(self) -> None:
         """End after the message that is being handled."""
@@ -112,6 +191,7 @@ class Watch:
             except ReceiveTimeout:
                 if self._timeout is not None and time.monotonic() - silent_since > self._timeout:
                     raise ReceiveTimeout(f"no result in {self._timeout:g} s") from None
+                self._look_up()
                 continue
             if received is None:
                 check_service(self._subscriber)
@@ -119,22 +199,18 @@ class Watch:
             silent_since = time.monotonic()
             yield received
 
-    def table(self) -> Table:
-        """The sources as they are now."""
-        table = Table("source", "state", "frames", "fps", "age p50", "lost", "in view")
-        for name in sorted({*self.seen, *filter(None, self._subscriber.statuses)}):
-            seen = self.seen.get(name, Seen())
-            status = self._subscriber.statuses.get(name)
-            table.add_row(
-                name,
-                status.state if status else "?",
-                str(seen.frames),
-                f"{seen.fps:.1f}",
-                f"{np.median(seen.ages_ms):.0f} ms" if seen.ages_ms else "-",
-                str(self._subscriber.gaps.get(name, 0)),
-                ", ".join(f"{count} {what}" for what, count in seen.names.most_common(4)) or "-",
-            )
-        return table
+    def _look_up(self) -> None:
+        """See how the service is, and show it, if that was long enough ago."""
+        if time.monotonic() < self._look_up_at:
+            return
+        self._hear()
+        if self._live is not None:
+            self._live.update(self._overview.table(time.monotonic()), refresh=True)
+        self._look_up_at = time.monotonic() + DRAW_EVERY
+
+    def _hear(self) -> None:
+        subscriber = self._subscriber
+        self._overview.hear(subscriber.statuses, subscriber.gaps, time.monotonic())
 
     def _recorded(self, messages: Iterable[Received]) -> Iterable[Received]:
         if self._jsonl is not None:
@@ -164,8 +240,28 @@ def record_results(messages: Iterable[Received], path: Path) -> Iterator[Receive
 
 
 def record_video(messages: Iterable[Received], path: Path) -> Iterator[Received]:
-    """Pass messages through and write their pictures as a video, with the source's own times."""
+    """Pass messages through and write one source's pictures as a video, with its own times.
+
+    It is the source that comes first; of each other it is said once that it isn't saved.
+    """
+    saved: str | None = None
+    others: set[str] = set()
     with VideoFile(path) as video:
         for received in messages:
-            video.write(received.frame, received.pts, received.epoch)
+            source = received.source
+            saved = saved or source
+            if source == saved:
+                video.write(received.frame, received.pts, received.epoch)
+            elif source not in others:
+                others.add(source)
+                log.warning(
+                    "%s isn't saved: a video is of one source, here %s; name one with --source",
+                    source,
+                    saved,
+                )
             yield received
+
+
+def _text(wired: str) -> Text:
+    """What came from the service, for a cell: no markup, and nothing that the terminal obeys."""
+    return Text(printable(wired))

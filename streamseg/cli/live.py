@@ -14,6 +14,7 @@ from streamseg.cli.app import (
     app,
     build_config,
     fail,
+    hangups_ignored,
     note,
     out,
     stopped_by_signals,
@@ -32,6 +33,7 @@ KeyFile = Annotated[
 
 
 @app.command()
+@hangups_ignored()  # while the model is loaded, and at the end
 def serve(
     file: Annotated[
         Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="See configs/ for examples.")
@@ -114,7 +116,7 @@ def watch(
         typer.Option("--source", metavar="NAME", help="Only this source; repeatable."),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="out.mp4", help="Write the annotated pictures.")
+        Path | None, typer.Option(metavar="out.mp4", help="Write one source's annotated pictures.")
     ] = None,
     jsonl: Annotated[
         Path | None, typer.Option(metavar="out.jsonl", help="Write the results.")
@@ -131,8 +133,11 @@ def watch(
     Example: `streamseg watch tcp://127.0.0.1:5555 --save out.mp4 --jsonl out.jsonl`
     """
     from streamseg.client import connect
+    from streamseg.errors import UsageError
     from streamseg.watch import Watch
 
+    if save is not None and len(set(source or ())) > 1:
+        raise UsageError(f"--save {save}: a video is of one source: name one with --source")
     frames: Literal[False, "annotated"] = "annotated" if save else False
     with connect(
         address, source, frames=frames, server_key=server_key, key_file=key_file
