@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ class Subscriber:
         replays = replay and not newest and self._kind == "masks"
         self._session = Session(sources, self._kind, max_pixels, replays=replays)
         self._keys = Keys.load(server_key, key_file)
+        self._process = os.getpid()
+        self._closed = False
         self._context = zmq.Context()
         self._asker = Asker(self._context, self._keys)
         self._results: Link | NewestLink | None = None
@@ -88,6 +91,7 @@ class Subscriber:
             ReceiveTimeout: no result came in time.
             RefusedError: the service doesn't let us in. One that has let us in before is asked
                 again until the time is over, as after any disconnection.
+            UsageError: it was made by another process, of which this is a ``fork``.
         """
         wait = _Wait(self._timeout if timeout is ... else timeout)
         while (received := self._read()) is None and not self.ended:
@@ -116,7 +120,7 @@ class Subscriber:
     @property
     def ended(self) -> bool:
         """Whether there will be no more results; also true once closed."""
-        return self._context.closed or self._session.ended
+        return self._closed or self._session.ended
 
     @property
     def gaps(self) -> Mapping[str, int]:
@@ -139,9 +143,14 @@ class Subscriber:
         return dict(self._session.statuses)
 
     def close(self) -> None:
-        """Leave. May be called twice."""
+        """Leave. May be called twice.
+
+        In a child made by ``fork`` nothing is left: the connection is the parent's, and goes on.
+        """
+        self._closed = True
         self._leave()
-        self._context.term()
+        if self._is_ours:
+            self._context.term()
 
     def __enter__(self) -> Subscriber:  # noqa: PYI034 - Self came with Python 3.11
         return self
@@ -168,6 +177,8 @@ class Subscriber:
         """The next result of what has arrived; never waits."""
         if self.ended:
             return None
+        if not self._is_ours:
+            raise UsageError("another process has made this subscriber: connect in this one, too")
         if self._guide is not None:
             for parts in self._guide.waiting():
                 self._session.feed_guide(parts)
@@ -196,9 +207,16 @@ class Subscriber:
 
     def _leave(self) -> None:
         """Let the service know that nobody is waiting here any more."""
+        if not self._is_ours:
+            return
         self._asker.close()
         for link in self._links:
             link.close()
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether this process made the sockets; libzmq waits for ever for them in any other."""
+        return os.getpid() == self._process
 
     def _follow_guide(self) -> None:
         """Go where the service says that its pictures are."""
@@ -302,13 +320,14 @@ async def _readable(sockets: Sequence[zmq.Socket[bytes]], seconds: float) -> Non
 
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()
+    # Not wait_for: before Python 3.12 it can forget that it was cancelled.
+    timer = loop.call_later(seconds, woken.set)
     descriptors = [sock.fileno() for sock in sockets]
     for descriptor in descriptors:
         loop.add_reader(descriptor, woken.set)
     try:
-        await asyncio.wait_for(woken.wait(), seconds)
-    except asyncio.TimeoutError:
-        pass
+        await woken.wait()
     finally:
+        timer.cancel()
         for descriptor in descriptors:
             loop.remove_reader(descriptor)
