@@ -176,7 +176,7 @@ class SourceBoard:
             Whether its state or reason is another than before.
         """
         before, self.status = self.status, status
-        if before is not None and (before.service, before.seq) == (status.service, status.seq):
+        if before is not None and _identity(before) == _identity(status):
             return False
         self.heard_at = now
         return before is None or (before.state, before.reason) != (status.state, status.reason)
@@ -259,6 +259,7 @@ class Board:
     def __init__(self, address: str) -> None:
         self._address = address
         self._sources: dict[str, SourceBoard] = {}
+        self._forgotten: dict[str, tuple[str, int]] = {}
         self._service = SourceBoard(-math.inf)
         self._lost: Mapping[str, int] = {}
         self._rejected = 0
@@ -281,7 +282,17 @@ class Board:
             Whether a state has changed.
         """
         self._lost, self._rejected = lost, rejected
-        heard = [self._source(name, now).hear(status, now) for name, status in statuses.items()]
+        # A subscriber keeps a source's last word for good: that brings none back to the page.
+        self._forgotten = {
+            name: last
+            for name, last in self._forgotten.items()
+            if name in statuses and _identity(statuses[name]) == last
+        }
+        heard = [
+            self._source(name, now).hear(status, now)
+            for name, status in statuses.items()
+            if name not in self._forgotten
+        ]
         return any(heard)
 
     def end_second(self, now: float) -> None:
@@ -290,7 +301,7 @@ class Board:
         for name, source in list(self._sources.items()):
             source.end_second()
             if spoken and now - source.heard_at > FORGET_AFTER:
-                del self._sources[name]
+                self._forget(name)
 
     def following(self, names: Iterable[str]) -> frozenset[str]:
         """Those of ``names`` that are sources which can still send something."""
@@ -314,6 +325,11 @@ class Board:
             ],
         )
 
+    def _forget(self, name: str) -> None:
+        status = self._sources.pop(name).status
+        if status is not None:
+            self._forgotten[name] = _identity(status)
+
     def _source(self, name: str, now: float) -> SourceBoard:
         return self._sources.setdefault(name, SourceBoard(now)) if name else self._service
 
@@ -334,6 +350,11 @@ class Board:
         if status is None:
             return "connecting", ""
         return status.state, status.reason
+
+
+def _identity(status: StatusMessage) -> tuple[str, int]:
+    """What two statuses of a source have in common only if they are one and the same."""
+    return status.service, status.seq
 
 
 def _rate(arrivals: list[_Arrival]) -> float:
