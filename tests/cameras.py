@@ -13,7 +13,6 @@ import itertools
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from ports import free_port
 
 SERVER = Path(__file__).parent / "rtsp_server.py"
 NONCE = "0123456789abcdef"
@@ -37,11 +37,6 @@ def needs(found: bool, what: str) -> None:
     if not found:
         assert not os.environ.get("CI"), f"{what} isn't installed"
         pytest.skip(f"{what} isn't installed: see .ci/run")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class PortTakenError(Exception):
@@ -186,6 +181,7 @@ class _Mjpeg(http.server.BaseHTTPRequestHandler):
                 head = (
                     f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
                 )
+                server.sent.append(time.monotonic())
                 self.wfile.write(head.encode() + picture + b"\r\n")
                 time.sleep(1 / server.fps)
 
@@ -230,6 +226,7 @@ class HttpCamera(http.server.ThreadingHTTPServer):
         self.scheme = "Basic"
         self.credentials: list[str] = []
         self.asked: list[str] = []
+        self.sent: list[float] = []
         self.pages: dict[str, tuple[str, bytes]] = {}
         self.leads_to = ""
         self.root = f"http://127.0.0.1:{self.server_port}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from streamseg.cli import main
 from streamseg.models import load_model
@@ -28,6 +29,11 @@ def peak():
 
 ``getrusage`` won't do: a new process begins with the peak of the one that started it.
 """
+
+
+settings.register_profile("streamseg", deadline=None, print_blob=True)
+settings.load_profile("streamseg")
+"""How long an example takes says more of the machine than of the program."""
 
 
 @dataclass(frozen=True)

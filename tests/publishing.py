@@ -117,7 +117,9 @@ class Service:
         timer = threading.Timer(within, never.set)
         timer.start()
         try:
-            assert self.publisher.wait_joined(count, never), f"no {count} subscribers in time"
+            assert self.publisher.wait_joined(count, never.is_set), (
+                f"no {count} subscribers in time"
+            )
         finally:
             timer.cancel()
 
@@ -175,20 +177,6 @@ def eventually(true: object, within: float = 20) -> None:
     while not true():  # type: ignore[operator]
         assert time.monotonic() < until, f"not true in {within} s"
         time.sleep(0.005)
-
-
-def free_port() -> int:
-    """A port that is free, and whose next three are: a service's."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port: int = first.getsockname()[1]
-            with (
-                contextlib.suppress(OSError, OverflowError),
-                socket.create_server(("127.0.0.1", port + 1)),
-                socket.create_server(("127.0.0.1", port + 2)),
-                socket.create_server(("127.0.0.1", port + 3)),
-            ):
-                return port
 
 
 def raw_peer(endpoint: str, *, handshake: bytes = b"") -> socket.socket:

@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from ports import free_port
 from publishing import (
     eventually,
-    free_port,
     instances,
     jpeg,
     panoptic_result,
@@ -102,14 +102,15 @@ def test_a_late_joiner_gets_what_comes_from_now_on_and_misses_nothing() -> None:
             assert sub.gaps == {"gate": 0}
 
 
-def test_a_late_joiner_learns_at_once_that_its_source_has_ended() -> None:
+def test_a_late_joiner_learns_at_once_that_its_source_has_ended(monkeypatch) -> None:
+    monkeypatch.setattr("streamseg.sinks.network.statuses.STATUS_EVERY", 30.0)
     with service() as running:
         running.publisher.set_state("gate", "ended", "end of stream", 0)
         time.sleep(0.2)
         began = time.monotonic()
-        with streamseg.connect(running.masks_at, ["gate"], timeout=5) as sub:
+        with streamseg.connect(running.masks_at, ["gate"], timeout=20) as sub:
             assert list(sub) == []
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < 10
 
 
 def test_only_the_sources_named_come_and_iteration_ends_with_the_last_of_them() -> None:
@@ -245,10 +246,17 @@ def test_a_subscriber_may_come_before_its_service() -> None:
 def test_a_timeout_says_what_is_known_of_the_service() -> None:
     with service() as running, streamseg.connect(running.masks_at) as sub:
         running.publisher.set_state("gate", "stalled", "no frame for 3 s", 1)
+
+        def is_known() -> bool:
+            with pytest.raises(ReceiveTimeout):
+                sub.receive(timeout=0.1)
+            return "gate" in sub.statuses
+
+        eventually(is_known)
         began = time.monotonic()
         with pytest.raises(ReceiveTimeout, match=r"no result in 0\.4 s.*gate is stalled no frame"):
             sub.receive(timeout=0.4)
-        assert 0.3 < time.monotonic() - began < 1.5
+        assert 0.3 < time.monotonic() - began < 5
         with pytest.raises(ReceiveTimeout):
             sub.receive(timeout=0)
         with pytest.raises(TimeoutError):
@@ -265,8 +273,11 @@ def test_closing_twice_is_closing_once_and_ends_iteration() -> None:
 
 
 @pytest.mark.slow
-def test_a_subscriber_that_pauses_for_long_with_a_full_queue_goes_on() -> None:
+def test_a_subscriber_that_pauses_for_long_with_a_full_queue_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """In a process of its own: with ZMTP heartbeats in the client, libzmq aborted it."""
+    monkeypatch.setattr(endpoints, "SILENT_AFTER_MS", 15_000)
     program = """
 import sys, time, streamseg
 with streamseg.connect(sys.argv[1], timeout=30) as sub:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from publishing import jpeg, rss
+from publishing import eventually, jpeg, rss
 from subscribing import fed, lying_publisher, masks_json, status_json
 
 import streamseg
@@ -187,8 +187,13 @@ def test_nonsense_about_where_the_pictures_are_is_rejected(told) -> None:
     with lying_publisher() as (sock, at), streamseg.connect(at, frames="plain") as sub:
         assert sock.recv()
         sock.send_multipart([b"status//", status_json(endpoints={"frames": told})])
-        with pytest.raises(ReceiveTimeout):
-            sub.receive(timeout=0.3)
+
+        def is_heard() -> bool:
+            with pytest.raises(ReceiveTimeout):
+                sub.receive(timeout=0.1)
+            return sub.rejected > 0
+
+        eventually(is_heard)
         assert sub.rejected == 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -122,11 +121,11 @@ def test_a_key_that_is_refused_is_said_at_once(server, own, options) -> None:
         keys = {"server_key": server.public, "key_file": str(file)}
         began = time.monotonic()
         with (
-            streamseg.connect(publisher.at, timeout=8, **keys, **options) as sub,
+            streamseg.connect(publisher.at, timeout=20, **keys, **options) as sub,
             pytest.raises(RefusedError) as caught,
         ):
             sub.receive()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         said = str(caught.value)
         assert said.startswith(publisher.at)
         assert f"refuses the key {key}: `streamseg keys allow`" in said
@@ -162,10 +161,13 @@ def test_another_service_than_the_one_trusted_is_suspected(server, own, tmp_path
     with locked(server) as publisher:
         publisher.allowed.add(own[0])
         with streamseg.connect(publisher.at, server_key=other.public, key_file=own[1]) as sub:
-            with pytest.raises(
-                ReceiveTimeout, match=re.escape(f"is {other.public} the service's key?")
-            ):
-                sub.receive(timeout=1.5)
+
+            def is_suspected() -> bool:
+                with pytest.raises(ReceiveTimeout) as caught:
+                    sub.receive(timeout=0.2)
+                return f"is {other.public} the service's key?" in str(caught.value)
+
+            eventually(is_suspected)
             assert caplog.text.count("the service's key?") == 1
 
 

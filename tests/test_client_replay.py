@@ -13,7 +13,8 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from publishing import free_port
+from ports import free_port
+from publishing import eventually
 from subscribing import fed, forgetful, lying_publisher, masks_json, status_json
 
 import streamseg
@@ -33,6 +34,24 @@ def subscribed(publisher, sources=None, **options):
         publisher.publish(0)
         assert sub.receive().seq == 0
         yield sub
+
+
+@pytest.fixture
+def long_wait(monkeypatch):
+    """An answer may take so long that what is had without one is had sooner on any machine."""
+    monkeypatch.setattr(replay, "ANSWER_WITHIN", 20.0)
+    return 10.0
+
+
+def until_asked(sub, asked) -> None:
+    """Read, which asks, until it was."""
+
+    def reads() -> object:
+        with pytest.raises(ReceiveTimeout):
+            sub.receive(timeout=0.05)
+        return asked()
+
+    eventually(reads)
 
 
 def seqs(sub, count) -> list[int]:
@@ -100,20 +119,22 @@ def test_the_last_messages_before_the_end_are_missed_by_the_status() -> None:
         assert sub.ended
 
 
-def test_a_gap_is_lost_after_two_seconds_if_nobody_answers_and_then_nobody_is_asked() -> None:
+def test_a_gap_is_lost_after_two_seconds_if_nobody_answers_and_then_nobody_is_asked(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(replay, "REST", 60.0)
     with forgetful(mute=True) as publisher, subscribed(publisher) as sub:
         publisher.publish(1, lost=True)
         publisher.publish(2)
         began = time.monotonic()
         assert seqs(sub, 1) == [2]
         within = replay.ATTEMPTS * replay.ANSWER_WITHIN
-        assert within - 0.1 < time.monotonic() - began < within + 0.8
+        assert within - 0.1 < time.monotonic() - began < within + 5
         assert sub.gaps == {"gate": 1}
         assert [r.since for r in publisher.asked] == [0] * replay.ATTEMPTS
+        monkeypatch.setattr(replay, "ANSWER_WITHIN", 20.0)
         publisher.publish(4)
-        began = time.monotonic()
-        assert seqs(sub, 1) == [4]
-        assert time.monotonic() - began < 0.5
+        assert seqs(sub, 1) == [4], "within the subscriber's own timeout"
         assert sub.gaps == {"gate": 2}
         assert len(publisher.asked) == replay.ATTEMPTS
 
@@ -129,13 +150,13 @@ def test_nobody_at_the_place_announced_is_as_good_as_no_answer(monkeypatch) -> N
 
 
 @pytest.mark.parametrize("told", [{}, {"replay": "nonsense"}, {"replay": "tcp://127.0.0.1:0"}])
-def test_without_a_place_to_ask_a_gap_is_lost_at_once(told) -> None:
+def test_without_a_place_to_ask_a_gap_is_lost_at_once(told, long_wait) -> None:
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.say(seq=1, endpoints=told)
         publisher.publish(2)
         began = time.monotonic()
         assert seqs(sub, 1) == [2]
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < long_wait
         assert sub.gaps == {"gate": 1}
 
 
@@ -147,29 +168,27 @@ def test_who_wants_no_replay_asks_for_none(options) -> None:
         assert (sub.gaps, publisher.asked) == ({"gate": 1}, [])
 
 
-def test_a_restart_while_something_is_missing_ends_the_waiting() -> None:
+def test_a_restart_while_something_is_missing_ends_the_waiting(long_wait) -> None:
     with forgetful(mute=True) as publisher, subscribed(publisher) as sub:
         publisher.publish(2)
-        with pytest.raises(ReceiveTimeout):
-            sub.receive(timeout=0.1)
+        until_asked(sub, lambda: publisher.asked)
         publisher.started = "two"
         publisher.publish(0, 1)
         began = time.monotonic()
         received = [sub.receive() for _ in range(3)]
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < long_wait
         assert [(r.service, r.seq) for r in received] == [("one", 2), ("two", 0), ("two", 1)]
         assert (sub.gaps, sub.rejected) == ({"gate": 1}, 0)
 
 
-def test_after_a_restart_the_new_place_is_asked_at_once() -> None:
+def test_after_a_restart_the_new_place_is_asked_at_once(long_wait) -> None:
     with (
         forgetful(mute=True) as publisher,
         forgetful(started="two") as other,
         subscribed(publisher) as sub,
     ):
         publisher.publish(2)
-        with pytest.raises(ReceiveTimeout):
-            sub.receive(timeout=0.1)  # it has asked
+        until_asked(sub, lambda: publisher.asked)
         other.publish(0, 1, 2)
         publisher.started = "two"
         publisher.publish(0)
@@ -178,12 +197,12 @@ def test_after_a_restart_the_new_place_is_asked_at_once() -> None:
         time.sleep(0.1)
         began = time.monotonic()
         received = [sub.receive() for _ in range(4)]
-        assert time.monotonic() - began < replay.ANSWER_WITHIN - 0.2
+        assert time.monotonic() - began < long_wait
         assert [(r.service, r.seq) for r in received[1:]] == [("two", 0), ("two", 1), ("two", 2)]
         assert sub.gaps == {"gate": 1}
 
 
-def test_another_start_that_answers_has_nothing_of_what_is_missing() -> None:
+def test_another_start_that_answers_has_nothing_of_what_is_missing(long_wait) -> None:
     with (
         forgetful(started="one") as publisher,
         forgetful(started="two") as other,
@@ -194,12 +213,11 @@ def test_another_start_that_answers_has_nothing_of_what_is_missing() -> None:
         publisher.publish(2)
         began = time.monotonic()
         assert seqs(sub, 1) == [2]
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < long_wait
         assert (sub.gaps, sub.rejected) == ({"gate": 1}, 0)
 
 
-def test_a_slow_reader_is_not_taken_for_a_replay_that_does_not_answer(monkeypatch) -> None:
-    monkeypatch.setattr(replay, "ANSWER_WITHIN", 0.2)
+def test_a_slow_reader_is_not_taken_for_a_replay_that_does_not_answer() -> None:
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.publish(*range(1, 50), lost=True)
         publisher.publish(50)
@@ -283,35 +301,46 @@ def test_garbage_that_trickles_in_keeps_nobody_waiting(monkeypatch) -> None:
         where = router.getsockopt(zmq.LAST_ENDPOINT).decode()
         trickling = threading.Thread(target=trickle, args=(router,))
         trickling.start()
-        with streamseg.connect(at, timeout=5) as sub:
-            assert sock.poll(5000)
-            sock.send_multipart([b"status//", status_json(endpoints={"replay": where})])
-            for seq in (0, 2):
-                sock.send_multipart([b"masks/gate/", masks_json(seq)])
-            assert [sub.receive().seq for _ in range(2)] == [0, 2]
-        stop.set()
-        trickling.join()
-        router.close(linger=0)
+        try:
+            with streamseg.connect(at, timeout=10) as sub:
+                assert sock.poll(5000)
+                sock.send_multipart([b"status//", status_json(endpoints={"replay": where})])
+                for seq in (0, 2):
+                    sock.send_multipart([b"masks/gate/", masks_json(seq)])
+                assert [sub.receive().seq for _ in range(2)] == [0, 2]
+        finally:
+            stop.set()
+            trickling.join()
+            router.close(linger=0)
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.lists(st.binary(max_size=100), min_size=1, max_size=3), max_size=20))
 def test_garbage_in_the_place_of_an_answer_is_no_answer(garbage) -> None:
-    with lying_publisher() as (sock, at), mock.patch.object(replay, "ANSWER_WITHIN", 0.1):
-        router = sock.context.socket(zmq.ROUTER)
+    """What comes behind it is."""
+    nothing = wire.ReplayAnswer(
+        v=1, service="one", source="gate", complete=True, first=None, last=None
+    )
+    with (
+        lying_publisher() as (sock, at),
+        mock.patch.object(replay, "ANSWER_WITHIN", 20.0),
+        sock.context.socket(zmq.ROUTER) as router,
+    ):
+        router.linger = 0
         router.bind("tcp://127.0.0.1:*")
         where = router.getsockopt(zmq.LAST_ENDPOINT).decode()
-        with streamseg.connect(at, timeout=5) as sub:
+        with streamseg.connect(at, timeout=10) as sub:
             assert sock.poll(5000)
             sock.send_multipart([b"status//", status_json(endpoints={"replay": where})])
             for seq in (0, 2):
                 sock.send_multipart([b"masks/gate/", masks_json(seq)])
             assert sub.receive().seq == 0
-            with contextlib.suppress(ReceiveTimeout):
-                sub.receive(timeout=0.05)
+            until_asked(sub, lambda: router.poll(0))
             peer = router.recv_multipart()[0]
             for parts in garbage:
                 router.send_multipart([peer, *parts])
+            with pytest.raises(ReceiveTimeout):
+                sub.receive(timeout=0.05)
+            router.send_multipart([peer, wire.encode(nothing)])
             assert sub.receive().seq == 2
             assert sub.rejected == len(garbage)
-        router.close(linger=0)

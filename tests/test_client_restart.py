@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import command, environment
-from publishing import eventually, free_port, instances, jpeg, result, service
+from ports import free_port
+from publishing import eventually, instances, jpeg, result, service
 from subscribing import Cable
 from viewing import page, source, viewer
 

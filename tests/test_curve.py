@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
 import threading
 import time
 
 import pytest
 import zmq
-from publishing import eventually, free_port, jpeg, result, service
+from ports import free_port
+from publishing import eventually, jpeg, result, service
 
 import streamseg
-from streamseg import wire
+from streamseg import keys, wire
 from streamseg.config import PublishConfig
 from streamseg.errors import ConfigError, KeyFileError, ReceiveTimeout, RefusedError
 from streamseg.keys import KeyFolder, new_pair, public_key, read_pair
 from streamseg.metrics import Metrics
+from streamseg.sinks.network import zap
+from streamseg.sinks.network.gate import Refusals
 from streamseg.sinks.network.publisher import Publisher
 
 
@@ -232,6 +237,68 @@ def test_without_the_folder_nobody_is_let_in(folder, caplog) -> None:
             sub.receive()
 
 
+def test_a_folder_that_was_open_to_others_is_good_again_once_it_is_closed(folder) -> None:
+    with guarded(folder) as running, connect(running, folder, "alice", timeout=20) as sub:
+        running.wait_joined()
+        with reading(sub) as received:
+            (folder.path / "allowed").chmod(0o770)
+            eventually(lambda: refused(running, "key") >= 1)
+            (folder.path / "allowed").chmod(0o700)
+            eventually(lambda: subscribers(running) == 1, within=20)
+            running.put(result(1))
+            eventually(lambda: received == [1])
+            running.finish()
+
+
+@pytest.fixture
+def admission(folder, monkeypatch):
+    """Looks at the folder whenever it is asked."""
+    monkeypatch.setattr(zap, "LOOK_EVERY", 0.0)
+    context = zmq.Context()
+    admission = zap.Admission(context, folder, lambda name: False, Refusals(Metrics()))
+    yield admission
+    admission.close()
+    context.term()
+
+
+def test_a_disk_that_fails_for_a_while_is_asked_again_and_said_once(
+    folder, admission, monkeypatch, caplog
+) -> None:
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (folder.path / "allowed" / "bob.pub").touch()
+    with monkeypatch.context() as disk:
+        disk.setattr(keys.os, "open", fails)
+        looks = [admission.somebody_was_revoked() for _ in range(5)]
+    assert looks == [True, False, False, False, False]
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert said == [
+        f"{folder.path}/allowed/{name}.pub: Input/output error" for name in ("alice", "bob")
+    ]
+    assert not admission._names
+    assert not admission.somebody_was_revoked()
+    assert sorted(admission._names.values()) == ["alice", "bob"]
+
+
+def test_a_folder_whose_state_cannot_be_told_is_read_at_every_look(folder, admission) -> None:
+    loop = folder.path / "allowed" / "loop.pub"
+    loop.symlink_to(loop)
+    assert not admission.somebody_was_revoked()
+    folder.revoke("bob")
+    assert admission.somebody_was_revoked()
+
+
+def test_nobody_is_cut_off_when_only_a_files_mode_or_date_changes(folder, admission) -> None:
+    for path in (folder.path / "allowed", folder.path / "allowed" / "bob.pub"):
+        path.chmod(0o500)
+        assert not admission.somebody_was_revoked()
+        path.touch()
+        assert not admission.somebody_was_revoked()
+        path.chmod(0o700)
+    assert sorted(admission._names.values()) == ["alice", "bob"]
+
+
 def test_more_than_the_limit_are_not_let_in_until_somebody_leaves(folder) -> None:
     with guarded(folder, max_connections=2) as running:
         with connect(running, folder, "alice") as first, connect(running, folder, "bob") as second:
@@ -242,7 +309,7 @@ def test_more_than_the_limit_are_not_let_in_until_somebody_leaves(folder) -> Non
                     third.receive()
                 running.put(result(1))
                 assert first.receive().index == second.receive().index == 1
-            assert refused(running, "full") >= 1
+                eventually(lambda: refused(running, "full") >= 1)
         eventually(lambda: not running.publisher._anybody())
         with connect(running, folder, "bob") as again:
             running.wait_joined()

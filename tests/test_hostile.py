@@ -71,7 +71,7 @@ def open_files() -> int:
 def running_for_long(request, folder):
     with contextlib.ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(endpoints, "HANDSHAKE_MS", 1000)
+            patch.setattr(endpoints, "HANDSHAKE_MS", 2000)
             both = stack.enter_context(served(folder, with_keys=request.param))
         yield both
 
@@ -254,9 +254,10 @@ def test_the_gate_stays_shut_while_the_network_thread_is_behind() -> None:
         watched._shut_until = until = time.monotonic() + 60
         watched.look(is_behind=False)
         assert watched._shut_until == until
-        watched._shut_until = time.monotonic() + gate.SHUT_FOR / 2
+        now = time.monotonic()
+        watched._shut_until = now + gate.SHUT_FOR / 2
         watched.look(is_behind=True)
-        assert watched._shut_until > time.monotonic() + gate.SHUT_FOR * 0.9
+        assert watched._shut_until >= now + gate.SHUT_FOR
         watched._shut_until = 0.0
         watched.look(is_behind=True)
         assert watched._shut_until == 0.0, "nobody has flooded it"
@@ -281,13 +282,13 @@ def test_a_descriptor_that_stands_for_something_else_by_now_is_not_kept_open(
 
 
 def test_a_handshake_that_is_not_finished_in_time_ends(folder, monkeypatch) -> None:
-    monkeypatch.setattr(endpoints, "HANDSHAKE_MS", 300)
+    monkeypatch.setattr(endpoints, "HANDSHAKE_MS", 2000)
     with (
         served(folder, with_keys=True) as (running, _),
         raw_peer(running.publisher.endpoints["replay"]) as peer,
     ):
         peer.sendall(GREETING.replace(b"NULL\0", b"CURVE"))
-        peer.settimeout(3)
+        peer.settimeout(20)
         with contextlib.suppress(ConnectionError):
             while peer.recv(100):
                 pass

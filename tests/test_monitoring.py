@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cameras import free_port, needs
+from cameras import needs
 from operating import CONTROL_PORT, DEPLOY, PATTERN, ROOT, checked, served
+from ports import free_port
 from publishing import eventually
 
 from streamseg.config import SourceConfig

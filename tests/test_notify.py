@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -12,9 +13,11 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from conftest import command, environment
+from publishing import eventually
 
 from streamseg import load_model, notify
 from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig
@@ -215,35 +218,37 @@ def operation():
     service.close()
 
 
-def running(operation: Operation) -> threading.Thread:
+@contextlib.contextmanager
+def running(operation: Operation) -> Iterator[None]:
     thread = threading.Thread(target=operation.run)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        operation.stop()
+        thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_a_source_that_is_not_live_is_named(listening, operation) -> None:
-    thread = running(operation)
-    until(listening, r"STATUS=1 of 2 sources live \(yard (waiting|connecting)\), [1-9].*")
-    operation.stop()
-    thread.join(20)
-    assert not thread.is_alive()
+    with running(operation):
+        until(listening, r"STATUS=1 of 2 sources live \(yard (waiting|connecting)\), [1-9].*")
 
 
 def test_a_service_that_is_not_well_says_so_and_is_no_longer_taken_for_alive(
     listening, operation, monkeypatch, caplog
 ) -> None:
     metrics = operation._service.metrics.registry
-    thread = running(operation)
-    until(listening, "WATCHDOG=1")
-    assert metrics.get_sample_value("streamseg_well") == 1
-    assert metrics.get_sample_value("streamseg_ready") == 1
-    monkeypatch.setattr(Service, "ailment", "the model hangs")
-    until(listening, "STATUS=not well: the model hangs")
-    assert [heard(listening) for _ in range(3)] == [["STATUS=not well: the model hangs"]] * 3
-    assert caplog.text.count("not well") == 1, "it is said once"
-    assert metrics.get_sample_value("streamseg_well") == 0
-    operation.stop()
-    thread.join(20)
+    with running(operation):
+        until(listening, "READY=1")
+        until(listening, "WATCHDOG=1")
+        assert metrics.get_sample_value("streamseg_well") == 1
+        assert metrics.get_sample_value("streamseg_ready") == 1
+        monkeypatch.setattr(Service, "ailment", "the model hangs")
+        until(listening, "STATUS=not well: the model hangs")
+        assert [heard(listening) for _ in range(3)] == [["STATUS=not well: the model hangs"]] * 3
+        assert caplog.text.count("not well") == 1, "it is said once"
+        assert metrics.get_sample_value("streamseg_well") == 0
     assert metrics.get_sample_value("streamseg_ready") == 0
 
 
@@ -258,10 +263,7 @@ def test_looking_for_garbage_does_not_go_through_the_model_while_it_runs(
 ) -> None:
     frozen: list[int] = []
     monkeypatch.setattr(notify, "ready", lambda: frozen.append(gc.get_freeze_count()))
-    thread = running(operation)
-    while not frozen:
-        time.sleep(0.01)
-    operation.stop()
-    thread.join(20)
+    with running(operation):
+        eventually(lambda: frozen)
     assert frozen[0] > 100_000
     assert gc.get_freeze_count() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -16,11 +17,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import zmq
+from ports import free_port
 from publishing import (
     GREETING,
     Service,
     eventually,
-    free_port,
     instances,
     jpeg,
     panoptic_result,
@@ -38,6 +39,7 @@ from streamseg.config import PublishConfig
 from streamseg.errors import BindError, ConfigError, ReceiveTimeout
 from streamseg.metrics import Metrics
 from streamseg.sinks.network import endpoints, publisher
+from streamseg.sinks.network import statuses as publishing_statuses
 from streamseg.sinks.network.audience import Audience
 from streamseg.sinks.network.publisher import Publisher
 
@@ -75,6 +77,16 @@ def statuses(sock):
         topic, raw = sock.recv_multipart()
         assert topic.startswith(b"status/")
         yield msgspec.json.decode(raw)
+
+
+def statuses_until(sock, true, within=10):
+    """The statuses up to where that is true of them."""
+    said = []
+    until = time.monotonic() + within
+    while not said or not true(said):
+        assert time.monotonic() < until, said
+        said.extend(itertools.islice(statuses(sock), 1))
+    return said
 
 
 # Binding
@@ -280,7 +292,7 @@ def test_waiting_for_subscribers_counts_those_who_are_there() -> None:
     never, joined = threading.Event(), []
     with service() as running:
         waiter = threading.Thread(
-            target=lambda: joined.append(running.publisher.wait_joined(2, never))
+            target=lambda: joined.append(running.publisher.wait_joined(2, never.is_set))
         )
         waiter.start()
         with raw_subscriber(running.masks_at, b"status/"), raw_subscriber(running.masks_at, b"mas"):
@@ -298,14 +310,14 @@ def test_waiting_for_subscribers_ends_when_the_run_is_stopped() -> None:
     stopped = threading.Event()
     with service() as running:
         threading.Timer(0.2, stopped.set).start()
-        assert not running.publisher.wait_joined(1, stopped)
+        assert not running.publisher.wait_joined(1, stopped.is_set)
 
 
 def test_waiting_for_subscribers_ends_with_the_publisher() -> None:
     joined = []
     with service() as running:
         waiter = threading.Thread(
-            target=lambda: joined.append(running.publisher.wait_joined(1, threading.Event()))
+            target=lambda: joined.append(running.publisher.wait_joined(1, lambda: False))
         )
         waiter.start()
     waiter.join(5)
@@ -346,7 +358,36 @@ def test_results_that_are_too_large_to_send_fail(monkeypatch) -> None:
 # Statuses
 
 
-def test_statuses_come_every_second_and_at_each_change_on_both_sockets() -> None:
+def of(source, said):
+    """Those of a source, of which none is missing."""
+    its = [s for s in said if s["source"] == source]
+    assert len({s["seq"] - number for number, s in enumerate(its)}) <= 1, its
+    return its
+
+
+def test_statuses_come_every_second_on_both_sockets() -> None:
+    began = time.monotonic()
+    with (
+        service() as running,
+        raw_subscriber(running.masks_at, b"status/") as masks,
+        raw_subscriber(running.frames_at, b"status/") as frames,
+    ):
+        receive(masks), receive(frames)
+        running.put_and_wait(result(0), result(1))
+        running.publisher.set_state("gate", "live", "", 0)
+        for sock in (masks, frames):
+            said = statuses_until(sock, lambda s: min(map(len, (of("", s), of("gate", s)))) >= 4)
+            at_most = time.monotonic() - began + 2
+            assert len(of("", said)) <= at_most
+            gate = of("gate", said)
+            assert len(gate) <= at_most
+            last = gate[-1]
+            assert (last["decoded"], last["published"], last["in_flight"]) == (2, 2, 0)
+            assert last["endpoints"] == running.publisher.endpoints
+
+
+def test_a_status_comes_at_each_change_on_both_sockets(monkeypatch) -> None:
+    monkeypatch.setattr(publishing_statuses, "STATUS_EVERY", 60.0)
     with (
         service() as running,
         raw_subscriber(running.masks_at, b"status/") as masks,
@@ -356,24 +397,14 @@ def test_statuses_come_every_second_and_at_each_change_on_both_sockets() -> None
         running.publisher.set_state("gate", "connecting", "", 0)
         running.put_and_wait(result(0), result(1))
         running.publisher.set_state("gate", "stalled", "no frame for 3 s", 4)
-        time.sleep(0.2)
-        assert [s["state"] for s in statuses(masks) if s["source"]][-1] == "stalled", "at once"
-        time.sleep(2)
         for sock in (masks, frames):
-            said = list(statuses(sock))
-            assert 2 <= len([s for s in said if s["source"] == ""]) <= 5
-            gate = [s for s in said if s["source"] == "gate"]
-            assert [s["seq"] for s in gate] == list(range(gate[0]["seq"], gate[-1]["seq"] + 1))
-            assert 2 <= len(gate) <= 6
-            last = gate[-1]
-            assert (last["state"], last["epoch"]) == ("stalled", 4)
-            assert last["reason"] == "no frame for 3 s"
-            assert (last["decoded"], last["published"], last["in_flight"]) == (2, 2, 0)
-            assert last["endpoints"] == running.publisher.endpoints
+            last = of("gate", statuses_until(sock, lambda s: s[-1]["state"] == "stalled"))[-1]
+            assert (last["epoch"], last["reason"]) == (4, "no frame for 3 s")
 
 
 @pytest.mark.parametrize("kind", ["masks", "frames"])
-def test_a_late_joiner_gets_the_latest_status_at_once_under_its_old_seq(kind) -> None:
+def test_a_late_joiner_gets_the_latest_status_at_once_under_its_old_seq(kind, monkeypatch) -> None:
+    monkeypatch.setattr(publishing_statuses, "STATUS_EVERY", 60.0)
     with service() as running:
         endpoint = running.publisher.endpoints[kind]
         with raw_subscriber(endpoint, b"status/gate/") as first:
@@ -385,7 +416,7 @@ def test_a_late_joiner_gets_the_latest_status_at_once_under_its_old_seq(kind) ->
                 after = msgspec.json.decode(receive(second)[1])
                 took = time.monotonic() - joined
     assert after == before
-    assert took < 0.5
+    assert took < 5
 
 
 def test_a_change_of_state_comes_after_the_results_before_it() -> None:
@@ -465,6 +496,7 @@ def test_a_slow_subscriber_whose_queue_is_full_still_hears_of_the_end() -> None:
 def test_a_subscriber_that_does_not_read_cannot_keep_the_service_from_ending(monkeypatch) -> None:
     monkeypatch.setattr(publisher, "LINGER_MS", 500)
     monkeypatch.setattr(publisher, "LAST_WORD", 0.5)
+    monkeypatch.setattr(publisher, "READS_AGAIN_WITHIN", 1.0)
     with service() as running, raw_subscriber(running.frames_at, b"video/", rcvhwm=1):
         running.wait_joined()
         for i in range(12):
@@ -472,7 +504,7 @@ def test_a_subscriber_that_does_not_read_cannot_keep_the_service_from_ending(mon
             eventually(lambda: len(running.publisher.pictures) == 0)
         began = time.monotonic()
         running.end()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 5
 
 
 # Those who don't read
@@ -509,14 +541,14 @@ def test_a_frozen_subscriber_does_not_hold_another_back() -> None:
     found = instances(100, (1080, 1920))
     with service() as running, program(running.masks_at, "read") as frozen:
         os.kill(frozen.pid, signal.SIGSTOP)
-        with streamseg.connect(running.masks_at, timeout=5) as sub:
+        with streamseg.connect(running.masks_at, timeout=20) as sub:
             running.wait_joined(2)
             count = 3 * endpoints.MASKS_QUEUED
             for i in range(count):
                 running.put(result(i, found=found))
                 received = sub.receive()
                 assert received.index == i
-                assert received.age_ms < 1000
+                assert received.age_ms < 10_000, "the frozen one stays so"
             assert sub.gaps == {"gate": 0}
         assert running.metrics.account("gate").snapshot().published == count
 

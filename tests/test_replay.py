@@ -105,10 +105,10 @@ def test_who_asks_another_start_of_the_service_is_told_which_this_is() -> None:
 
 
 def test_what_is_older_than_the_seconds_is_gone() -> None:
-    history = filled(3, seconds=0.2)
+    history = filled(3, seconds=2)
     with pair(history) as (_, _, ask):
         assert seqs(ask(request())[0]) == [0, 1, 2]
-        time.sleep(0.25)
+        time.sleep(2.1)
         assert ask(request())[0] == []
     assert history.bytes_kept == 0
 
@@ -221,14 +221,12 @@ def test_a_peer_that_is_gone_before_its_answer_does_no_harm() -> None:
 def answers_after_one_call(history, requests: int, peers: int) -> int:
     """Of so many requests by each of several peers, all of which wait."""
     with pair(history) as (router, dealer, _):
-        where = router.getsockopt(zmq.LAST_ENDPOINT).decode()
+        router.bind("inproc://asked")  # where what is sent has arrived
         asking = [dealer.context.socket(zmq.DEALER) for _ in range(peers)]
         for peer in asking:
-            peer.connect(where)
+            peer.connect("inproc://asked")
             for _ in range(requests):
                 peer.send(request())
-        assert router.poll(5000)
-        time.sleep(0.2)
         history.answer(router)
         answers = 0
         for peer in asking:

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from publishing import eventually, free_port, instances, jpeg, result, rss, service
+from ports import free_port
+from publishing import eventually, instances, jpeg, result, rss, service
 from viewing import authority, page, source, viewer
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -28,7 +29,7 @@ from streamseg.client import Received
 from streamseg.errors import BindError, UsageError
 from streamseg.types import Instances
 from streamseg.visitors import Names
-from streamseg.web import Viewer, board, server
+from streamseg.web import Viewer, board, relay, server
 from streamseg.web.board import Board
 from streamseg.web.browsers import MAX_SAID, UNSEEN, Browser
 from streamseg.web.server import MAX_BROWSERS, STATIC
@@ -267,14 +268,20 @@ def test_the_board_comes_at_once_and_says_what_is_known() -> None:
     assert len(people["history"]) == board.HISTORY
 
 
-def test_a_change_of_state_comes_at_once_with_its_reason() -> None:
+def test_a_change_of_state_comes_at_once_with_its_reason(monkeypatch) -> None:
+    async def never(_self) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(relay.Relay, "_tell_every_second", never)
+    monkeypatch.setattr("streamseg.sinks.network.statuses.STATUS_EVERY", 60.0)
+    monkeypatch.setattr(board, "SILENT_AFTER", 60.0)
     with service() as running, viewer(running.masks_at) as shown, page(shown) as it:
         running.publisher.set_state("gate", "live", "", 0)
         it.board(lambda b: source(b).get("state") == "live")
         begun = time.monotonic()
         running.publisher.set_state("gate", "stalled", "no frame for 3 s", 0)
-        told = it.board(lambda b: source(b)["state"] == "stalled")
-        assert time.monotonic() - begun < 0.8
+        told = it.board(lambda b: source(b)["state"] == "stalled", within=20)
+        assert time.monotonic() - begun < 10
         assert source(told)["reason"] == "no frame for 3 s"
 
 
@@ -326,13 +333,13 @@ def test_pictures_are_asked_for_only_while_somebody_looks() -> None:
             time.sleep(0.5)
             assert not publisher.wants("video", "gate")
             it.look("gate")
-            eventually(lambda: publisher.wants("video", "gate"), 3)
+            eventually(lambda: publisher.wants("video", "gate"))
             assert not publisher.wants("video", "yard")
             it.look("yard")
-            eventually(lambda: publisher.wants("video", "yard"), 3)
-            eventually(lambda: not publisher.wants("video", "gate"), 3)
+            eventually(lambda: publisher.wants("video", "yard"))
+            eventually(lambda: not publisher.wants("video", "gate"))
             assert not publisher.wants("frames", "yard")
-        eventually(lambda: not publisher.wants("video", "yard"), 3)
+        eventually(lambda: not publisher.wants("video", "yard"))
 
 
 def test_a_picture_comes_with_its_own_masks() -> None:
@@ -534,8 +541,8 @@ def test_one_who_never_stops_talking_keeps_nobody_waiting() -> None:
                 for index in range(20):
                     begun = time.monotonic()
                     running.put_and_wait(result(index))
-                    assert good.frame()[0]["frame"] == index
-                    assert time.monotonic() - begun < 1
+                    assert good.frame(within=20)[0]["frame"] == index
+                    assert time.monotonic() - begun < 10, "the other never stops"
             finally:
                 over.set()
                 talker.join()
@@ -561,14 +568,14 @@ def test_one_browser_too_many_is_told_so_and_may_come_when_another_has_left(alon
 
 
 def test_a_connection_that_asks_for_nothing_is_cut(monkeypatch) -> None:
-    monkeypatch.setattr(server, "FETCH_WITHIN", 0.5)
+    monkeypatch.setattr(server, "FETCH_WITHIN", 2)
     with viewer(NOWHERE) as shown:
         name, _, port = authority(shown).partition(":")
-        with page(shown) as it, socket.create_connection((name, int(port)), timeout=5) as idle:
+        with page(shown) as it, socket.create_connection((name, int(port)), timeout=20) as idle:
             idle.sendall(b"GET / HTTP/1.1\r\nHost: ")
             with contextlib.suppress(ConnectionResetError):
                 assert idle.recv(1000) == b""
-            time.sleep(0.6)
+            time.sleep(2.2)
             it.say("ping", at=1)
             eventually(lambda: it.receive()["kind"] == "pong")  # a page's is not
 

@@ -15,7 +15,8 @@ import time
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from publishing import Service, eventually, free_port, result, service
+from ports import free_port
+from publishing import Service, eventually, result, service
 from viewing import page as bare_page
 from viewing import viewer
 

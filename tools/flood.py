@@ -17,7 +17,6 @@ import contextlib
 import itertools
 import multiprocessing
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -33,6 +32,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from ports import free_port
 from publishing import GREETING, ready
 
 import streamseg
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--after", type=float, default=30, help="seconds watched afterwards")
     parser.add_argument("--keys", action="store_true", help="the service has keys")
     options = parser.parse_args()
-    port = 20000 + 10 * random.randrange(1000)  # noqa: S311 - no secret
+    port = free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         keys, mine = made_keys(folder) if options.keys else (None, {})

@@ -4,7 +4,7 @@
 
 Eight cameras (MJPEG over HTTP, each a process that is killed now and then and comes back), one
 service (``streamseg serve``, a process of its own), twenty subscribers: thirteen that read, five
-that never do, two that send garbage. Every few seconds the service's memory, threads and
+that never do, two that send garbage. Every second the service's memory, threads and
 descriptors are noted. In the end: is all of that flat, do the accounts balance, and did those who
 read get all?
 
@@ -36,6 +36,10 @@ import yaml
 import zmq
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from ports import free_port
+
 import streamseg
 from streamseg.config import SourceConfig
 from streamseg.errors import ReceiveTimeout
@@ -46,7 +50,7 @@ READERS, LAZY, HOSTILE = 13, 5, 2
 FPS = 5
 KILL_EVERY = 15.0
 AWAY_FOR = (1.0, 6.0)
-SAMPLE_EVERY = 2.0
+SAMPLE_EVERY = 1.0
 WARM_UP = 30.0
 """Seconds: until then caches fill and everybody joins."""
 MAY_GROW = 0.05
@@ -145,16 +149,10 @@ def serve_pictures(port: int, number: int) -> None:
         server.serve_forever()
 
 
-def free_port() -> int:
-    """One that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @contextlib.contextmanager
 def service(cameras: list[Camera], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A service of these cameras, and the port of its masks."""
-    port = 20000 + 10 * random.randrange(1000)  # noqa: S311 - no secret
+    port = free_port()
     config = {
         "sources": [
             {"url": c.url, "name": f"camera-{n}", "stall_after": 2.0, "open_timeout": 5.0}
