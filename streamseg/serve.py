@@ -351,7 +351,7 @@ class Service:
         feed.successor = successor
         feed.stop()
         if feed.condition.state in FINAL:
-            self._forget(feed)
+            self._let_go(feed)
 
     def _feed(self, opened: Opened) -> Feed:
         first_epoch = self._next_epochs.get(opened.source.name, 0)
@@ -413,23 +413,26 @@ class Service:
         """The last of a source has gone out."""
         with self._changing:
             feed = self._feeds[name]
-            feed.set("failed" if failed else "ended", reason)
+            if feed.successor is None or not self.ready:  # else there is more to come of that name
+                feed.set("failed" if failed else "ended", reason)
             if feed.removed:
-                self._forget(feed)
+                self._let_go(feed)
             elif all(other.condition.state in FINAL for other in self._feeds.values()):
                 self._let_end()
 
-    def _forget(self, feed: Feed) -> None:
+    def _let_go(self, feed: Feed) -> None:
+        """Of a source that was taken away, nothing is on its way any more."""
         self._next_epochs[feed.name] = feed.next_epoch
+        self._problems.pop(feed.name, None)
         del self._feeds[feed.name]
+        if feed.successor is not None and self.ready:
+            self._begin(feed.successor)
+            return
         self._thresholds.set(feed.name, None)
         self._publisher.forget(feed.name)
         if self._mqtt is not None:
             self._mqtt.forget(feed.name)
         self.metrics.forget_state(feed.name)
-        self._problems.pop(feed.name, None)
-        if feed.successor is not None and self.ready:
-            self._begin(feed.successor)
 
     def _let_end(self) -> None:
         """Nobody will add a source: the end of the sources is the end of the service."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from cameras import free_port
 
-from streamseg import load_model
+from streamseg import connect, load_model
 from streamseg.config import Config, PublishConfig, SourceConfig, Thresholds
 from streamseg.errors import ConfigError
 from streamseg.models.base import Segmenter
@@ -110,6 +110,18 @@ def test_a_changed_source_comes_back_however_long_its_last_frames_take(running: 
     (feed,) = running.service.feeds()
     assert (feed.config.url, feed.removed) == (gate(3).url, False)
     assert running.epoch("gate") > 0
+
+
+def test_who_asked_for_a_source_alone_goes_on_when_its_options_change(running: Running) -> None:
+    with connect(running.service.endpoints["masks"], ["gate"], timeout=20) as results:
+        assert next(iter(results)).epoch == 0
+        for seed in (2, 3):
+            running.service.reload(running.config(gate(seed)))
+            for received in results:
+                if received.epoch == seed - 1:
+                    break
+            assert not results.ended
+        assert results.gaps == {"gate": 0}
 
 
 def test_what_is_taken_away_before_it_came_back_stays_away(running: Running) -> None:
