@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
@@ -23,9 +24,10 @@ from streamseg.masks import MAX_PIXELS
 from streamseg.types import SOURCE_NAME
 
 Fraction01: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
-Positive: TypeAlias = Annotated[float, Meta(gt=0, le=1e9)]
-NotNegative: TypeAlias = Annotated[float, Meta(ge=0, le=1e9)]
-"""Finite: what is waited for can't be without end."""
+Positive: TypeAlias = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+NotNegative: TypeAlias = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=1e6)]
+"""What is waited for: 11 days at the most, which every clock can count."""
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Point: TypeAlias = tuple[float, float]
 TopicPath: TypeAlias = Annotated[
@@ -125,8 +127,8 @@ class SourceConfig(Section, frozen=True, kw_only=True):
     stream: Annotated[int, Meta(ge=0)] = 0
     thresholds: Thresholds | None = None
     transport: Literal["tcp", "udp"] = "tcp"
-    open_timeout: Positive = 10.0
-    stall_after: Positive = 5.0
+    open_timeout: Seconds = 10.0
+    stall_after: Seconds = 5.0
     max_attempts: Count | None = None
     user: str = ""
     password_env: str = ""
