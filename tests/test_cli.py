@@ -296,6 +296,7 @@ def test_an_interrupted_serve_drains_and_exits_0(tmp_path: Path) -> None:
     assert "street" in stdout
 
 
+@pytest.mark.slow
 def test_a_hangup_at_the_start_ends_no_serve_nor_does_a_terminal_that_has_gone(
     tmp_path: Path,
 ) -> None:

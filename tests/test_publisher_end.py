@@ -14,7 +14,7 @@ from publishing import Service, instances, result, service
 from streamseg import wire
 from streamseg.sinks.network import publisher
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 BACKLOG = 200
 FOUND = instances(100, (1080, 1920))
 

@@ -129,8 +129,13 @@ class Endpoints:
             gate.ending_since = time.monotonic()
 
     @property
+    def is_anybody_behind(self) -> bool:
+        """Whether somebody has much unread."""
+        return any(gate.is_anybody_behind for gate in self._gates.values())
+
+    @property
     def read_on_at(self) -> float:
-        """When somebody who had much unread was last seen to read on, on the monotonic clock."""
+        """When such a one was last seen to read on, on the monotonic clock."""
         return max(gate.read_on_at for gate in self._gates.values())
 
     def close(self, linger: int) -> None:

@@ -114,7 +114,8 @@ class Gate:
 
     Attributes:
         ending_since: to be set when the last has been said; who comes later isn't waited for.
-        read_on_at: when somebody who had much unread was last seen to read on, since then.
+        is_anybody_behind: whether somebody has much unread, since then.
+        read_on_at: when such a one was last seen to read on.
         monitor: can be read from when there is something for ``look``.
         established: connections after their handshake.
         crowded: to be set while there are more subscriptions than can be kept.
@@ -133,6 +134,7 @@ class Gate:
         self._all_must_go = threading.Event()
         self._untaken: dict[int, int] = {}
         self.ending_since: float | None = None
+        self.is_anybody_behind = False
         self.read_on_at = -math.inf
         self.established = 0
         self.crowded = False
@@ -226,9 +228,10 @@ class Gate:
         for fd, connection in self._connections.items():
             if connection.since < ending_since and not connection.is_cut:
                 self._untaken[fd] = connection.untaken
-        for fd, left in self._untaken.items():
-            if MUCH_UNTAKEN < left < before.get(fd, math.inf):  # the first time, who knows?
-                self.read_on_at = time.monotonic()
+        behind = {fd: left for fd, left in self._untaken.items() if left > MUCH_UNTAKEN}
+        self.is_anybody_behind = bool(behind)
+        if any(left < before.get(fd, math.inf) for fd, left in behind.items()):  # at first, too
+            self.read_on_at = time.monotonic()
 
     def _count_established(self) -> int:
         settled = time.monotonic() - _SETTLED_AFTER

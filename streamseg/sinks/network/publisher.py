@@ -301,8 +301,9 @@ class Publisher:
     def _patient_until(self, ended_at: float) -> float:
         if self._hurried.is_set() or self.results.aborted:
             return ended_at + LAST_WORD
-        patience = self._sockets.read_on_at + READS_AGAIN_WITHIN
-        return max(ended_at + LAST_WORD, min(patience, ended_at + CATCH_UP))
+        patience = READS_AGAIN_WITHIN if self._sockets.is_anybody_behind else LAST_WORD
+        latest = max(ended_at + LAST_WORD, self._sockets.read_on_at + patience)
+        return min(latest, ended_at + CATCH_UP)
 
     def _anybody(self) -> bool:
         return any(audience.anybody for audience in self._audience.values())
