@@ -399,7 +399,7 @@ class Service:
         if wanted:
             feed.set("waiting", f"for {wanted} subscribers")
             if not self._publisher.wait_joined(wanted, lambda: feed.stopped):
-                self._endings.source_ended(feed.name, "stopped before it began")
+                self._endings.source_ended(feed.name, self._why_ended(feed))
                 return
         yield from feed.frames()
         self._endings.source_ended(feed.name, self._why_ended(feed))

@@ -56,6 +56,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newest", [False, True])
 @pytest.mark.parametrize(
     "leaves",

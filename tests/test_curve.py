@@ -237,6 +237,7 @@ def test_without_the_folder_nobody_is_let_in(folder, caplog) -> None:
             sub.receive()
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_open_to_others_is_good_again_once_it_is_closed(folder) -> None:
     with guarded(folder) as running, connect(running, folder, "alice", timeout=20) as sub:
         running.wait_joined()

@@ -87,6 +87,7 @@ def publisher(monkeypatch: pytest.MonkeyPatch):
     return replace_with
 
 
+@pytest.mark.slow
 def test_the_messages_of_a_service_give_the_rows_and_the_numbers_of_the_model(
     wild: Segmenter, own: Dataset
 ) -> None:

@@ -140,6 +140,7 @@ def test_the_prepared_image_is_the_published_one(model, published):
     assert_same_tensor("input", batch.tensor, published, 1e-6)
 
 
+@pytest.mark.slow
 def test_every_tensor_on_the_way_is_the_published_one(model, published):
     (batch,) = model.prepare([picture()])
     with torch.inference_mode():

@@ -105,6 +105,7 @@ def test_nothing_is_written_to_stderr_not_even_by_ffmpeg(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
 def test_no_file_stays_open_whatever_happens():
     before = open_files()

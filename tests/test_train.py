@@ -97,7 +97,7 @@ def stop_after(out, epoch, batch):
     assert report.interrupted
 
 
-@pytest.mark.parametrize(("epoch", "batch"), [(2, 2), (3, 1)])
+@pytest.mark.parametrize(("epoch", "batch"), [(2, 2), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_a_training_that_was_stopped_goes_on_bit_for_bit(whole, tmp_path, epoch, batch):
     stop_after(tmp_path, epoch, batch)
     assert not trainer(tmp_path, resume=True).run().interrupted
@@ -429,6 +429,7 @@ def test_the_command_trains_and_shows_what_was_measured(streamseg, tmp_path):
     assert (tmp_path / "runs" / "tiny" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_an_interrupt_saves_and_exits_with_130(tmp_path):
     file = write_recipe(tmp_path / "tiny.yaml", epochs=500, evaluate_every=500)
@@ -467,7 +468,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
             assert float(shared_row[name]) == pytest.approx(float(value), abs=1e-4), name
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_the_tiny_recipe_learns_the_synthetic_pattern(tmp_path):
     """Mask AP on frames of a pattern that it has never seen."""

@@ -48,6 +48,9 @@ from streamseg.sources import TestPattern
 CAMERAS = 8
 READERS, LAZY, HOSTILE = 13, 5, 2
 FPS = 5
+MAX_BATCH = 2
+"""The model keeps memory for each size of batch that has come up, 10 to 20 MB each; with more sizes
+than these, some come up late, and that is no leak."""
 KILL_EVERY = 15.0
 AWAY_FOR = (1.0, 6.0)
 SAMPLE_EVERY = 1.0
@@ -159,7 +162,7 @@ def service(cameras: list[Camera], folder: Path) -> Iterator[tuple[subprocess.Po
             for n, c in enumerate(cameras)
         ],
         "model": {"input_size": 128},
-        "worker": {"max_batch": 8, "threads": 1},
+        "worker": {"max_batch": MAX_BATCH, "threads": 1},
         "thresholds": {"score": 0.1},
         "publish": {"bind": f"tcp://127.0.0.1:{port}"},
     }
