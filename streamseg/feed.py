@@ -119,12 +119,16 @@ class Feed:
     def pause(self) -> None:
         """No more frames until ``resume``."""
         self.source.reins.pause()
+        if self.successor is not None:
+            self.successor.source.reins.pause()
         if not self._tells:
             self.set("waiting", "paused")
 
     def resume(self) -> None:
         """Go on; the next frame says that it is live."""
         self.source.reins.resume()
+        if self.successor is not None:
+            self.successor.source.reins.resume()
 
     def stop(self) -> None:
         """End it, soon."""

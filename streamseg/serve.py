@@ -260,7 +260,8 @@ class Service:
         Raises:
             NoSuchSourceError: there is none of that name.
         """
-        self._named(name).pause()
+        with self._changing:
+            self._named(name).pause()
 
     def resume(self, name: str) -> None:
         """Go on with a source.
@@ -268,7 +269,8 @@ class Service:
         Raises:
             NoSuchSourceError: there is none of that name.
         """
-        self._named(name).resume()
+        with self._changing:
+            self._named(name).resume()
 
     def set_thresholds(self, thresholds: Thresholds | None, name: str | None = None) -> None:
         """Change what comes out, from the next batch on.
