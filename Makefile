@@ -13,7 +13,7 @@ demo: $(SERVER)
 	$(VENV)/bin/streamseg demo --out demo-out
 
 # A file's tests stay together: they share what is made once. One thread of torch's for each worker.
-# What measures rates and ages, or takes every core, has the machine to itself.
+# What measures rates and ages has the machine to itself.
 test: $(DEV)
 	$(PYTEST) -n logical --dist loadfile
 

@@ -468,7 +468,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
             assert float(shared_row[name]) == pytest.approx(float(value), abs=1e-4), name
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_tiny_recipe_learns_the_synthetic_pattern(tmp_path):
     """Mask AP on frames of a pattern that it has never seen."""
