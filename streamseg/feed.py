@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import msgspec
+
 from streamseg.config import SourceConfig
 from streamseg.errors import redact
 from streamseg.metrics import Metrics
@@ -104,6 +106,14 @@ class Feed:
     def stopped(self) -> bool:
         """Whether it was told to end."""
         return self.source.reins.stopped
+
+    def must_reopen(self, new: SourceConfig) -> bool:
+        """Whether it failed or is going, or ``new`` has other options.
+
+        New thresholds it takes as it runs.
+        """
+        old, other = (msgspec.structs.replace(c, thresholds=None) for c in (self.config, new))
+        return old != other or self.removed or self.condition.state == "failed"
 
     def frames(self) -> Iterator[Frame]:
         """The source's frames, entered into its account; says what state it is in."""

@@ -333,7 +333,7 @@ class Service:
     def _unlike(self, new: Mapping[str, SourceConfig]) -> list[str]:
         """The names of those that aren't there, or not like that."""
         now = {feed.name: feed for feed in self.feeds()}
-        return [name for name in new if name not in now or _must_reopen(now[name], new[name])]
+        return [name for name in new if name not in now or now[name].must_reopen(new[name])]
 
     def _begin(self, opened: Opened) -> None:
         """Have a source, which may have been running before under its name."""
@@ -499,9 +499,3 @@ def _warmed_up(model: Segmenter) -> Segmenter:
     """A model's first forward takes several times as long as the others: no frame shall wait."""
     model.predict([np.zeros((720, 1280, 3), np.uint8)])
     return model
-
-
-def _must_reopen(feed: Feed, new: SourceConfig) -> bool:
-    """Whether it failed or is going, or has other options; new thresholds it takes as it runs."""
-    old, other = (msgspec.structs.replace(c, thresholds=None) for c in (feed.config, new))
-    return old != other or feed.removed or feed.condition.state == "failed"
