@@ -3,15 +3,14 @@
 Each kind of address is opened with only the FFmpeg protocols that it needs, so that what the
 other side sends can't make FFmpeg read files or other protocols. ``rtsp`` itself isn't among an
 RTSP address's: FFmpeg opens the address that it is given all the same, and follows no redirection,
-which would hand the password to another host. Its RTMP knows none. HTTP's are looked at, see
-``http.py``.
+which would hand the password to another host. Its RTMP knows none. Over HTTP, all
+requests are made by ``http.py``.
 """
 
 from __future__ import annotations
 
 import socket
 import stat
-import threading
 from collections.abc import Generator
 from contextlib import closing
 from functools import partial
@@ -21,13 +20,16 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import av
 import av.error
 from av.container import InputContainer
+from msgspec.structs import replace
 
 from streamseg.config import SourceConfig, read_secret
 from streamseg.errors import ConfigError, NoAnswerError, SourceError, redact
 from streamseg.sources.base import SourceReport, decoder_limit, selected
+from streamseg.sources.bytestream import ByteStream
 from streamseg.sources.decoding import Reading, Start, choose_stream, reason_of
 from streamseg.sources.http import Http, host_of
-from streamseg.sources.live import Beginning, LiveSource
+from streamseg.sources.http_media import open_streams
+from streamseg.sources.live import Abandonment, Beginning, LiveSource
 from streamseg.types import Frame
 
 DEVICE_FORMAT = "v4l2"
@@ -44,19 +46,11 @@ _PROTOCOLS = {
     "rtsps": "rtp,tcp,udp,tls",
     "rtmp": "rtmp,tcp",
     "rtmps": "rtmps,tls,tcp",
-    "http": "https,http,tls,tcp",
-    "https": "https,http,tls,tcp",
     "udp": "udp",
 }
+_HTTP = ("http", "https")
+"""Schemes of addresses that are read by ``http.py``, not by FFmpeg."""
 _PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
-_FORMATS = {
-    "multipart/x-mixed-replace": "mpjpeg",
-    "image/jpeg": "mjpeg",
-    "application/vnd.apple.mpegurl": "hls",
-    "application/x-mpegurl": "hls",
-    "audio/mpegurl": "hls",
-    "audio/x-mpegurl": "hls",
-}
 _WITHOUT_TIMES = ("mpjpeg", "mjpeg")
 _REFUSALS: dict[type[Exception], str] = {
     av.error.HTTPUnauthorizedError: "it refuses the user name or the password (401)",
@@ -65,12 +59,13 @@ _REFUSALS: dict[type[Exception], str] = {
     av.error.InvalidDataError: "what comes is no video that can be read",
 }
 _MOVED = "it sends its readers to another address, and that isn't followed: use that address"
+_OTHER_FORMAT = "what comes has a format that isn't read over HTTP"
 _SILENCE = (av.error.TimeoutError, av.error.ExitError)
 
 
 def is_live(url: str) -> bool:
     """Whether the address is one of a camera or a network stream."""
-    return _is_device(url) or _scheme_of(url) in _PROTOCOLS
+    return _is_device(url) or _scheme_of(url) in (*_PROTOCOLS, *_HTTP)
 
 
 def live_source(name: str, config: SourceConfig) -> LiveSource:
@@ -110,7 +105,7 @@ def _read_network(
     config: SourceConfig,
     beginning: Beginning,
     report: SourceReport,
-    left: threading.Event,
+    left: Abandonment,
     again: bool,
 ) -> Generator[Frame, None, None]:
     try:
@@ -119,9 +114,58 @@ def _read_network(
         raise SourceError(str(error)) from None
     if again:
         _knock(config.url)
-    opener = _open_http if _scheme_of(config.url) in ("http", "https") else _open_url
-    with closing(opener(config, login, left)) as container:
+    if _scheme_of(config.url) in _HTTP:
+        yield from _read_http(name, config, login, beginning, report, left)
+        return
+    with closing(_open_url(config, login)) as container:
         yield from _frames(name, config, container, beginning, report)
+
+
+def _read_http(
+    name: str,
+    config: SourceConfig,
+    login: tuple[str, str] | None,
+    beginning: Beginning,
+    report: SourceReport,
+    left: Abandonment,
+) -> Generator[Frame, None, None]:
+    """Yield the frames of the containers that an address serves, each in an epoch of its own.
+
+    Raises:
+        SourceError: why there are no more, unless the stream simply ended.
+    """
+    url, inline = _without_login(config.url)
+    patience = max(config.open_timeout, config.stall_after) + _GRACE
+    http = Http(url, config.hosts, login or inline, patience, left)
+    left.on_set(http.abort)
+    with closing(http):
+        for stream in open_streams(http, url, config.stream, left, report.note):
+            with closing(_stream_frames(name, config, stream, beginning, report)) as frames:
+                for frame in frames:
+                    yield frame
+                    beginning = Beginning(frame.index + 1, frame.epoch + 1)
+
+
+def _stream_frames(
+    name: str,
+    config: SourceConfig,
+    stream: ByteStream,
+    beginning: Beginning,
+    report: SourceReport,
+) -> Generator[Frame, None, None]:
+    """Yield the frames of one container.
+
+    Raises:
+        SourceError: why it can't be read on; first of all why its bytes ended.
+    """
+    config = replace(config, stream=stream.video_stream)
+    try:
+        with closing(_open(config, stream.name, {}, stream=stream)) as container:
+            yield from _frames(name, config, container, beginning, report, stream)
+    except SourceError:
+        stream.raise_failure()
+        raise
+    stream.raise_failure()
 
 
 def _read_device(
@@ -129,7 +173,7 @@ def _read_device(
     config: SourceConfig,
     beginning: Beginning,
     report: SourceReport,
-    _left: threading.Event,
+    _left: Abandonment,
     _again: bool,
 ) -> Generator[Frame, None, None]:
     path = Path(config.url)
@@ -146,6 +190,7 @@ def _frames(
     container: InputContainer,
     beginning: Beginning,
     report: SourceReport,
+    source: ByteStream | None = None,
 ) -> Generator[Frame, None, None]:
     """The frames of a container until it can't be read on.
 
@@ -162,14 +207,13 @@ def _frames(
         report,
         by_arrival=container.format.name in _WITHOUT_TIMES,
     )
-    yield from selected(name, config, reading.pictures(), report)
+    pictures = reading.pictures() if source is None else source.watch(reading.pictures())
+    yield from selected(name, config, pictures, report)
     if reading.broken:
         raise SourceError(f"it can't be read on: {reading.broken}")
 
 
-def _open_url(
-    config: SourceConfig, login: tuple[str, str] | None, _left: threading.Event
-) -> InputContainer:
+def _open_url(config: SourceConfig, login: tuple[str, str] | None) -> InputContainer:
     scheme = _scheme_of(config.url)
     options = {"protocol_whitelist": _PROTOCOLS[scheme]}
     if scheme in ("rtsp", "rtsps"):
@@ -183,27 +227,13 @@ def _open_url(
     return _open(config, _with_login(config.url, login), options)
 
 
-def _open_http(
-    config: SourceConfig, login: tuple[str, str] | None, left: threading.Event
-) -> InputContainer:
-    plain, inline = _without_login(config.url)
-    patience = max(config.open_timeout, config.stall_after) + _GRACE
-    http = Http(plain, config.hosts, login or inline, patience, left)
-    kind = http.begin(plain)
-    if urlsplit(plain).path.lower().endswith((".m3u8", ".m3u")):
-        kind = "application/vnd.apple.mpegurl"
-    options = {"protocol_whitelist": _PROTOCOLS["http"]}
-    with closing(http):
-        return _open(config, plain, options, format=_FORMATS.get(kind), http=http)
-
-
 def _open(
     config: SourceConfig,
     url: str,
     options: dict[str, str],
     *,
     format: str | None = None,  # noqa: A002 - as av.open has it
-    http: Http | None = None,
+    stream: ByteStream | None = None,
 ) -> InputContainer:
     options = {
         **options,
@@ -212,13 +242,17 @@ def _open(
         "fpsprobesize": "0",  # the rate isn't used, and guessing it takes seconds
     }
     patience = (config.open_timeout + _GRACE, config.stall_after + _GRACE)
+    if stream is not None:
+        options["format_whitelist"] = ",".join(stream.formats)
+        format = stream.only_format  # noqa: A001
     try:
         return av.open(
-            url,
+            url if stream is None else stream,
+            "r",
             format=format,
             options=options,
             timeout=patience,
-            io_open=None if http is None else http.open,
+            io_open=None if stream is None else stream.refuse_open,
             metadata_errors="replace",
         )
     except _SILENCE:
@@ -231,6 +265,8 @@ def _why(url: str, error: Exception) -> str:
     """Why an address can't be opened."""
     if _scheme_of(url) in ("rtsp", "rtsps") and isinstance(error, av.error.ArgumentError):
         return _MOVED
+    if _scheme_of(url) in _HTTP and isinstance(error, av.error.ArgumentError):
+        return _OTHER_FORMAT
     return _REFUSALS.get(type(error)) or reason_of(error).lower()
 
 

@@ -1,43 +1,65 @@
-"""HTTP for FFmpeg: what an address leads to, and no further than was allowed.
+"""HTTP client of a source: checked addresses, one connection at a time, reads that can be aborted.
 
-FFmpeg's own HTTP goes wherever a redirection or a playlist points, to other machines and, if it is
-let, to files. Here every request of a source, whichever part of FFmpeg makes it, passes one place,
-and goes to the source's own host or to one that its config names.
+Nothing that FFmpeg reads over HTTP is requested by FFmpeg: its own client goes wherever a
+redirection or a playlist points, to other machines and, if it is let, to files. Every request of a
+source is made here, and goes to the source's own host or to one that its config names.
 """
 
 from __future__ import annotations
 
 import functools
+import http.client
+import re
+import socket
 import ssl
+import string
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from http.client import HTTPException, HTTPMessage, HTTPResponse
-from typing import IO, Any
-from urllib.parse import urlsplit
+from collections.abc import Iterator
+from email.message import Message
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
 
 from streamseg.errors import NoAnswerError, SourceError, redact
 
-MAX_PLAYLIST_BYTES = 4 * 1024 * 1024
-_PLAYLISTS = ("mpegurl",)
-_READ_AT_ONCE = 64 * 1024
-_REFUSED = {
+MAX_REDIRECTS = 10
+"""Redirections of one request."""
+_READ_BYTES = 64 * 1024
+"""Bytes of a body that are read at once, at most."""
+_MAX_PREFACE_BYTES = 1024
+"""Bytes at the beginning of a body from which its format is detected."""
+_REASONS = {
     401: "it refuses the user name or the password (401)",
     403: "it forbids this (403)",
     404: "there is nothing at this address (404)",
 }
+_REDIRECTIONS = (301, 302, 303, 307, 308)
+_CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-")
+
+
+class StatusError(SourceError):
+    """A server that answers a request with an error status.
+
+    Attributes:
+        status: HTTP status code.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Http:
-    """Opens the addresses of one source.
+    """HTTP client of one source, with at most one connection open.
 
     Args:
-        url: the source's own; its host is allowed.
-        hosts: others that are.
+        url: the source's address; its host is allowed.
+        hosts: other hosts that are allowed.
         login: user and password, or None.
         timeout: seconds without a byte after which a read fails.
-        left: once set, reads fail.
+        left: set when the source is not read any longer; requests fail from then on.
     """
 
     def __init__(
@@ -51,11 +73,13 @@ class Http:
         self._hosts = {host_of(url), *(host.lower() for host in hosts)}
         self._timeout = timeout
         self._left = left
-        self._first: Body | None = None
+        self._socket: socket.socket | None = None
+        self._body: Body | None = None
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}),  # the environment's would be given the password
-            urllib.request.HTTPSHandler(context=_tls()),
-            _Redirects(self._hosts),
+            _HttpHandler(self._watch),
+            _HttpsHandler(self._watch),
+            _ErrorProcessor(),
         )
         if login is not None:
             passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
@@ -63,116 +87,240 @@ class Http:
             self._opener.add_handler(_Digest(passwords))
             self._opener.add_handler(_Basic(passwords))
 
-    def begin(self, url: str) -> str:
-        """Ask for the source's own address, before FFmpeg does; the type of what comes.
+    def get(self, url: str, byte_range: tuple[int, int] | None = None) -> Body:
+        """Request an address, and follow its redirections; the previous body is closed.
+
+        Args:
+            url: absolute.
+            byte_range: offset and number of the bytes to request, or None for all.
 
         Raises:
-            SourceError: as ``open``.
+            StatusError: the server answers with an error.
+            NoAnswerError: the server doesn't answer.
+            SourceError: the address isn't allowed, or can't be reached.
         """
-        self._first = self._request(url)
-        return self._first.content_type
+        self.close()
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._request(url, byte_range)
+            if response.status not in _REDIRECTIONS:
+                self._body = Body(url, response, self._left, byte_range)
+                return self._body
+            target = response.headers.get("Location")
+            response.close()
+            if not target:
+                raise SourceError(f"{redact(url)}: it redirects and names no address")
+            url = join_url(url, target)
+        raise SourceError(f"{redact(url)}: it redirects more than {MAX_REDIRECTS} times")
 
-    def open(self, url: str, _flags: int, _options: Mapping[str, str]) -> Body:
-        """What PyAV's ``io_open`` is; the first call gets what ``begin`` has asked for.
-
-        Raises:
-            SourceError: the address isn't allowed, or what it leads to can't be had.
-        """
-        first, self._first = self._first, None
-        return first or self._request(url)
+    def abort(self) -> None:
+        """Shut the connection down, from any thread: a blocked read or handshake fails at once."""
+        if self._socket is not None:
+            _shut_down(self._socket)
 
     def close(self) -> None:
-        """Let go of what FFmpeg hasn't taken."""
-        if self._first is not None:
-            self._first.close()
+        """Close what is open."""
+        if self._body is not None:
+            self._body.close()
+            self._body = None
 
-    def _request(self, url: str) -> Body:
+    def _watch(self, sock: socket.socket) -> None:
+        """Make a new connection the one that ``abort`` shuts down."""
+        self._socket = sock
+        if self._left.is_set():
+            _shut_down(sock)
+
+    def _request(self, url: str, byte_range: tuple[int, int] | None) -> http.client.HTTPResponse:
+        """Return the response to one request, whose status is 200, 206 or a redirection."""
         check_allowed(url, self._hosts)
+        if self._left.is_set():
+            raise SourceError(f"{redact(url)}: given up")
         request = urllib.request.Request(url, headers={"User-Agent": "streamseg"})  # noqa: S310 - checked
+        if byte_range is not None:
+            offset, length = byte_range
+            request.add_header("Range", f"bytes={offset}-{offset + length - 1}")
         try:
-            response = self._opener.open(request, timeout=self._timeout)
+            response: http.client.HTTPResponse = self._opener.open(request, timeout=self._timeout)
         except urllib.error.HTTPError as error:
             error.close()
-            why = _REFUSED.get(error.code, f"it answers {error.code} {error.reason}")
-            raise SourceError(f"{redact(url)}: {why}") from None
+            reason = _reason_of_status(error.code)
+            raise StatusError(f"{redact(url)}: {reason}", error.code) from None
         except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise NoAnswerError(f"{redact(url)}: no answer") from None
-            raise SourceError(f"{redact(url)}: {_plain(error.reason)}") from None
-        except TimeoutError:
-            raise NoAnswerError(f"{redact(url)}: no answer") from None
-        except (HTTPException, OSError, ValueError) as error:
-            raise SourceError(f"{redact(url)}: {_plain(error)}") from None
+            cause = error.reason if isinstance(error.reason, Exception) else error
+            raise _failure(url, cause) from None
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            raise _failure(url, error) from None
         except LookupError:  # urllib, of a challenge that is none
             raise SourceError(f"{redact(url)}: how it asks for a password can't be read") from None
-        return Body(redact(url), response, self._left)
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            response.close()
+            raise SourceError(f"{redact(url)}: it sends a compressed answer, unasked")
+        return response
 
 
 class Body:
-    """A response, as a file that FFmpeg reads."""
+    """Body of a response.
 
-    def __init__(self, url: str, response: HTTPResponse, left: threading.Event) -> None:
-        self.name = url
+    Attributes:
+        url: the address that was read, after redirections.
+        content_type: without parameters, in lower case.
+        boundary: the boundary of a multipart body, empty if none is named.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        response: http.client.HTTPResponse,
+        left: threading.Event,
+        byte_range: tuple[int, int] | None = None,
+    ) -> None:
+        self.url = url
         self.content_type = response.headers.get_content_type()
+        self.boundary = _boundary_of(response.headers)
         self._response = response
         self._left = left
-        is_playlist = any(kind in self.content_type for kind in _PLAYLISTS)
-        self._may_read = MAX_PLAYLIST_BYTES if is_playlist or ".m3u8" in url else None
+        self._preface = b""
+        self._remaining = None if byte_range is None else byte_range[1]
+        self._skip = 0 if byte_range is None else self._bytes_before(byte_range[0])
 
-    def read(self, size: int) -> bytes:
-        """At most ``size`` bytes, as soon as there are any.
+    def preface(self) -> bytes:
+        """Return the first bytes, which ``read`` gives again.
 
         Raises:
-            SourceError: the connection broke, or a playlist doesn't end.
+            SourceError: as ``read``.
         """
-        if self._left.is_set():
-            raise SourceError(f"{self.name}: given up")
-        try:
-            data = self._response.read1(min(size, _READ_AT_ONCE))
-        except TimeoutError:
-            raise NoAnswerError(f"{self.name}: nothing more came") from None
-        except (HTTPException, OSError) as error:
-            raise SourceError(f"{self.name}: {_plain(error)}") from None
-        if self._may_read is not None:
-            self._may_read -= len(data)
-            if self._may_read < 0:
-                raise SourceError(f"{self.name}: a playlist over {MAX_PLAYLIST_BYTES} bytes")
+        while len(self._preface) < _MAX_PREFACE_BYTES and not _is_telling(self._preface):
+            data = self._read(_MAX_PREFACE_BYTES - len(self._preface))
+            if not data:
+                break
+            self._preface += data
+        return self._preface
+
+    def read(self) -> bytes:
+        """Return the next bytes as soon as there are any; empty at the end.
+
+        Raises:
+            NoAnswerError: nothing came in time.
+            SourceError: the connection broke.
+        """
+        data, self._preface = self._preface, b""
+        while not data or self._skip:
+            data = self._read(_READ_BYTES)
+            if not data:
+                return b""
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            data = data[skipped:]
+        if self._remaining is not None:
+            data = data[: self._remaining]
+            self._remaining -= len(data)
         return data
 
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the bytes as they come, until the end.
+
+        Raises:
+            SourceError: as ``read``.
+        """
+        while data := self.read():
+            yield data
+
+    def read_all(self, limit: int, what: str) -> bytes:
+        """Return the whole body, of at most ``limit`` bytes.
+
+        Raises:
+            SourceError: it has more, or as ``read``.
+        """
+        data = bytearray()
+        for piece in self.pieces():
+            data += piece
+            if len(data) > limit:
+                raise SourceError(f"{redact(self.url)}: {what} over {limit} bytes")
+        return bytes(data)
+
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._response.close()
 
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirections that stay within the allowed hosts."""
-
-    def __init__(self, hosts: set[str]) -> None:
-        self._hosts = hosts
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
+    def _read(self, size: int) -> bytes:
+        if self._left.is_set():
+            raise SourceError(f"{redact(self.url)}: given up")
         try:
-            check_allowed(newurl, self._hosts)
-        except SourceError:
-            fp.close()
-            raise
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+            return self._response.read1(size)
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            raise _failure(self.url, error) from None
+
+    def _bytes_before(self, offset: int) -> int:
+        """Return how many bytes come before the requested range: all, if the server ignores it."""
+        if self._response.status != HTTPStatus.PARTIAL_CONTENT:
+            return offset
+        found = _CONTENT_RANGE.match(self._response.headers.get("Content-Range", ""))
+        if found is None or int(found[1]) != offset:
+            raise SourceError(f"{redact(self.url)}: it sends another part than was requested")
+        return 0
+
+
+class _Connection(http.client.HTTPConnection):
+    """Connection whose socket is reported as soon as it is connected."""
+
+    def __init__(self, host: str, *, watch: Any, **options: Any) -> None:
+        super().__init__(host, **options)
+        self._watch = watch
+
+    def connect(self) -> None:
+        super().connect()
+        self._watch(self.sock)
+
+
+class _TlsConnection(_Connection):
+    """Connection over TLS; its socket is reported before the handshake, which may block, too."""
+
+    default_port = http.client.HTTPS_PORT
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = _tls_context().wrap_socket(
+            self.sock, server_hostname=self.host, do_handshake_on_connect=False
+        )
+        self._watch(self.sock)
+        self.sock.do_handshake()
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    """Opens ``http:`` addresses."""
+
+    def __init__(self, watch: Any) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(functools.partial(_Connection, watch=self._watch), req)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    """Opens ``https:`` addresses."""
+
+    def __init__(self, watch: Any) -> None:
+        super().__init__(context=_tls_context())
+        self._watch = watch
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(functools.partial(_TlsConnection, watch=self._watch), req)
+
+
+class _ErrorProcessor(urllib.request.HTTPErrorProcessor):
+    """Handles error statuses; a redirection is none: ``Http.get`` checks and follows it."""
+
+    def http_response(self, request: urllib.request.Request, response: Any) -> Any:
+        is_redirection = response.status in _REDIRECTIONS
+        return response if is_redirection else super().http_response(request, response)
+
+    https_response = http_response
 
 
 class _Basic(urllib.request.HTTPBasicAuthHandler):
-    """Asks again with a password; urllib's own leaves the first answer open."""
+    """Repeats a request with a password; urllib's own leaves the first answer open."""
 
-    def http_error_401(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
-    ) -> Any:
+    def http_error_401(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         fp.close()
         return super().http_error_401(req, fp, code, msg, headers)
 
@@ -180,24 +328,24 @@ class _Basic(urllib.request.HTTPBasicAuthHandler):
 class _Digest(urllib.request.HTTPDigestAuthHandler):
     """As ``_Basic``."""
 
-    def http_error_401(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
-    ) -> Any:
+    def http_error_401(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         fp.close()
         return super().http_error_401(req, fp, code, msg, headers)
 
 
 def check_allowed(url: str, hosts: set[str]) -> None:
-    """Refuse what isn't HTTP, or leads to a host that isn't allowed.
+    """Refuse an address that isn't HTTP, names a user, or leads to a host that isn't allowed.
 
     Raises:
-        SourceError: it does.
+        SourceError: it is refused.
     """
-    scheme = urlsplit(url).scheme.lower()
-    if scheme not in ("http", "https"):
-        if scheme.startswith("crypto"):
-            raise SourceError(f"{redact(url)}: encrypted playlists can't be read")
+    parts = urlsplit(url)
+    if parts.scheme.lower() not in ("http", "https"):
         raise SourceError(f"{redact(url)}: a stream over HTTP may not lead to this")
+    if "@" in parts.netloc:
+        raise SourceError(
+            f"{redact(url)}: a stream may not lead to an address with a user name in it"
+        )
     if host_of(url) not in hosts:
         raise SourceError(
             f"{redact(url)}: leads to another host: add it to the source's hosts if you trust it"
@@ -219,9 +367,21 @@ def host_of(url: str) -> str:
     return host
 
 
+def join_url(base: str, target: str) -> str:
+    """Return the absolute address of what ``base`` leads to, with everything unusual quoted.
+
+    Raises:
+        SourceError: it isn't an address.
+    """
+    try:
+        return quote(urljoin(base, target.strip()), safe=string.punctuation)
+    except ValueError:
+        raise SourceError(f"{redact(base)}: leads to what is no address") from None
+
+
 @functools.cache
-def _tls() -> ssl.SSLContext:
-    """One for all connections: it holds the system's certificates, some megabytes of them.
+def _tls_context() -> ssl.SSLContext:
+    """Return the one TLS context: it holds the system's certificates, some megabytes of them.
 
     urllib would read them at each attempt, and a camera may be away for days.
     """
@@ -230,11 +390,46 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
+def _shut_down(sock: socket.socket) -> None:
+    """Shut a connection down; that wakes the thread that is blocked in it."""
+    try:
+        # Not SSLSocket's own, which takes the TLS session away from under the other thread.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        return  # it is closed already
+
+
+def _is_telling(preface: bytes) -> bool:
+    """Whether so many bytes are enough to detect a playlist or a JPEG."""
+    return len(preface.lstrip()) >= 16
+
+
+def _boundary_of(headers: Message) -> str:
+    boundary = headers.get_param("boundary")
+    return boundary if isinstance(boundary, str) else ""
+
+
 def _root_of(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"
 
 
-def _plain(error: object) -> str:
-    """What the system says is wrong, without addresses that it may add."""
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+def _reason_of_status(status: int) -> str:
+    """Return what an error status means, in our own words and not in the server's."""
+    if status in _REASONS:
+        return _REASONS[status]
+    known = {each.value: each.phrase for each in HTTPStatus}
+    return f"it answers {status} {known.get(status, '')}".rstrip()
+
+
+def _failure(url: str, error: Exception) -> SourceError:
+    """Return the error for a request that failed, without text that the server has sent."""
+    if isinstance(error, TimeoutError):
+        return NoAnswerError(f"{redact(url)}: no answer")
+    if isinstance(error, http.client.RemoteDisconnected):
+        return SourceError(f"{redact(url)}: it closes the connection without an answer")
+    if isinstance(error, http.client.IncompleteRead):
+        return SourceError(f"{redact(url)}: its answer breaks off")
+    if isinstance(error, (http.client.HTTPException, ValueError)):
+        return SourceError(f"{redact(url)}: its answer isn't HTTP, or is over the limits of HTTP")
+    return SourceError(f"{redact(url)}: {getattr(error, 'strerror', None) or type(error).__name__}")

@@ -3,7 +3,7 @@
 Reads of a network or a camera can block, and neither a signal nor closing them from outside gets
 them out. So each connection is read in a thread of its own, and ``frames()``, in another, counts
 what comes: no frame for ``stall_after`` seconds is a failure, whatever the socket says. A reader
-that is given up is left alone; it ends by its own timeouts.
+that is given up is left alone; it ends by its own timeouts, or, over HTTP, is aborted.
 
 On a live source an end of stream is a fault, too. After each the connection is made anew, later and
 later up to ``LONGEST_DELAY``, with an ``epoch`` of its own.
@@ -53,8 +53,28 @@ class Beginning:
     epoch: int = 0
 
 
+class Abandonment(threading.Event):
+    """Event that is set when a connection's reader is given up; it can abort a blocked read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._abort: Callable[[], None] | None = None
+
+    def on_set(self, abort: Callable[[], None]) -> None:
+        """Call ``abort`` when this is set, from the thread that sets it, or now if it is set."""
+        self._abort = abort
+        if self.is_set():
+            abort()
+
+    def set(self) -> None:
+        """Give the reader up."""
+        super().set()
+        if self._abort is not None:
+            self._abort()
+
+
 Read: TypeAlias = Callable[
-    [Beginning, SourceReport, threading.Event, bool], Generator[Frame, None, None]
+    [Beginning, SourceReport, Abandonment, bool], Generator[Frame, None, None]
 ]
 """``(beginning, report, left, again)``: one connection's frames, from opening it to its end.
 
@@ -166,7 +186,7 @@ class _Reader:
     def __init__(
         self, name: str, read: Read, beginning: Beginning, report: SourceReport, *, again: bool
     ) -> None:
-        self._left = threading.Event()
+        self._left = Abandonment()
         self._came: queue.Queue[Frame | Exception | None] = queue.Queue(_HANDED_OVER)
         self._frames = read(beginning, report, self._left, again)
         self.thread = threading.Thread(target=self._run, name=f"reader:{name}", daemon=True)

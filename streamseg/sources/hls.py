@@ -1,0 +1,398 @@
+"""HTTP Live Streaming (RFC 8216): playlists, and their segments as byte streams for FFmpeg.
+
+FFmpeg's own demuxer for it is not used: it aborts the process when its connections are not those of
+its own client, downloads every variant at once, and takes memory for whatever a playlist lists.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from streamseg.errors import SourceError, redact
+from streamseg.sources.bytestream import ByteStream
+from streamseg.sources.http import Body, Http, StatusError, join_url
+
+TYPES = ("mpegurl",)
+FORMATS = ("mpegts", "mov")
+"""FFmpeg's names of the formats of segments."""
+MAX_PLAYLIST_BYTES = 4 * 2**20
+MAX_SEGMENTS = 100_000
+"""Segments of one playlist: more than two days of two seconds each."""
+MAX_VARIANTS = 1000
+"""Variants of one master playlist."""
+MAX_INIT_BYTES = 2**20
+"""Bytes of an initialization section (EXT-X-MAP)."""
+MAX_FAILURES = 3
+"""Segments, or reloads of the playlist, that fail in a row; one more ends the connection."""
+LIVE_DELAY = 3
+"""Segments before the end of a live playlist at which reading begins (RFC 8216, 6.3.3)."""
+MIN_RELOAD, MAX_RELOAD = 0.25, 5.0
+"""Seconds between two requests for a live playlist."""
+_FORBIDDEN_STATUS = (401, 403)
+_MAX_PACE = 30.0
+"""Seconds that a frame may be ahead of the clock; with more, the clock starts again."""
+_ATTRIBUTE = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^,]*)')
+_VIDEO_CODECS = re.compile(r"avc|hvc|hev|vvc|vvi|av01|vp0?[89]|mp4v|dvh|dva|mjp", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """Something that a playlist names.
+
+    Attributes:
+        url: absolute.
+        byte_range: offset and length, or None for the whole resource.
+    """
+
+    url: str
+    byte_range: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Media segment.
+
+    Attributes:
+        media: its bytes.
+        init: the initialization section that its container begins with, or None.
+        discontinuity: whether its times or its format don't follow from the segment before.
+        is_gap: whether the server has no media for it.
+        is_encrypted: whether its bytes are encrypted.
+    """
+
+    media: Resource
+    init: Resource | None = None
+    discontinuity: bool = False
+    is_gap: bool = False
+    is_encrypted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Playlist:
+    """Media or master playlist.
+
+    Attributes:
+        url: address that it was read from.
+        segments: of a media playlist, in order.
+        first: media sequence number of the first segment.
+        target_duration: seconds; the longest duration of a segment.
+        is_complete: whether no more segments will be added.
+        variants: addresses of a master playlist's variants with video, in order.
+        is_master: whether this is a master playlist.
+    """
+
+    url: str
+    segments: tuple[Segment, ...]
+    first: int
+    target_duration: float
+    is_complete: bool
+    variants: tuple[str, ...]
+    is_master: bool
+
+    @property
+    def end(self) -> int:
+        """Media sequence number after the last segment."""
+        return self.first + len(self.segments)
+
+
+def is_playlist(content_type: str, preface: bytes) -> bool:
+    """Whether a body is a playlist, by its type or by its first bytes."""
+    return any(kind in content_type for kind in TYPES) or _has_header(preface)
+
+
+def _has_header(data: bytes) -> bool:
+    return data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"#EXTM3U")
+
+
+class HlsReader:
+    """Reader of one HLS presentation.
+
+    Args:
+        http: client for all requests.
+        stream: index of the video stream to read: of a master playlist's variants, in their order,
+            else of the streams in the segments.
+        left: set when the source is not read any longer.
+        note: called with a remark on what is left out.
+    """
+
+    def __init__(
+        self, http: Http, stream: int, left: threading.Event, note: Callable[[str], None]
+    ) -> None:
+        self._http = http
+        self._stream = stream
+        self._left = left
+        self._note = note
+        self._lost_segments = self._failed_reloads = 0
+        self._loaded_at = 0.0
+        self._init: tuple[Resource, bytes] | None = None
+        self._upcoming: Segment | None = None
+
+    def streams(self, body: Body) -> Iterator[ByteStream]:
+        """Yield the containers, one after the other: a new one after each discontinuity.
+
+        Args:
+            body: of the source's address.
+
+        Raises:
+            SourceError: it can't be read on.
+        """
+        playlist = self._open(body)
+        segments = self._segments(playlist)
+        pace = None if playlist.is_complete else _Pace(self._left).wait
+        self._upcoming = next(segments, None)
+        if self._upcoming is None:
+            raise SourceError(f"{redact(playlist.url)}: the playlist has no segments")
+        while self._upcoming is not None:
+            pieces = self._container(self._upcoming, segments)
+            name = redact(self._upcoming.media.url)
+            yield ByteStream(name, pieces, FORMATS, self._stream, pace)
+
+    def _open(self, body: Body) -> Playlist:
+        """Return the media playlist of the variant that is wanted."""
+        playlist = self._read(body)
+        if not playlist.is_master:
+            return playlist
+        if self._stream >= len(playlist.variants):
+            raise SourceError(
+                f"{redact(playlist.url)}: has no video stream {self._stream}: "
+                f"there are {len(playlist.variants)}, counted from 0"
+            )
+        chosen = self._read(self._http.get(playlist.variants[self._stream]))
+        self._stream = 0
+        if chosen.is_master:
+            raise SourceError(f"{redact(chosen.url)}: a variant that is a master playlist itself")
+        return chosen
+
+    def _read(self, body: Body) -> Playlist:
+        text = body.read_all(MAX_PLAYLIST_BYTES, "a playlist")
+        self._loaded_at = time.monotonic()
+        return parse(body.url, text)
+
+    def _segments(self, playlist: Playlist) -> Iterator[Segment]:
+        """Yield the segments as they are added."""
+        url, number = playlist.url, playlist.first
+        if not playlist.is_complete:
+            number = max(number, playlist.end - LIVE_DELAY)
+        while True:
+            if playlist.end < number:
+                raise SourceError(f"{redact(url)}: the playlist started again")
+            if number < playlist.first:  # too slow: what comes next isn't listed any longer
+                number = max(playlist.first, playlist.end - LIVE_DELAY)
+            if number < playlist.end:
+                yield playlist.segments[number - playlist.first]
+                number += 1
+            elif playlist.is_complete:
+                return
+            is_exhausted = number >= playlist.end
+            if not playlist.is_complete and self._is_reload_due(playlist, wait=is_exhausted):
+                playlist = self._reload(playlist)
+
+    def _is_reload_due(self, playlist: Playlist, *, wait: bool) -> bool:
+        """Whether to load a live playlist again; ``wait`` until it is so."""
+        interval = playlist.target_duration / 2 if wait else playlist.target_duration
+        due = self._loaded_at + min(max(interval, MIN_RELOAD), MAX_RELOAD)
+        if wait and self._left.wait(due - time.monotonic()):
+            raise SourceError(f"{redact(playlist.url)}: given up")
+        return time.monotonic() >= due
+
+    def _reload(self, playlist: Playlist) -> Playlist:
+        """Return the playlist as it is now, or as it was if it can't be read for once."""
+        try:
+            latest = self._latest(playlist.url)
+        except SourceError:
+            self._loaded_at = time.monotonic()
+            self._failed_reloads += 1
+            if self._failed_reloads > MAX_FAILURES or self._left.is_set():
+                raise
+            return playlist
+        self._failed_reloads = 0
+        # Not the address after redirections, which may hold what is valid for this once only.
+        return replace(latest, url=playlist.url)
+
+    def _latest(self, url: str) -> Playlist:
+        playlist = self._read(self._http.get(url))
+        if playlist.is_master:
+            raise SourceError(f"{redact(url)}: has become a master playlist")
+        if not playlist.segments and not playlist.is_complete:
+            raise SourceError(f"{redact(url)}: the playlist has no segments any longer")
+        return playlist
+
+    def _container(self, segment: Segment, segments: Iterator[Segment]) -> Iterator[bytes]:
+        """Yield the bytes from a segment up to the next discontinuity, which becomes upcoming."""
+        current: Segment | None = segment
+        if segment.init is not None:
+            yield self._read_init(segment.init)
+        while current is not None:
+            yield from self._media(current)
+            current = next(segments, None)
+            if current is not None and (current.discontinuity or current.init != segment.init):
+                break
+        self._upcoming = current
+
+    def _media(self, segment: Segment) -> Iterator[bytes]:
+        """Yield the bytes of a segment; none if the server has lost it."""
+        url = redact(segment.media.url)
+        if segment.is_encrypted:
+            raise SourceError(f"{url}: encrypted playlists can't be read")
+        if segment.is_gap:
+            self._note("the playlist has gaps")
+            return
+        try:
+            body = self._http.get(segment.media.url, segment.media.byte_range)
+        except StatusError as error:
+            self._lost_segments += 1
+            if error.status in _FORBIDDEN_STATUS or self._lost_segments > MAX_FAILURES:
+                raise
+            self._note(f"a segment is left out: {error}")
+            return
+        self._lost_segments = 0
+        yield from body.pieces()
+
+    def _read_init(self, init: Resource) -> bytes:
+        if self._init is None or self._init[0] != init:
+            body = self._http.get(init.url, init.byte_range)
+            self._init = init, body.read_all(MAX_INIT_BYTES, "an initialization section")
+        return self._init[1]
+
+
+class _Pace:
+    """Clock of a live stream: segments come at once, and their frames are given out one by one."""
+
+    def __init__(self, left: threading.Event) -> None:
+        self._left = left
+        self._epoch = -1
+        self._offset = 0.0
+
+    def wait(self, epoch: int, pts: float) -> None:
+        """Wait until a frame is due; a late one starts the clock again."""
+        ahead = pts + self._offset - time.monotonic()
+        if epoch != self._epoch or not 0 <= ahead <= _MAX_PACE:
+            self._epoch, self._offset = epoch, time.monotonic() - pts
+        else:
+            self._left.wait(ahead)
+
+
+def parse(url: str, data: bytes) -> Playlist:
+    """Return what a playlist says.
+
+    Raises:
+        SourceError: it is none, or it lists too much.
+    """
+    if not _has_header(data):
+        raise SourceError(f"{redact(url)}: isn't a playlist: it doesn't begin with #EXTM3U")
+    return _Parser(url).parse(data.decode("utf-8", "replace"))
+
+
+class _Parser:
+    """State while the lines of a playlist are read."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._segments: list[Segment] = []
+        self._variants: list[str] = []
+        self._first = 0
+        self._target = 0.0
+        self._is_complete = self._is_master = False
+        self._init: Resource | None = None
+        self._is_encrypted = self._is_gap = self._discontinuity = False
+        self._range: tuple[int, int] | None = None
+        self._range_end: dict[str, int] = {}
+        self._variant: dict[str, str] | None = None
+        self._length: tuple[int, int | None] | None = None
+
+    def parse(self, text: str) -> Playlist:
+        for line in map(str.strip, text.splitlines()):
+            if line.startswith("#"):
+                self._read_tag(*line.partition(":")[::2])
+            elif line:
+                self._read_uri(line)
+        return Playlist(
+            url=self._url,
+            segments=tuple(self._segments),
+            first=self._first,
+            target_duration=self._target,
+            is_complete=self._is_complete,
+            variants=tuple(self._variants),
+            is_master=self._is_master,
+        )
+
+    def _read_tag(self, tag: str, value: str) -> None:
+        if tag == "#EXT-X-STREAM-INF":
+            self._is_master = True
+            self._variant = _attributes(value)
+        elif tag == "#EXT-X-MEDIA-SEQUENCE":
+            self._first = self._integer(value)
+        elif tag == "#EXT-X-TARGETDURATION":
+            self._target = float(self._integer(value.partition(".")[0]))
+        elif tag == "#EXT-X-ENDLIST":
+            self._is_complete = True
+        elif tag == "#EXT-X-DISCONTINUITY":
+            self._discontinuity = True
+        elif tag == "#EXT-X-GAP":
+            self._is_gap = True
+        elif tag == "#EXT-X-KEY":
+            self._is_encrypted = _attributes(value).get("METHOD") != "NONE"
+        elif tag == "#EXT-X-BYTERANGE":
+            self._length = self._byte_range(value)
+        elif tag == "#EXT-X-MAP":
+            self._read_map(_attributes(value))
+
+    def _read_map(self, attributes: dict[str, str]) -> None:
+        if not attributes.get("URI"):
+            raise SourceError(
+                f"{redact(self._url)}: the playlist has an EXT-X-MAP without an address"
+            )
+        byte_range = None
+        if "BYTERANGE" in attributes:
+            length, offset = self._byte_range(attributes["BYTERANGE"])
+            byte_range = offset or 0, length
+        self._init = Resource(join_url(self._url, attributes["URI"]), byte_range)
+
+    def _read_uri(self, line: str) -> None:
+        url = join_url(self._url, line)
+        if self._variant is not None:
+            codecs = self._variant.get("CODECS", "")
+            if not codecs or _VIDEO_CODECS.search(codecs) or "RESOLUTION" in self._variant:
+                self._variants.append(url)
+            self._variant = None
+            self._check_count(len(self._variants), MAX_VARIANTS, "variants")
+            return
+        media = Resource(url, self._next_range(url))
+        self._segments.append(
+            Segment(media, self._init, self._discontinuity, self._is_gap, self._is_encrypted)
+        )
+        self._discontinuity = self._is_gap = False
+        self._check_count(len(self._segments), MAX_SEGMENTS, "segments")
+
+    def _next_range(self, url: str) -> tuple[int, int] | None:
+        """Return the byte range of the next segment; without an offset it follows the last one."""
+        if self._length is None:
+            return None
+        length, offset = self._length
+        self._length = None
+        if offset is None:
+            offset = self._range_end.get(url, 0)
+        self._range_end = {url: offset + length}
+        return offset, length
+
+    def _byte_range(self, value: str) -> tuple[int, int | None]:
+        length, _, offset = value.strip('" ').partition("@")
+        return self._integer(length), self._integer(offset) if offset else None
+
+    def _integer(self, value: str) -> int:
+        if not re.fullmatch(r"\d{1,18}", value.strip()):
+            raise SourceError(f"{redact(self._url)}: a number in the playlist is none")
+        return int(value)
+
+    def _check_count(self, count: int, limit: int, what: str) -> None:
+        if count > limit:
+            raise SourceError(f"{redact(self._url)}: a playlist of over {limit} {what}")
+
+
+def _attributes(value: str) -> dict[str, str]:
+    """Return the attributes of a tag, without quotes."""
+    return {name: text.strip('"') for name, text in _ATTRIBUTE.findall(value)}

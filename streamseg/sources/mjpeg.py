@@ -1,0 +1,180 @@
+"""Motion JPEG over HTTP: the JPEG images in what a camera sends, however it separates them.
+
+Cameras disagree about everything around an image: types, lengths, boundaries, line ends, whether
+there are parts at all. So images are found by their own structure (ITU T.81, annex B), and what
+stands between them only tells where a part begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from streamseg.errors import SourceError
+from streamseg.sources.bytestream import MAX_FRAME_BYTES
+
+FORMAT = "mpjpeg"
+"""FFmpeg's name of the format that ``multipart`` writes."""
+_START = b"\xff\xd8\xff"
+_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
+"""A marker in entropy-coded data, where FF 00 is a byte FF, and FF D0 to FF D7 are restarts."""
+_ANY_BOUNDARY = rb"(?:\A|\n)--[^\s-]"
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN, _FILL = 0xD8, 0xD9, 0xDA, 0xFF
+_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
+_LONGEST_BOUNDARY = 80
+"""Bytes of a boundary with its line ends: at most 70 characters (RFC 2046, 5.1.1)."""
+_MAX_EXTRA_IMAGES = 2
+"""Images behind the first one of a part: a preview, or a second view. With more, what comes are
+images without parts."""
+
+
+def multipart(images: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield a multipart stream in exactly the spelling that FFmpeg reads, one part for each image.
+
+    FFmpeg's demuxer for it gives an image out as soon as it is complete; the one for concatenated
+    images would wait for the next one.
+    """
+    for image in images:
+        yield b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(image)
+        yield image
+        yield b"\r\n"
+
+
+def split_jpegs(pieces: Iterator[bytes], boundary: str = "") -> Iterator[bytes]:
+    """Yield each JPEG image as soon as its last byte is there.
+
+    Of a part of a multipart stream that is the first image; without parts, every image.
+
+    Args:
+        pieces: what a camera sends, cut anywhere.
+        boundary: as the camera's header names it; empty if it doesn't.
+
+    Raises:
+        SourceError: an image, or what precedes it, is over ``MAX_FRAME_BYTES``; or the stream ends
+            within an image.
+    """
+    splitter = _Splitter(boundary)
+    for piece in pieces:
+        yield from splitter.feed(piece)
+    if splitter.is_within_image:
+        raise SourceError("it ends in the middle of an image")
+
+
+class _Splitter:
+    """Incremental search for JPEG images.
+
+    ``_data[:_at]`` was looked at. Outside an image, ``_data`` begins behind the last image, or
+    behind what was thrown away since; within one, at its first byte.
+    """
+
+    def __init__(self, boundary: str) -> None:
+        token = re.escape(boundary.strip('" ').lstrip("-").encode("latin-1", "replace"))
+        self._boundary = re.compile(b"--" + token if token else _ANY_BOUNDARY)
+        self._boundary_line = re.compile(rb"\r?\n--+" + token + rb"[ \t-]*\r?\n") if token else None
+        self._tail = max(_LONGEST_BOUNDARY, 2 * len(token))
+        self._data = bytearray()
+        self._at = 0
+        self._find = self._find_start
+        self._since_image = 0
+        self._has_parts = False
+        self._is_first_of_part = False
+        self._extra_images = 0
+
+    @property
+    def is_within_image(self) -> bool:
+        """Whether an image has begun and has not ended."""
+        return self._find != self._find_start
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """Yield the images that end in a piece."""
+        self._since_image += len(piece)
+        self._data += piece
+        while True:
+            before = self._find, self._at
+            image = self._find()
+            if image is not None:
+                self._since_image = len(self._data)
+                if self._is_wanted():
+                    yield image
+            elif (self._find, self._at) == before:
+                break
+        if self._since_image > MAX_FRAME_BYTES:
+            raise SourceError(f"there is no complete image in {MAX_FRAME_BYTES} bytes")
+
+    def _find_start(self) -> bytes | None:
+        """Find the first byte of an image; note the boundary before it."""
+        start = self._data.find(_START)
+        between = self._data if start < 0 else self._data[:start]
+        if self._boundary.search(between):
+            self._has_parts = self._is_first_of_part = True
+        if start >= 0:
+            del self._data[:start]
+            self._at = len(_START) - 1
+            self._find = self._find_scan
+        else:
+            del self._data[: -self._tail]
+        return None
+
+    def _find_scan(self) -> bytes | None:
+        """Step over the segments of an image, up to its entropy-coded data."""
+        data = self._data
+        while self._at + 4 <= len(data):
+            marker = data[self._at + 1]
+            length = int.from_bytes(data[self._at + 2 : self._at + 4], "big")
+            if data[self._at] != _FILL or marker == _START_OF_IMAGE:
+                self._find = self._find_end  # damaged; where it ends can still be found
+                return None
+            if marker == _END_OF_IMAGE:
+                break
+            if marker == _FILL:
+                self._at += 1
+            elif marker in _WITHOUT_LENGTH:
+                self._at += 2
+            else:
+                self._at += 2 + length
+                if marker == _START_OF_SCAN:
+                    self._find = self._find_end
+                    return None
+        if data[self._at : self._at + 2] == b"\xff\xd9":
+            return self._cut(self._at + 2)
+        return None
+
+    def _find_end(self) -> bytes | None:
+        """Find the end of an image, or its next segments."""
+        marker = _MARKER.search(self._data, self._at)
+        known = marker.start() if marker else len(self._data)
+        if self._boundary_line is not None:
+            since = max(2, self._at - self._tail)
+            line = self._boundary_line.search(self._data, since, known)
+            if line:
+                return self._cut(line.start())
+        if marker is None:
+            self._at = max(self._at, known - self._data.endswith(b"\xff"))
+            return None
+        code = self._data[marker.end() - 1]
+        if code == _END_OF_IMAGE:
+            return self._cut(marker.end())
+        if code == _START_OF_IMAGE:  # the next one: the end marker is missing
+            return self._cut(marker.end() - 2)
+        self._at = marker.end() - 2
+        self._find = self._find_scan
+        return None
+
+    def _cut(self, end: int) -> bytes:
+        """Take an image out, and look for the next one."""
+        image = bytes(self._data[:end])
+        del self._data[:end]
+        self._at = 0
+        self._find = self._find_start
+        return image
+
+    def _is_wanted(self) -> bool:
+        """Whether the image is a part's first, or there are no parts."""
+        if self._is_first_of_part or not self._has_parts:
+            self._is_first_of_part = False
+            self._extra_images = 0
+            return True
+        self._extra_images += 1
+        if self._extra_images > _MAX_EXTRA_IMAGES:
+            self._has_parts = False
+        return False
