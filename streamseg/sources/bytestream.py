@@ -27,10 +27,11 @@ class ByteStream:
         pieces: the bytes, in pieces of any size, as they come.
         formats: FFmpeg's names of the formats that the container may have.
         video_stream: index of the container's video stream to read.
-        pace: called with the seconds of each frame before it is given out; it may wait.
+        pace: called with the epoch and the seconds of each frame before it is given out; may wait.
+        is_continuation: whether its times follow from those of the stream before.
 
     Attributes:
-        name, formats, video_stream: as given.
+        name, formats, video_stream, is_continuation: as given.
         failure: why the stream ended early, None if it didn't.
     """
 
@@ -41,10 +42,13 @@ class ByteStream:
         formats: tuple[str, ...],
         video_stream: int,
         pace: Callable[[int, float], None] | None = None,
+        *,
+        is_continuation: bool = False,
     ) -> None:
         self.name = name
         self.formats = formats
         self.video_stream = video_stream
+        self.is_continuation = is_continuation
         self.failure: Exception | None = None
         self._pieces = pieces
         self._pace = pace

@@ -129,7 +129,9 @@ def _read_http(
     report: SourceReport,
     left: Abandonment,
 ) -> Generator[Frame, None, None]:
-    """Yield the frames of the containers that an address serves, each in an epoch of its own.
+    """Yield the frames of the containers that an address serves.
+
+    Each is an epoch of its own, unless its times follow from those of the one before.
 
     Raises:
         SourceError: why there are no more, unless the stream simply ended.
@@ -138,12 +140,16 @@ def _read_http(
     patience = max(config.open_timeout, config.stall_after) + _GRACE
     http = Http(url, config.hosts, login or inline, patience, left)
     left.on_set(http.abort)
+    last: Frame | None = None
     with closing(http):
         for stream in open_streams(http, url, config.stream, left, report.note):
+            if last is not None and stream.is_continuation:
+                beginning = Beginning(last.index + 1, last.epoch, last.pts)
+            elif last is not None:
+                beginning = Beginning(last.index + 1, last.epoch + 1)
             with closing(_stream_frames(name, config, stream, beginning, report)) as frames:
-                for frame in frames:
-                    yield frame
-                    beginning = Beginning(frame.index + 1, frame.epoch + 1)
+                for last in frames:
+                    yield last
 
 
 def _stream_frames(
@@ -202,7 +208,7 @@ def _frames(
         container,
         stream,
         config,
-        Start(index=beginning.index, epoch=beginning.epoch),
+        Start(index=beginning.index, seconds=beginning.seconds, epoch=beginning.epoch),
         0,
         report,
         by_arrival=container.format.name in _WITHOUT_TIMES,

@@ -26,15 +26,18 @@ MAX_VARIANTS = 1000
 """Variants of one master playlist."""
 MAX_INIT_BYTES = 2**20
 """Bytes of an initialization section (EXT-X-MAP)."""
+MAX_FRAGMENTS = 500
+"""Segments of fragmented MP4 that one demuxer reads: it keeps an index of all their frames."""
 MAX_FAILURES = 3
 """Segments, or reloads of the playlist, that fail in a row; one more ends the connection."""
 LIVE_DELAY = 3
 """Segments before the end of a live playlist at which reading begins (RFC 8216, 6.3.3)."""
-MIN_RELOAD, MAX_RELOAD = 0.25, 5.0
+MIN_RELOAD, MAX_RELOAD = 0.25, 2.0
 """Seconds between two requests for a live playlist."""
 _FORBIDDEN_STATUS = (401, 403)
-_MAX_PACE = 30.0
-"""Seconds that a frame may be ahead of the clock; with more, the clock starts again."""
+_MAX_PACE = 4.0
+"""Seconds that a frame may be ahead of the clock; with more, a segment was lost, and the clock
+starts again. Less than a source's default ``stall_after``."""
 _ATTRIBUTE = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^,]*)')
 _VIDEO_CODECS = re.compile(r"avc|hvc|hev|vvc|vvi|av01|vp0?[89]|mp4v|dvh|dva|mjp", re.IGNORECASE)
 
@@ -44,12 +47,27 @@ class Resource:
     """Something that a playlist names.
 
     Attributes:
-        url: absolute.
+        base: address of the playlist.
+        uri: as the playlist has it.
         byte_range: offset and length, or None for the whole resource.
     """
 
-    url: str
+    base: str
+    uri: str
     byte_range: tuple[int, int] | None = None
+
+    @property
+    def url(self) -> str:
+        """The absolute address; made when it is needed, since most segments are never read."""
+        return join_url(self.base, self.uri)
+
+    def is_same(self, other: Resource | None) -> bool:
+        """Whether both are the same, but for the query, which may hold a new token each time."""
+        return (
+            other is not None
+            and self.byte_range == other.byte_range
+            and self.uri.partition("?")[0] == other.uri.partition("?")[0]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,13 @@ class Segment:
     discontinuity: bool = False
     is_gap: bool = False
     is_encrypted: bool = False
+
+    def follows(self, earlier: Segment) -> bool:
+        """Whether this is of the same container as an earlier segment."""
+        has_same_init = (
+            self.init is earlier.init if self.init is None else self.init.is_same(earlier.init)
+        )
+        return has_same_init and not self.discontinuity
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +155,7 @@ class HlsReader:
         self._loaded_at = 0.0
         self._init: tuple[Resource, bytes] | None = None
         self._upcoming: Segment | None = None
+        self._is_continuation = False
 
     def streams(self, body: Body) -> Iterator[ByteStream]:
         """Yield the containers, one after the other: a new one after each discontinuity.
@@ -149,7 +175,9 @@ class HlsReader:
         while self._upcoming is not None:
             pieces = self._container(self._upcoming, segments)
             name = redact(self._upcoming.media.url)
-            yield ByteStream(name, pieces, FORMATS, self._stream, pace)
+            yield ByteStream(
+                name, pieces, FORMATS, self._stream, pace, is_continuation=self._is_continuation
+            )
 
     def _open(self, body: Body) -> Playlist:
         """Return the media playlist of the variant that is wanted."""
@@ -223,15 +251,17 @@ class HlsReader:
 
     def _container(self, segment: Segment, segments: Iterator[Segment]) -> Iterator[bytes]:
         """Yield the bytes from a segment up to the next discontinuity, which becomes upcoming."""
-        current: Segment | None = segment
         if segment.init is not None:
             yield self._read_init(segment.init)
-        while current is not None:
-            yield from self._media(current)
-            current = next(segments, None)
-            if current is not None and (current.discontinuity or current.init != segment.init):
-                break
-        self._upcoming = current
+        yield from self._media(segment)
+        for count, following in enumerate(segments, 1):
+            self._is_continuation = following.follows(segment)
+            is_full = segment.init is not None and count >= MAX_FRAGMENTS
+            if is_full or not self._is_continuation:
+                self._upcoming = following
+                return
+            yield from self._media(following)
+        self._upcoming = None
 
     def _media(self, segment: Segment) -> Iterator[bytes]:
         """Yield the bytes of a segment; none if the server has lost it."""
@@ -250,10 +280,12 @@ class HlsReader:
             self._note(f"a segment is left out: {error}")
             return
         self._lost_segments = 0
+        if _has_header(body.preface()):
+            raise SourceError(f"{url}: a segment that is a playlist itself")
         yield from body.pieces()
 
     def _read_init(self, init: Resource) -> bytes:
-        if self._init is None or self._init[0] != init:
+        if self._init is None or not init.is_same(self._init[0]):
             body = self._http.get(init.url, init.byte_range)
             self._init = init, body.read_all(MAX_INIT_BYTES, "an initialization section")
         return self._init[1]
@@ -284,7 +316,7 @@ def parse(url: str, data: bytes) -> Playlist:
     """
     if not _has_header(data):
         raise SourceError(f"{redact(url)}: isn't a playlist: it doesn't begin with #EXTM3U")
-    return _Parser(url).parse(data.decode("utf-8", "replace"))
+    return _Parser(url).parse(data.decode("utf-8-sig", "replace"))
 
 
 class _Parser:
@@ -299,7 +331,6 @@ class _Parser:
         self._is_complete = self._is_master = False
         self._init: Resource | None = None
         self._is_encrypted = self._is_gap = self._discontinuity = False
-        self._range: tuple[int, int] | None = None
         self._range_end: dict[str, int] = {}
         self._variant: dict[str, str] | None = None
         self._length: tuple[int, int | None] | None = None
@@ -350,33 +381,32 @@ class _Parser:
         if "BYTERANGE" in attributes:
             length, offset = self._byte_range(attributes["BYTERANGE"])
             byte_range = offset or 0, length
-        self._init = Resource(join_url(self._url, attributes["URI"]), byte_range)
+        self._init = Resource(self._url, attributes["URI"], byte_range)
 
     def _read_uri(self, line: str) -> None:
-        url = join_url(self._url, line)
         if self._variant is not None:
             codecs = self._variant.get("CODECS", "")
             if not codecs or _VIDEO_CODECS.search(codecs) or "RESOLUTION" in self._variant:
-                self._variants.append(url)
+                self._variants.append(join_url(self._url, line))
             self._variant = None
             self._check_count(len(self._variants), MAX_VARIANTS, "variants")
             return
-        media = Resource(url, self._next_range(url))
+        media = Resource(self._url, line, self._next_range(line))
         self._segments.append(
             Segment(media, self._init, self._discontinuity, self._is_gap, self._is_encrypted)
         )
         self._discontinuity = self._is_gap = False
         self._check_count(len(self._segments), MAX_SEGMENTS, "segments")
 
-    def _next_range(self, url: str) -> tuple[int, int] | None:
+    def _next_range(self, uri: str) -> tuple[int, int] | None:
         """Return the byte range of the next segment; without an offset it follows the last one."""
         if self._length is None:
             return None
         length, offset = self._length
         self._length = None
         if offset is None:
-            offset = self._range_end.get(url, 0)
-        self._range_end = {url: offset + length}
+            offset = self._range_end.get(uri, 0)
+        self._range_end = {uri: offset + length}
         return offset, length
 
     def _byte_range(self, value: str) -> tuple[int, int | None]:

@@ -28,8 +28,8 @@ MAX_REDIRECTS = 10
 """Redirections of one request."""
 _READ_BYTES = 64 * 1024
 """Bytes of a body that are read at once, at most."""
-_MAX_PREFACE_BYTES = 1024
-"""Bytes at the beginning of a body from which its format is detected."""
+_PREFACE_BYTES = 16
+"""Bytes, after white space, at the beginning of a body that are enough to detect its format."""
 _REASONS = {
     401: "it refuses the user name or the password (401)",
     403: "it forbids this (403)",
@@ -188,8 +188,8 @@ class Body:
         Raises:
             SourceError: as ``read``.
         """
-        while len(self._preface) < _MAX_PREFACE_BYTES and not _is_telling(self._preface):
-            data = self._read(_MAX_PREFACE_BYTES - len(self._preface))
+        while len(self._preface) < _READ_BYTES and len(self._preface.lstrip()) < _PREFACE_BYTES:
+            data = self._next()
             if not data:
                 break
             self._preface += data
@@ -202,18 +202,8 @@ class Body:
             NoAnswerError: nothing came in time.
             SourceError: the connection broke.
         """
-        data, self._preface = self._preface, b""
-        while not data or self._skip:
-            data = self._read(_READ_BYTES)
-            if not data:
-                return b""
-            skipped = min(self._skip, len(data))
-            self._skip -= skipped
-            data = data[skipped:]
-        if self._remaining is not None:
-            data = data[: self._remaining]
-            self._remaining -= len(data)
-        return data
+        preface, self._preface = self._preface, b""
+        return preface or self._next()
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes as they come, until the end.
@@ -241,11 +231,26 @@ class Body:
         """Close the connection."""
         self._response.close()
 
-    def _read(self, size: int) -> bytes:
+    def _next(self) -> bytes:
+        """Return bytes of the range that was requested, straight from the connection."""
+        data = b""
+        while not data and self._remaining != 0:
+            data = self._receive()
+            if not data:
+                break
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            data = data[skipped:]
+        if self._remaining is not None:
+            data = data[: self._remaining]
+            self._remaining -= len(data)
+        return data
+
+    def _receive(self) -> bytes:
         if self._left.is_set():
             raise SourceError(f"{redact(self.url)}: given up")
         try:
-            return self._response.read1(size)
+            return self._response.read1(_READ_BYTES)
         except (http.client.HTTPException, OSError, ValueError) as error:
             raise _failure(self.url, error) from None
 
@@ -397,11 +402,6 @@ def _shut_down(sock: socket.socket) -> None:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
     except OSError:
         return  # it is closed already
-
-
-def _is_telling(preface: bytes) -> bool:
-    """Whether so many bytes are enough to detect a playlist or a JPEG."""
-    return len(preface.lstrip()) >= 16
 
 
 def _boundary_of(headers: Message) -> str:

@@ -12,6 +12,7 @@ later up to ``LONGEST_DELAY``, with an ``epoch`` of its own.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import random
 import threading
@@ -47,10 +48,12 @@ class Beginning:
     Attributes:
         index: of its first frame.
         epoch: of its first frame.
+        seconds: frames of an earlier time are skipped.
     """
 
     index: int = 0
     epoch: int = 0
+    seconds: float = -math.inf
 
 
 class Abandonment(threading.Event):
