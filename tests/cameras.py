@@ -13,11 +13,12 @@ import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -144,12 +145,10 @@ class _Mjpeg(http.server.BaseHTTPRequestHandler):
             self.send_response(401)
             self.send_header("WWW-Authenticate", f'{server.scheme} realm="cam", nonce="{NONCE}"')
             self.end_headers()
+        elif self.path in server.makes:
+            self._send(*server.makes[self.path]())
         elif self.path in server.pages:
-            kind, body = server.pages[self.path]
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(body)
+            self._send(*server.pages[self.path])
         elif self.path.startswith("/away/"):
             self.send_response(302)
             self.send_header("Location", server.leads_to)
@@ -160,6 +159,20 @@ class _Mjpeg(http.server.BaseHTTPRequestHandler):
             self._transport(server)
         else:
             self.send_error(404)
+
+    def _send(self, kind: str, body: bytes) -> None:
+        """A page, or the part of it that is asked for."""
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if wanted and self.server.has_ranges:
+            first, last = int(wanted[1]), int(wanted[2])
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")
+            body = body[first : last + 1]
+        else:
+            self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(body)
 
     def _may(self, login: tuple[str, str]) -> bool:
         """Whether the request is of that user with that password, by either scheme."""
@@ -204,9 +217,10 @@ class _Mjpeg(http.server.BaseHTTPRequestHandler):
 
 class HttpCamera(http.server.ThreadingHTTPServer):
     """MJPEG at ``/cam``, ``recorded_ts`` at ``/ts``, what a test puts into ``pages``: path to
-    (type, body).
+    (type, body), or into ``makes``: path to what makes these.
 
     Attributes:
+        has_ranges: whether a request for a part of a page gets that part.
         login: who may ask, user and password; None is everybody.
         scheme: how they are asked for, ``Basic`` or ``Digest``.
         credentials: the scheme of each request, or nothing.
@@ -228,6 +242,8 @@ class HttpCamera(http.server.ThreadingHTTPServer):
         self.asked: list[str] = []
         self.sent: list[float] = []
         self.pages: dict[str, tuple[str, bytes]] = {}
+        self.makes: dict[str, Callable[[], tuple[str, bytes]]] = {}
+        self.has_ranges = True
         self.leads_to = ""
         self.root = f"http://127.0.0.1:{self.server_port}"
 
@@ -247,4 +263,29 @@ def http_camera(fps: float = 20) -> Iterator[HttpCamera]:
         finally:
             camera.silent.set()
             camera.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def raw_camera(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A camera that answers each request by ``answer(connection)``, and then hangs up; its URL."""
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            if connection.recv(65536):  # else it was only knocked at
+                answer(connection)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = door.accept()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as door:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{door.getsockname()[1]}/cam"
+        finally:
+            door.shutdown(socket.SHUT_RDWR)
             thread.join()

@@ -260,6 +260,7 @@ class Body:
             return offset
         found = _CONTENT_RANGE.match(self._response.headers.get("Content-Range", ""))
         if found is None or int(found[1]) != offset:
+            self.close()
             raise SourceError(f"{redact(self.url)}: it sends another part than was requested")
         return 0
 

@@ -16,7 +16,7 @@ from streamseg.sources.bytestream import MAX_FRAME_BYTES
 FORMAT = "mpjpeg"
 """FFmpeg's name of the format that ``multipart`` writes."""
 _START = b"\xff\xd8\xff"
-_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """A marker in entropy-coded data, where FF 00 is a byte FF, and FF D0 to FF D7 are restarts."""
 _ANY_BOUNDARY = rb"(?:\A|\n)--[^\s-]"
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN, _FILL = 0xD8, 0xD9, 0xDA, 0xFF
