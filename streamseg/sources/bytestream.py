@@ -66,6 +66,9 @@ class ByteStream:
             try:
                 self._buffer = memoryview(next(self._pieces, b""))
                 self._check_size()
+            except SourceError as error:
+                # Its traceback would keep this stream, and what was read of it, in a cycle.
+                self.failure = error.with_traceback(None)
             except Exception as error:  # noqa: BLE001 - raised after FFmpeg has returned
                 self.failure = error
         if self.failure is not None:

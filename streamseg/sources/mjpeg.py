@@ -99,6 +99,7 @@ class _Splitter:
             elif (self._find, self._at) == before:
                 break
         if self._since_image > MAX_FRAME_BYTES:
+            self._data.clear()  # tracebacks keep this object alive for a while
             raise SourceError(f"there is no complete image in {MAX_FRAME_BYTES} bytes")
 
     def _find_start(self) -> bytes | None:
