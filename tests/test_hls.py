@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import os
 import re
 import socket
 import time
@@ -18,7 +17,7 @@ import pytest
 from cameras import HttpCamera, http_camera
 from hypothesis import given
 from hypothesis import strategies as st
-from watching import Watcher, watching
+from watching import Watcher, resident, watching
 
 from streamseg.errors import SourceError
 from streamseg.sources import hls
@@ -475,11 +474,6 @@ def hour(page: HttpCamera, count: int) -> Callable[[], tuple[str, bytes]]:
 
     make.latest = 0
     return make
-
-
-def resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def open_files() -> int:

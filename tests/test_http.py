@@ -184,3 +184,10 @@ def test_a_part_that_is_not_the_one_requested_is_refused(page) -> None:
         with contextlib.closing(body):
             assert body.preface() == b"567"
             assert body.read_all(3, "it") == b"567"
+
+
+def test_addresses_with_what_http_can_t_have_are_quoted(page) -> None:
+    page.pages["/k%C3%BCche%201?a=%C3%A4%20b"] = "text/plain", b"x"
+    url = f"{page.root}/k\xfcche 1?a=\xe4 b#there"
+    with contextlib.closing(Http(page.root, (), None, 5, Abandonment()).get(url)) as body:
+        assert body.read_all(1, "it") == b"x"

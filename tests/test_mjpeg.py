@@ -12,10 +12,10 @@ from cameras import raw_camera
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from watching import watching
+from watching import resident, watching
 
 from streamseg.errors import SourceError
-from streamseg.sources import bytestream, mjpeg
+from streamseg.sources import bytestream, live, mjpeg
 from streamseg.sources.mjpeg import split_jpegs
 
 pytestmark = pytest.mark.timeout(60)
@@ -270,3 +270,22 @@ def test_a_camera_whose_picture_does_not_end_has_one_reason_each_time(
         seen.close()
     assert "in 1048576 bytes" in str(seen.error)
     assert "\n" not in str(seen.error)
+
+
+@pytest.mark.slow
+def test_attempts_at_an_image_without_end_do_not_add_up_in_memory(monkeypatch) -> None:
+    monkeypatch.setattr(live, "LONGEST_DELAY", 0.05)
+    peaks = [resident()]
+
+    def answer(connection) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n\r\n")
+        connection.sendall(b"\xff\xd8\xff\xe0\x00\x04ab\xff\xda\0\2")
+        while True:
+            connection.sendall(b"\x55" * 65536)
+            peaks.append(resident())
+
+    with raw_camera(answer) as url:
+        seen = watching(url, max_attempts=8)
+        seen.until(lambda: seen.error, within=40)
+        seen.close()
+    assert max(peaks) - peaks[0] < 2.5 * mjpeg.MAX_FRAME_BYTES

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from streamseg.config import SourceConfig
 from streamseg.errors import SourceError
@@ -56,3 +58,9 @@ def watching(url: str, **options: object) -> Watcher:
     source = open_source(made)
     assert isinstance(source, LiveSource)
     return Watcher(source)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from email.message import Message
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from streamseg.errors import NoAnswerError, SourceError, redact
 
@@ -100,6 +100,7 @@ class Http:
             SourceError: the address isn't allowed, or can't be reached.
         """
         self.close()
+        url = join_url(url, "")
         for _ in range(MAX_REDIRECTS + 1):
             response = self._request(url, byte_range)
             if response.status not in _REDIRECTIONS:
@@ -374,13 +375,15 @@ def host_of(url: str) -> str:
 
 
 def join_url(base: str, target: str) -> str:
-    """Return the absolute address of what ``base`` leads to, with everything unusual quoted.
+    """Return the absolute address of what ``base`` leads to, with what HTTP can't have quoted.
 
     Raises:
         SourceError: it isn't an address.
     """
     try:
-        return quote(urljoin(base, target.strip()), safe=string.punctuation)
+        parts = urlsplit(urljoin(base, target.strip()))
+        path, query = (quote(text, safe=string.punctuation) for text in (parts.path, parts.query))
+        return urlunsplit(parts._replace(path=path, query=query, fragment=""))
     except ValueError:
         raise SourceError(f"{redact(base)}: leads to what is no address") from None
 
