@@ -244,7 +244,7 @@ def elsewhere() -> Iterator[socket.socket]:
 BAD = {
     "self": (HEAD + "#EXT-X-STREAM-INF:BANDWIDTH=1\nlist.m3u8\n", "master playlist itself"),
     "nested": (listed("0.ts", "list.m3u8"), "a segment that is a playlist itself"),
-    "ffconcat": (listed("concat.ts"), "format that isn't read over HTTP"),
+    "ffconcat": (listed("concat.ts"), "before there is any video"),
     "data": (listed("data:video/mp2t;base64,AAAA"), "may not lead to this"),
     "file": (listed("file:///etc/passwd"), "may not lead to this"),
     "path": (listed("concat:/etc/passwd"), "may not lead to this"),
@@ -387,6 +387,7 @@ def test_frames_of_a_live_playlist_come_at_their_pace_and_not_by_segments(page) 
     assert np.allclose(np.diff(times), 1 / RATE)
 
 
+@pytest.mark.slow
 def test_a_live_playlist_that_is_wrong_for_a_moment_costs_no_frame(page, monkeypatch) -> None:
     monkeypatch.setattr(hls, "MAX_RELOAD", 0.2)
     live = Live(page)
@@ -404,6 +405,7 @@ def test_a_live_playlist_that_is_wrong_for_a_moment_costs_no_frame(page, monkeyp
     assert np.allclose(np.diff([frame.pts for _, frame in seen.came][:120]), 1 / RATE)
 
 
+@pytest.mark.slow
 def test_a_live_stream_that_starts_again_or_is_away_comes_back_in_another_epoch(
     page, monkeypatch
 ) -> None:

@@ -57,6 +57,7 @@ _REFUSALS: dict[type[Exception], str] = {
     av.error.HTTPForbiddenError: "it forbids this (403)",
     av.error.HTTPNotFoundError: "there is no such stream (404)",
     av.error.InvalidDataError: "what comes is no video that can be read",
+    av.error.EOFError: "it ends before there is any video that can be read",
 }
 _MOVED = "it sends its readers to another address, and that isn't followed: use that address"
 _OTHER_FORMAT = "what comes has a format that isn't read over HTTP"

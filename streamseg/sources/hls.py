@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from streamseg.errors import SourceError, redact
+from streamseg.sources import mp4
 from streamseg.sources.bytestream import ByteStream
 from streamseg.sources.http import Body, Http, StatusError, join_url
 
 TYPES = ("mpegurl",)
-FORMATS = ("mpegts", "mov")
-"""FFmpeg's names of the formats of segments."""
+FORMATS = ("mpegts",)
+"""FFmpeg's names of the formats of segments that aren't fragmented MP4."""
 MAX_PLAYLIST_BYTES = 4 * 2**20
 MAX_SEGMENTS = 100_000
 """Segments of one playlist: more than two days of two seconds each."""
@@ -173,10 +174,14 @@ class HlsReader:
         if self._upcoming is None:
             raise SourceError(f"{redact(playlist.url)}: the playlist has no segments")
         while self._upcoming is not None:
-            pieces = self._container(self._upcoming, segments)
-            name = redact(self._upcoming.media.url)
+            segment = self._upcoming
+            init = b"" if segment.init is None else self._read_init(segment.init)
+            pieces, formats = self._container(segment, init, segments), FORMATS
+            if mp4.is_mp4(init):
+                pieces, formats = mp4.check_tables(pieces), mp4.FORMATS
+            name, is_continuation = redact(segment.media.url), self._is_continuation
             yield ByteStream(
-                name, pieces, FORMATS, self._stream, pace, is_continuation=self._is_continuation
+                name, pieces, formats, self._stream, pace, is_continuation=is_continuation
             )
 
     def _open(self, body: Body) -> Playlist:
@@ -249,10 +254,12 @@ class HlsReader:
             raise SourceError(f"{redact(url)}: the playlist has no segments any longer")
         return playlist
 
-    def _container(self, segment: Segment, segments: Iterator[Segment]) -> Iterator[bytes]:
+    def _container(
+        self, segment: Segment, init: bytes, segments: Iterator[Segment]
+    ) -> Iterator[bytes]:
         """Yield the bytes from a segment up to the next discontinuity, which becomes upcoming."""
-        if segment.init is not None:
-            yield self._read_init(segment.init)
+        if init:
+            yield init
         yield from self._media(segment)
         for count, following in enumerate(segments, 1):
             self._is_continuation = following.follows(segment)

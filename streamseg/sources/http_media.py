@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 from streamseg.errors import SourceError, redact
-from streamseg.sources import hls, mjpeg
+from streamseg.sources import hls, mjpeg, mp4
 from streamseg.sources.bytestream import ByteStream
 from streamseg.sources.http import Body, Http
 
 _FORMATS = (
-    *("mpegts", "mov", "matroska", "flv", "live_flv", "mpeg", "avi", "asf", "ogg", "nut", "mxf"),
+    *("mpegts", "matroska", "flv", "live_flv", "mpeg", "avi", "asf", "ogg", "nut", "mxf"),
     *("h264", "hevc", "vvc", "obu", "av1", "ivf", "m4v", "mpegvideo", "h263", "vc1", "dhav"),
     *("gif", "png_pipe", "bmp_pipe", "webp_pipe", "tiff_pipe"),
 )
@@ -50,6 +50,8 @@ def open_streams(
     elif _is_motion_jpeg(body, preface):
         images = mjpeg.split_jpegs(body.pieces(), body.boundary)
         yield ByteStream(redact(url), mjpeg.multipart(images), (mjpeg.FORMAT,), stream)
+    elif mp4.is_mp4(preface):
+        yield ByteStream(redact(url), mp4.check_tables(body.pieces()), mp4.FORMATS, stream)
     else:
         _check_format(body, preface)
         yield ByteStream(redact(url), body.pieces(), _FORMATS, stream)
