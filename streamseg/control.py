@@ -105,7 +105,7 @@ class Control:
     def __init__(self, service: Service, config: Config, reload: Reload | None) -> None:
         host, port = _where(config)
         settings = config.control
-        token = read_secret(settings.token_env, settings.token_file, "control: ")
+        token = read_secret(settings.token_env, settings.token_file, "control: token")
         if (settings.token_env or settings.token_file) and not token:
             raise ConfigError("control: the token is empty")
         if not token and not Address("tcp", host).is_loopback:

@@ -23,11 +23,13 @@ import av.error
 from av.container import InputContainer
 
 from streamseg.config import SourceConfig, read_secret
-from streamseg.errors import ConfigError, NoAnswerError, SourceError, redact
+from streamseg.errors import ConfigError, NoAnswerError, SourceError, redact_address
 from streamseg.sources.base import SourceReport, decoder_limit, selected
 from streamseg.sources.decoding import Reading, Start, choose_stream, reason_of
 from streamseg.sources.http import Http, host_of
 from streamseg.sources.live import Beginning, LiveSource
+from streamseg.sources.udp import FORMATS as UDP_FORMATS
+from streamseg.sources.udp import UdpAddress, UdpReceiver
 from streamseg.types import Frame
 
 DEVICE_FORMAT = "v4l2"
@@ -80,7 +82,7 @@ def live_source(name: str, config: SourceConfig) -> LiveSource:
         ConfigError: options that are for recordings, a port that can't be, or the password can't
             be had.
     """
-    url = redact(config.url)
+    url = redact_address(config.url)
     if config.start or config.end is not None:
         raise ConfigError(f"{url}: start and end are for recordings, and this is live")
     if _is_device(config.url):
@@ -89,8 +91,11 @@ def live_source(name: str, config: SourceConfig) -> LiveSource:
         return LiveSource(name, config, partial(_read_device, name, config))
     if config.input:
         raise ConfigError(f"{url}: input is for cameras on this machine, /dev/video0")
-    host_of(config.url)
     _check_port(config.url)
+    if _scheme_of(config.url) == "udp":
+        UdpAddress.parse(config.url)
+    else:
+        host_of(config.url)
     _login(config)
     return LiveSource(name, config, partial(_read_network, name, config))
 
@@ -102,7 +107,7 @@ def _check_port(url: str) -> None:
     except ValueError:
         possible = False
     if not possible:
-        raise ConfigError(f"{redact(url)}: ports are numbers from 1 to 65535")
+        raise ConfigError(f"{redact_address(url)}: ports are numbers from 1 to 65535")
 
 
 def _read_network(
@@ -117,11 +122,17 @@ def _read_network(
         login = _login(config)  # each time: passwords are changed, and cameras lock accounts
     except ConfigError as error:
         raise SourceError(str(error)) from None
+    if _scheme_of(config.url) == "udp":
+        with closing(UdpReceiver(name, UdpAddress.parse(config.url), report, left)) as receiver:
+            options = {"format_whitelist": UDP_FORMATS, "protocol_whitelist": "udp"}
+            with closing(_open(config, receiver, options)) as container:
+                yield from _frames(name, config, container, beginning, report, left)
+        return
     if again:
         _knock(config.url)
     opener = _open_http if _scheme_of(config.url) in ("http", "https") else _open_url
     with closing(opener(config, login, left)) as container:
-        yield from _frames(name, config, container, beginning, report)
+        yield from _frames(name, config, container, beginning, report, left)
 
 
 def _read_device(
@@ -129,7 +140,7 @@ def _read_device(
     config: SourceConfig,
     beginning: Beginning,
     report: SourceReport,
-    _left: threading.Event,
+    left: threading.Event,
     _again: bool,
 ) -> Generator[Frame, None, None]:
     path = Path(config.url)
@@ -137,7 +148,7 @@ def _read_device(
         raise SourceError(f"{path}: there is no such camera")
     options = {str(key): value for key, value in config.input.items()}
     with closing(_open(config, config.url, options, format=DEVICE_FORMAT)) as container:
-        yield from _frames(name, config, container, beginning, report)
+        yield from _frames(name, config, container, beginning, report, left)
 
 
 def _frames(
@@ -146,8 +157,9 @@ def _frames(
     container: InputContainer,
     beginning: Beginning,
     report: SourceReport,
+    left: threading.Event,
 ) -> Generator[Frame, None, None]:
-    """The frames of a container until it can't be read on.
+    """The frames of a container until it can't be read on, or ``left`` is set.
 
     Raises:
         SourceError: why, unless it simply ended.
@@ -161,6 +173,7 @@ def _frames(
         0,
         report,
         by_arrival=container.format.name in _WITHOUT_TIMES,
+        left=left,
     )
     yield from selected(name, config, reading.pictures(), report)
     if reading.broken:
@@ -199,7 +212,7 @@ def _open_http(
 
 def _open(
     config: SourceConfig,
-    url: str,
+    what: str | UdpReceiver,
     options: dict[str, str],
     *,
     format: str | None = None,  # noqa: A002 - as av.open has it
@@ -214,7 +227,8 @@ def _open(
     patience = (config.open_timeout + _GRACE, config.stall_after + _GRACE)
     try:
         return av.open(
-            url,
+            what,
+            mode="r",
             format=format,
             options=options,
             timeout=patience,
@@ -224,7 +238,7 @@ def _open(
     except _SILENCE:
         raise NoAnswerError("no answer") from None
     except (av.error.FFmpegError, ValueError) as error:
-        raise SourceError(_why(url, error)) from None
+        raise SourceError(_why(config.url, error)) from None
 
 
 def _why(url: str, error: Exception) -> str:
@@ -241,9 +255,7 @@ def _knock(url: str) -> None:
         NoAnswerError: nobody answered.
     """
     parts = urlsplit(url)
-    port = parts.port or _PORTS.get(parts.scheme.lower())
-    if port is None:
-        return  # nothing that is connected to
+    port = parts.port or _PORTS[parts.scheme.lower()]
     try:
         with socket.create_connection((host_of(url), port), timeout=KNOCK_WITHIN):
             return
@@ -259,10 +271,10 @@ def _login(config: SourceConfig) -> tuple[str, str] | None:
     """
     if not config.user:
         return None
-    where = f"{config.name or redact(config.url)}: "
+    where = config.name or redact_address(config.url)
     if _without_login(config.url)[1] is not None:
-        raise ConfigError(f"{where}the url and user both say who to log in as")
-    return config.user, read_secret(config.password_env, config.password_file, where)
+        raise ConfigError(f"{where}: the url and user both say who to log in as")
+    return config.user, read_secret(config.password_env, config.password_file, f"{where}: password")
 
 
 def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
