@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -463,8 +463,7 @@ def _set(raw: dict[str, Any], keys: list[str], value: Any, option: str) -> None:
 _UNKNOWN = re.compile(
     r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$(?P<at>[^`]*)`)?", re.DOTALL
 )
-_EXPECTED = re.compile(r"(?P<what>.*) - at `\$(?P<at>[^`]*)`", re.DOTALL)
-_ENUM = re.compile(r"Invalid enum value .*", re.DOTALL)
+_EXPECTED = re.compile(r"(?P<what>.*) - at (?P<key>`key` in )?`\$(?P<at>[^`]*)`", re.DOTALL)
 
 
 def explain(message: str, schema: type[Section]) -> str:
@@ -480,11 +479,13 @@ def explain(message: str, schema: type[Section]) -> str:
         if re.fullmatch(r"[a-z][a-z0-9_]{0,40}", key):
             return f"{_path(at, key)}: unknown key; {hint}"
         return f"{_path(at)}: a key that is unknown; {hint}"
-    what, at = message, ""
-    if expected := _EXPECTED.fullmatch(message):
-        what, at = expected["what"], expected["at"]
-    what = _ENUM.sub("Invalid value", what)
-    return f"{_path(at)}: {what}" if at else what
+    expected = _EXPECTED.fullmatch(message)
+    if expected is None:
+        return message
+    what, at = expected["what"], expected["at"]
+    if what.startswith(("Invalid enum value", "Invalid value")):
+        what = f"Expected one of {', '.join(map(repr, _choices_at(at, schema)))}"
+    return f"{_path(at)}: {'a key: ' if expected['key'] else ''}{what}"
 
 
 def _path(at: str, key: str = "") -> str:
@@ -496,12 +497,37 @@ def _keys_at(at: str, schema: type[Section]) -> list[str]:
 
     Where one of several sections may stand, those of all of them.
     """
-    sections = [schema]
-    for key in re.findall(r"[A-Za-z_]\w*", at):
-        hints = [get_type_hints(section).get(key) for section in sections]
-        sections = [section for hint in hints for section in _sections_in(hint)]
+    sections = [section for hint in _hints_at(at, schema) for section in _sections_in(hint)]
     keys = [key for section in sections for key in _own_keys(section)]
     return list(dict.fromkeys(keys))
+
+
+def _choices_at(at: str, schema: type[Section]) -> list[str]:
+    """The values that ``schema`` allows at a path, where they are named one by one."""
+    literals = [literal for hint in _hints_at(at, schema) for literal in _literals_in(hint)]
+    tags = [
+        section.__struct_config__.tag
+        for hint in _hints_at(at.removesuffix(".format"), schema)
+        for section in _sections_in(hint)
+        if section.__struct_config__.tag
+    ]
+    return list(dict.fromkeys([*literals, *map(str, tags)]))
+
+
+def _hints_at(at: str, schema: type[Section]) -> list[Any]:
+    """The type hints at a path such as ``.sources[0].thresholds``."""
+    hints: list[Any] = [schema]
+    for key in re.findall(r"[A-Za-z_]\w*", at):
+        sections = [section for hint in hints for section in _sections_in(hint)]
+        hints = [get_type_hints(section).get(key) for section in sections]
+    return hints
+
+
+def _literals_in(hint: Any) -> list[str]:
+    """The values of every ``Literal`` in a type hint."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [literal for argument in get_args(hint) for literal in _literals_in(argument)]
 
 
 def _sections_in(hint: Any) -> list[type[Section]]:
