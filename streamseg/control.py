@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streamseg.config import Config, SourceConfig, Thresholds, read_secret
+from streamseg.config import Config, SourceConfig, Thresholds, explain, read_secret
 from streamseg.errors import (
     BindError,
     ConfigError,
@@ -308,7 +308,7 @@ async def _answer(request: Request, kind: Any, act: Callable[[Any], Response]) -
     try:
         wanted = msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _error(400, str(error))
+        return _error(400, explain(str(error), kind))
     try:
         return await run_in_threadpool(act, wanted)
     except StreamsegError as error:

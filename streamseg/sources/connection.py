@@ -9,6 +9,7 @@ which would hand the password to another host. Its RTMP knows none. HTTP's are l
 
 from __future__ import annotations
 
+import re
 import socket
 import stat
 import threading
@@ -96,6 +97,7 @@ def live_source(name: str, config: SourceConfig) -> LiveSource:
         UdpAddress.parse(config.url)
     else:
         host_of(config.url)
+        _check_http_spaces(config.url)
     _login(config)
     return LiveSource(name, config, partial(_read_network, name, config))
 
@@ -108,6 +110,12 @@ def _check_port(url: str) -> None:
         possible = False
     if not possible:
         raise ConfigError(f"{redact_address(url)}: ports are numbers from 1 to 65535")
+
+
+def _check_http_spaces(url: str) -> None:
+    """Refuse white space in the address of an HTTP request, in which it would end the address."""
+    if _scheme_of(url) in ("http", "https") and re.search(r"\s", _without_login(url)[0]):
+        raise ConfigError(f"{redact_address(url)}: has a space in it: write it as %20")
 
 
 def _read_network(

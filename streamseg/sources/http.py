@@ -13,7 +13,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPException, HTTPMessage, HTTPResponse
+from http.client import HTTPException, InvalidURL, HTTPMessage, HTTPResponse
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -237,4 +237,6 @@ def _root_of(url: str) -> str:
 
 def _plain(error: object) -> str:
     """What the system says is wrong, without addresses that it may add."""
+    if isinstance(error, InvalidURL):  # its text has the address in it
+        return "it isn't an address that can be asked for"
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
