@@ -480,7 +480,10 @@ def test_without_identities_nothing_can_be_counted() -> None:
         ({"url": "mqtt://:hunter2@h"}, "needs a user"),
         ({"url": "mqtt://u:hunter2@h", "password_env": "PATH"}, "another one is named"),
         ({"url": "mqtt://h", "password_env": "PATH"}, "needs a user"),
-        ({"url": "mqtt://u@h", "password_env": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE isn't set"),
+        (
+            {"url": "mqtt://u@h", "password_env": "NOT_SET_ANYWHERE"},
+            "password: the environment variable that holds it isn't set",
+        ),
         ({"url": "mqtt://u@h", "password_file": "/nowhere"}, "can't be read"),
     ],
 )
