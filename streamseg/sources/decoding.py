@@ -46,6 +46,12 @@ from streamseg.types import Image
 # wants the interpreter's lock to log can wait for ever on the thread that closes the decoder.
 av.logging.set_level(None)
 
+_INVENT_REFERENCES = (
+    *("mpeg1video", "mpeg4", "h263", "h263p", "flv", "wmv1", "wmv2"),
+    *("msmpeg4", "msmpeg4v1", "msmpeg4v2"),
+)
+"""Decoders that begin with a grey picture where a live stream is joined between two key frames;
+the others give nothing before the first one."""
 _DEFAULT_RATE = Fraction(25)
 _MAX_RATE = 1000
 _WIDEST_PIXEL = 8
@@ -112,6 +118,7 @@ class Reading:
         self._last: Packet[VideoStream] | None = None
         self._began = time.monotonic() if by_arrival else None
         self._left = left or threading.Event()
+        self._awaits_key = left is not None and stream.codec_context.name in _INVENT_REFERENCES
         self._size = (0, 0)
         self.broken = ""
 
@@ -140,6 +147,9 @@ class Reading:
                 return
             self._packets += 1
             self._last = packet
+            self._awaits_key &= not packet.is_keyframe
+            if self._awaits_key:
+                continue
             if self._packets > self._start.packets:
                 yield from self._decode(packet)
         yield from self._decode(None)
