@@ -32,6 +32,7 @@ from streamseg.errors import (
     StreamsegError,
     UsageError,
     redact,
+    redact_address,
 )
 from streamseg.feed import Feed
 from streamseg.serve import Reloaded, Service
@@ -252,7 +253,7 @@ class _Api:
         account = metrics.account(feed.name).snapshot()
         return SourceStatus(
             name=feed.name,
-            url=redact(feed.config.url),
+            url=redact_address(feed.config.url),
             live=feed.source.live,
             state=feed.condition.state,
             reason=feed.condition.reason,
