@@ -32,7 +32,7 @@ class Frame:
     """One picture of one source, with where and when it was taken.
 
     Attributes:
-        source: the source's name, ``[A-Za-z0-9._-]{1,64}``.
+        source: the source's name, ``[A-Za-z0-9._-]{1,64}`` but not ``.`` or ``..``.
         index: which frame of the source it is, from 0, counting those that were skipped.
         epoch: goes up by one at each reconnection or jump in time; identities don't cross it.
         pts: seconds, from the source's own time base.

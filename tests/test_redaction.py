@@ -169,6 +169,19 @@ def test_a_mistake_in_an_override_is_told_without_the_secret(secret, given_as, p
     assert not any(form in text for form in forms(secret)), text
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rtsp://admin:{}@10.0.0.7",
+        "rtsp://h:554/user=admin&password={}&channel=1.sdp",
+        "rtsp://h/user=admin_password={}_channel=1.sdp",
+        "http://h?token={}",
+    ],
+)
+def test_a_name_made_from_a_url_has_no_secret_in_it(url: str) -> None:
+    assert SECRET not in source_names([("", url.format(SECRET))])[0]
+
+
 def test_where_a_secret_comes_from_is_not_quoted(tmp_path: Path) -> None:
     """It may be the secret itself, written in the wrong place."""
     for wrong in ({"password_env": SECRET}, {"password_file": SECRET}):

@@ -19,7 +19,7 @@ from watching import watching
 
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError, SourceError
-from streamseg.sources import open_source, udp
+from streamseg.sources import connection, open_source, udp
 from streamseg.sources.base import SourceReport
 from streamseg.sources.udp import UdpAddress, UdpReceiver
 
@@ -232,18 +232,14 @@ def test_what_waits_for_a_slow_decoder_is_bounded(port, monkeypatch) -> None:
     assert report.notes == [f"udp port {port}: datagrams were dropped: decoding is too slow"]
 
 
-def test_a_playlist_by_udp_opens_nothing(port) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as page:
-        page.settimeout(0)
-        leads_to = f"http://127.0.0.1:{page.getsockname()[1]}/a.ts"
-        playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{leads_to}\n#EXT-X-ENDLIST\n"
-        seen = watching(f"udp://127.0.0.1:{port}", open_timeout=1.5, max_attempts=1)
-        with sending(port, (playlist.encode() * 10,)):
-            seen.until(lambda: seen.error is not None)
-        seen.close()
-        assert not seen.came
-        with pytest.raises(BlockingIOError):
-            page.accept()
+def test_a_playlist_by_udp_opens_no_file(tmp_path) -> None:
+    (tmp_path / "a.ts").write_bytes(b"".join(recording()))
+    playlist = f"ffconcat version 1.0\nfile '{tmp_path}/a.ts'\n".encode()
+    with av.open(io.BytesIO(playlist), options={"safe": "0"}) as opened:
+        assert opened.streams.video, "it is one that FFmpeg follows"
+    options = {**connection._UDP_OPTIONS, "safe": "0"}
+    with pytest.raises(SourceError):
+        connection._open(SourceConfig(url="udp://:5000"), io.BytesIO(playlist), options)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from collections.abc import Generator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import av
@@ -61,6 +62,7 @@ _FORMATS = {
     "audio/x-mpegurl": "hls",
 }
 _WITHOUT_TIMES = ("mpjpeg", "mjpeg")
+_UDP_OPTIONS = {"format_whitelist": UDP_FORMATS, "protocol_whitelist": _PROTOCOLS["udp"]}
 _REFUSALS: dict[type[Exception], str] = {
     av.error.HTTPUnauthorizedError: "it refuses the user name or the password (401)",
     av.error.HTTPForbiddenError: "it forbids this (403)",
@@ -131,10 +133,11 @@ def _read_network(
     except ConfigError as error:
         raise SourceError(str(error)) from None
     if _scheme_of(config.url) == "udp":
-        with closing(UdpReceiver(name, UdpAddress.parse(config.url), report, left)) as receiver:
-            options = {"format_whitelist": UDP_FORMATS, "protocol_whitelist": "udp"}
-            with closing(_open(config, receiver, options)) as container:
-                yield from _frames(name, config, container, beginning, report, left)
+        with (
+            closing(UdpReceiver(name, UdpAddress.parse(config.url), report, left)) as receiver,
+            closing(_open(config, receiver, _UDP_OPTIONS)) as container,
+        ):
+            yield from _frames(name, config, container, beginning, report, left)
         return
     if again:
         _knock(config.url)
@@ -220,7 +223,7 @@ def _open_http(
 
 def _open(
     config: SourceConfig,
-    what: str | UdpReceiver,
+    what: str | UdpReceiver | BinaryIO,
     options: dict[str, str],
     *,
     format: str | None = None,  # noqa: A002 - as av.open has it
