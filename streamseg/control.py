@@ -24,7 +24,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streamseg.config import Config, SourceConfig, Thresholds, explain, read_secret
+from streamseg.config import Config, SourceConfig, Thresholds, read_secret
+from streamseg.config_errors import explain
 from streamseg.errors import (
     BindError,
     ConfigError,
