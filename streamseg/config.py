@@ -7,20 +7,21 @@ expected. Every key has a default but the sources, so the smallest config names 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
-import yaml
 from msgspec import Meta
 
+from streamseg.config_errors import explain
+from streamseg.config_file import MAX_DEPTH, parse, read_mapping
 from streamseg.errors import ConfigError
 from streamseg.masks import MAX_PIXELS
+from streamseg.redaction import HIDDEN, redact_address
 from streamseg.types import SOURCE_NAME
 
 Fraction01: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
@@ -139,13 +140,15 @@ class SourceConfig(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.url:
             raise ValueError("url is empty")
+        if "\0" in self.url or ("://" in self.url and not self.url.isprintable()):
+            raise ValueError("url has a character that can't be printed")
         if self.password_env and self.password_file:
             raise ValueError("password_env and password_file: only one can hold the password")
         if (self.password_env or self.password_file) and not self.user:
             raise ValueError("a password needs a user to log in as")
         if self.name and not SOURCE_NAME.fullmatch(self.name):
             raise ValueError(
-                f"name {self.name!r}: use 1 to 64 letters, digits, dots, dashes and underscores"
+                "name: use 1 to 64 letters, digits, dots, dashes and underscores, not . or .."
             )
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"end ({self.end:g}) must be after start ({self.start:g})")
@@ -300,7 +303,7 @@ def load(path: Path | None) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, isn't YAML or isn't a mapping.
     """
-    return {} if path is None else _read(path)
+    return {} if path is None else read_mapping(path)
 
 
 def override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -311,9 +314,13 @@ def override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
     """
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ConfigError(f"--set {text}: write it as key.key=value")
-        _set(raw, key.split("."), _parse_value(text, value), text)
+        keys = key.split(".")
+        option = f"--set {_shown(key)}"
+        if not equals or not all(keys):
+            raise ConfigError(f"{option}: write it as key.key=value")
+        if len(keys) > MAX_DEPTH:
+            raise ConfigError(f"{option}: more than {MAX_DEPTH} keys, one within the other")
+        _set(raw, keys, parse(value, option), option)
 
 
 def validate(raw: dict[str, Any], where: str) -> Config:
@@ -328,9 +335,7 @@ def validate(raw: dict[str, Any], where: str) -> Config:
     """
     config = convert(raw, Config, where)
     names = source_names([(s.name, s.url) for s in config.sources])
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ConfigError(f"{where}: sources: two sources are called {repeated[0]!r}")
+    _check_names(names, where)
     named = [msgspec.structs.replace(s, name=n) for s, n in zip(config.sources, names, strict=True)]
     return msgspec.structs.replace(config, sources=tuple(named))
 
@@ -349,19 +354,35 @@ def convert(raw: dict[str, Any], schema: type[SectionT], where: str) -> SectionT
     try:
         return msgspec.convert(raw, schema)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(str(error), schema)}") from None
+        raise ConfigError(f"{where}: {explain(str(error), schema)}") from None
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    """Refuse two sources of one name, or of names that some file systems take for one."""
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.get(name.lower())
+        if other == name:
+            raise ConfigError(f"{where}: sources: two sources are called {name!r}")
+        if other is not None:
+            raise ConfigError(
+                f"{where}: sources: {other!r} and {name!r} differ in upper and lower case only: "
+                f"not every file system tells their folders apart"
+            )
+        known[name.lower()] = name
 
 
 def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
     """A name for each (name, url): the given one, or one made from the url and unlike the others.
 
-    The url's last part without its ending, and a number behind it where that is taken.
+    The url's last part without its ending, and a number behind it where that is taken, in upper
+    or lower case.
     """
-    taken = {name for name, _ in named if name}
+    taken = {name.lower() for name, _ in named if name}
     names = []
     for name, url in named:
         made = name or _first_free(_name_from_url(url), taken)
-        taken.add(made)
+        taken.add(made.lower())
         names.append(made)
     return names
 
@@ -369,63 +390,58 @@ def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
 def read_secret(variable: str, file: str, where: str) -> str:
     """What an environment variable or a file holds; the empty text if neither is named.
 
+    Errors name neither of them: the secret itself may stand there by mistake.
+
     Args:
         variable: its name, or empty.
         file: its path, or empty; a line's end at its end isn't part of the secret.
-        where: begins the message of an error.
+        where: the start of an error message: whose secret, or which option.
 
     Raises:
         ConfigError: it isn't set, or can't be read.
     """
     if variable:
-        if variable not in os.environ:
-            raise ConfigError(f"{where}the environment variable {variable} isn't set")
-        return os.environ[variable]
+        secret = os.environ.get(variable)
+        if secret is None:
+            raise ConfigError(f"{where}: the environment variable that holds it isn't set")
+        return secret
     if not file:
         return ""
     try:
         with Path(file).open(encoding="utf-8") as opened:
             secret = opened.read(_MAX_SECRET_BYTES)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "isn't text"
-        raise ConfigError(f"{where}{file}: can't be read: {reason}") from None
+        raise ConfigError(f"{where}: the file that holds it can't be read: {reason}") from None
     return secret.rstrip("\r\n")
 
 
 def _first_free(stem: str, taken: set[str]) -> str:
     number, name = 1, stem
-    while name in taken:
+    while name.lower() in taken:
         number += 1
         name = f"{stem[:60]}-{number}"
     return name
 
 
 def _name_from_url(url: str) -> str:
-    plain = url.split("?", 1)[0] if "://" in url or url.startswith("test:") else url
+    plain = url
+    if "://" in url:
+        plain = redact_address(url).split("?", 1)[0].split("#", 1)[0]
+        scheme, _, rest = plain.partition("://")
+        plain = f"{scheme}://{rest.rpartition('@')[2]}".replace(HIDDEN, "")
+    elif url.startswith("test:"):
+        plain = url.split("?", 1)[0]
     parts = [part for part in PurePath(plain).parts if not re.search(r"[*?\[]", part)]
     stem = PurePath(parts[-1]).stem if parts else plain
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64] or "source"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: isn't YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys, not {type(raw).__name__}")
-    return raw
-
-
-def _parse_value(option: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {option}: the value isn't YAML") from None
+def _shown(key: str) -> str:
+    """Return the part of a dotted key that can be one: a URL in its place has a password in it."""
+    plain = re.match(r"[A-Za-z0-9_.]*", key)
+    assert plain is not None
+    return plain[0] if plain[0] == key else f"{plain[0]}…"
 
 
 def _set(raw: dict[str, Any], keys: list[str], value: Any, option: str) -> None:
@@ -437,54 +453,8 @@ def _set(raw: dict[str, Any], keys: list[str], value: Any, option: str) -> None:
         elif isinstance(at, dict):
             index = key
         else:
-            raise ConfigError(f"--set {option}: there is no {'.'.join(keys[: depth + 1])}")
+            raise ConfigError(f"{option}: there is no {_shown('.'.join(keys[: depth + 1]))}")
         if last:
             at[index] = value
         else:
             at = at.setdefault(index, {}) if isinstance(at, dict) else at[index]
-
-
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`(?: - at `\$(?P<at>.*)`)?")
-_EXPECTED = re.compile(r"(?P<what>.*) - at `\$(?P<at>.*)`", re.DOTALL)
-
-
-def _explain(message: str, schema: type[Section]) -> str:
-    """The message of msgspec, with the path first and near matches of an unknown key."""
-    if unknown := _UNKNOWN.fullmatch(message):
-        at, key = unknown["at"] or "", unknown["field"]
-        known = _keys_at(at, schema)
-        near = difflib.get_close_matches(key, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        return f"{_path(at, key)}: unknown key; {hint}"
-    if expected := _EXPECTED.fullmatch(message):
-        return f"{_path(expected['at'])}: {expected['what']}"
-    return message
-
-
-def _path(at: str, key: str = "") -> str:
-    return ".".join(part for part in (at.lstrip("."), key) if part) or "the config"
-
-
-def _keys_at(at: str, schema: type[Section]) -> list[str]:
-    """The keys that ``schema`` has at a path such as ``.sources[0].thresholds``.
-
-    Where one of several sections may stand, those of all of them.
-    """
-    sections = [schema]
-    for key in re.findall(r"[A-Za-z_]\w*", at):
-        hints = [get_type_hints(section).get(key) for section in sections]
-        sections = [section for hint in hints for section in _sections_in(hint)]
-    keys = [key for section in sections for key in _own_keys(section)]
-    return list(dict.fromkeys(keys))
-
-
-def _sections_in(hint: Any) -> list[type[Section]]:
-    """The sections that a type hint is made of."""
-    if isinstance(hint, type) and issubclass(hint, Section):
-        return [hint]
-    return [section for argument in get_args(hint) for section in _sections_in(argument)]
-
-
-def _own_keys(section: type[Section]) -> list[str]:
-    tag = section.__struct_config__.tag_field
-    return [*([tag] if tag else []), *section.__struct_fields__]

@@ -25,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamseg.config import Config, SourceConfig, Thresholds, read_secret
+from streamseg.config_errors import explain
 from streamseg.errors import (
     BindError,
     ConfigError,
@@ -32,6 +33,7 @@ from streamseg.errors import (
     StreamsegError,
     UsageError,
     redact,
+    redact_address,
 )
 from streamseg.feed import Feed
 from streamseg.serve import Reloaded, Service
@@ -105,7 +107,7 @@ class Control:
     def __init__(self, service: Service, config: Config, reload: Reload | None) -> None:
         host, port = _where(config)
         settings = config.control
-        token = read_secret(settings.token_env, settings.token_file, "control: ")
+        token = read_secret(settings.token_env, settings.token_file, "control: token")
         if (settings.token_env or settings.token_file) and not token:
             raise ConfigError("control: the token is empty")
         if not token and not Address("tcp", host).is_loopback:
@@ -252,7 +254,7 @@ class _Api:
         account = metrics.account(feed.name).snapshot()
         return SourceStatus(
             name=feed.name,
-            url=redact(feed.config.url),
+            url=redact_address(feed.config.url),
             live=feed.source.live,
             state=feed.condition.state,
             reason=feed.condition.reason,
@@ -308,7 +310,7 @@ async def _answer(request: Request, kind: Any, act: Callable[[Any], Response]) -
     try:
         wanted = msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _error(400, str(error))
+        return _error(400, explain(str(error), kind))
     try:
         return await run_in_threadpool(act, wanted)
     except StreamsegError as error:

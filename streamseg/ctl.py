@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -75,8 +75,7 @@ class Controlled:
         Raises:
             StreamsegError: the service refuses, in its own words, or isn't there.
         """
-        if not self.address.startswith(("http://", "https://")):
-            raise ConfigError(f"{self.address!r}: write http://HOST:PORT")
+        _check_address(self.address)
         headers = {"Content-Type": "application/json"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
@@ -95,6 +94,22 @@ class Controlled:
             reason = getattr(error, "reason", error)
             why = getattr(reason, "strerror", None) or reason
             raise StreamsegError(f"{self.address}: {why}; is a service running there?") from None
+
+
+def _check_address(address: str) -> None:
+    """Refuse what isn't a host and a port.
+
+    Raises:
+        ConfigError: it isn't; it isn't quoted, since it may have a password in it.
+    """
+    try:
+        parts = urlsplit(address)
+        is_sound = parts.port is None or parts.port > 0
+    except ValueError:
+        is_sound = False
+    more = is_sound and ("@" in parts.netloc or parts.query or parts.fragment or " " in address)
+    if not is_sound or more or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError("the control's address: write http://HOST:PORT, and no password in it")
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

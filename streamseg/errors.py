@@ -26,7 +26,9 @@ StreamsegError (1)            a failure, said in one line
 
 from __future__ import annotations
 
-import re
+from streamseg.redaction import printable as printable  # noqa: PLC0414 - exported from here
+from streamseg.redaction import redact as redact  # noqa: PLC0414
+from streamseg.redaction import redact_address as redact_address  # noqa: PLC0414
 
 
 class StreamsegError(Exception):
@@ -126,26 +128,3 @@ class StageError(StreamsegError):
         self.__cause__ = cause
         if isinstance(cause, StreamsegError):
             self.exit_code = cause.exit_code
-
-
-_PASSWORD = re.compile(r"(?P<before>[A-Za-z][\w+.-]*://[^\s/?#:]*):(?!\d{1,5}/)\S*@")
-_SECRET = re.compile(
-    r"(?P<before>[?&][^=&\s]*(?:pass|pwd|token|secret|key|auth|sig)[^=&\s]*="
-    r"|[?&;/_]\w*(?:pass\w*|pas|pwd|psw)=)[^&\s]+",
-    re.IGNORECASE,
-)
-
-
-def printable(text: str) -> str:
-    """``text`` with what a terminal would obey, or take for a new line, spelt out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def redact(text: str) -> str:
-    """``text`` with the secrets of any URL in it replaced by ``***``.
-
-    Secrets are the password before an ``@`` and the values of keys that sound like one (``token=``,
-    ``api_key=``, …), up to a space or ``&``: what follows a secret may go with it. Text without a
-    URL comes back as it is.
-    """
-    return _SECRET.sub(r"\g<before>***", _PASSWORD.sub(r"\g<before>:***@", text))

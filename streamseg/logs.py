@@ -2,7 +2,7 @@
 
 Every logger of the process, uvicorn's and Prometheus' too, comes out on stderr in one format.
 Whatever ends up in a message, an extra or a traceback is redacted here once more: a library may
-log the URL that it was given.
+log the URL that it was given. With ``take_over`` so does what they and the interpreter print.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ import json
 import logging
 import math
 import sys
+import threading
 import warnings
 from datetime import datetime, timezone
+from types import TracebackType
 from typing import Any, Literal, TextIO, TypeAlias
 
-from streamseg.errors import printable, redact
+from streamseg import stderr
+from streamseg.redaction import printable, redact
+
+log = logging.getLogger(__name__)
 
 Format: TypeAlias = Literal["text", "json"]
 
@@ -44,6 +49,22 @@ def configure(style: Format = "text", *, debug: bool = False) -> None:
         logger.handlers.clear()
         logger.propagate = True
     warnings.showwarning = _log_warning
+
+
+def take_over() -> None:
+    """Have what is printed to stderr come as records: for a program, from its beginning to its end.
+
+    Tracebacks of threads and of the program itself are logged in either style. In JSON, so is each
+    line that a library prints; in text, where a terminal shows progress, those stay as they are.
+    """
+    if not stderr.is_own():
+        return
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Stderr) and isinstance(handler.formatter, JsonFormatter):
+            handler.wrap_foreign_lines(handler.formatter)
 
 
 def is_json() -> bool:
@@ -84,11 +105,31 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Stderr(logging.Handler):
-    """Writes to what ``sys.stderr`` is at the time."""
+    """Writes to what ``sys.stderr`` is at the time, or around the pipe that wraps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wrapped: stderr.WrappedStderr | None = None
+
+    def wrap_foreign_lines(self, formatter: JsonFormatter) -> None:
+        """Make records of the lines that this process prints to stderr past this handler."""
+
+        def wrap(line: str) -> str:
+            fields = {"name": "stderr", "levelno": logging.WARNING, "levelname": "WARNING"}
+            return formatter.format(logging.makeLogRecord({**fields, "msg": line}))
+
+        try:
+            self._wrapped = stderr.WrappedStderr(wrap)
+        except OSError as error:
+            log.warning("what libraries print stays as it is: %s", error.strerror)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(self.format(record) + "\n")
+            line = self.format(record)
+            if self._wrapped is not None:
+                self._wrapped.write(line)
+                return
+            sys.stderr.write(line + "\n")
             sys.stderr.flush()
         except Exception:  # noqa: BLE001 - logging's own way out: it says so on stderr
             self.handleError(record)
@@ -120,3 +161,33 @@ def _log_warning(
     """Python's own warnings are records as all others."""
     logger = logging.getLogger("py.warnings")
     logger.warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    log.critical("unexpected %s: %s", kind.__name__, error, exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(hooked: threading.ExceptHookArgs) -> None:
+    if hooked.exc_type is SystemExit:
+        return
+    name = hooked.thread.name if hooked.thread else "a thread"
+    error = hooked.exc_value or hooked.exc_type()
+    log.error(
+        "unexpected %s in %s: %s",
+        hooked.exc_type.__name__,
+        name,
+        error,
+        exc_info=(hooked.exc_type, error, hooked.exc_traceback),
+    )
+
+
+def _log_unraisable(hooked: sys.UnraisableHookArgs) -> None:
+    error = hooked.exc_value or hooked.exc_type()
+    log.warning(
+        "%s: %s",
+        hooked.err_msg or f"unexpected {hooked.exc_type.__name__}",
+        error,
+        exc_info=(hooked.exc_type, error, hooked.exc_traceback),
+    )

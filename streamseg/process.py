@@ -28,7 +28,7 @@ from streamseg.errors import (
     StageError,
     StreamsegError,
     UsageError,
-    redact,
+    redact_address,
 )
 from streamseg.metrics import Metrics
 from streamseg.models.base import Segmenter
@@ -149,7 +149,7 @@ class Processor:
         except SourceError as error:
             return Outcome(config, "failed", str(error))
         if source.live:
-            url = redact(config.url)
+            url = redact_address(config.url)
             return Outcome(config, "failed", f"{url}: is live, never ends: use streamseg serve")
         folder = self._out / config.name
         _make_folder(folder)

@@ -21,7 +21,7 @@ from streamseg.masks import RLE, BoolArray, FloatArray, IntArray, Mask, Masks, S
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 SegmentMap: TypeAlias = npt.NDArray[np.int32]
-SOURCE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+SOURCE_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
 NOT_TRACKED = -1
 MAX_SEGMENT_ID = 2**24 - 1
 """What three bytes hold: in COCO's PNGs a pixel is R + 256 G + 65536 B."""
@@ -32,7 +32,7 @@ class Frame:
     """One picture of one source, with where and when it was taken.
 
     Attributes:
-        source: the source's name, ``[A-Za-z0-9._-]{1,64}``.
+        source: the source's name, ``[A-Za-z0-9._-]{1,64}`` but not ``.`` or ``..``.
         index: which frame of the source it is, from 0, counting those that were skipped.
         epoch: goes up by one at each reconnection or jump in time; identities don't cross it.
         pts: seconds, from the source's own time base.

@@ -379,6 +379,22 @@ def test_a_password_comes_from_where_the_config_says(
             until(lambda: sink.connected)
 
 
+def test_a_password_that_is_changed_is_used_at_the_next_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("old-one\n")
+    with mosquitto(tmp_path, logins={"home": "new-one"}) as broker:
+        url = broker.root.replace("//", "//home@")
+        with running(url, password_file=str(secret)) as sink:
+            until(lambda: "it refuses the user name or the password" in caplog.text)
+            secret.unlink()
+            until(lambda: "password: the file that holds it can't be read" in caplog.text)
+            secret.write_text("new-one\n")
+            until(lambda: sink.connected)
+    assert "-one" not in caplog.text
+
+
 # Of a handshake that failed, paho leaves the socket to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 def test_through_tls_the_certificate_is_looked_at(
@@ -480,7 +496,10 @@ def test_without_identities_nothing_can_be_counted() -> None:
         ({"url": "mqtt://:hunter2@h"}, "needs a user"),
         ({"url": "mqtt://u:hunter2@h", "password_env": "PATH"}, "another one is named"),
         ({"url": "mqtt://h", "password_env": "PATH"}, "needs a user"),
-        ({"url": "mqtt://u@h", "password_env": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE isn't set"),
+        (
+            {"url": "mqtt://u@h", "password_env": "NOT_SET_ANYWHERE"},
+            "password: the environment variable that holds it isn't set",
+        ),
         ({"url": "mqtt://u@h", "password_file": "/nowhere"}, "can't be read"),
     ],
 )

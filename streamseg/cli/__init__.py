@@ -7,7 +7,10 @@ interrupted.
 
 from __future__ import annotations
 
+import re
 import sys
+
+from typer.exceptions import TyperException
 
 from streamseg import logs
 from streamseg.cli import (  # noqa: F401 - they register their commands
@@ -27,7 +30,11 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     try:
         logs.configure(_taken_style(given), debug=debug)
-        app([a for a in given if a != "--debug"])
+        logs.take_over()
+        sys.exit(app([a for a in given if a != "--debug"], standalone_mode=False))
+    except TyperException as error:  # a wrong call, or a command without arguments: help was shown
+        fail(_without_values(error.format_message()))
+        sys.exit(error.exit_code)
     except StreamsegError as error:
         fail(str(error), trace=debug)
         sys.exit(error.exit_code)
@@ -36,6 +43,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - the interpreter would print it with its secrets
+        fail(f"unexpected {type(error).__name__}: {error}", trace=True)
+        sys.exit(1)
+
+
+def _without_values(message: str) -> str:
+    """Return an error of the parser without the arguments that it quotes: passwords, by mistake."""
+    return re.sub(r"(unexpected extra argument\S*) \(.*\)", r"\1", message, flags=re.DOTALL)
 
 
 def _taken_style(given: list[str]) -> logs.Format:

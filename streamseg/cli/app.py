@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from streamseg import logs
-from streamseg.errors import printable
+from streamseg.redaction import printable, redact
 
 if TYPE_CHECKING:
     from streamseg.config import Config
@@ -42,7 +42,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 out = Console()
-err = Console(stderr=True)
 
 Sets = Annotated[
     list[str] | None,
@@ -77,12 +76,14 @@ def common(
 
 def fail(message: str, *, trace: bool = False) -> None:
     """One line on stderr, or one record where the log is JSON; with the traceback if asked."""
-    line = printable(" ".join(message.split()))
+    line = printable(redact(" ".join(message.split())))
+    if not line:  # of a command without arguments: its help was shown
+        return
     if logs.is_json():
         log.error(line, exc_info=trace)
         return
     if trace:
-        traceback.print_exc()
+        sys.stderr.write(redact(traceback.format_exc()))
     print(f"streamseg: {line}", file=sys.stderr)  # noqa: T201 - a CLI's voice
 
 
@@ -92,7 +93,7 @@ def note(message: str) -> None:
         log.info(message)
         return
     with suppress(OSError):  # who read it has left, and the work goes on
-        print(message, file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
+        print(redact(message), file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
 
 
 def build_config(
@@ -114,10 +115,12 @@ def build_config(
     options = {"model": {"name": model, "weights": weights}, **sections}
     for section, values in options.items():
         given = {key: value for key, value in values.items() if value is not None}
-        if given:
-            raw[section] = {**(raw.get(section) or {}), **given}
-    if sources:
-        raw["sources"] = [*(raw.get("sources") or []), *sources]
+        there = raw.get(section) or {}
+        if given and isinstance(there, dict):  # else ``validate`` says what it is
+            raw[section] = {**there, **given}
+    there = raw.get("sources") or []
+    if sources and isinstance(there, list):
+        raw["sources"] = [*there, *sources]
     config.override(raw, sets or [])
     return config.validate(raw, str(file or "the command"))
 

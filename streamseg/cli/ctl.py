@@ -162,7 +162,7 @@ def service(at: str, token_file: Path | None) -> Any:
     from streamseg.ctl import Controlled
 
     file = "" if token_file is None else str(token_file)
-    token = read_secret("", file, "--token-file ") or os.environ.get("STREAMSEG_TOKEN", "")
+    token = read_secret("", file, "--token-file") or os.environ.get("STREAMSEG_TOKEN", "")
     return Controlled(at, token)
 
 

@@ -13,8 +13,8 @@ from streamseg.cli.app import (
     Sets,
     WeightsOption,
     app,
-    err,
     fail,
+    note,
     out,
     stopped_by_signals,
 )
@@ -48,7 +48,7 @@ def train(
         with ProgressReport("batches") as progress:
             run = Trainer(recipe, file.parent, target, progress, processes, resume=resume)
             if processes.leads:
-                err.print(run.introduction, soft_wrap=True, highlight=False)
+                note(run.introduction)
             with stopped_by_signals(run):
                 report = run.run()
         if processes.leads:
@@ -94,8 +94,8 @@ def evaluate(
     prepare(folder, json_file)
     with ProgressReport("images") as progress:
         run = Measurement(evaluation, file.parent, progress, through_service=through_service)
-        for note in run.notes:
-            err.print(note, soft_wrap=True, highlight=False, markup=False)
+        for remark in run.notes:
+            note(remark)
         report = run.run()
     write(report, folder, json_file)
     for table in listings(report):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from streamseg.config import SourceConfig, source_names
-from streamseg.errors import ConfigError, NoFramesError, SourceError, redact
+from streamseg.errors import ConfigError, NoFramesError, SourceError, redact_address
 from streamseg.sources.base import Reins, Source, SourceReport
 from streamseg.sources.connection import is_live, live_source
 from streamseg.sources.files import expand_inputs, find_images, is_url
@@ -55,22 +55,21 @@ def open_source(config: SourceConfig) -> Source:
         return TestPattern(name, config)
     if is_live(config.url):
         return live_source(name, config)
+    url = redact_address(config.url)
     if is_url(config.url):
-        raise SourceError(
-            f"{redact(config.url)}: can't be opened; known are rtsp, rtmp, http, udp and {SCHEME}"
-        )
+        raise SourceError(f"{url}: can't be opened; known are rtsp, rtmp, http, udp and {SCHEME}")
     path = Path(config.url)
     images = find_images(config.url)
     if images:
         return ImageFiles(name, images, config)
     if path.is_dir():
         raise NoFramesError(
-            f"{config.url}: the folder has no images; known are {', '.join(IMAGE_ENDINGS)}"
+            f"{url}: the folder has no images; known are {', '.join(IMAGE_ENDINGS)}"
         )
     if not path.exists():
-        raise SourceError(f"{config.url}: there is no such file, and no image matches it")
+        raise SourceError(f"{url}: there is no such file, and no image matches it")
     if not path.is_file():
-        raise SourceError(f"{config.url}: isn't a file or a folder")
+        raise SourceError(f"{url}: isn't a file or a folder")
     return VideoFile(name, path, config)
 
 
@@ -78,4 +77,4 @@ def _check_recorded(config: SourceConfig) -> None:
     """Refuse options that would be ignored."""
     for option in LIVE_ONLY:
         if getattr(config, option) != getattr(SourceConfig(url="-"), option):
-            raise ConfigError(f"{redact(config.url)}: {option} is for live sources only")
+            raise ConfigError(f"{redact_address(config.url)}: {option} is for live sources only")

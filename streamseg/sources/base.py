@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import Protocol
 
 from streamseg.config import SourceConfig
-from streamseg.errors import IncompleteError, NoFramesError, TooLargeError, redact
+from streamseg.errors import IncompleteError, NoFramesError, TooLargeError, redact_address
 from streamseg.types import Frame, Image, Size
 
 
@@ -233,7 +233,7 @@ def check_pixels(url: str, width: int, height: int, max_pixels: int) -> None:
     """
     if width * height > max_pixels:
         raise TooLargeError(
-            f"{redact(url)}: {width} x {height} is over the limit of {max_pixels} pixels: "
+            f"{redact_address(url)}: {width} x {height} is over the limit of {max_pixels} pixels: "
             f"raise max_pixels if you trust it"
         )
 
@@ -272,7 +272,7 @@ class _Choice:
 
 def _judge(config: SourceConfig, report: SourceReport) -> None:
     """Raise what is wrong with the source as a whole, once everything good has been delivered."""
-    url = redact(config.url)
+    url = redact_address(config.url)
     met = report.good + report.bad
     if report.good * 10 < met or not met:
         found = f"{report.good} of {met} frames could be decoded" if met else "there is no frame"

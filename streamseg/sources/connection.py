@@ -9,12 +9,14 @@ requests are made by ``http.py``.
 
 from __future__ import annotations
 
+import re
 import socket
 import stat
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import av
@@ -23,13 +25,15 @@ from av.container import InputContainer
 from msgspec.structs import replace
 
 from streamseg.config import SourceConfig, read_secret
-from streamseg.errors import ConfigError, NoAnswerError, SourceError, redact
+from streamseg.errors import ConfigError, NoAnswerError, SourceError, redact_address
 from streamseg.sources.base import SourceReport, decoder_limit, selected
 from streamseg.sources.bytestream import ByteStream
 from streamseg.sources.decoding import Reading, Start, choose_stream, reason_of
 from streamseg.sources.http import Http, host_of
 from streamseg.sources.http_media import open_streams
 from streamseg.sources.live import Abandonment, Beginning, LiveSource
+from streamseg.sources.udp import FORMATS as UDP_FORMATS
+from streamseg.sources.udp import UdpAddress, UdpReceiver
 from streamseg.types import Frame
 
 DEVICE_FORMAT = "v4l2"
@@ -52,6 +56,7 @@ _HTTP = ("http", "https")
 """Schemes of addresses that are read by ``http.py``, not by FFmpeg."""
 _PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 _WITHOUT_TIMES = ("mpjpeg", "mjpeg")
+_UDP_OPTIONS = {"format_whitelist": UDP_FORMATS, "protocol_whitelist": _PROTOCOLS["udp"]}
 _REFUSALS: dict[type[Exception], str] = {
     av.error.HTTPUnauthorizedError: "it refuses the user name or the password (401)",
     av.error.HTTPForbiddenError: "it forbids this (403)",
@@ -76,7 +81,7 @@ def live_source(name: str, config: SourceConfig) -> LiveSource:
         ConfigError: options that are for recordings, a port that can't be, or the password can't
             be had.
     """
-    url = redact(config.url)
+    url = redact_address(config.url)
     if config.start or config.end is not None:
         raise ConfigError(f"{url}: start and end are for recordings, and this is live")
     if _is_device(config.url):
@@ -85,8 +90,12 @@ def live_source(name: str, config: SourceConfig) -> LiveSource:
         return LiveSource(name, config, partial(_read_device, name, config))
     if config.input:
         raise ConfigError(f"{url}: input is for cameras on this machine, /dev/video0")
-    host_of(config.url)
     _check_port(config.url)
+    if _scheme_of(config.url) == "udp":
+        UdpAddress.parse(config.url)
+    else:
+        host_of(config.url)
+        _check_http_spaces(config.url)
     _login(config)
     return LiveSource(name, config, partial(_read_network, name, config))
 
@@ -98,7 +107,13 @@ def _check_port(url: str) -> None:
     except ValueError:
         possible = False
     if not possible:
-        raise ConfigError(f"{redact(url)}: ports are numbers from 1 to 65535")
+        raise ConfigError(f"{redact_address(url)}: ports are numbers from 1 to 65535")
+
+
+def _check_http_spaces(url: str) -> None:
+    """Refuse white space in the address of an HTTP request, in which it would end the address."""
+    if _scheme_of(url) in ("http", "https") and re.search(r"\s", _without_login(url)[0]):
+        raise ConfigError(f"{redact_address(url)}: has a space in it: write it as %20")
 
 
 def _read_network(
@@ -113,13 +128,20 @@ def _read_network(
         login = _login(config)  # each time: passwords are changed, and cameras lock accounts
     except ConfigError as error:
         raise SourceError(str(error)) from None
+    if _scheme_of(config.url) == "udp":
+        with (
+            closing(UdpReceiver(name, UdpAddress.parse(config.url), report, left)) as receiver,
+            closing(_open(config, receiver, _UDP_OPTIONS)) as container,
+        ):
+            yield from _frames(name, config, container, beginning, report, left)
+        return
     if again:
         _knock(config.url)
     if _scheme_of(config.url) in _HTTP:
         yield from _read_http(name, config, login, beginning, report, left)
         return
     with closing(_open_url(config, login)) as container:
-        yield from _frames(name, config, container, beginning, report)
+        yield from _frames(name, config, container, beginning, report, left)
 
 
 def _read_http(
@@ -148,7 +170,7 @@ def _read_http(
                 beginning = Beginning(last.index + 1, last.epoch, last.pts)
             elif last is not None:
                 beginning = Beginning(last.index + 1, last.epoch + 1)
-            with closing(_stream_frames(name, config, stream, beginning, report)) as frames:
+            with closing(_stream_frames(name, config, stream, beginning, report, left)) as frames:
                 for last in frames:
                     yield last
 
@@ -159,6 +181,7 @@ def _stream_frames(
     stream: ByteStream,
     beginning: Beginning,
     report: SourceReport,
+    left: Abandonment,
 ) -> Generator[Frame, None, None]:
     """Yield the frames of one container.
 
@@ -166,9 +189,12 @@ def _stream_frames(
         SourceError: why it can't be read on; first of all why its bytes ended.
     """
     config = replace(config, stream=stream.video_stream)
+    options = {"format_whitelist": ",".join(stream.formats)}
     try:
-        with closing(_open(config, stream.name, {}, stream=stream)) as container:
-            yield from _frames(name, config, container, beginning, report, stream)
+        with closing(
+            _open(config, stream, options, format=stream.only_format, io_open=stream.refuse_open)
+        ) as container:
+            yield from _frames(name, config, container, beginning, report, left, stream)
     except SourceError:
         stream.raise_failure()
         raise
@@ -180,7 +206,7 @@ def _read_device(
     config: SourceConfig,
     beginning: Beginning,
     report: SourceReport,
-    _left: Abandonment,
+    left: Abandonment,
     _again: bool,
 ) -> Generator[Frame, None, None]:
     path = Path(config.url)
@@ -188,7 +214,7 @@ def _read_device(
         raise SourceError(f"{path}: there is no such camera")
     options = {str(key): value for key, value in config.input.items()}
     with closing(_open(config, config.url, options, format=DEVICE_FORMAT)) as container:
-        yield from _frames(name, config, container, beginning, report)
+        yield from _frames(name, config, container, beginning, report, left)
 
 
 def _frames(
@@ -197,9 +223,10 @@ def _frames(
     container: InputContainer,
     beginning: Beginning,
     report: SourceReport,
+    left: Abandonment,
     source: ByteStream | None = None,
 ) -> Generator[Frame, None, None]:
-    """The frames of a container until it can't be read on.
+    """The frames of a container until it can't be read on, or ``left`` is set.
 
     Raises:
         SourceError: why, unless it simply ended.
@@ -213,6 +240,7 @@ def _frames(
         0,
         report,
         by_arrival=container.format.name in _WITHOUT_TIMES,
+        left=left,
     )
     pictures = reading.pictures() if source is None else source.watch(reading.pictures())
     yield from selected(name, config, pictures, report)
@@ -236,11 +264,11 @@ def _open_url(config: SourceConfig, login: tuple[str, str] | None) -> InputConta
 
 def _open(
     config: SourceConfig,
-    url: str,
+    what: str | UdpReceiver | ByteStream,
     options: dict[str, str],
     *,
     format: str | None = None,  # noqa: A002 - as av.open has it
-    stream: ByteStream | None = None,
+    io_open: Callable[[str, int, Mapping[str, str]], BinaryIO] | None = None,
 ) -> InputContainer:
     options = {
         **options,
@@ -249,23 +277,20 @@ def _open(
         "fpsprobesize": "0",  # the rate isn't used, and guessing it takes seconds
     }
     patience = (config.open_timeout + _GRACE, config.stall_after + _GRACE)
-    if stream is not None:
-        options["format_whitelist"] = ",".join(stream.formats)
-        format = stream.only_format  # noqa: A001
     try:
         return av.open(
-            url if stream is None else stream,
-            "r",
+            what,
+            mode="r",
             format=format,
             options=options,
             timeout=patience,
-            io_open=None if stream is None else stream.refuse_open,
+            io_open=io_open,
             metadata_errors="replace",
         )
     except _SILENCE:
         raise NoAnswerError("no answer") from None
     except (av.error.FFmpegError, ValueError) as error:
-        raise SourceError(_why(url, error)) from None
+        raise SourceError(_why(config.url, error)) from None
 
 
 def _why(url: str, error: Exception) -> str:
@@ -284,9 +309,7 @@ def _knock(url: str) -> None:
         NoAnswerError: nobody answered.
     """
     parts = urlsplit(url)
-    port = parts.port or _PORTS.get(parts.scheme.lower())
-    if port is None:
-        return  # nothing that is connected to
+    port = parts.port or _PORTS[parts.scheme.lower()]
     try:
         with socket.create_connection((host_of(url), port), timeout=KNOCK_WITHIN):
             return
@@ -302,10 +325,10 @@ def _login(config: SourceConfig) -> tuple[str, str] | None:
     """
     if not config.user:
         return None
-    where = f"{config.name or redact(config.url)}: "
+    where = config.name or redact_address(config.url)
     if _without_login(config.url)[1] is not None:
-        raise ConfigError(f"{where}the url and user both say who to log in as")
-    return config.user, read_secret(config.password_env, config.password_file, where)
+        raise ConfigError(f"{where}: the url and user both say who to log in as")
+    return config.user, read_secret(config.password_env, config.password_file, f"{where}: password")
 
 
 def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:

@@ -12,6 +12,7 @@ dynamic range is converted plainly (no tone mapping).
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from streamseg.config import SourceConfig
-from streamseg.errors import NoFramesError, SourceError, redact
+from streamseg.errors import NoFramesError, SourceError, redact_address
 from streamseg.sources.base import (
     BadPictureError,
     Picture,
@@ -45,6 +46,12 @@ from streamseg.types import Image
 # wants the interpreter's lock to log can wait for ever on the thread that closes the decoder.
 av.logging.set_level(None)
 
+_INVENT_REFERENCES = (
+    *("mpeg1video", "mpeg4", "h263", "h263p", "flv", "wmv1", "wmv2"),
+    *("msmpeg4", "msmpeg4v1", "msmpeg4v2"),
+)
+"""Decoders that begin with a grey picture where a live stream is joined between two key frames;
+the others give nothing before the first one."""
 _DEFAULT_RATE = Fraction(25)
 _MAX_RATE = 1000
 _WIDEST_PIXEL = 8
@@ -76,6 +83,7 @@ class Reading:
         missing: bytes that the file should have and hasn't.
         report: where bad packets and what is missing are noted.
         by_arrival: take the time from the clock on the wall, because the stream has none.
+        left: once set, no further packet is read; a live stream may have many and no frame.
 
     Attributes:
         broken: why the container couldn't be read on; empty if it came to its end.
@@ -91,6 +99,7 @@ class Reading:
         report: SourceReport,
         *,
         by_arrival: bool = False,
+        left: threading.Event | None = None,
     ) -> None:
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
@@ -108,6 +117,8 @@ class Reading:
         self._bad = 0
         self._last: Packet[VideoStream] | None = None
         self._began = time.monotonic() if by_arrival else None
+        self._left = left or threading.Event()
+        self._awaits_key = left is not None and stream.codec_context.name in _INVENT_REFERENCES
         self._size = (0, 0)
         self.broken = ""
 
@@ -132,8 +143,13 @@ class Reading:
 
     def _decoded(self) -> Iterator[VideoFrame]:
         for packet in packets_of(self._container, self._stream, self._note_break):
+            if self._left.is_set():
+                return
             self._packets += 1
             self._last = packet
+            self._awaits_key &= not packet.is_keyframe
+            if self._awaits_key:
+                continue
             if self._packets > self._start.packets:
                 yield from self._decode(packet)
         yield from self._decode(None)
@@ -237,7 +253,7 @@ def choose_stream(container: InputContainer, config: SourceConfig) -> VideoStrea
         SourceError: there isn't the one that is asked for.
         TooLargeError: its frames have more than ``max_pixels``.
     """
-    url = redact(config.url)
+    url = redact_address(config.url)
     videos = container.streams.video
     moving = [s for s in videos if Disposition.attached_pic not in s.disposition]
     choices = moving or list(videos)

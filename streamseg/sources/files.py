@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from streamseg.errors import NoFramesError, redact
+from streamseg.errors import NoFramesError, redact_address
 from streamseg.sources.imagefile import IMAGE_ENDINGS
 
 VIDEO_ENDINGS = (
@@ -52,7 +52,7 @@ def expand_inputs(path: str) -> list[str]:
     inputs += [path] if any(_is_image(file) for file in found) else []
     if not inputs:
         known = ", ".join((*VIDEO_ENDINGS, *IMAGE_ENDINGS))
-        raise NoFramesError(f"{redact(path)}: there is no media in it; known are {known}")
+        raise NoFramesError(f"{redact_address(path)}: there is no media in it; known are {known}")
     return inputs
 
 

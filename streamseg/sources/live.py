@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from streamseg.config import SourceConfig
-from streamseg.errors import NoAnswerError, SourceError, StalledError, redact
+from streamseg.errors import NoAnswerError, SourceError, StalledError, redact_address
 from streamseg.sources.base import Reins, SourceReport
 from streamseg.types import Frame
 from streamseg.wire import State
@@ -174,7 +174,7 @@ class LiveSource:
         """
         reason = str(error) or type(error).__name__
         if failures == self._config.max_attempts:
-            url = redact(self._config.url)
+            url = redact_address(self._config.url)
             raise SourceError(f"{url}: given up after {failures} attempts: {reason}")
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(failures - 1, 8))
         delay *= random.uniform(0.5, 1)  # noqa: S311 - no secret

@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from streamseg.config import SourceConfig
-from streamseg.errors import NoFramesError, SourceError, redact
+from streamseg.errors import NoFramesError, SourceError, redact_address
 from streamseg.sources.base import Reins, SourceReport, decoder_limit, deliver
 from streamseg.sources.decoding import Reading, Start, choose_stream, packets_of, reason_of
 from streamseg.sources.promise import missing_bytes
@@ -47,7 +47,7 @@ class VideoFile:
         self.reins = Reins()
         self._path = path
         self._config = config
-        self._url = redact(config.url)
+        self._url = redact_address(config.url)
         with closing(self._open()) as container:
             self.report = _hints(container, choose_stream(container, self._config))
 

@@ -110,7 +110,7 @@ class Login:
         if config.password_env or config.password_file:
             if password:
                 raise ConfigError("mqtt: the url has a password, and another one is named")
-            password = read_secret(config.password_env, config.password_file, "mqtt: ")
+            password = read_secret(config.password_env, config.password_file, "mqtt: password")
         if password and not user:
             raise ConfigError("mqtt: a password needs a user to log in as")
         return cls(host, port, scheme == "mqtts", user, password)
@@ -124,7 +124,7 @@ class Broker:
     """Delivers what is in its outbox while somebody runs ``deliver``.
 
     Args:
-        login: where, and as whom.
+        login: gives where, and as whom; asked for each connection, because passwords are changed.
         status_topic: there it says ``online``, and at the end ``offline``; if it dies, the broker
             says so, as its last will.
         on_drop: told how many events were dropped.
@@ -136,13 +136,14 @@ class Broker:
 
     def __init__(
         self,
-        login: Login,
+        login: Callable[[], Login],
         status_topic: str,
         on_drop: Callable[[int], None],
         on_change: Callable[[bool], None],
     ) -> None:
         self.outbox = Outbox(on_drop, self._wake)
-        self._login = login
+        self._read_login = login
+        self._login = login()
         self._status_topic = status_topic
         self._on_change = on_change
         self._closing = threading.Event()
@@ -189,6 +190,10 @@ class Broker:
         Raises:
             BrokerLostError: why it broke.
         """
+        try:
+            self._login = self._read_login()
+        except ConfigError as error:
+            raise BrokerLostError(str(error)) from None
         connection = _Connection(self._login, self._status_topic, self.outbox, ear)
         try:
             connection.open()

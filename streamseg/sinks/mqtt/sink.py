@@ -114,7 +114,9 @@ class MqttSink:
             self._home = HomeAssistant(config.home_assistant, self._topics, model)
         dropped = metrics.messages_dropped.labels(self.name)
         connected = metrics.sink_connected.labels(self.name)
-        self._broker = Broker(Login.of(config), self._topics.status, dropped.inc, connected.set)
+        self._broker = Broker(
+            lambda: Login.of(config), self._topics.status, dropped.inc, connected.set
+        )
         self.results: Mailbox[Result] = Mailbox(
             RESULTS_WAITING, "drop_oldest", on_drop=lambda _: dropped.inc()
         )

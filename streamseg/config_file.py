@@ -1,0 +1,159 @@
+"""YAML files of configs: parsed within limits, and refused without a word of what they hold.
+
+A config may come from elsewhere, and one with a mistake in it may hold a password right there. So
+errors give the line, the column and the kind of mistake, never the text; and the size, the depth
+and what aliases expand to are limited before anything is built from them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+from yaml.error import Mark, MarkedYAMLError
+from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.reader import ReaderError
+
+from streamseg.errors import ConfigError
+
+MAX_BYTES = 2**20
+"""Size of a config file: some thousands of sources."""
+MAX_DEPTH = 32
+"""Levels of mappings and lists; what a config describes has at most six."""
+MAX_NODES = 100_000
+"""Values in a config, those that aliases repeat included."""
+MAX_NUMBER = 100
+"""Characters of a number, or whatever else isn't text."""
+_MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+_QUOTATION = re.compile(r"'[^']*'?|\"[^\"]*\"?")
+_HARMLESS = re.compile(r"'(?:[^\w\s]|\\\\?t|<[a-z ]+>)'")
+"""Quotations of the parser that are a punctuation mark, a tab, or the kind of a token."""
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: the file is missing, too large, isn't YAML or isn't a mapping.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "that is no name of a file"
+        raise ConfigError(f"{path}: can't be read: {reason}") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes: that is no config")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: can't be read: line {line} isn't UTF-8 text") from None
+    raw = parse(text, str(path))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys, not {type(raw).__name__}")
+    return raw
+
+
+def parse(text: str, where: str) -> Any:
+    """Return the value of a YAML document.
+
+    Args:
+        text: the document.
+        where: the start of an error message: a file's name, or an option.
+
+    Raises:
+        ConfigError: it isn't YAML, or exceeds a limit; the message gives line and column.
+    """
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: isn't YAML: {_explain(error, text)}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader with limits, that accepts no key twice."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._nodes = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        is_alias = self.check_event(yaml.AliasEvent)
+        before = self._nodes
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ConstructorError(None, None, f"nested deeper than {MAX_DEPTH} levels", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias and id(node) not in self._sizes:
+            raise ConstructorError(None, None, "an alias within what it stands for", mark)
+        self._nodes += self._sizes[id(node)] if is_alias else 1
+        if self._nodes > MAX_NODES:
+            raise ConstructorError(None, None, f"more than {MAX_NODES} values", mark)
+        if not is_alias:
+            self._sizes[id(node)] = self._nodes - before
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode) or key.tag == _MERGE:
+                continue
+            if key.value in seen:
+                raise ConstructorError(None, None, "the same key a second time", key.start_mark)
+            seen.add(key.value)
+        return node
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        is_text = node.tag == _TEXT or not isinstance(node, ScalarNode)
+        if not is_text and len(node.value) > MAX_NUMBER:
+            raise ConstructorError(None, None, "a number of too many digits", node.start_mark)
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError):
+            # PyYAML's own constructors raise these for dates, numbers and tags that can't be.
+            raise ConstructorError(
+                None, None, "a value that does not fit its type", node.start_mark
+            ) from None
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            raise ConstructorError(
+                None, None, "a character that no name or text has", node.start_mark
+            )
+        return value
+
+
+def _explain(error: yaml.YAMLError, text: str) -> str:
+    """Return where a document is wrong, and how, without quoting it."""
+    if isinstance(error, ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f"line {line}: a character that YAML doesn't allow"
+    assert isinstance(error, MarkedYAMLError)
+    mark: Mark | None = error.problem_mark or error.context_mark
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    problem = _without_quotation(error.problem or error.context or "a mistake")
+    return f"{place}{problem.removeprefix('but ')}{_advice(error)}"
+
+
+def _without_quotation(problem: str) -> str:
+    """Return the parser's words up to the first text of the document that they quote."""
+    for quotation in _QUOTATION.finditer(problem):
+        if not _HARMLESS.fullmatch(quotation[0]):
+            return re.sub(r",?( but)?( found)?[\s:]*$", "", problem[: quotation.start()])
+    return problem
+
+
+def _advice(error: MarkedYAMLError) -> str:
+    """Return what helps in most cases: quotes around values that hold YAML's own characters."""
+    if isinstance(error, ConstructorError):
+        return ""
+    return "; put values with a colon, '#', '%', '@' or brackets in quotes"

@@ -1,0 +1,264 @@
+"""UDP receiver: the datagrams of one sender, as a file that FFmpeg reads.
+
+FFmpeg's own UDP mixes the datagrams of all senders, listens on every interface whatever the address
+says, and keeps the port for as long as it waits. Here the port is free as soon as a connection is
+given up, and another sender is left out, and logged.
+
+What the host of ``udp://host:port`` is decides what is received: a multicast group is joined; an
+address of this machine is listened on; nothing (``udp://:5000``), ``0.0.0.0`` or ``[::]`` listens
+on all; any other address is the sender's, and only that sender is listened to.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlsplit
+
+from streamseg.errors import ConfigError, SourceError, redact_address
+from streamseg.sources.base import SourceReport
+
+log = logging.getLogger(__name__)
+
+FORMATS = "mpegts,mpeg,h264,hevc,mjpeg,mpegvideo,m4v"
+"""What is taken for video; FFmpeg's playlists would open other addresses."""
+TAKEOVER_AFTER = 1.0
+"""Seconds of silence of a sender after which another one, or its new port, takes its place."""
+QUEUE_BYTES = 8 * 1024 * 1024
+"""Datagrams that wait for a late decoder; then the oldest are dropped."""
+KERNEL_BUFFER_BYTES = 1024 * 1024
+_LARGEST_DATAGRAM = 65_535
+_CHECK_EVERY = 0.1
+"""Seconds of waiting after which the end of the connection is noticed."""
+_TUNING = frozenset({"fifo_size", "overrun_nonfatal", "reuse", "pkt_size"})
+"""Options of FFmpeg's UDP that commands often have; the queue here needs none of them."""
+
+_Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class UdpAddress:
+    """What a ``udp://`` url says.
+
+    Attributes:
+        host: multicast group, own address, or the sender's; empty for any.
+        port: the port to listen on.
+        interface: own address on the interface that joins a group; empty is the system's choice.
+        senders: the only hosts to receive from; empty for any.
+        buffer_size: bytes that the system is asked to buffer.
+    """
+
+    host: str
+    port: int
+    interface: str = ""
+    senders: tuple[str, ...] = ()
+    buffer_size: int = KERNEL_BUFFER_BYTES
+
+    @classmethod
+    def parse(cls, url: str) -> UdpAddress:
+        """Read a url.
+
+        Raises:
+            ConfigError: it has no port, or an option that isn't known.
+        """
+        shown = redact_address(url)
+        parts = urlsplit(url)
+        if not parts.port:
+            raise ConfigError(f"{shown}: has no port: write udp://HOST:PORT")
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        unknown = sorted(set(options) - {"localaddr", "sources", "buffer_size"} - _TUNING)
+        if unknown:
+            raise ConfigError(
+                f"{shown}: has an option that isn't known; known are localaddr, sources and "
+                "buffer_size"
+            )
+        buffer_size = options.get("buffer_size", str(KERNEL_BUFFER_BYTES))
+        if not (buffer_size.isdecimal() and 0 < int(buffer_size[:10]) < 2**30):
+            raise ConfigError(f"{shown}: buffer_size is a number of bytes, up to 1 GiB")
+        senders = tuple(sender for sender in options.get("sources", "").split(",") if sender)
+        interface = options.get("localaddr", "")
+        return cls(parts.hostname or "", parts.port, interface, senders, int(buffer_size))
+
+
+class UdpReceiver:
+    """Receives from when it is made until ``close``.
+
+    Args:
+        name: the source's.
+        address: where, and from whom.
+        report: takes a note of senders that are left out.
+        left: once set, reads end.
+
+    Raises:
+        SourceError: the address can't be listened on.
+    """
+
+    def __init__(
+        self, name: str, address: UdpAddress, report: SourceReport, left: threading.Event
+    ) -> None:
+        self.name = f"udp port {address.port}"
+        self._source = name
+        self._report = report
+        self._left = left
+        self._changed = threading.Condition()
+        self._queue: deque[bytes] = deque()
+        self._queued = 0
+        self._sender: _Address | None = None
+        self._last_at = 0.0
+        self._fault: SourceError | None = None
+        self._closed = False
+        try:
+            self._socket, self._allowed = _listen(address)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise SourceError(f"can't listen on {self.name}: {reason}") from None
+        self._thread = threading.Thread(target=self._receive, name=f"udp:{name}", daemon=True)
+        self._thread.start()
+
+    def read(self, size: int) -> bytes:
+        """Return at most ``size`` bytes, as soon as there are any; none after a failure.
+
+        Raises:
+            SourceError: the connection was given up, or another sender took over; raised once.
+        """
+        with self._changed:
+            while not self._queue:
+                if self._closed:
+                    return b""
+                fault = SourceError("given up") if self._left.is_set() else self._fault
+                if fault is not None:
+                    self._closed = True
+                    raise fault
+                self._changed.wait(_CHECK_EVERY)
+            return self._take(size)
+
+    def close(self) -> None:
+        """Free the port."""
+        with self._changed:
+            self._closed = True
+        self._thread.join()
+        self._socket.close()
+
+    def _take(self, size: int) -> bytes:
+        taken = []
+        while self._queue and size > 0:
+            datagram = self._queue.popleft()
+            if len(datagram) > size:
+                self._queue.appendleft(datagram[size:])
+                datagram = datagram[:size]
+            size -= len(datagram)
+            self._queued -= len(datagram)
+            taken.append(datagram)
+        return b"".join(taken)
+
+    def _receive(self) -> None:
+        self._socket.settimeout(_CHECK_EVERY)
+        while not (self._closed or self._left.is_set() or self._fault):
+            try:
+                datagram, sender = self._socket.recvfrom(_LARGEST_DATAGRAM)
+            except TimeoutError:
+                continue
+            except OSError as error:
+                self._fail(f"can't receive: {(error.strerror or str(error)).lower()}")
+                return
+            if datagram and self._is_of_sender(sender[:2]):
+                self._put(datagram)
+
+    def _is_of_sender(self, sender: _Address) -> bool:
+        """Whether a datagram is of the one sender that this connection has; the first one is."""
+        if self._allowed and ipaddress.ip_address(sender[0].partition("%")[0]) not in self._allowed:
+            self._note_other(sender)
+            return False
+        now = time.monotonic()
+        if self._sender is None:
+            self._sender = sender
+        elif sender != self._sender and now - self._last_at < TAKEOVER_AFTER:
+            self._note_other(sender)
+            return False
+        elif sender != self._sender:
+            self._fail(f"another sender took over: {sender[0]} port {sender[1]}")
+            return False
+        self._last_at = now
+        return True
+
+    def _note_other(self, sender: _Address) -> None:
+        """Log a sender that is left out, once."""
+        remark = f"{self.name}: {sender[0]} sends there, too, and is left out"
+        if remark not in self._report.notes and len(self._report.notes) < self._report.MAX_NOTES:
+            log.warning("%s: %s", self._source, remark)
+        self._report.note(remark)
+
+    def _put(self, datagram: bytes) -> None:
+        with self._changed:
+            self._queue.append(datagram)
+            self._queued += len(datagram)
+            while self._queued > QUEUE_BYTES:
+                self._queued -= len(self._queue.popleft())
+                self._report.note(f"{self.name}: datagrams were dropped: decoding is too slow")
+            self._changed.notify()
+
+    def _fail(self, reason: str) -> None:
+        with self._changed:
+            self._fault = SourceError(reason)
+            self._changed.notify()
+
+
+_Host = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _listen(address: UdpAddress) -> tuple[socket.socket, frozenset[_Host]]:
+    """Return a socket that is bound, and the hosts that may send to it; none means any.
+
+    Raises:
+        OSError: the host can't be resolved, or the port can't be had.
+    """
+    family, host = _resolve(address.host or "0.0.0.0", address.port)  # noqa: S104 - as it was asked
+    senders = frozenset(
+        ipaddress.ip_address(_resolve(sender, address.port)[1].partition("%")[0])
+        for sender in address.senders
+    )
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, address.buffer_size)
+        group = ipaddress.ip_address(host.partition("%")[0])
+        if group.is_multicast:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # others may have joined
+            sock.bind(socket.getaddrinfo(host, address.port, family)[0][4])
+            _join(sock, host, address.interface)
+            return sock, senders
+        try:
+            sock.bind(socket.getaddrinfo(host, address.port, family)[0][4])
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            sock.bind((address.interface, address.port))
+            return sock, senders or frozenset({group})
+    except OSError:
+        sock.close()
+        raise
+    return sock, senders
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    return family, str(
+        socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+    )
+
+
+def _join(sock: socket.socket, group: str, interface: str) -> None:
+    if sock.family == socket.AF_INET:
+        membership = socket.inet_aton(group) + socket.inet_aton(interface or "0.0.0.0")  # noqa: S104 - any
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        return
+    plain, _, scope = group.partition("%")
+    index = socket.if_nametoindex(scope) if scope and not scope.isdecimal() else int(scope or 0)
+    membership = socket.inet_pton(socket.AF_INET6, plain) + struct.pack("@I", index)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
