@@ -357,11 +357,11 @@ def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
 
     The url's last part without its ending, and a number behind it where that is taken.
     """
-    taken = {name for name, _ in named if name}
+    taken = {name.casefold() for name, _ in named if name}
     names = []
     for name, url in named:
         made = name or _first_free(_name_from_url(url), taken)
-        taken.add(made)
+        taken.add(made.casefold())
         names.append(made)
     return names
 
@@ -393,10 +393,11 @@ def read_secret(variable: str, file: str, where: str) -> str:
 
 
 def _first_free(stem: str, taken: set[str]) -> str:
+    """Return ``stem``, or with a number behind it; case aside, because folders are called so."""
     number, name = 1, stem
-    while name in taken:
+    while name.casefold() in taken:
         number += 1
-        name = f"{stem[:60]}-{number}"
+        name = f"{stem[: 63 - len(str(number))]}-{number}"
     return name
 
 

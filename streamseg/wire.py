@@ -493,6 +493,9 @@ def decode_segments(
     )
 
 
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+
+
 def printable(name: str) -> str:
-    """A file's name as JSON can hold it: bytes of it that aren't UTF-8 become U+FFFD."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """Return a file name as UTF-8 can hold it: bytes that aren't UTF-8 become ``%XX``."""
+    return _NO_TEXT.sub(lambda byte: f"%{ord(byte[0]) & 0xFF:02X}", name)
