@@ -38,12 +38,19 @@ from streamseg.sources.imageheader import (
     parse_webp,
 )
 from streamseg.sources.pillow import decode_pillow
-from streamseg.sources.tiff import HEIGHT, WIDTH, decode_tiff, is_for_ffmpeg, main_directory
+from streamseg.sources.tiff import (
+    HEIGHT,
+    WIDTH,
+    begin_with,
+    decode_tiff,
+    is_for_ffmpeg,
+    main_directory,
+)
 from streamseg.types import Image
 
 IMAGE_ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp"),
-    *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx"),
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jpe", ".jfif", ".mpo", ".apng"),
+    *(".dib", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx"),
 )
 """Of the files that are taken for images; what is inside decides how they are decoded."""
 
@@ -228,15 +235,17 @@ def _decode_heif(data: bytes, _header: ImageHeader, max_pixels: int) -> _Pixels:
 
 
 def _parse_tiff(data: bytes) -> ImageHeader:
-    _number, tags, images = main_directory(data)
+    directory, images = main_directory(data)
+    tags = directory.tags
     return ImageHeader((tags[HEIGHT][0], tags[WIDTH][0]), orientation_of(tags), images)
 
 
 def _decode_tiff(data: bytes, header: ImageHeader, max_pixels: int) -> _Pixels:
-    number, tags, _images = main_directory(data)
-    if is_for_ffmpeg(data, number, tags):
+    directory, _images = main_directory(data)
+    data = begin_with(data, directory)
+    if is_for_ffmpeg(data, directory.tags):
         return _decode_ffmpeg(data, header, max_pixels, codec="tiff", convert=_to_rgb_in_range)
-    return decode_tiff(data, number, tags, max_pixels)  # Pillow makes a TIFF upright
+    return decode_tiff(data, directory.tags, max_pixels)  # Pillow makes a TIFF upright
 
 
 def _to_rgb(frame: VideoFrame) -> _Pixels:

@@ -148,13 +148,17 @@ def _count_jpegs_behind(data: bytes, end: int) -> int:
 
 
 def _exif_orientation(body: bytes) -> int:
-    return orientation_of(next(read_directories(body.removeprefix(_EXIF)), {}))
+    return orientation_of(_first_tags(body.removeprefix(_EXIF)))
+
+
+def _first_tags(block: bytes) -> Tags:
+    first = next(read_directories(block), None)
+    return {} if first is None else first.tags
 
 
 def _count_listed(body: bytes) -> int:
     """Count the images in the index of CIPA's multi-picture format."""
-    index = next(read_directories(body.removeprefix(_MPF)), {})
-    return index.get(_MPF_IMAGES, (1,))[0]
+    return _first_tags(body.removeprefix(_MPF)).get(_MPF_IMAGES, (1,))[0]
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -45,9 +45,9 @@ def to_rgb(image: PillowImage) -> Image:
 
 
 def decode_pillow(
-    name: str, data: bytes, convert: Callable[[PillowImage], Image] = to_rgb, number: int = 0
+    name: str, data: bytes, convert: Callable[[PillowImage], Image] = to_rgb
 ) -> Image:
-    """Decode image ``number`` of a file in the format ``name``.
+    """Decode the first image of a file in the format ``name``.
 
     Raises:
         BadPictureError: it can't be decoded.
@@ -55,8 +55,6 @@ def decode_pillow(
     module, opener = _CLASSES[name]
     try:
         with getattr(import_module(module), opener)(BytesIO(data)) as image:
-            if number:
-                image.seek(number)
             image.load()
             return convert(image)
     except BadPictureError:

@@ -75,6 +75,11 @@ class _Layout:
     big: bool
 
     @property
+    def link(self) -> int:
+        """Where the offset of the first directory is, in bytes."""
+        return 8 if self.big else 4
+
+    @property
     def offset(self) -> str:
         return self.order + ("Q" if self.big else "I")
 
@@ -87,8 +92,21 @@ class _Layout:
         return self.order + ("HHQ8s" if self.big else "HHI4s")
 
 
-def main_directory(data: bytes) -> tuple[int, Tags, int]:
-    """Return the number of the main image's directory, its tags and how many images there are.
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory of a TIFF: where it is in the file, in bytes, and its tags."""
+
+    offset: int
+    tags: Tags
+
+    @property
+    def pixels(self) -> int:
+        """Width times height; 0 if one of them is missing."""
+        return self.tags.get(WIDTH, (0,))[0] * self.tags.get(HEIGHT, (0,))[0]
+
+
+def main_directory(data: bytes) -> tuple[Directory, int]:
+    """Return the directory of the main image, and how many images there are.
 
     The main image is the largest one, the first of equal ones: thumbnails are often not marked.
     Reduced copies and masks that are marked are no images of their own.
@@ -96,28 +114,22 @@ def main_directory(data: bytes) -> tuple[int, Tags, int]:
     Raises:
         BadPictureError: there is no directory with a size.
     """
-    directories = [
-        (number, tags)
-        for number, tags in enumerate(read_directories(data))
-        if tags.get(WIDTH) and tags.get(HEIGHT)
-    ]
-    full = [(number, tags) for number, tags in directories if not _is_reduced_or_mask(tags)]
+    directories = [each for each in read_directories(data) if each.pixels]
+    full = [each for each in directories if not _is_reduced_or_mask(each.tags)]
     candidates = full or directories
     if not candidates:
         raise BadPictureError("its header is damaged")
-    number, tags = max(candidates, key=lambda each: each[1][WIDTH][0] * each[1][HEIGHT][0])
-    return number, tags, len(candidates)
+    return max(candidates, key=lambda each: each.pixels), len(candidates)
 
 
-def read_directories(data: bytes, base: int = 0) -> Iterator[Tags]:
+def read_directories(data: bytes, base: int = 0) -> Iterator[Directory]:
     """Yield the directories of the TIFF block at ``base``; they end where they are damaged."""
     layout = _layout(data, base)
     if layout is None:
         return
     left, seen = _MAX_ENTRIES, set[int]()
     try:
-        start = base + (8 if layout.big else 4)
-        at = base + int(struct.unpack_from(layout.offset, data, start)[0])
+        at = base + int(struct.unpack_from(layout.offset, data, base + layout.link)[0])
         while at != base and at not in seen:
             seen.add(at)
             count = int(struct.unpack_from(layout.count, data, at)[0])
@@ -126,58 +138,75 @@ def read_directories(data: bytes, base: int = 0) -> Iterator[Tags]:
                 return
             first = at + struct.calcsize(layout.count)
             size = struct.calcsize(layout.entry)
-            yield dict(_read_entries(data, base, first, count, layout))
+            yield Directory(at, dict(_read_entries(data, base, first, count, layout)))
             at = base + int(struct.unpack_from(layout.offset, data, first + count * size)[0])
     except (struct.error, OverflowError):
         return
 
 
-def decode_tiff(data: bytes, number: int, tags: Tags, max_pixels: int) -> Image:
-    """Decode the image of directory ``number``: uint8 (H, W, 3) RGB, upright.
+def begin_with(data: bytes, directory: Directory) -> bytes:
+    """Return the file with a directory as its first: the one that decoders read."""
+    layout = _layout(data, 0)
+    if layout is None:
+        raise BadPictureError("its header is damaged")
+    link = struct.pack(layout.offset, directory.offset)
+    head, rest = data[: layout.link], data[layout.link + len(link) :]
+    return data if data[layout.link :].startswith(link) else head + link + rest
+
+
+def decode_tiff(data: bytes, tags: Tags, max_pixels: int) -> Image:
+    """Decode the image of the first directory, whose tags are given.
+
+    Returns:
+        uint8 (H, W, 3) RGB, upright.
 
     Raises:
         BadPictureError: it is damaged, or its samples have no defined brightness in 8 bits.
     """
+    layout = _layout(data, 0)
+    if layout is not None and layout.big and layout.order == ">":
+        raise BadPictureError("Pillow misreads BigTIFFs that are big-endian: convert the file")
     tile = tags.get(_TILE_WIDTH, (0,))[0] * tags.get(_TILE_HEIGHT, (0,))[0]
     if tile > decoder_limit(max_pixels):
         raise BadPictureError(f"its tiles have {tile} pixels")
-    depth = tags.get(_BITS, (1,))[0]
-    if (depth, tags.get(_PLANAR), tags.get(_COMPRESSION)) == (16, (_PLANES,), (_UNCOMPRESSED,)):
+    photometric, samples, depth, _format, planar = _read_samples(tags)
+    has_planes = samples > 1 and planar == _PLANES
+    if has_planes and depth == 16 and tags.get(_COMPRESSION) == (_UNCOMPRESSED,):
         raise BadPictureError("Pillow misreads uncompressed planes of 16 bits: compress the file")
-    inverted = tags.get(_PHOTOMETRIC) == (_WHITE_IS_ZERO,)
 
     def convert(image: PillowImage) -> Image:
         if not image.mode.startswith("I;16"):
             return to_rgb(image)
-        return _grey_to_rgb(np.asarray(image), depth, inverted=inverted)
+        return _grey_to_rgb(np.asarray(image), depth, inverted=photometric == _WHITE_IS_ZERO)
 
-    return decode_pillow("TIFF", data, convert, number)
+    return decode_pillow("TIFF", data, convert)
 
 
-def is_for_ffmpeg(data: bytes, number: int, tags: Tags) -> bool:
-    """Return whether FFmpeg decodes the image of directory ``number`` better than Pillow."""
+def is_for_ffmpeg(data: bytes, tags: Tags) -> bool:
+    """Return whether FFmpeg decodes the image of the first directory better than Pillow."""
     layout = _layout(data, 0)
     return (
         layout is not None
         and not layout.big
-        and number == 0
-        and _samples(tags) in _FFMPEG_SAMPLES
+        and _read_samples(tags) in _FFMPEG_SAMPLES
         and tags.get(_COMPRESSION, (1,))[0] in _FFMPEG_COMPRESSIONS
         and tags.get(_FILL_ORDER, (1,)) == (1,)
         and not {_TILE_WIDTH, _TILE_HEIGHT} & tags.keys()
     )
 
 
-def _samples(tags: Tags) -> tuple[int, ...]:
-    """Return photometric interpretation, number of samples, their bits, format and planes."""
+def _read_samples(tags: Tags) -> tuple[int, int, int, int, int]:
+    """Return photometric interpretation, number of samples, their bits, format and planes.
+
+    Raises:
+        BadPictureError: the samples differ in bits or format.
+    """
     bits, formats = set(tags.get(_BITS, (1,))), set(tags.get(_SAMPLE_FORMAT, (1,)))
     if len(bits) != 1 or len(formats) != 1:
-        return ()
-    photometric, samples, planar = (
-        tags.get(tag, (default,))[0]
-        for tag, default in ((_PHOTOMETRIC, -1), (_SAMPLES, 1), (_PLANAR, 1))
-    )
-    return photometric, samples, *bits, *formats, planar
+        raise BadPictureError("its samples differ from each other")
+    photometric, samples = tags.get(_PHOTOMETRIC, (-1,))[0], tags.get(_SAMPLES, (1,))[0]
+    planar = tags.get(_PLANAR, (1,))[0]
+    return photometric, samples, bits.pop(), formats.pop(), planar
 
 
 def _layout(data: bytes, base: int) -> _Layout | None:
