@@ -190,7 +190,7 @@ class RecordedMessage(Message, frozen=True, kw_only=True):
         epoch: goes up by one at each reconnection or jump in time; identities don't cross it.
         seq: per topic and service, one more each message: a gap is a loss.
         frame: the frame's index in the source.
-        item: the file's name, for folders; null otherwise.
+        item: the file's name, for images; null otherwise. Bytes that aren't UTF-8 are ``%XX``.
         pts: seconds, from the stream's own time base.
         size: height, width.
         model: the model's name.

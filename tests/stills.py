@@ -44,14 +44,14 @@ def tiff(pages, order="<", *, big=False):
     )
     link = len(data)
     data += struct.pack(order + offset, 0)
-    for tags, blocks in pages:
+    for given, blocks in pages:
         where = []
         for block in blocks:
             where.append(len(data))
             data += block
-        first = 324 if 322 in tags else 273
+        first = 324 if 322 in given else 273
         tags = {
-            **tags,
+            **given,
             first: (4, where),
             first + 1 + 5 * (first == 273): (4, [len(b) for b in blocks]),
         }
@@ -203,7 +203,7 @@ def hevc_item(number, pixels, *properties, **more):
     encoder.options = {"x265-params": "lossless=1:log-level=none"}
     frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
     stream = b"".join(bytes(p) for p in (*encoder.encode(frame), *encoder.encode()))
-    units = [unit for unit in re.split(rb"\0*\0\0\1", stream) if unit]
+    units = [unit for unit in re.split(rb"\x00*\x00\x00\x01", stream) if unit]
     headers = [unit for unit in units if unit[0] >> 1 in (32, 33, 34)]
     arrays = [struct.pack(">BHH", unit[0] >> 1, 1, len(unit)) + unit for unit in headers]
     config = box(b"hvcC", b"\1", bytes(20), bytes([0xFF, len(arrays)]), *arrays)

@@ -8,6 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 from streamseg import logs
 from streamseg.cli import (  # noqa: F401 - they register their commands
@@ -23,6 +24,7 @@ from streamseg.errors import StreamsegError, UsageError
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit as the design says; ``--debug`` and ``--log`` may stand anywhere."""
+    _escape_unencodable()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
@@ -36,6 +38,16 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _escape_unencodable() -> None:
+    """Write what the terminal's encoding lacks as an escape sequence instead of failing.
+
+    File names may hold bytes that are no text, and a terminal may know ASCII only.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _taken_style(given: list[str]) -> logs.Format:

@@ -21,8 +21,9 @@ from streamseg.types import Size
 
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _END, _SCAN, _APP1, _APP2 = 0xD9, 0xDA, 0xE1, 0xE2
-_STANDALONE: Final = frozenset({0x01, 0xD8, _END})
-_MARKER: Final = re.compile(rb"(?:\xff\x00)*\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xDA)})
+_MARKER: Final = re.compile(rb"\xff+[^\xff]", re.DOTALL)
+_MARKER_AFTER_DATA: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _PADDING: Final = re.compile(rb"\x00*(?=\xff\xd8\xff)")
 _EXIF: Final = b"Exif\0\0"
 _MPF: Final = b"MPF\0"
@@ -134,7 +135,7 @@ def _segments(data: bytes, at: int) -> Iterator[tuple[int, bytes, int]]:
         if marker == _END:
             return
         # Entropy-coded data follows a scan's header and nothing else: any other gap is damage.
-        found = _MARKER.search(data, at) if marker == _SCAN else _MARKER.match(data, at)
+        found = _MARKER_AFTER_DATA.search(data, at) if marker == _SCAN else _MARKER.match(data, at)
 
 
 def _count_jpegs_behind(data: bytes, end: int) -> int:

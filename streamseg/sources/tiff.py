@@ -39,6 +39,7 @@ _PHOTOMETRIC: Final = 0x0106
 _FILL_ORDER: Final = 0x010A
 _SAMPLES: Final = 0x0115
 _PLANAR: Final = 0x011C
+_PREDICTOR: Final = 0x013D
 _TILE_WIDTH: Final = 0x0142
 _TILE_HEIGHT: Final = 0x0143
 _SAMPLE_FORMAT: Final = 0x0153
@@ -52,6 +53,7 @@ _OLD_REDUCED = 2
 _WHITE_IS_ZERO = 0
 _PLANES = 2
 _UNCOMPRESSED = 1
+_FLOAT_PREDICTOR = 3
 _FFMPEG_SAMPLES = {
     (0, 1, 16, 1, 1),  # grey, white is zero
     (1, 1, 16, 1, 1),
@@ -61,6 +63,7 @@ _FFMPEG_SAMPLES = {
     (2, 4, 16, 1, 1),
     (2, 4, 16, 1, 2),
     (2, 3, 32, 3, 1),  # RGB, floats from 0 to 1
+    (2, 3, 32, 3, 2),
     (5, 4, 8, 1, 1),  # CMYK
 }
 """Photometric interpretation, samples, bits, sample format and planar configuration."""
@@ -191,6 +194,7 @@ def is_for_ffmpeg(data: bytes, tags: Tags) -> bool:
         and _read_samples(tags) in _FFMPEG_SAMPLES
         and tags.get(_COMPRESSION, (1,))[0] in _FFMPEG_COMPRESSIONS
         and tags.get(_FILL_ORDER, (1,)) == (1,)
+        and (tags.get(_PLANAR, (1,)) == (1,) or tags.get(_PREDICTOR, (1,)) != (_FLOAT_PREDICTOR,))
         and not {_TILE_WIDTH, _TILE_HEIGHT} & tags.keys()
     )
 
