@@ -24,11 +24,14 @@ _END, _SCAN, _APP1, _APP2 = 0xD9, 0xDA, 0xE1, 0xE2
 _STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xDA)})
 _MARKER: Final = re.compile(rb"\xff+[^\xff]", re.DOTALL)
 _MARKER_AFTER_DATA: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_JPEG_START: Final = b"\xff\xd8\xff"
 _PADDING: Final = re.compile(rb"\x00*(?=\xff\xd8\xff)")
 _EXIF: Final = b"Exif\0\0"
 _MPF: Final = b"MPF\0"
 _MPF_IMAGES: Final = 0xB001
 _OS2_HEADER: Final = 12
+_MAX_BLOCKS = 100_000
+"""Segments or chunks read in one file; more of them are a way to keep a reader busy."""
 _MAX_IMAGES = 100
 """Images counted in one file; that there are more than one is all that matters."""
 
@@ -57,13 +60,15 @@ def orientation_of(tags: Tags) -> int:
 def parse_jpeg(data: bytes) -> ImageHeader:
     """Parse the segments of a JPEG's first image."""
     size, orientation, listed, end = None, None, 1, 0
-    for marker, body, end in _segments(data, 0):  # noqa: B007 - the last one is used
+    for marker, body, end in _segments(data, 0):
         if marker in _JPEG_FRAMES and size is None:
             size = _unpack_size(">HH", body, 1, is_height_first=True)
         elif marker == _APP1 and body.startswith(_EXIF) and orientation is None:
             orientation = _exif_orientation(body)
         elif marker == _APP2 and body.startswith(_MPF):
             listed = _count_listed(body)
+        elif marker == _SCAN and data.find(_JPEG_START, end) < 0:
+            break  # no need to look for the image's end: no other one can follow
     return ImageHeader(size, orientation or 1, max(listed, 1 + _count_jpegs_behind(data, end)))
 
 
@@ -122,7 +127,9 @@ def parse_ico(data: bytes) -> ImageHeader:
 def _segments(data: bytes, at: int) -> Iterator[tuple[int, bytes, int]]:
     """Yield marker, body and end of each segment of the JPEG at ``at``, its end marker last."""
     found = _MARKER.match(data, at)
-    while found:
+    for _ in range(_MAX_BLOCKS):
+        if not found:
+            return
         marker, at = data[found.end() - 1], found.end()
         if marker in _STANDALONE:
             yield marker, b"", at
@@ -164,7 +171,9 @@ def _count_listed(body: bytes) -> int:
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     at = 8
-    while at + 12 <= len(data):
+    for _ in range(_MAX_BLOCKS):
+        if at + 12 > len(data):
+            return
         length = int.from_bytes(data[at : at + 4], "big")
         kind = data[at + 4 : at + 8]
         yield kind, data[at + 8 : at + 8 + length]
