@@ -361,7 +361,7 @@ def _check_names(names: Sequence[str], where: str) -> None:
     """Refuse two sources of one name, or of names that some file systems take for one."""
     known: dict[str, str] = {}
     for name in names:
-        other = known.get(name.lower())
+        other = known.get(name.casefold())
         if other == name:
             raise ConfigError(f"{where}: sources: two sources are called {name!r}")
         if other is not None:
@@ -369,7 +369,7 @@ def _check_names(names: Sequence[str], where: str) -> None:
                 f"{where}: sources: {other!r} and {name!r} differ in upper and lower case only: "
                 f"not every file system tells their folders apart"
             )
-        known[name.lower()] = name
+        known[name.casefold()] = name
 
 
 def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
@@ -378,11 +378,11 @@ def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
     The url's last part without its ending, and a number behind it where that is taken, in upper
     or lower case.
     """
-    taken = {name.lower() for name, _ in named if name}
+    taken = {name.casefold() for name, _ in named if name}
     names = []
     for name, url in named:
         made = name or _first_free(_name_from_url(url), taken)
-        taken.add(made.lower())
+        taken.add(made.casefold())
         names.append(made)
     return names
 
@@ -417,10 +417,11 @@ def read_secret(variable: str, file: str, where: str) -> str:
 
 
 def _first_free(stem: str, taken: set[str]) -> str:
+    """Return ``stem``, or with a number behind it; case aside, because folders are called so."""
     number, name = 1, stem
-    while name.lower() in taken:
+    while name.casefold() in taken:
         number += 1
-        name = f"{stem[:60]}-{number}"
+        name = f"{stem[: 63 - len(str(number))]}-{number}"
     return name
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from streamseg.allocator import share_heap
@@ -36,7 +37,7 @@ from streamseg.models.catalogue import CATALOGUE
 from streamseg.pipeline import Pipeline
 from streamseg.sinks.files import ResultsFile, VideoFile, write_json_atomically
 from streamseg.sinks.panoptic import PanopticFiles
-from streamseg.sources import Source, open_source
+from streamseg.sources import Input, Source, open_source
 from streamseg.stages import ThresholdBook, infer, read, track
 from streamseg.summary import Progress, Summary, Tally
 from streamseg.types import Frame, Result
@@ -61,12 +62,14 @@ class Outcome:
             ``interrupted`` by the user; ``failed`` if nothing can be used.
         reason: why it isn't complete, in one line.
         summary: what it came to, None if it never began.
+        notes: remarks on the input, one line each.
     """
 
     source: SourceConfig
     state: State
     reason: str = ""
     summary: Summary | None = None
+    notes: tuple[str, ...] = ()
 
     def row(self) -> tuple[str, ...]:
         """Input, state, frames, fps, instances and tracks, as a table shows them."""
@@ -86,6 +89,8 @@ class Processor:
         out: the folder that takes a folder for each input.
         progress: told how far the current input is.
         panoptic: write the panoptic parts as PNGs, too.
+        inputs: where the outputs of sources go and what is remarked on them, by source name; one
+            that isn't there goes into a folder of its name.
 
     Attributes:
         stopped: whether it was told to end before its work was done.
@@ -103,6 +108,7 @@ class Processor:
         progress: Progress,
         *,
         panoptic: bool = False,
+        inputs: Mapping[str, Input] = MappingProxyType({}),
     ) -> None:
         if panoptic and not model.stuff:
             able = [entry.name for entry in CATALOGUE if entry.published[0].pq is not None]
@@ -116,6 +122,7 @@ class Processor:
         self._out = out
         self._progress = progress
         self._panoptic = panoptic
+        self._inputs = inputs
         self.stopped = False
         self._pipeline: Pipeline | None = None
 
@@ -151,10 +158,19 @@ class Processor:
         if source.live:
             url = redact_address(config.url)
             return Outcome(config, "failed", f"{url}: is live, never ends: use streamseg serve")
-        folder = self._out / config.name
+        placed = self._inputs.get(config.name, Input(config.url, PurePath(config.name)))
+        folder = self._out / placed.folder
         _make_folder(folder)
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run into this folder
-        run = _Run(config, source, self._model, folder, self._progress, panoptic=self._panoptic)
+        run = _Run(
+            config,
+            source,
+            self._model,
+            folder,
+            self._progress,
+            panoptic=self._panoptic,
+            remark=placed.remark,
+        )
         run.start(self._config, self._thresholds)
         self._pipeline = run.pipeline
         if self.stopped:
@@ -176,6 +192,7 @@ class _Run:
         progress: Progress,
         *,
         panoptic: bool,
+        remark: str,
     ) -> None:
         self.pipeline = Pipeline()
         self._metrics = Metrics()
@@ -184,6 +201,7 @@ class _Run:
         self._model = model
         self._folder = folder
         self._progress = progress
+        self._remark = remark
         self._problem: Exception | None = None
         self._tally = Tally(model.name, self._metrics)
         self._account = self._metrics.account(source.name)
@@ -228,7 +246,8 @@ class _Run:
             self._account.abandon("stopped")
         summary = self._tally.summary()
         state, reason = self._state(summary)
-        outcome = Outcome(self._source_config, state, reason, summary)
+        notes = (*filter(None, [self._remark]), *self._source.report.notes)
+        outcome = Outcome(self._source_config, state, reason, summary, notes)
         write_json_atomically(self._folder / "summary.json", self._describe(outcome, summary))
         return outcome
 
@@ -254,6 +273,7 @@ class _Run:
             "state": outcome.state,
             "reason": outcome.reason,
             "bad_frames": self._source.report.bad,
+            "notes": list(outcome.notes),
             **summary.to_dict(),
             "versions": {name: version(name) for name in ("streamseg", "torch", "av")},
             "python": platform.python_version(),

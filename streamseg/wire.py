@@ -190,7 +190,7 @@ class RecordedMessage(Message, frozen=True, kw_only=True):
         epoch: goes up by one at each reconnection or jump in time; identities don't cross it.
         seq: per topic and service, one more each message: a gap is a loss.
         frame: the frame's index in the source.
-        item: the file's name, for folders; null otherwise.
+        item: the file's name, for images; null otherwise. Bytes that aren't UTF-8 are ``%XX``.
         pts: seconds, from the stream's own time base.
         size: height, width.
         model: the model's name.
@@ -383,7 +383,7 @@ def recorded_message(result: Result, seq: int) -> RecordedMessage:
         epoch=frame.epoch,
         seq=seq,
         frame=frame.index,
-        item=None if frame.item is None else printable(frame.item),
+        item=None if frame.item is None else escape_undecodable(frame.item),
         pts=frame.pts,
         size=frame.size,
         model=result.model,
@@ -493,6 +493,9 @@ def decode_segments(
     )
 
 
-def printable(name: str) -> str:
-    """A file's name as JSON can hold it: bytes of it that aren't UTF-8 become U+FFFD."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+
+
+def escape_undecodable(name: str) -> str:
+    """Return a file name as UTF-8 can hold it: bytes that aren't UTF-8 become ``%XX``."""
+    return _NO_TEXT.sub(lambda byte: f"%{ord(byte[0]) & 0xFF:02X}", name)

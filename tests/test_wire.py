@@ -180,7 +180,7 @@ def test_a_file_name_that_is_no_text_can_still_be_sent() -> None:
     made = result()
     made = replace(made, frame=replace(made.frame, item="caf\udce9.png"))
     message = wire.decode(wire.encode(masks_message(made)), MasksMessage)
-    assert message.item == "caf\ufffd.png"
+    assert message.item == "caf%E9.png"
 
 
 def test_keys_of_a_newer_service_are_ignored() -> None:

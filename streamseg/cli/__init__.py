@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from io import TextIOWrapper
 
 from typer.exceptions import TyperException
 
@@ -26,6 +27,7 @@ from streamseg.errors import StreamsegError, UsageError
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit as the design says; ``--debug`` and ``--log`` may stand anywhere."""
+    _escape_unencodable()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
@@ -51,6 +53,16 @@ def main(arguments: list[str] | None = None) -> None:
 def _without_values(message: str) -> str:
     """Return an error of the parser without the arguments that it quotes: passwords, by mistake."""
     return re.sub(r"(unexpected extra argument\S*) \(.*\)", r"\1", message, flags=re.DOTALL)
+
+
+def _escape_unencodable() -> None:
+    """Write what the terminal's encoding lacks as an escape sequence instead of failing.
+
+    File names may hold bytes that are no text, and a terminal may know ASCII only.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _taken_style(given: list[str]) -> logs.Format:

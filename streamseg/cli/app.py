@@ -93,7 +93,7 @@ def note(message: str) -> None:
         log.info(message)
         return
     with suppress(OSError):  # who read it has left, and the work goes on
-        print(redact(message), file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
+        print(printable(redact(message)), file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
 
 
 def build_config(

@@ -16,6 +16,7 @@ from streamseg.cli.app import (
     app,
     build_config,
     fail,
+    note,
     out,
     stopped_by_signals,
 )
@@ -65,33 +66,48 @@ def process(
         bool,
         typer.Option("--panoptic", help="Things and stuff, too, as COCO's panoptic PNGs and JSON."),
     ] = False,
+    recursive: Annotated[
+        bool,
+        typer.Option("--recursive", help="Go into sub-folders and keep their layout in DIR."),
+    ] = False,
     config_file: ConfigFile = None,
     sets: Sets = None,
 ) -> int:
     """Masks, tracks and annotated video of recordings.
 
     Each input gets results.jsonl, annotated.mp4 and summary.json; with `--panoptic` also
-    panoptic.json and the folder panoptic.
+    panoptic.json and the folder panoptic. Files of a folder that are no media are counted.
 
     Example: `streamseg process recordings/ --out results`
     """
     from streamseg.process import Processor
     from streamseg.serve import load_configured
-    from streamseg.sources import expand_inputs
+    from streamseg.sources import find_inputs, place_outputs
     from streamseg.terminal import ProgressReport, listing
 
     cut = {"stride": stride, "max_fps": max_fps, "start": start, "end": end}
     given = {key: value for key, value in cut.items() if value is not None}
-    sources = [{"url": url, **given} for text in inputs for url in expand_inputs(text)]
+    found = [
+        each for text in inputs for each in find_inputs(text, recursive=recursive, output=folder)
+    ]
+    left_out = dict.fromkeys(each.remark for each in found if each.remark)
+    for remark in left_out:
+        note(remark)
+    sources = [{"url": each.url, **given} for each in found]
     config = build_config(config_file, sets, sources, model, weights)
+    names = [source.name for source in config.sources[-len(found) :]]
+    placed = dict(zip(names, place_outputs(found, names), strict=True))
     with ProgressReport() as progress:
         network = load_configured(config)
-        run = Processor(config, network, folder, progress, panoptic=panoptic)
+        run = Processor(config, network, folder, progress, panoptic=panoptic, inputs=placed)
         with stopped_by_signals(run):
             outcomes = list(run.run())
     columns = ("input", "state", "frames", "fps", "instances", "tracks")
     out.print(listing(f"in {folder}", columns, [outcome.row() for outcome in outcomes]))
     for outcome in outcomes:
+        for remark in outcome.notes:
+            if remark not in left_out:
+                note(f"{outcome.source.name}: {remark}")
         if outcome.state in ("failed", "incomplete"):
             fail(outcome.reason)
     if run.stopped:

@@ -203,11 +203,13 @@ class VideoFile(OutputFile):
 def write_json_atomically(path: Path, data: Mapping[str, Any]) -> None:
     """``data`` as indented JSON at ``path``, complete or not at all.
 
+    File names in it may have bytes that aren't UTF-8; they become ``%XX``.
+
     Raises:
         OutputError: it can't be written.
     """
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes_atomically(path, text.encode())
+    write_bytes_atomically(path, wire.escape_undecodable(text).encode())
 
 
 def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:

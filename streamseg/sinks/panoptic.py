@@ -32,9 +32,10 @@ from streamseg.sinks.files import (
     writing,
 )
 from streamseg.types import Frame, Result, Segment, SegmentMap, segment_map
-from streamseg.wire import printable
+from streamseg.wire import escape_undecodable
 
 _CHUNK = 1 << 20
+_MAX_STEM_BYTES = 240
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -100,8 +101,10 @@ class PanopticFiles(OutputFile):
         """What the picture and the PNG are called; two pictures may differ in their endings."""
         if frame.item is None:
             return (f"{frame.index:06}.png",) * 2
-        picture = _CONTROLS.sub("_", printable(frame.item))
-        stems = chain((PurePath(picture).stem, picture), (f"{picture}-{n}" for n in count(2)))
+        picture = _CONTROLS.sub("_", escape_undecodable(frame.item))
+        flat = picture.replace("/", "_")  # of images in several folders
+        whole, stem = (_shortened(name) for name in (flat, PurePath(flat).stem))
+        stems = chain((stem, whole), (f"{whole}-{n}" for n in count(2)))
         stem = next(stem for stem in stems if stem not in self._taken)
         self._taken.add(stem)
         return picture, f"{stem}.png"
@@ -123,6 +126,11 @@ class PanopticFiles(OutputFile):
     def _leave(self) -> None:
         self._file.close()
         self._images.close()
+
+
+def _shortened(name: str) -> str:
+    """Cut a name that would be longer with an ending than file systems allow."""
+    return name.encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
 
 
 def _make_anew(folder: Path) -> None:

@@ -14,7 +14,14 @@ from streamseg.config import SourceConfig, source_names
 from streamseg.errors import ConfigError, NoFramesError, SourceError, redact_address
 from streamseg.sources.base import Reins, Source, SourceReport
 from streamseg.sources.connection import is_live, live_source
-from streamseg.sources.files import expand_inputs, find_images, is_url
+from streamseg.sources.files import (
+    Input,
+    expand_inputs,
+    find_images,
+    find_inputs,
+    is_url,
+    place_outputs,
+)
 from streamseg.sources.imagefile import IMAGE_ENDINGS
 from streamseg.sources.images import ImageFiles
 from streamseg.sources.live import LiveSource
@@ -23,6 +30,7 @@ from streamseg.sources.video import VideoFile
 
 __all__ = [
     "ImageFiles",
+    "Input",
     "LiveSource",
     "Reins",
     "Source",
@@ -30,7 +38,9 @@ __all__ = [
     "TestPattern",
     "VideoFile",
     "expand_inputs",
+    "find_inputs",
     "open_source",
+    "place_outputs",
 ]
 
 LIVE_ONLY = (

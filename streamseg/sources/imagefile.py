@@ -1,18 +1,17 @@
-"""One image file: what its first bytes say of it (format, size, orientation), and its pixels.
+"""One image file: its header, and its pixels, upright.
 
 The size is read before the decoder is asked, so that nothing is allocated for an image that is too
-large. Decoding is strict: a picture that is cut off is refused, not filled up with grey.
-
-Layouts: PNG, W3C (IHDR, eXIf); JPEG, ITU T.81 annex B; BMP; WebP, RFC 9649; TIFF 6.0; EXIF 2.32
-(orientation, tag 0x0112).
+large. Decoding is strict: a picture that is cut off is refused, not filled up with grey. FFmpeg
+decodes what it decodes correctly, Pillow the rest: TIFF, animated WebP, icons.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import struct
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -27,9 +26,32 @@ from av.video.reformatter import VideoReformatter
 
 from streamseg.sources.base import BadPictureError, check_pixels, decoder_limit
 from streamseg.sources.decoding import reason_of
-from streamseg.types import Image, Size
+from streamseg.sources.heif import decode_heif, parse_heif
+from streamseg.sources.imageheader import (
+    ImageHeader,
+    orientation_of,
+    parse_bmp,
+    parse_ico,
+    parse_jpeg,
+    parse_jpeg2000,
+    parse_png,
+    parse_webp,
+)
+from streamseg.sources.pillow import decode_pillow
+from streamseg.sources.tiff import (
+    HEIGHT,
+    WIDTH,
+    begin_with,
+    decode_tiff,
+    is_for_ffmpeg,
+    main_directory,
+)
+from streamseg.types import Image
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jpe", ".jfif", ".mpo", ".apng"),
+    *(".dib", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx"),
+)
 """Of the files that are taken for images; what is inside decides how they are decoded."""
 
 TURNED = (5, 6, 7, 8)
@@ -37,12 +59,59 @@ TURNED = (5, 6, 7, 8)
 
 _BYTES_PER_PIXEL = 16
 _HEADER_BYTES = 2**24
-_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
-_EXIF = re.compile(rb"(?:Exif\0\0|eXIf|EXIF.{4})(?=II\*\0|MM\0\*)", re.DOTALL)
-# Not for TIFF, where FFmpeg takes a tag that it doesn't know for an error, too.
-_STRICT = {"mjpeg": {"err_detect": "explode"}, "png": {"err_detect": "crccheck+explode"}}
+_SNIFFED_BYTES = 64
+_WEBP_ANIMATION = 2
+_STRICT = {
+    "mjpeg": {"err_detect": "explode"},
+    "png": {"err_detect": "crccheck+explode"},
+}
 _Pixels: TypeAlias = npt.NDArray[Any]
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_Decode: TypeAlias = Callable[[bytes, ImageHeader, int], _Pixels]
+"""Makes upright pixels of a file's bytes, its header and the limit of pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """A decoded image file: its pixels, uint8 (H, W, 3) RGB, upright, and its header."""
+
+    pixels: Image
+    header: ImageHeader
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """An image format: the first bytes of its files, its name, and how they are read."""
+
+    magic: re.Pattern[bytes]
+    name: str
+    parse: Callable[[bytes], ImageHeader]
+    decode: _Decode
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file is by its content an image that ``read_image`` knows.
+
+    Several JPEGs, one behind the other, are a video: motion JPEG without a container.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(_SNIFFED_BYTES)
+        known = next((each for each in _FORMATS if each.magic.match(data)), None)
+        if known is None or known.name != "JPEG":
+            return known is not None
+        return parse_jpeg(data + file.read(_HEADER_BYTES)).images == 1
+
+
+def is_heif(path: Path) -> bool:
+    """Return whether a file is by its first bytes a HEIF or AVIF image.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        return bool(_HEIF.match(file.read(_SNIFFED_BYTES)))
 
 
 def read_image(path: Path, max_pixels: int) -> Image:
@@ -52,7 +121,22 @@ def read_image(path: Path, max_pixels: int) -> Image:
         BadPictureError: it can't be read or decoded.
         TooLargeError: it has more than ``max_pixels``.
     """
-    return cast(Image, _read_upright(path, max_pixels, _to_rgb))
+    return read_still(path, max_pixels).pixels
+
+
+def read_still(path: Path, max_pixels: int) -> Still:
+    """Read an image file: the main image of several, as ``read_image`` gives it, and the header.
+
+    Raises:
+        BadPictureError: it can't be read or decoded.
+        TooLargeError: it has more than ``max_pixels``.
+    """
+    data = _read(path, max_pixels)
+    known = _format_of(data)
+    header = _checked_header(path, known, data, max_pixels)
+    pixels = cast(Image, known.decode(data, header, max_pixels))
+    check_pixels(str(path), pixels.shape[1], pixels.shape[0], max_pixels)  # headers can lie
+    return Still(pixels, header)
 
 
 def read_labels(path: Path, max_pixels: int) -> npt.NDArray[np.int32]:
@@ -65,34 +149,41 @@ def read_labels(path: Path, max_pixels: int) -> npt.NDArray[np.int32]:
         BadPictureError: it can't be read or decoded, isn't a PNG, or has pixels of another kind.
         TooLargeError: it has more than ``max_pixels``.
     """
+    data = _read(path, max_pixels)
+    known = _format_of(data)
     # Nothing else will do: where pixels are stored with loss, labels grow rims of other labels.
-    return cast(npt.NDArray[np.int32], _read_upright(path, max_pixels, _to_labels, "png"))
+    if known.name != "PNG":
+        raise BadPictureError("isn't a PNG")
+    header = _checked_header(path, known, data, max_pixels)
+    labels = _decode_ffmpeg(data, header, max_pixels, codec="png", convert=_to_labels)
+    check_pixels(str(path), labels.shape[1], labels.shape[0], max_pixels)
+    return cast(npt.NDArray[np.int32], labels)
 
 
 def read_orientation(path: Path, max_pixels: int) -> int:
     """EXIF's orientation of an image file, 1 to 8: what ``read_image`` undoes; 1 is upright.
 
     Raises:
-        BadPictureError: it can't be read.
+        BadPictureError: it can't be read, or isn't an image.
     """
-    return _orientation(_read(path, max_pixels))
-
-
-def _read_upright(
-    path: Path, max_pixels: int, convert: Callable[[VideoFrame], _Pixels], only: str | None = None
-) -> _Pixels:
     data = _read(path, max_pixels)
-    codec, size_of = _format(data)
-    if only and codec != only:
-        raise BadPictureError(f"isn't a {only.upper()}")
-    size = size_of(data)
-    if size is None:
+    return _format_of(data).parse(data).orientation
+
+
+def _format_of(data: bytes) -> _Format:
+    for known in _FORMATS:
+        if known.magic.match(data):
+            return known
+    raise BadPictureError("isn't an image of a known format")
+
+
+def _checked_header(path: Path, known: _Format, data: bytes, max_pixels: int) -> ImageHeader:
+    header = known.parse(data)
+    if header.size is None:
         raise BadPictureError("its header is damaged")
-    height, width = size
+    height, width = header.size
     check_pixels(str(path), width, height, max_pixels)
-    pixels = _decode(data, codec, max_pixels, convert)
-    check_pixels(str(path), pixels.shape[1], pixels.shape[0], max_pixels)  # headers can lie
-    return _upright(pixels, _orientation(data))
+    return header
 
 
 def _read(path: Path, max_pixels: int) -> bytes:
@@ -107,9 +198,15 @@ def _read(path: Path, max_pixels: int) -> bytes:
     return data
 
 
-def _decode(
-    data: bytes, codec: str, max_pixels: int, convert: Callable[[VideoFrame], _Pixels]
+def _decode_ffmpeg(
+    data: bytes,
+    header: ImageHeader,
+    max_pixels: int,
+    *,
+    codec: str,
+    convert: Callable[[VideoFrame], _Pixels] | None = None,
 ) -> _Pixels:
+    """Decode with FFmpeg's ``codec``; ``convert`` makes pixels of its frame, RGB if None."""
     decoder = cast(VideoCodecContext, CodecContext.create(codec, "r"))
     decoder.thread_count = 1
     limit = {"max_pixels": str(decoder_limit(max_pixels))}
@@ -118,13 +215,50 @@ def _decode(
         frames = decoder.decode(Packet(data)) or decoder.decode(None)
         if not frames:
             raise BadPictureError("there is no picture in it")
-        return convert(frames[0])
+        return _upright((convert or _to_rgb)(frames[0]), header.orientation)
     except (av.error.FFmpegError, ValueError) as error:
         raise BadPictureError(f"can't be decoded: {reason_of(error)}") from None
 
 
+def _decode_webp(data: bytes, header: ImageHeader, max_pixels: int) -> _Pixels:
+    if data[12:16] == b"VP8X" and data[20] & _WEBP_ANIMATION:  # FFmpeg decodes stills only
+        return _upright(decode_pillow("WEBP", data), header.orientation)
+    return _decode_ffmpeg(data, header, max_pixels, codec="webp")
+
+
+def _decode_ico(data: bytes, _header: ImageHeader, _max_pixels: int) -> _Pixels:
+    return decode_pillow("ICO", data)
+
+
+def _decode_heif(data: bytes, _header: ImageHeader, max_pixels: int) -> _Pixels:
+    return decode_heif(data, max_pixels)
+
+
+def _parse_tiff(data: bytes) -> ImageHeader:
+    directory, images = main_directory(data)
+    tags = directory.tags
+    return ImageHeader((tags[HEIGHT][0], tags[WIDTH][0]), orientation_of(tags), images)
+
+
+def _decode_tiff(data: bytes, header: ImageHeader, max_pixels: int) -> _Pixels:
+    directory, _images = main_directory(data)
+    data = begin_with(data, directory)
+    if is_for_ffmpeg(data, directory.tags):
+        return _decode_ffmpeg(data, header, max_pixels, codec="tiff", convert=_to_rgb_in_range)
+    return decode_tiff(data, directory.tags, max_pixels)  # Pillow makes a TIFF upright
+
+
 def _to_rgb(frame: VideoFrame) -> _Pixels:
     return cast(_Pixels, VideoReformatter().reformat(frame, format="rgb24").to_ndarray())
+
+
+def _to_rgb_in_range(frame: VideoFrame) -> _Pixels:
+    """Convert to RGB; floats, which have no defined range, must go from 0 to 1."""
+    if "f32" in frame.format.name:
+        floats = frame.to_ndarray()
+        if not (floats.min() >= 0 and floats.max() <= 1):
+            raise BadPictureError("its samples are floats that don't lie between 0 and 1")
+    return _to_rgb(frame)
 
 
 def _to_labels(frame: VideoFrame) -> _Pixels:
@@ -150,95 +284,22 @@ def _upright(image: _Pixels, orientation: int) -> _Pixels:
     return np.ascontiguousarray(turned)
 
 
-def _format(data: bytes) -> tuple[str, Callable[[bytes], Size | None]]:
-    """FFmpeg's name of the codec, and what finds the size."""
-    for magic, codec, size_of in _FORMATS:
-        if magic.match(data):
-            return codec, size_of
-    raise BadPictureError("isn't an image of a known format")
+def _ffmpeg(magic: bytes, name: str, parse: Callable[[bytes], ImageHeader], codec: str) -> _Format:
+    decode = partial(_decode_ffmpeg, codec=codec)
+    return _Format(re.compile(magic, re.DOTALL), name, parse, decode)
 
 
-def _png_size(data: bytes) -> Size | None:
-    return _unpack_size(">II", data, 16)
-
-
-def _bmp_size(data: bytes) -> Size | None:
-    size = _unpack_size("<ii", data, 18)
-    return size and (abs(size[0]), abs(size[1]))
-
-
-def _jpeg_size(data: bytes) -> Size | None:
-    """From the first frame header; segments before it are stepped over."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return (height, width) if height and width else None
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # these have no length
-            at += 2
-        else:
-            at += 2 + int(struct.unpack_from(">H", data, at + 2)[0])
-    return None
-
-
-def _webp_size(data: bytes) -> Size | None:
-    kind, body = data[12:16], data[20:30]
-    if len(body) < 10:
-        return None
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(body[7:10], "little"), 1 + int.from_bytes(body[4:7], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(body[1:5], "little")
-        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
-    width, height = struct.unpack_from("<HH", body, 6)
-    return (height & 0x3FFF, width & 0x3FFF) if kind == b"VP8 " else None
-
-
-def _tiff_size(data: bytes) -> Size | None:
-    tags = _tags(data, 0)
-    return (tags[_HEIGHT], tags[_WIDTH]) if {_WIDTH, _HEIGHT} <= tags.keys() else None
-
-
-def _unpack_size(layout: str, data: bytes, at: int) -> Size | None:
-    """(height, width) from a header that has the width first."""
-    if len(data) < at + 8:
-        return None
-    width, height = struct.unpack_from(layout, data, at)
-    return (height, width) if height and width else None
-
-
-def _orientation(data: bytes) -> int:
-    """EXIF's orientation, 1 to 8; 1, upright, where there is none."""
-    if data[:4] in (b"II*\0", b"MM\0*"):
-        return _tags(data, 0).get(_ORIENTATION, 1)
-    exif = _EXIF.search(data)
-    return _tags(data, exif.end()).get(_ORIENTATION, 1) if exif else 1
-
-
-def _tags(data: bytes, base: int) -> dict[int, int]:
-    """The whole-number tags of the first directory of a TIFF block that begins at ``base``."""
-    order = "<" if data[base : base + 2] == b"II" else ">"
-    try:
-        at = base + int(struct.unpack_from(order + "I", data, base + 4)[0])
-        count = int(struct.unpack_from(order + "H", data, at)[0])
-        entries = [struct.unpack_from(order + "HHI4s", data, at + 2 + 12 * i) for i in range(count)]
-    except struct.error:
-        return {}
-    layouts = {3: order + "H", 4: order + "I"}
-    return {
-        tag: int(struct.unpack_from(layouts[kind], value)[0])
-        for tag, kind, length, value in entries
-        if kind in layouts and length == 1
-    }
-
+_HEIF = re.compile(
+    rb"....ftyp(?:mif1|mif2|msf1|miaf|avif|avis|heic|heix|heim|heis|hevc|hevx)", re.DOTALL
+)
 
 _FORMATS = (
-    (re.compile(rb"\xff\xd8\xff"), "mjpeg", _jpeg_size),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "png", _png_size),
-    (re.compile(rb"BM"), "bmp", _bmp_size),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "webp", _webp_size),
-    (re.compile(rb"II\*\0|MM\0\*"), "tiff", _tiff_size),
+    _ffmpeg(rb"\xff\xd8\xff", "JPEG", parse_jpeg, "mjpeg"),
+    _ffmpeg(rb"\x89PNG\r\n\x1a\n", "PNG", parse_png, "png"),
+    _ffmpeg(rb"BM", "BMP", parse_bmp, "bmp"),
+    _Format(re.compile(rb"RIFF....WEBP", re.DOTALL), "WebP", parse_webp, _decode_webp),
+    _Format(re.compile(rb"II[*+]\0|MM\0[*+]"), "TIFF", _parse_tiff, _decode_tiff),
+    _Format(_HEIF, "HEIF", parse_heif, _decode_heif),
+    _ffmpeg(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG 2000", parse_jpeg2000, "jpeg2000"),
+    _Format(re.compile(rb"\x00\x00\x01\x00[^\x00]\x00"), "ICO", parse_ico, _decode_ico),
 )

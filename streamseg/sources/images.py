@@ -2,11 +2,13 @@
 
 The n-th image is given the time of n seconds, because files have no times of their own. Sizes may
 differ from image to image. One that is broken, or too large where others aren't, is counted and
-skipped.
+skipped. Of a file of several images (pages, an animation, a stereo pair) the main one is read, and
+how many such files there were is noted.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Sequence
 from fractions import Fraction
 from functools import partial
@@ -15,7 +17,7 @@ from pathlib import Path
 from streamseg.config import SourceConfig
 from streamseg.errors import TooLargeError
 from streamseg.sources.base import BadPictureError, Picture, Reins, SourceReport, deliver
-from streamseg.sources.imagefile import read_image
+from streamseg.sources.imagefile import read_still
 from streamseg.types import Frame, Image
 
 _SQUARE = Fraction(1)
@@ -24,7 +26,7 @@ _SQUARE = Fraction(1)
 class ImageFiles:
     """Image files as a recording; a :class:`~streamseg.sources.base.Source`.
 
-    ``item`` of a frame is its file's name.
+    ``item`` of a frame is its file's name; where names repeat, the path within the common folder.
 
     Raises:
         NoFramesError: there are no files.
@@ -37,6 +39,9 @@ class ImageFiles:
         self.name = name
         self.reins = Reins()
         self._files = tuple(files)
+        self._items = _item_names(self._files)
+        self._several: tuple[Path, int] | None = None
+        self._several_count = 0
         self._config = config
         self.report = self._hints()
 
@@ -49,17 +54,45 @@ class ImageFiles:
         return SourceReport(fps=1.0, expected=len(self._files), duration=float(len(self._files)))
 
     def _pictures(self) -> Generator[Picture, None, None]:
-        for index, file in enumerate(self._files):
-            yield Picture(index, 0, float(index), partial(self._load, file), item=file.name)
+        self._several, self._several_count = None, 0
+        try:
+            for index, (file, item) in enumerate(zip(self._files, self._items, strict=True)):
+                load = partial(self._load, file)
+                yield Picture(index, 0, float(index), load, item=item)
+        finally:
+            self._note_several()
 
     def _load(self, file: Path) -> tuple[Image, Fraction]:
         try:
-            return read_image(file, self._config.max_pixels), _SQUARE
+            still = read_still(file, self._config.max_pixels)
         except TooLargeError as error:
             if len(self._files) == 1:
                 raise
             trouble = str(error)
         except BadPictureError as error:
             trouble = f"{file}: {error}"
+        else:
+            if still.header.images > 1:
+                self._several = self._several or (file, still.header.images)
+                self._several_count += 1
+            return still.pixels, _SQUARE
         self.report.note(trouble)
         raise BadPictureError(trouble)
+
+    def _note_several(self) -> None:
+        if self._several is None:
+            return
+        file, images = self._several
+        others = self._several_count - 1
+        self.report.note(
+            f"{file} holds {images} pictures: only the first full-size one is used"
+            + (f"; {others} more file(s) likewise" if others else "")
+        )
+
+
+def _item_names(files: Sequence[Path]) -> list[str]:
+    names = [file.name for file in files]
+    if len(set(names)) == len(names):
+        return names
+    common = os.path.commonpath([file.parent for file in files])
+    return [file.relative_to(common).as_posix() for file in files]
