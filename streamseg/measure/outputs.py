@@ -24,6 +24,7 @@ from streamseg.evaluate import (
 from streamseg.evaluate import to_dict as scores_to_dict
 from streamseg.measure.measurement import DatasetReport, Report
 from streamseg.sinks.files import write_bytes_atomically, write_json_atomically
+from streamseg.sinks.part_file import make_folder, make_subfolder
 
 
 def listings(report: Report) -> Iterator[Listing]:
@@ -68,7 +69,7 @@ def prepare(folder: Path | None, file: Path | None) -> None:
     if folder is not None:
         if find_spec("matplotlib") is None:
             raise StreamsegError("--out draws with matplotlib: pip install 'streamseg[train]'")
-        _make_folder(folder)
+        make_folder(folder)
 
 
 def write(report: Report, folder: Path | None, file: Path | None) -> None:
@@ -100,7 +101,7 @@ def _turned(table: Listing) -> Listing:
 
 
 def _write_dataset(dataset: DatasetReport, folder: Path) -> None:
-    _make_folder(folder)
+    make_subfolder(folder)
     write_bytes_atomically(folder / "results.json", msgspec.json.encode(dataset.results))
     for scores in dataset.scores:
         title = f"{dataset.name}: {scores.on}"
@@ -122,10 +123,3 @@ def _dataset_to_dict(dataset: DatasetReport) -> dict[str, Any]:
     if dataset.panoptic is not None:
         numbers["panoptic"] = scores_to_dict(dataset.panoptic)
     return numbers
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: can't make this folder: {error.strerror}") from None
