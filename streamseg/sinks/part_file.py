@@ -259,8 +259,12 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"{path}: can't be written: {reason}") from error
+        raise OutputError(f"{path}: can't be written: {reason_of(error)}") from error
+
+
+def reason_of(error: OSError) -> str:
+    """Return why something can't be written, and what to do."""
+    return _ADVICE.get(error.errno or 0, error.strerror or str(error))
 
 
 def _remove(path: Path) -> None:
