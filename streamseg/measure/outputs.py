@@ -50,6 +50,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "model": msgspec.structs.asdict(report.evaluation.model) if measured else None,
         "least_score": report.evaluation.least_score,
         "most": report.evaluation.most,
+        "class_agnostic_iou": report.evaluation.class_agnostic_iou if measured else None,
         "through_service": report.through_service,
         "datasets": [_dataset_to_dict(dataset) for dataset in report.datasets],
         "panoptic": [{"name": name} | scores_to_dict(scores) for name, scores in report.panoptic],
