@@ -87,7 +87,7 @@ class H264File:
 
     def __init__(self, file: PartFile, size: Size, pixel_aspect: Fraction, name: str) -> None:
         self._file = file
-        self._size = encodable_size(size)
+        self._first_size, self._size = size, encodable_size(size)
         self._pixel_aspect = pixel_aspect
         self._clock = _Clock()
         if self._size != size:
@@ -109,8 +109,10 @@ class H264File:
             pixel_aspect: width of a pixel over its height.
         """
         stretch = pixel_aspect / self._pixel_aspect
-        if image.shape[:2] != self._size or stretch != 1:
+        if image.shape[:2] != self._first_size or stretch != 1:
             image = _letterbox(image, self._size, stretch)
+        elif self._size != self._first_size:
+            image = _resize(image, (self._size[1], self._size[0]))
         planes = cv2.cvtColor(_pad_to_even(image), cv2.COLOR_RGB2YUV_I420)
         frame = av.VideoFrame.from_ndarray(np.asarray(planes, np.uint8), format="yuv420p")
         frame.pts = self._clock.ticks(pts, epoch)
@@ -224,11 +226,16 @@ def _letterbox(image: Image, size: Size, stretch: Fraction) -> Image:
     height, width = image.shape[0], float(image.shape[1] * stretch)
     scale = min(size[0] / height, size[1] / width)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     box = np.zeros((*size, 3), np.uint8)
     x, y = (size[1] - inner[0]) // 2, (size[0] - inner[1]) // 2
-    box[y : y + inner[1], x : x + inner[0]] = cv2.resize(image, inner, interpolation=method)
+    box[y : y + inner[1], x : x + inner[0]] = _resize(image, inner, smaller=scale < 1)
     return box
+
+
+def _resize(image: Image, extent: tuple[int, int], *, smaller: bool = True) -> Image:
+    """``image`` at ``extent``, (width, height)."""
+    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, extent, interpolation=method), np.uint8)
 
 
 @contextmanager
