@@ -38,6 +38,8 @@ MAX_SIDE = 16_384
 _FRAGMENTED = "frag_every_frame+delay_moov+default_base_moof"
 """Each picture is in the file as soon as the next one comes; times needn't begin at 0."""
 _ORDINARY = "+faststart"
+_AS_STORED = {"fflags": "noparse"}
+"""Packets are read as they were written: FFmpeg's parser would take all I-frames for key frames."""
 _OPTIONS = {"preset": "superfast", "crf": "23", "bf": "0"}
 # Numbers of ITU-T H.273: primaries and transfer of BT.709 (and sRGB), matrix of BT.601.
 _BT709 = 1
@@ -133,7 +135,7 @@ class H264File:
         with (
             _os_errors(),
             self._file.reopen() as fragments,
-            av.open(fragments, "r", format="mp4") as given,
+            av.open(fragments, "r", format="mp4", options=_AS_STORED) as given,
             av.open(
                 whole,
                 "w",
