@@ -6,6 +6,7 @@ frame but the one copy that is painted on. Colours are RGB throughout.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ Rectangle: TypeAlias = tuple[int, int, int, int]
 PictureKind: TypeAlias = Literal["frames", "video"]
 Wants: TypeAlias = Callable[[PictureKind, str], bool]
 
+log = logging.getLogger(__name__)
+
+MAX_JPEG_SIDE = 65_500
+"""Largest width and height of a JPEG, in pixels."""
 FILL_ALPHA = 0.5
 STUFF_ALPHA = 0.4
 
@@ -90,9 +95,19 @@ def pictures(
     Yields:
         A picture for each frame that somebody wants; nothing for the others.
     """
+    too_large: set[str] = set()
     for result in results:
         annotated, plain = wants("frames", result.source), wants("video", result.source)
         if not annotated and not plain:
+            continue
+        if max(result.frame.size) > MAX_JPEG_SIDE:
+            metrics.pictures_dropped.labels(result.source).inc()
+            if result.source not in too_large:
+                too_large.add(result.source)
+                log.warning(
+                    "%s: frames of %d x %d pixels have no pictures: JPEG takes sides of %d",
+                    result.source, *result.frame.size[::-1], MAX_JPEG_SIDE,
+                )  # fmt: skip
             continue
         begun = time.perf_counter()
         picture = Picture(
@@ -174,7 +189,7 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
     """
     written, data = False, np.zeros(0, np.uint8)
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    if max(image.shape) <= 65_500:
+    if max(image.shape) <= MAX_JPEG_SIDE:
         written, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not written:
         raise StreamsegError(f"an image of {image.shape[:2]} can't be written as JPEG")

@@ -31,6 +31,7 @@ Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=1e6)]
 """What is waited for: 11 days at the most, which every clock can count."""
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Point: TypeAlias = tuple[float, float]
+MaskIoU: TypeAlias = Annotated[float, Meta(gt=0, le=1)] | Literal["auto"] | None
 TopicPath: TypeAlias = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*\Z", max_length=100)
 ]
@@ -56,6 +57,10 @@ class Thresholds(Section, frozen=True, kw_only=True):
         min_area: the least area of a mask, in pixels.
         max_instances: at most so many, the best ones.
         classes: the names of the classes kept; empty keeps all.
+        class_agnostic_iou: of two instances, of whatever classes, whose masks overlap by more
+            (intersection over union), only the one with the higher score comes out. It is applied
+            after all thresholds above but ``max_instances``. ``null`` applies none. ``auto`` is
+            the model's own value in ``serve``, ``process`` and ``demo``, and none elsewhere.
         region: corners x, y of a polygon, in pixels; kept is what has its box's centre inside.
     """
 
@@ -65,6 +70,7 @@ class Thresholds(Section, frozen=True, kw_only=True):
     min_area: Annotated[int, Meta(ge=0)] = 0
     max_instances: Count = 100
     classes: tuple[str, ...] = ()
+    class_agnostic_iou: MaskIoU = "auto"
     region: tuple[Point, ...] = ()
 
     def __post_init__(self) -> None:
@@ -181,6 +187,10 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
         confident: instances with this score or more are matched first; weaker ones can only
             continue identities that were just seen.
         begin: the least score of an instance that begins an identity.
+        class_vote: an identity's published class is the one with the most weight among so many of
+            its last observations, weighted by their scores; ``score`` stays the instance's own.
+            An object then keeps its identity where the model takes it for another class. 0
+            publishes each instance's own class, and an identity is of one class.
     """
 
     enabled: bool = True
@@ -188,6 +198,7 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
     min_hits: Count = 2
     confident: Fraction01 = 0.45
     begin: Fraction01 = 0.5
+    class_vote: Annotated[int, Meta(ge=0, le=1000)] = 30
 
     def __post_init__(self) -> None:
         if self.confident > self.begin:

@@ -228,7 +228,7 @@ class _Api:
     async def set_thresholds(self, request: Request) -> Response:
         def change(thresholds: Thresholds) -> Response:
             self._service.set_thresholds(thresholds)
-            return _json(thresholds)
+            return _json(self._service.default_thresholds)
 
         return await _answer(request, Thresholds, change)
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from streamseg.client import Received, Subscriber, connect
 from streamseg.config import Config, PublishConfig, SourceConfig
-from streamseg.errors import OutputError, StageError
+from streamseg.errors import StageError
 from streamseg.pipeline import Pipeline
 from streamseg.serve import Service
+from streamseg.sinks.part_file import make_folder
 from streamseg.summary import Progress, Summary
-from streamseg.watch import check_service, record_results, record_video
+from streamseg.watch import Recording, check_service, recorded
 
 CLIP = files("streamseg") / "assets" / "street.mp4"
 SUBSCRIBERS = 2
@@ -55,19 +56,19 @@ class Demo:
         self._out = out
         self._progress = progress
         self._service: Service | None = None
+        self._failures: list[Exception] = []
         self._stopped = self._aborted = False
 
     def run(self) -> DemoReport:
         """Run it to the end.
 
         Raises:
-            OutputError: ``out`` can't be written.
+            OutputError: a file can't be written; what is received goes on to the end all the same.
             StageError: a stage failed.
         """
-        try:
-            self._out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self._out}: can't make this folder: {error.strerror}") from None
+        make_folder(self._out)
+        to_results = Recording(self._out / "results.jsonl", None)
+        to_video = Recording(None, self._out / "annotated.mp4")
         with ExitStack() as stack:
             clip = stack.enter_context(as_file(CLIP))
             config = Config(
@@ -80,11 +81,14 @@ class Demo:
             masks = stack.enter_context(connect(address, sources=["street"]))
             pictures = stack.enter_context(connect(address, sources=["street"], frames="annotated"))
             subscribers = Pipeline()
-            results = record_results(self._all_of(masks), self._out / "results.jsonl")
-            video = record_video(self._all_of(pictures), self._out / "annotated.mp4")
+            results = recorded(self._all_of(masks), to_results)
+            video = recorded(self._all_of(pictures), to_video)
             counts = [0, 0]
-            subscribers.spawn("subscriber:masks", _count(self._shown(results), counts, 0))
-            subscribers.spawn("subscriber:pictures", _count(video, counts, 1))
+            for name, messages in (
+                ("subscriber:masks", _count(self._shown(results), counts, 0)),
+                ("subscriber:pictures", _count(video, counts, 1)),
+            ):
+                subscribers.spawn(name, messages, on_error=self._failures.append)
             summary = self._wait(service, subscribers)
             lost = sum(masks.gaps.values()) + sum(pictures.gaps.values())
             return DemoReport(summary, counts[0], counts[1], lost, self._stopped)
@@ -102,8 +106,17 @@ class Demo:
             self._service.abort()
 
     def _wait(self, service: Service, subscribers: Pipeline) -> Summary:
-        """The service's summary; its failure is the cause of those of its subscribers."""
-        failures = [error for run in (service, subscribers) if (error := _failure_of(run))]
+        """Return the service's summary, or raise its failure, or that of a subscriber.
+
+        A subscriber that fails costs neither the service nor the other subscriber.
+        """
+        failure = None
+        try:
+            service.wait()
+        except StageError as error:  # the cause of what its subscribers fail with
+            failure = error
+        subscribers.wait()
+        failures = [*([failure] if failure else []), *self._failures]
         if failures and not self._aborted:
             raise failures[0]
         return service.summary()
@@ -117,15 +130,6 @@ class Demo:
         for done, received in enumerate(messages, start=1):
             self._progress("street", done, None)
             yield received
-
-
-def _failure_of(run: Service | Pipeline) -> StageError | None:
-    """What a run failed with, once it has ended."""
-    try:
-        run.wait()
-    except StageError as error:
-        return error
-    return None
 
 
 def _count(messages: Iterable[Received], counts: list[int], row: int) -> Iterator[Received]:

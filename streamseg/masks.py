@@ -246,6 +246,21 @@ class Masks:
         union = self.areas[:, None] + other.areas[None] - shared
         return _ratio(shared, union)
 
+    def overlapping_pairs(self, iou: float) -> Iterator[tuple[int, int]]:
+        """Yield the pairs of rows i < j whose intersection over union is above ``iou``, in order.
+
+        Pixels are compared only for pairs whose areas and windows allow such an overlap.
+        """
+        low, high = _shared_windows(self, self)
+        areas = self.areas
+        most = np.maximum(high - low, 0).prod(axis=2)
+        most = np.minimum(most, np.minimum(areas[:, None], areas[None]))
+        union = areas[:, None] + areas[None]
+        for i, j in np.argwhere(np.triu(most > iou * (union - most), 1)).tolist():
+            shared = _shared_pixels(self, i, self, j, (*low[i, j], *high[i, j]))
+            if shared > iou * (union[i, j] - shared):
+                yield i, j
+
     def _encode(self) -> tuple[str, ...]:
         height, width = self.size
         runs = [
@@ -391,17 +406,28 @@ def _ratio(
 
 def _intersections(a: Masks, b: Masks) -> npt.NDArray[np.float64]:
     """Pixels that each pair shares, (N, M); only pairs whose windows meet are looked at."""
-    low = np.maximum(a.windows[:, None, :2], b.windows[None, :, :2])
-    high = np.minimum(a.windows[:, None, 2:], b.windows[None, :, 2:])
+    low, high = _shared_windows(a, b)
     shared = np.zeros((len(a), len(b)))
     for i, j in np.argwhere((high > low).all(axis=2)):
-        (x1, y1), (x2, y2) = low[i, j], high[i, j]
-        ax, ay = a.windows[i, :2]
-        bx, by = b.windows[j, :2]
-        part_a = a.crops[i][y1 - ay : y2 - ay, x1 - ax : x2 - ax]
-        part_b = b.crops[j][y1 - by : y2 - by, x1 - bx : x2 - bx]
-        shared[i, j] = np.count_nonzero(part_a & part_b)
+        shared[i, j] = _shared_pixels(a, i, b, j, (*low[i, j], *high[i, j]))
     return shared
+
+
+def _shared_windows(a: Masks, b: Masks) -> tuple[IntArray, IntArray]:
+    """The upper left and lower right corners of what the windows of each pair share, (N, M, 2)."""
+    low = np.maximum(a.windows[:, None, :2], b.windows[None, :, :2])
+    high = np.minimum(a.windows[:, None, 2:], b.windows[None, :, 2:])
+    return low, high
+
+
+def _shared_pixels(a: Masks, i: int, b: Masks, j: int, window: tuple[int, int, int, int]) -> int:
+    """Pixels that row ``i`` of ``a`` and row ``j`` of ``b`` share, all inside ``window``."""
+    x1, y1, x2, y2 = window
+    ax, ay = a.windows[i, :2]
+    bx, by = b.windows[j, :2]
+    part_a = a.crops[i][y1 - ay : y2 - ay, x1 - ax : x2 - ax]
+    part_b = b.crops[j][y1 - by : y2 - by, x1 - bx : x2 - bx]
+    return int(np.count_nonzero(part_a & part_b))
 
 
 def _tight_window(bitmap: BoolArray) -> tuple[int, int, int, int]:

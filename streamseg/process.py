@@ -4,8 +4,9 @@
                                               ├→ annotated.mp4
                                               └→ panoptic.json and panoptic/, if asked for
 
-Every mailbox blocks, so the slowest stage sets the pace. ``summary.json`` is written last: a
-folder that has one was finished, and it says how.
+Every mailbox blocks, so the slowest stage sets the pace. An output that fails costs neither the
+others nor the other inputs. ``summary.json`` is written last: a folder that has one was finished,
+and it says how.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -35,8 +35,14 @@ from streamseg.metrics import Metrics
 from streamseg.models.base import Segmenter
 from streamseg.models.catalogue import CATALOGUE
 from streamseg.pipeline import Pipeline
-from streamseg.sinks.files import ResultsFile, VideoFile, write_json_atomically
+from streamseg.sinks.files import (
+    IsolatedOutput,
+    ResultsFile,
+    VideoFile,
+    write_json_atomically,
+)
 from streamseg.sinks.panoptic import PanopticFiles
+from streamseg.sinks.part_file import make_folder, make_subfolder, writing
 from streamseg.sources import Input, Source, open_source
 from streamseg.stages import ThresholdBook, infer, read, track
 from streamseg.summary import Progress, Summary, Tally
@@ -50,6 +56,8 @@ SINK_CAPACITY = 4
 """Results that may wait for a file."""
 STOP_WITHIN = 60.0
 """Seconds that an interrupted run gives to what it has taken."""
+UNWRITTEN = "unwritten"
+"""Reason of frames whose line of ``results.jsonl`` couldn't be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,8 @@ class Outcome:
 
     Attributes:
         source: the input's config, with its name.
-        state: ``complete``; ``incomplete`` if the recording is cut off or was lost in part;
-            ``interrupted`` by the user; ``failed`` if nothing can be used.
+        state: ``complete``; ``incomplete`` if the recording is cut off or was lost in part, or an
+            output failed; ``interrupted`` by the user; ``failed`` if nothing can be used.
         reason: why it isn't complete, in one line.
         summary: what it came to, None if it never began.
         notes: remarks on the input, one line each.
@@ -130,13 +138,17 @@ class Processor:
         """Process each input; one that fails doesn't stop the others.
 
         Raises:
-            OutputError: the output can't be written: the next input would fail alike.
+            OutputError: the output folder can't be made.
         """
-        _make_folder(self._out)
+        make_folder(self._out)
         for source in self._config.sources:
             if self.stopped:
                 return
-            yield self._process(source)
+            try:
+                yield self._process(source)
+            except (SourceError, OutputError, StageError) as error:
+                log.debug("%s", source.name, exc_info=error)
+                yield Outcome(source, "failed", str(error))
 
     def stop(self) -> None:
         """Finish what was taken of the current input, and take no further one."""
@@ -151,17 +163,15 @@ class Processor:
             self._pipeline.abort()
 
     def _process(self, config: SourceConfig) -> Outcome:
-        try:
-            source = open_source(config)
-        except SourceError as error:
-            return Outcome(config, "failed", str(error))
+        source = open_source(config)
         if source.live:
             url = redact_address(config.url)
             return Outcome(config, "failed", f"{url}: is live, never ends: use streamseg serve")
         placed = self._inputs.get(config.name, Input(config.url, PurePath(config.name)))
         folder = self._out / placed.folder
-        _make_folder(folder)
-        (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run into this folder
+        make_subfolder(self._out, placed.folder)
+        with writing(folder / "summary.json"):
+            (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run into this folder
         run = _Run(
             config,
             source,
@@ -175,9 +185,10 @@ class Processor:
         self._pipeline = run.pipeline
         if self.stopped:
             self._pipeline.stop()
-        outcome = run.finish()
-        self._pipeline = None
-        return outcome
+        try:
+            return run.finish()
+        finally:
+            self._pipeline = None
 
 
 class _Run:
@@ -205,14 +216,21 @@ class _Run:
         self._problem: Exception | None = None
         self._tally = Tally(model.name, self._metrics)
         self._account = self._metrics.account(source.name)
-        self._results = ResultsFile(folder / "results.jsonl")
-        self._others: dict[str, VideoFile | PanopticFiles] = {
-            "video": VideoFile(folder / "annotated.mp4")
-        }
+        self._results = IsolatedOutput(lambda: ResultsFile(folder / "results.jsonl"))
+        video = IsolatedOutput(lambda: VideoFile(folder / "annotated.mp4"))
+        self._others: dict[str, IsolatedOutput[Any]] = {"video": video}
         if panoptic:
-            self._others["panoptic"] = PanopticFiles(
-                folder / "panoptic.json", model.categories, model.stuff
+            self._others["panoptic"] = IsolatedOutput(
+                lambda: PanopticFiles(folder / "panoptic.json", model.categories, model.stuff)
             )
+
+    @property
+    def _outputs(self) -> list[IsolatedOutput[Any]]:
+        return [self._results, *self._others.values()]
+
+    @property
+    def _failures(self) -> list[OutputError]:
+        return [output.failure for output in self._outputs if output.failure is not None]
 
     def start(self, config: Config, thresholds: ThresholdBook) -> None:
         """Start every stage; returns at once."""
@@ -220,11 +238,11 @@ class _Run:
         inbox: Mailbox[Frame] = Mailbox(worker.max_batch)
         found: Mailbox[Result] = Mailbox(worker.max_batch)
         to_results: Mailbox[Result] = Mailbox(SINK_CAPACITY)
-        pipeline.spawn("results", self._published(self._results.drain(to_results)))
+        pipeline.spawn("results", self._published(self._written(self._results, to_results)))
         into = [to_results]
-        for name, file in self._others.items():
+        for name, output in self._others.items():
             to_file: Mailbox[Result] = Mailbox(SINK_CAPACITY)
-            pipeline.spawn(name, file.drain(to_file))
+            pipeline.spawn(name, self._written(output, to_file))
             into.append(to_file)
         tracked = self._tally.count(track(found, config.tracker, self._metrics))
         pipeline.spawn("tracker", tracked, into=into)
@@ -235,34 +253,65 @@ class _Run:
         pipeline.spawn(f"source:{self._source.name}", frames, [inbox], on_error=self._source_failed)
 
     def finish(self) -> Outcome:
-        """Wait for the end, close the files, write the summary."""
-        with ExitStack() as files:  # whatever is raised here leaves them as .part
-            for file in (self._results, *self._others.values()):
-                files.enter_context(file)
-            self.pipeline.wait(STOP_WITHIN)
-            if self._problem is not None and not isinstance(self._problem, StreamsegError):
-                raise StageError(self._source.name, self._problem)
+        """Wait for the end, close the files, write the summary.
+
+        Raises:
+            StageError: a stage failed; the files are left as ``.part``.
+        """
+        try:
+            self._wait()
+        except BaseException:
+            for output in self._outputs:
+                output.abort()
+            raise
+        for output in self._outputs:
+            output.close()
         if self.pipeline.aborted:
             self._account.abandon("stopped")
         summary = self._tally.summary()
         state, reason = self._state(summary)
         notes = (*filter(None, [self._remark]), *self._source.report.notes)
         outcome = Outcome(self._source_config, state, reason, summary, notes)
-        write_json_atomically(self._folder / "summary.json", self._describe(outcome, summary))
+        try:
+            write_json_atomically(self._folder / "summary.json", self._describe(outcome, summary))
+        except OutputError as error:
+            reason = "; ".join(filter(None, (reason, str(error))))
+            return replace(
+                outcome, state="failed" if state == "failed" else "incomplete", reason=reason
+            )
         return outcome
+
+    def _wait(self) -> None:
+        self.pipeline.wait(STOP_WITHIN)
+        if self._problem is not None and not isinstance(self._problem, StreamsegError):
+            raise StageError(self._source.name, self._problem)
 
     def _source_failed(self, error: Exception) -> None:
         self._problem = error
 
+    def _written(self, output: IsolatedOutput[Any], results: Iterable[Result]) -> Iterator[Result]:
+        """The stage of an output: write each result while that works, and pass all of them on."""
+        for result in results:
+            output.add(result)
+            if len(self._failures) == len(self._outputs):
+                self.pipeline.stop()  # nothing is left to work for
+            yield result
+
     def _published(self, results: Iterable[Result]) -> Iterator[Result]:
         for done, result in enumerate(results, start=1):
-            self._account.publish()
+            if self._results.failure is None:
+                self._account.publish()
+            else:
+                self._account.fail(UNWRITTEN)
             self._progress(self._source.name, done, self._source.report.expected)
             yield result
 
     def _state(self, summary: Summary) -> tuple[State, str]:
-        if self._problem is not None:
-            return ("incomplete" if summary.frames else "failed"), str(self._problem)
+        problems = [*([self._problem] if self._problem else []), *self._failures]
+        if problems:
+            useless = not summary.frames or len(self._failures) == len(self._outputs)
+            reason = "; ".join(str(problem) for problem in problems)
+            return ("failed" if useless else "incomplete"), reason
         if self.pipeline.stopping.is_set():
             return "interrupted", "interrupted: the results end where it was"
         return "complete", ""
@@ -272,16 +321,10 @@ class _Run:
             "input": self._source_config.url,
             "state": outcome.state,
             "reason": outcome.reason,
+            "failed_outputs": [str(failure) for failure in self._failures],
             "bad_frames": self._source.report.bad,
             "notes": list(outcome.notes),
             **summary.to_dict(),
             "versions": {name: version(name) for name in ("streamseg", "torch", "av")},
             "python": platform.python_version(),
         }
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: can't make this folder: {error.strerror}") from None

@@ -14,6 +14,7 @@ from msgspec import Meta, field
 from streamseg.config import (
     Count,
     Fraction01,
+    MaskIoU,
     ModelConfig,
     NotNegative,
     Positive,
@@ -269,6 +270,8 @@ class Evaluation(Section, frozen=True, kw_only=True):
         least_score: detections below it are left out, as COCO's users do to save time.
         most: detections an image.
         batch: images in a forward.
+        class_agnostic_iou: as in a service's thresholds; ``auto`` is none, as published results
+            are measured, and with ``--through-service`` what the service has.
         panoptic: panoptic results in files.
         tracking: tracks in files.
         root: the folder that the files of ``panoptic`` and ``tracking`` are relative to; itself
@@ -280,6 +283,7 @@ class Evaluation(Section, frozen=True, kw_only=True):
     least_score: Fraction01 = 0.05
     most: Annotated[int, Meta(ge=1, le=100)] = 100
     batch: Count = 4
+    class_agnostic_iou: MaskIoU = "auto"
     panoptic: tuple[PanopticTask, ...] = ()
     tracking: tuple[TrackingTask, ...] = ()
     root: str = "."

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from streamseg.config import Config, Thresholds, TrackerConfig
 from streamseg.metrics import Account, Metrics
 from streamseg.models.base import Segmenter
 from streamseg.models.selection import Selection
 from streamseg.sources import Source
+from streamseg.track_labels import LabelVote
 from streamseg.tracker import Tracker
-from streamseg.types import Frame, Result
+from streamseg.types import Frame, Instances, Result
 
 CORRUPT = "corrupt"
 
@@ -72,8 +75,12 @@ class ThresholdBook:
             self._own[source] = self._checked(thresholds)
 
     def _checked(self, thresholds: Thresholds) -> Thresholds:
+        """Return the thresholds with what ``auto`` is for the model."""
         Selection.of(thresholds, self._model.categories)
-        return thresholds
+        if thresholds.class_agnostic_iou != "auto":
+            return thresholds
+        own = self._model.class_agnostic_iou
+        return msgspec.structs.replace(thresholds, class_agnostic_iou=own)
 
 
 def read(source: Source, account: Account) -> Iterator[Frame]:
@@ -150,24 +157,43 @@ def infer(
             yield Result(frame, prediction.instances, model.name, timing, prediction.segments)
 
 
+@dataclass(frozen=True, slots=True)
+class _Identities:
+    """What gives the instances of one source's epoch their identities, and these their labels."""
+
+    epoch: int
+    tracker: Tracker
+    vote: LabelVote | None
+
+    @classmethod
+    def begin(cls, epoch: int, settings: TrackerConfig) -> _Identities:
+        tracker = Tracker(
+            settings.lost_for,
+            min_hits=settings.min_hits,
+            confident=settings.confident,
+            begin=settings.begin,
+            across_classes=settings.class_vote > 0,
+        )
+        return cls(epoch, tracker, LabelVote(settings.class_vote) if settings.class_vote else None)
+
+    def update(self, instances: Instances, pts: float) -> Instances:
+        tracked = self.tracker.update(instances, pts)
+        return self.vote.update(tracked, self.tracker.known_ids) if self.vote else tracked
+
+
 def track(results: Iterable[Result], settings: TrackerConfig, metrics: Metrics) -> Iterator[Result]:
-    """Give instances their identities: one tracker a source, afresh when its epoch changes."""
-    trackers: dict[str, tuple[int, Tracker]] = {}
+    """Give instances their identities and voted labels, afresh when a source's epoch changes."""
+    sources: dict[str, _Identities] = {}
     for result in results:
         if not settings.enabled:
             yield result
             continue
         started = time.monotonic()
-        epoch, tracker = trackers.get(result.source, (-1, None))
-        if tracker is None or epoch != result.frame.epoch:
-            tracker = Tracker(
-                settings.lost_for,
-                min_hits=settings.min_hits,
-                confident=settings.confident,
-                begin=settings.begin,
-            )
-            trackers[result.source] = (result.frame.epoch, tracker)
-        instances = tracker.update(result.instances, result.frame.pts)
+        epoch = result.frame.epoch
+        identities = sources.get(result.source)
+        if identities is None or identities.epoch != epoch:
+            identities = sources[result.source] = _Identities.begin(epoch, settings)
+        instances = identities.update(result.instances, result.frame.pts)
         seconds = time.monotonic() - started
         metrics.stage_seconds.labels("track").observe(seconds)
         timing = {**result.timing, "track": seconds * 1000}

@@ -53,6 +53,7 @@ HIDDEN_EDGE_NOISE = 0.3  # sizes: added where an edge is wholly another mask's o
 BUFFER = 0.4  # of its width and height, by which a box grows on each side
 LEAST_LIKE_SEEN = 0.2  # for a track that was seen in the last frame
 LEAST_LIKE_LOST = 0.1  # for one that wasn't: its prediction is less exact
+LEAST_LIKE_OTHER = 0.6  # for a detection of another class: it must be where the track is
 SEEN_BONUS = 0.1  # the claim of a seen track over that of a lost one
 APPEARANCE_WEIGHT = 0.5  # what the cosine adds to or takes from the worth of a pair, at most
 APPEARANCE_MEMORY = 0.9  # how much of its mean appearance a track keeps at each sight
@@ -87,6 +88,8 @@ class TrackerSettings:
             weaker ones may only continue a track that was seen in the last frame.
         begin: detections with this score or more can begin a track.
         use_masks: compare masks; otherwise boxes stand for them, as in a tracker of boxes.
+        across_classes: a detection that continues no track of its own category may continue one
+            of another category that is at the same place and has no other detection.
     """
 
     lost_for: float = 2.0
@@ -94,6 +97,7 @@ class TrackerSettings:
     confident: float = 0.6
     begin: float = 0.7
     use_masks: bool = True
+    across_classes: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lost_for) and self.lost_for >= 0):
@@ -110,7 +114,8 @@ class Tracker:
     """Identities for the instances of one stream, frame by frame.
 
     Deterministic: the same frames give the same identities. Identities are counted from 1 and
-    never used twice. Objects of different categories are never one track.
+    never used twice. Objects of different categories are never one track, unless the settings say
+    ``across_classes``.
     """
 
     def __init__(
@@ -121,12 +126,22 @@ class Tracker:
         confident: float = 0.6,
         begin: float = 0.7,
         use_masks: bool = True,
+        across_classes: bool = False,
     ) -> None:
         """Settings as in :class:`TrackerSettings`; ConfigError for an impossible one."""
-        self.settings = TrackerSettings(lost_for, min_hits, confident, begin, use_masks)
+        self.settings = TrackerSettings(
+            lost_for, min_hits, confident, begin, use_masks, across_classes
+        )
         self._tracks: _Tracks | None = None
         self._pts = 0.0
         self._next_id = 1
+
+    @property
+    def known_ids(self) -> IntArray:
+        """Identities that may still be continued, int64 (T,)."""
+        if self._tracks is None:
+            return np.zeros(0, np.int64)
+        return np.asarray(self._tracks.ids[self._tracks.ids != NOT_TRACKED])
 
     def update(self, instances: Instances, pts: float) -> Instances:
         """The same rows in the same order, boxes and masks untouched, with ``track_ids`` filled in.
@@ -168,7 +183,7 @@ class Tracker:
         return instances.with_track_ids(ids)
 
     def _match(self, tracks: _Tracks, found: _Detections) -> tuple[IntArray, IntArray]:
-        """Rows of tracks and rows of detections that are one object, from three rounds."""
+        """Rows of tracks and rows of detections that are one object, from three rounds or four."""
         worth = _worth(tracks, found)
         named = tracks.ids != NOT_TRACKED
         just_seen = tracks.frames_unseen == 1
@@ -178,7 +193,10 @@ class Tracker:
         second = _assign(worth, named & just_seen, ~confident)
         confident[first[1]] = False
         third = _assign(worth, tracks.ids == NOT_TRACKED, confident)
-        rows, matched = np.concatenate([first, second, third], axis=1)
+        rounds = [first, second, third]
+        if self.settings.across_classes:
+            rounds.append(_match_across_classes(tracks, found, np.concatenate(rounds, axis=1)))
+        rows, matched = np.concatenate(rounds, axis=1)
         return rows, matched
 
     def _name(self, tracks: _Tracks, hits_needed: int) -> None:
@@ -237,7 +255,7 @@ class _Tracks:
         states: float64 (T, 2, 3), for each axis: lower edge, upper edge (px), velocity (px/s).
         covariances: float64 (T, 2, 3, 3) of the states.
         shapes: bool (T, SAMPLES, SAMPLES), the mask as last seen.
-        labels: int64 (T,).
+        labels: int64 (T,), as last seen.
         features: float64 (T, D), the mean appearance, of unit length or zero.
         ids: int64 (T,), -1 until there have been enough hits.
         hits: int64 (T,), sights.
@@ -319,6 +337,7 @@ class _Tracks:
         self.states[rows] += (gains @ surprise[..., None])[..., 0]
         self.covariances[rows] = covariances - gains @ covariances[:, :, :2, :]
         self.shapes[rows] = found.shapes
+        self.labels[rows] = found.labels
         remembered = APPEARANCE_MEMORY * self.features[rows]
         self.features[rows] = _unit(remembered + (1 - APPEARANCE_MEMORY) * found.features)
         self.hits[rows] += 1
@@ -366,10 +385,27 @@ def _worth(tracks: _Tracks, found: _Detections) -> Reals:
     return np.where(enough, worth, 0.0)
 
 
-def _likeness(tracks: _Tracks, found: _Detections) -> Reals:
+def _match_across_classes(tracks: _Tracks, found: _Detections, taken: IntArray) -> IntArray:
+    """Pairs of different categories at the same place, int64 (2, pairs).
+
+    Args:
+        tracks: all of them.
+        found: all that was found.
+        taken: int64 (2, pairs), rows of both that are one object already.
+    """
+    free, unmatched = np.ones(len(tracks.ids), np.bool_), np.ones(len(found), np.bool_)
+    free[taken[0]] = unmatched[taken[1]] = False
+    likeness = np.zeros((len(free), len(unmatched)))
+    likeness[np.ix_(free, unmatched)] = _likeness(
+        tracks.only(free), found.only(unmatched), same_class=False
+    )
+    return _assign(np.where(likeness >= LEAST_LIKE_OTHER, likeness, 0.0), free, unmatched)
+
+
+def _likeness(tracks: _Tracks, found: _Detections, *, same_class: bool = True) -> Reals:
     """How well each detection fits where each track should be, float64 (T, N), 0 to 1."""
     boxes = _overlap(_buffered(tracks.edges), _buffered(found.edges))
-    boxes *= tracks.labels[:, None] == found.labels[None]
+    boxes *= (tracks.labels[:, None] == found.labels[None]) == same_class
     rows, columns = np.nonzero(boxes)  # the cheap gate: masks are compared for these pairs only
     masks = np.zeros_like(boxes)
     masks[rows, columns] = _mask_overlap(

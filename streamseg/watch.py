@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -21,9 +23,12 @@ from rich.text import Text
 
 from streamseg import wire
 from streamseg.client import Received, Subscriber
-from streamseg.errors import ReceiveTimeout, StreamsegError, printable
-from streamseg.sinks.files import ResultsFile, VideoFile
+from streamseg.errors import OutputError, ReceiveTimeout, StreamsegError, printable
+from streamseg.sinks.files import IsolatedOutput, ResultsFile, VideoFile
 from streamseg.wire import StatusMessage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger(__name__)
 
@@ -165,16 +170,17 @@ class Watch:
 
         Raises:
             ReceiveTimeout: nothing came for the subscriber's timeout.
-            OutputError: a file can't be written.
+            OutputError: a file couldn't be written; all else went on to the end.
         """
         console = Console(stderr=True)
-        with Live(console=console, auto_refresh=False, transient=True) as live:
-            self._live = live if console.is_terminal else None
-            for received in self._recorded(islice(self._messages(), self._limit)):
-                self._overview.add(received, time.monotonic())
-                self._look_up()
-        self._hear()
-        Console().print(self._overview.table(time.monotonic(), closing=True))
+        with Recording(self._jsonl, self._save) as recording:
+            with Live(console=console, auto_refresh=False, transient=True) as live:
+                self._live = live if console.is_terminal else None
+                for received in recording.record(islice(self._messages(), self._limit)):
+                    self._overview.add(received, time.monotonic())
+                    self._look_up()
+            self._hear()
+            Console().print(self._overview.table(time.monotonic(), closing=True))
 
     def stop(self) -> None:
         """End after the message that is being handled."""
@@ -212,13 +218,6 @@ class Watch:
         subscriber = self._subscriber
         self._overview.hear(subscriber.statuses, subscriber.gaps, time.monotonic())
 
-    def _recorded(self, messages: Iterable[Received]) -> Iterable[Received]:
-        if self._jsonl is not None:
-            messages = record_results(messages, self._jsonl)
-        if self._save is not None:
-            messages = record_video(messages, self._save)
-        return messages
-
 
 def check_service(subscriber: Subscriber) -> None:
     """Once a subscriber has ended: what it received is all there was, or an error.
@@ -231,35 +230,83 @@ def check_service(subscriber: Subscriber) -> None:
         raise StreamsegError(f"the service failed: {status.reason}")
 
 
-def record_results(messages: Iterable[Received], path: Path) -> Iterator[Received]:
-    """Pass messages through and write each as a line of ``results.jsonl``."""
-    with ResultsFile(path) as file:
-        for received in messages:
-            file.write(wire.record(received.message))
-            yield received
+class Recording:
+    """Files that received messages are written to; one that fails doesn't cost the other.
 
+    As a context manager it completes the files at the end, and leaves them as ``.part`` if there
+    was an exception.
 
-def record_video(messages: Iterable[Received], path: Path) -> Iterator[Received]:
-    """Pass messages through and write one source's pictures as a video, with its own times.
+    Args:
+        jsonl: file of the results, or None.
+        save: video file of one source's pictures, with their own times, or None. The source is
+            the first that comes; each other one is logged once as not saved.
 
-    It is the source that comes first; of each other it is said once that it isn't saved.
+    Raises:
+        OutputError: a file can't be opened; on leaving the context: it couldn't be written.
     """
-    saved: str | None = None
-    others: set[str] = set()
-    with VideoFile(path) as video:
+
+    def __init__(self, jsonl: Path | None, save: Path | None) -> None:
+        self._results = None if jsonl is None else IsolatedOutput(lambda: ResultsFile(jsonl))
+        self._video = None if save is None else IsolatedOutput(lambda: VideoFile(save))
+        self._saved: str | None = None
+        self._others: set[str] = set()
+        self._raise_failure()
+
+    def record(self, messages: Iterable[Received]) -> Iterator[Received]:
+        """Write each message, then pass it on."""
         for received in messages:
-            source = received.source
-            saved = saved or source
-            if source == saved:
-                video.write(received.frame, received.pts, received.epoch)
-            elif source not in others:
-                others.add(source)
-                log.warning(
-                    "%s isn't saved: a video is of one source, here %s; name one with --source",
-                    source,
-                    saved,
-                )
+            if self._results is not None:
+                self._write_result(self._results, received)
+            if self._video is not None:
+                self._write_picture(self._video, received)
             yield received
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for output in self._outputs:
+            output.close() if error is None else output.abort()
+        if error is None:
+            self._raise_failure()
+
+    @property
+    def _outputs(self) -> list[IsolatedOutput[Any]]:
+        return [output for output in (self._results, self._video) if output is not None]
+
+    def _raise_failure(self) -> None:
+        failures = [output.failure for output in self._outputs if output.failure is not None]
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise OutputError("; ".join(map(str, failures)))
+
+    def _write_result(self, results: IsolatedOutput[ResultsFile], received: Received) -> None:
+        results.attempt(lambda file: file.write(wire.record(received.message)))
+
+    def _write_picture(self, video: IsolatedOutput[VideoFile], received: Received) -> None:
+        source = received.source
+        self._saved = self._saved or source
+        if source == self._saved:
+            video.attempt(lambda file: file.write(received.frame, received.pts, received.epoch))
+        elif source not in self._others:
+            self._others.add(source)
+            log.warning(
+                "%s isn't saved: a video is of one source, here %s; name one with --source",
+                source,
+                self._saved,
+            )
+
+
+def recorded(messages: Iterable[Received], recording: Recording) -> Iterator[Received]:
+    """Record messages to their end, and complete the files."""
+    with recording:
+        yield from recording.record(messages)
 
 
 def _text(wired: str) -> Text:

@@ -275,3 +275,18 @@ def test_frames_that_nobody_wants_make_no_picture():
     ]
     made = pictures(results, lambda kind, source: source == "b", 80, Metrics())
     assert [picture.source for picture in made] == ["b", "b"]
+
+
+def test_frames_that_no_jpeg_can_hold_have_no_pictures_and_end_nothing(caplog):
+    def result_of_width(width):
+        frame = Frame("gate", 0, 0, 0.0, 0.0, 0.0, np.zeros((2, width, 3), np.uint8))
+        return Result(frame, Instances.empty(frame.size, {}), "test")
+
+    metrics = Metrics()
+    results = [result_of_width(width) for width in (64, 65_501, 70_000, 65_500)]
+    made = list(pictures(results, lambda kind, source: True, 80, metrics))
+    assert [picture.result.frame.size[1] for picture in made] == [64, 65_500]
+    assert metrics.pictures_dropped_total() == 2
+    assert caplog.messages == [
+        "gate: frames of 65501 x 2 pixels have no pictures: JPEG takes sides of 65500"
+    ]

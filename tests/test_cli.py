@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,9 +19,12 @@ import av
 import pytest
 import torch
 from conftest import CLIP, MEDIA, Ended, Run, command, environment
+from PIL import Image
 from ports import free_port
 
 from streamseg import wire
+from streamseg.cli.streams import GuardedStream
+from streamseg.models.nanomask.segmenter import NanoMask
 
 PATTERN = "test:?size=96x64&frames=8"
 
@@ -142,6 +149,180 @@ def test_corrupt_frames_are_counted_and_the_rest_is_processed(
     assert account["failed"] == {"corrupt": 6}, result.stderr
     assert account["published"] == 44
     assert account["decoded"] == 50
+
+
+SMALL = ("--weights", "none", "--set", "model.input_size=64")
+"""A model that costs next to nothing, where masks don't matter."""
+
+
+def test_an_output_that_cannot_be_written_costs_neither_the_others_nor_the_next_input(
+    streamseg: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "first" / "annotated.mp4").mkdir(parents=True)
+    (tmp_path / "out" / "third").symlink_to(tmp_path)
+    shutil.copy(MEDIA / "ok.mp4", tmp_path / "first.mp4")
+    shutil.copy(MEDIA / "ok.mp4", tmp_path / "second.mp4")
+    shutil.copy(MEDIA / "ok.mp4", tmp_path / "third.mp4")
+    result = streamseg("process", "third.mp4", "first.mp4", "second.mp4", "--out", "out", *SMALL)
+    assert result.returncode == 1
+    link, folder = [line for line in result.stderr.splitlines() if line.startswith("streamseg: ")]
+    assert "out/third: is a link" in link
+    assert "first/annotated.mp4: can't be written: there is a folder of that name" in folder
+    first, second = (
+        json.loads((tmp_path / "out" / name / "summary.json").read_text())
+        for name in ("first", "second")
+    )
+    assert (first["state"], second["state"]) == ("incomplete", "complete")
+    assert first["failed_outputs"] == [folder.removeprefix("streamseg: ")]
+    assert first["frames"] == second["frames"] == 50
+    lines = [
+        (tmp_path / "out" / name / "results.jsonl").read_bytes() for name in ("first", "second")
+    ]
+    assert [len(text.splitlines()) for text in lines] == [50, 50]
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_frames_whose_results_cannot_be_written_are_counted_so_and_the_video_is_whole(
+    streamseg: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "ok" / "results.jsonl").mkdir(parents=True)
+    result = streamseg("process", MEDIA / "ok.mp4", "--out", "out", *SMALL)
+    assert result.returncode == 1
+    assert "results.jsonl: can't be written" in one_line(result)
+    summary = json.loads((tmp_path / "out" / "ok" / "summary.json").read_text())
+    account = summary["sources"][0]["account"]
+    assert (account["published"], account["failed"]) == (0, {"unwritten": 50})
+    with av.open(str(tmp_path / "out" / "ok" / "annotated.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 50
+
+
+def test_where_no_output_can_be_written_no_frame_is_processed_for_nothing(
+    streamseg: Run, tmp_path: Path
+) -> None:
+    for name in ("results.jsonl", "annotated.mp4"):
+        (tmp_path / "out" / "test" / name).mkdir(parents=True)
+    pattern = "test:?size=64x64&frames=100000"
+    result = streamseg("process", pattern, "--out", "out", *SMALL)
+    assert result.returncode == 1
+    said = one_line(result)
+    assert "results.jsonl: can't" in said
+    assert "annotated.mp4: can't" in said
+    summary = json.loads((tmp_path / "out" / "test" / "summary.json").read_text())
+    assert summary["state"] == "failed"
+    assert summary["frames"] < 50
+
+
+def test_an_input_that_the_model_fails_on_does_not_cost_the_next(
+    streamseg: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = NanoMask.forward
+
+    def fragile(self, batches, thresholds=None):
+        if any((48, 64) in batch.sizes for batch in batches):
+            raise ZeroDivisionError("the model broke")
+        return forward(self, batches, thresholds)
+
+    monkeypatch.setattr(NanoMask, "forward", fragile)
+    inputs = ("test:?size=64x48&frames=5", "test:?size=64x64&frames=5")
+    result = streamseg("process", *inputs, "--out", "out", *SMALL)
+    assert result.returncode == 1
+    assert "worker: the model broke" in one_line(result)
+    assert not (tmp_path / "out" / "test" / "summary.json").exists()
+    summary = json.loads((tmp_path / "out" / "test-2" / "summary.json").read_text())
+    assert (summary["state"], summary["frames"]) == ("complete", 5)
+
+
+def test_a_picture_that_is_too_wide_for_the_video_has_its_results(
+    streamseg: Run, tmp_path: Path
+) -> None:
+    Image.new("RGB", (17_000, 20), (90, 120, 60)).save(tmp_path / "wide.png")
+    result = streamseg("process", "wide.png", PATTERN, "--out", "out", *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "wide" in result.stdout
+    message = wire.decode((tmp_path / "out/wide/results.jsonl").read_bytes(), wire.RecordedMessage)
+    assert tuple(message.size) == (20, 17_000)
+    with av.open(str(tmp_path / "out" / "wide" / "annotated.mp4")) as video:
+        assert [(f.height, f.width) for f in video.decode(video=0)] == [(20, 16_384)]
+    assert (tmp_path / "out" / "test" / "summary.json").exists()
+
+
+# Standard output
+
+
+def said_by(*arguments: object, **streams: object) -> tuple[int, str]:
+    """Exit code and stderr of a command as a program of its own."""
+    child = subprocess.run(
+        command(*arguments),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        **streams,
+    )
+    return child.returncode, child.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [("models",), ("--help",), ("models", "nanomask")])
+def test_output_into_a_full_device_is_one_line(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        code, said = said_by(*arguments, stdout=full)
+    line = "streamseg: standard output: can't be written: the disk is full: make room and run again"
+    assert (code, said.splitlines()) == (1, [line])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_of_json_stays_json_where_output_fails() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        code, said = said_by("models", "--log", "json", stdout=full)
+    assert code == 1
+    assert "standard output" in json.loads(said)["message"]
+
+
+def test_a_reader_that_leaves_is_no_failure() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        assert said_by("models", stdout=closed) == (0, "")
+
+
+@pytest.mark.slow
+def test_closed_outputs_end_nothing(tmp_path: Path) -> None:
+    shell = f'cd {tmp_path} && "$@" >&- 2>&-'
+    arguments = command("process", PATTERN, "--out", "out", *SMALL)
+    child = subprocess.run(
+        ["sh", "-c", shell, "sh", *arguments], env=environment(), check=False, timeout=60
+    )
+    assert child.returncode == 0
+    assert len((tmp_path / "out/test/results.jsonl").read_bytes().splitlines()) == 8
+
+
+class Broken(io.StringIO):
+    """A stream that fails, and has no descriptor."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+    def write(self, text: str) -> int:
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EPIPE, errno.EIO])
+def test_the_first_failure_of_a_stream_is_kept_and_all_later_text_dropped(code: int) -> None:
+    stream = GuardedStream(Broken(code))
+    for _ in range(3):
+        assert stream.write("text") == 4
+        stream.flush()
+    assert (stream.failure is None) == (code == errno.EPIPE)
+    assert stream.failure is None or stream.failure.errno == code
+
+
+def test_the_streams_are_as_before_after_a_command(streamseg: Run) -> None:
+    before = sys.stdout, sys.stderr
+    assert "nanomask" in streamseg("models").stdout
+    assert (sys.stdout, sys.stderr) == before
 
 
 BAD_CALLS = {

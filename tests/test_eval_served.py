@@ -9,18 +9,25 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARED
-from evaluating import LEAST_SCORE, wild_model, write_own_truth, write_pictures
+from evaluating import (
+    INPUT_SIZE,
+    LEAST_SCORE,
+    wild_model,
+    write_own_truth,
+    write_pictures,
+    write_weights,
+)
 from msgspec.structs import replace
 
 from streamseg import wire
-from streamseg.config import Thresholds
+from streamseg.config import ModelConfig, Thresholds
 from streamseg.data import Dataset, coco_truth, open_dataset
 from streamseg.errors import DataError, OutputError, ReceiveTimeout, StageError, StreamsegError
 from streamseg.evaluate import evaluate_coco, to_dict
 from streamseg.evaluate.predictions import predict_dataset
-from streamseg.measure import predict_through_service, served
+from streamseg.measure import Measurement, predict_through_service, served
 from streamseg.models.base import Segmenter
-from streamseg.recipe import CocoData, PatternData
+from streamseg.recipe import CocoData, DataConfig, Evaluation, PatternData
 from streamseg.sinks.network.endpoints import MASKS_QUEUED
 from streamseg.sinks.network.publisher import RESULTS_WAITING, Publisher
 from streamseg.types import Result
@@ -133,6 +140,36 @@ def test_coco_pictures_give_the_same_through_a_service(nanomask: Segmenter) -> N
     scores = both_scores(dataset, rows)
     assert scores == both_scores(dataset, expected)
     assert scores[0]["ap"] > 0.2
+
+
+@pytest.mark.slow
+def test_it_is_measured_with_the_suppression_that_is_served(
+    wild: Segmenter, tmp_path: Path
+) -> None:
+    """Of the model by itself the published settings are measured, of the service what it has."""
+    write_weights(wild, tmp_path / "wild.safetensors")
+    evaluation = Evaluation(
+        model=ModelConfig(weights=str(tmp_path / "wild.safetensors"), input_size=INPUT_SIZE),
+        data=DataConfig(val=(PatternData(url="test:?size=96x64&frames=2&objects=4&seed=5"),)),
+        batch=1,
+    )
+    own = type(wild).class_agnostic_iou
+    for chosen, through_service, iou in (
+        ("auto", False, None), ("auto", True, own), (None, True, None), (0.3, False, 0.3),
+        (0.3, True, 0.3),
+    ):  # fmt: skip
+        wanted = replace(THRESHOLDS, class_agnostic_iou=iou)
+        rows = predict_dataset(wild, pattern(2), wanted, batch=1, progress=silent).results
+        run = Measurement(
+            replace(evaluation, class_agnostic_iou=chosen),
+            tmp_path,
+            silent,
+            through_service=through_service,
+        )
+        report = run.run()
+        assert report.datasets[0].results == rows
+        assert report.evaluation.class_agnostic_iou == iou
+    assert len(rows) < len(direct(wild, pattern(2)))
 
 
 def test_it_is_the_messages_that_are_measured(wild: Segmenter, own: Dataset, monkeypatch) -> None:

@@ -1,8 +1,11 @@
 """Files of results: a real decoder reads back what was written, and no half file has a name."""
 
+import errno
+import io
 import json
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -18,7 +21,20 @@ from streamseg import wire
 from streamseg.annotate import paint
 from streamseg.errors import OutputError
 from streamseg.masks import Masks
-from streamseg.sinks.files import ResultsFile, VideoFile, write_json_atomically
+from streamseg.sinks.files import (
+    IsolatedOutput,
+    ResultsFile,
+    VideoFile,
+    write_json_atomically,
+)
+from streamseg.sinks.h264 import H264File, _Clock
+from streamseg.sinks.part_file import (
+    PartFolder,
+    append_bytes,
+    make_folder,
+    make_subfolder,
+    writing,
+)
 from streamseg.types import Frame, Instances, Result
 
 RED, GREEN, BLUE, GREY = (200, 30, 40), (20, 180, 60), (40, 60, 220), (128, 128, 128)
@@ -196,25 +212,33 @@ def test_a_folder_without_the_right_to_write_is_an_output_error(tmp_path, which)
         writers(tmp_path / "out")[which]()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
-def test_a_full_disk_is_said_in_one_line(tmp_path):
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
+    def full(file, data):
+        io.FileIO.write(file, data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     path = tmp_path / "results.jsonl"
-    part(path).symlink_to("/dev/full")
-    with pytest.raises(OutputError, match=r"results\.jsonl: .*the disk is full.*make room"):  # noqa: SIM117
-        with ResultsFile(path) as file:
-            list(file.drain([result_of(0)]))
+    file = ResultsFile(path)
+    file.add(result_of(0))
+    before = part(path).read_bytes()
+    monkeypatch.setattr("streamseg.sinks.part_file.write_whole", full)
+    with pytest.raises(OutputError, match=r"results\.jsonl: .*the disk is full.*make room"):
+        file.add(result_of(1))
+    file.abort()
     assert not path.exists()
+    assert part(path).read_bytes() == before  # nothing of the line that didn't fit
 
 
-def test_results_that_do_not_fit_leave_the_part_with_whole_lines_before_the_last(tmp_path):
+def test_results_that_do_not_fit_leave_the_part_with_whole_lines(tmp_path):
     path = tmp_path / "results.jsonl"
     with files_no_larger_than(1000), pytest.raises(OutputError, match="larger than it may be"):  # noqa: SIM117
         with ResultsFile(path) as file:
             list(file.drain(result_of(i) for i in range(20)))
     assert not path.exists()
-    lines = part(path).read_bytes().split(b"\n")
+    *lines, end = part(path).read_bytes().split(b"\n")
     assert len(lines) > 2
-    for line in lines[:-1]:
+    assert end == b""
+    for line in lines:
         wire.decode(line, wire.RecordedMessage)
 
 
@@ -445,7 +469,7 @@ def test_memory_stays_flat_over_thousands_of_pictures(tmp_path):
         + """
 import sys
 import numpy as np
-from pathlib import Path
+from pathlib import Path, PurePath
 from streamseg.sinks.files import VideoFile
 image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 with VideoFile(Path(sys.argv[1])) as video:
@@ -489,3 +513,232 @@ def test_json_has_no_numbers_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json_atomically(tmp_path / "summary.json", {"fps": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+# Links, and what else lies where a file is to be written
+
+
+def linked(tmp_path, path, kind):
+    """Something at ``path`` that leads to a file elsewhere, and that file."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    if kind == "hard":
+        os.link(precious, path)
+    else:
+        path.symlink_to(precious if kind == "link" else tmp_path / "nowhere")
+    return precious
+
+
+@pytest.mark.parametrize("where", ["part", "whole.part", "target"])
+@pytest.mark.parametrize("kind", ["link", "hard", "dangling"])
+@pytest.mark.parametrize("which", range(3))
+def test_no_link_is_written_through(tmp_path, which, kind, where):
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "file"
+    at = path if where == "target" else path.with_name(f"file.{where}")
+    precious = linked(tmp_path, at, kind)
+    made = writers(path)[which]()
+    if made is not None:
+        made.add(result_of(0))
+        made.close()
+    assert precious.read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
+    assert not path.is_symlink()
+    assert path.stat().st_size > 2
+    assert path.stat().st_nlink == 1
+
+
+def test_a_file_that_was_exchanged_while_it_was_written_is_an_error(tmp_path):
+    path = tmp_path / "results.jsonl"
+    file = ResultsFile(path)
+    file.add(result_of(0))
+    part(path).unlink()
+    precious = linked(tmp_path, part(path), "link")
+    with pytest.raises(OutputError, match="another program replaced it"):
+        file.close()
+    assert not path.exists()
+    assert precious.read_text() == "precious"
+
+
+def test_a_folder_that_was_exchanged_while_a_file_was_written_gets_nothing(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "other").mkdir()
+    with ResultsFile(tmp_path / "out" / "results.jsonl") as file:
+        file.add(result_of(0))
+        (tmp_path / "out").rename(tmp_path / "moved")
+        (tmp_path / "out").symlink_to(tmp_path / "other")
+    assert [entry.name for entry in (tmp_path / "moved").iterdir()] == ["results.jsonl"]
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_pipe_or_device_is_not_replaced(tmp_path, which):
+    os.mkfifo(tmp_path / "out")
+    with pytest.raises(OutputError, match="it is a device or pipe"):
+        writers(tmp_path / "out")[which]()
+    assert stat.S_ISFIFO((tmp_path / "out").stat().st_mode)
+
+
+def test_folders_and_their_files_follow_no_link_either(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("png", "png.part"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    folder = PartFolder(tmp_path / "png")
+    (tmp_path / "png.part" / "1.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    with pytest.raises(FileExistsError):
+        folder.write_file("1.png", b"pixels")
+    folder.write_file("2.png", b"pixels")
+    folder.publish()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert not (tmp_path / "png").is_symlink()
+    assert (tmp_path / "png" / "2.png").read_bytes() == b"pixels"
+
+
+def test_what_is_appended_to_is_no_link(tmp_path):
+    precious = linked(tmp_path, tmp_path / "steps.csv", "link")
+    with pytest.raises(OutputError, match="links are not followed: remove it"), writing(precious):
+        append_bytes(tmp_path / "steps.csv", b"1,2")
+    assert precious.read_text() == "precious"
+    append_bytes(precious, b", and more")
+    assert precious.read_text() == "precious, and more"
+
+
+def test_a_subfolder_is_no_link_and_the_folder_that_was_named_may_be_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    make_folder(tmp_path / "out")
+    make_subfolder(tmp_path / "out", PurePath("cam/clip"))
+    assert (tmp_path / "disk" / "cam" / "clip").is_dir()
+    (tmp_path / "out" / "other").symlink_to(tmp_path / "disk")
+    for folder in ("other", "other/below"):
+        with pytest.raises(OutputError, match=r"other: is a link, .*: remove it"):
+            make_subfolder(tmp_path / "out", PurePath(folder))
+
+
+# Whatever ends the program, the pictures until then can be played
+
+
+def test_a_complete_video_is_what_ffmpeg_writes_at_once(tmp_path):
+    """The fragments leave no trace: the same packets directly into an ordinary MP4 are equal."""
+    images = [noise((48, 64), seed) for seed in range(30)]
+    path = tmp_path / "out.mp4"
+    with VideoFile(path) as video:
+        for index, image in enumerate(images):
+            video.write(image, 7 + index / 30, pixel_aspect=Fraction(4, 3))
+    ways = H264File.__new__(H264File)
+    ways._first_size = ways._size = (48, 64)
+    ways._pixel_aspect, ways._clock = Fraction(4, 3), _Clock()
+    direct = tmp_path / "direct.mp4"
+    with av.open(str(direct), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        ways._container, ways._stream = container, ways._add_stream(container)
+        for index, image in enumerate(images):
+            ways.write(image, 7 + index / 30, 0, Fraction(4, 3))
+        ways._encode(None)
+    assert path.read_bytes() == direct.read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from pathlib import Path, PurePath
+from streamseg.sinks.files import VideoFile
+video = VideoFile(Path(sys.argv[1]))
+rng = np.random.default_rng(0)
+for index in range(40):
+    video.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), index / 25)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_written_before_a_kill_can_be_played(tmp_path):
+    path = tmp_path / "out.mp4"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(decode(part(path))) >= 38  # but for what the encoder and the muxer held
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.mp4.part"]
+
+
+@pytest.mark.parametrize("limit", [10_000, 60_000, 61_234])
+def test_what_was_written_before_the_disk_was_full_can_be_played(tmp_path, limit):
+    path = tmp_path / "out.mp4"
+    video = IsolatedOutput(lambda: VideoFile(path))
+    with files_no_larger_than(limit):
+        for index in range(60):
+            image = noise((48, 64), index)
+            video.attempt(lambda file, image=image, pts=index / 25: file.write(image, pts))
+    video.close()
+    assert "larger than it may be" in str(video.failure)
+    shown = decode(part(path))
+    times = [float(frame.time) for frame in shown]
+    assert times == pytest.approx([i / 25 for i in range(len(shown))], abs=TICK)
+    assert part(path).stat().st_size > 0.6 * limit
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.mp4.part"]
+
+
+def test_a_copy_that_does_not_fit_leaves_the_fragments(tmp_path, monkeypatch):
+    path = tmp_path / "out.mp4"
+    video = VideoFile(path)
+    for index in range(20):
+        video.write(noise((48, 64), index), index / 25)
+    size = part(path).stat().st_size
+
+    def smaller(encoder, whole, copy=H264File.copy_into):
+        with files_no_larger_than(size // 2):
+            copy(encoder, whole)
+
+    monkeypatch.setattr(H264File, "copy_into", smaller)
+    with pytest.raises(OutputError, match=r"out\.mp4: can't be written"):
+        video.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.mp4.part"]
+    assert len(decode(part(path))) == 20
+
+
+# Pictures that H.264 doesn't take
+
+
+@pytest.mark.parametrize("size", [(2, 16_385), (3, 20_000), (20_000, 3), (1, 66_000), (30, 33_000)])
+def test_pictures_that_are_too_long_are_scaled_and_that_is_said(tmp_path, caplog, size):
+    path = tmp_path / "out.mp4"
+    image = plain(size, GREEN)
+    (image if size[0] > size[1] else image.swapaxes(0, 1))[: max(size) // 2] = RED
+    scaled = [max(1, round(side * 16_384 / max(size))) for side in size]
+    with VideoFile(path) as video:
+        video.write(image, 0.0)
+        video.write(image, 1.0)
+    first, second = decode(path)
+    assert [first.height, first.width] == [side + side % 2 for side in scaled]
+    shown = second.to_ndarray(format="rgb24").astype(int)
+    assert np.abs(shown[0, 0] - RED).max() < 20
+    (warning,) = caplog.messages
+    assert f"out.mp4: pictures of {size[1]} x {size[0]} pixels are scaled to" in warning
+
+
+def test_the_longest_pictures_stay_as_they_are(tmp_path, caplog):
+    with VideoFile(tmp_path / "out.mp4") as video:
+        video.write(plain((2, 16_384)), 0.0)
+    (frame,) = decode(tmp_path / "out.mp4")
+    assert (frame.height, frame.width) == (2, 16_384)
+    assert caplog.messages == []
+
+
+# An output that fails costs nothing but itself
+
+
+def test_the_failure_of_an_output_is_kept_and_nothing_is_written_after_it(tmp_path):
+    good = IsolatedOutput(lambda: ResultsFile(tmp_path / "good"))
+    full = IsolatedOutput(lambda: ResultsFile(tmp_path / "full"))
+    gone = IsolatedOutput(lambda: ResultsFile(tmp_path / "gone" / "file"))
+    assert "no such folder" in str(gone.failure)
+    for index in range(8):
+        for output in (good, gone):
+            output.add(result_of(index))
+        with files_no_larger_than(1000):
+            full.add(result_of(index))
+    failure = full.failure
+    assert "larger than it may be" in str(failure)
+    for output in (good, full, gone):
+        output.close()
+    assert full.failure is failure
+    assert good.failure is None
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full.part", "good"]
+    assert len((tmp_path / "good").read_bytes().splitlines()) == 8

@@ -15,7 +15,7 @@ from streamseg.cli import main
 from streamseg.config import SourceConfig, source_names
 from streamseg.errors import NoFramesError
 from streamseg.sources import Input, find_inputs, open_source, place_outputs
-from streamseg.wire import printable
+from streamseg.wire import escape_undecodable
 
 pytestmark = pytest.mark.timeout(120)
 JPEG = encoded(scene(40, 56), "JPEG")
@@ -198,5 +198,5 @@ def test_a_terminal_that_knows_ascii_only_gets_escapes(tmp_path: Path, monkeypat
 
 
 def test_bytes_that_are_no_utf8_are_written_as_in_urls():
-    assert printable(os.fsdecode(b"caf\xe9 \xc3\xa9 \xff")) == "caf%E9 \u00e9 %FF"
-    assert printable("\ud800").isascii()
+    assert escape_undecodable(os.fsdecode(b"caf\xe9 \xc3\xa9 \xff")) == "caf%E9 \u00e9 %FF"
+    assert escape_undecodable("\ud800").isascii()

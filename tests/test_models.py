@@ -24,7 +24,8 @@ from streamseg.models.categories import Categories
 from streamseg.models.layers.masks import paste_masks
 from streamseg.models.loading import _family
 from streamseg.models.nanomask.network import NanoMaskNet
-from streamseg.models.selection import Selection
+from streamseg.models.selection import Selection, unsuppressed
+from streamseg.stages import ThresholdBook
 from streamseg.types import Instances
 
 NAMES = {1: "person", 3: "car", 7: "train"}
@@ -176,6 +177,97 @@ def test_the_best_are_kept_among_those_that_are_large_enough():
     assert rows(thresholds, [0.9] * 5, [1] * 5) == [0, 1, 2, 3, 4]
     assert selection.finish(instances).masks.areas.tolist() == [64, 81]
     assert rows(Thresholds(score=0, max_instances=2), [0.9] * 5, [1] * 5) == [0, 1]
+
+
+# One object, one row
+
+
+def instances_of(crops, origins, size=(20, 20), labels=None):
+    masks = Masks.from_crops(crops, origins, size)
+    count = len(crops)
+    labels = [1, 3, 7][:count] if labels is None else labels
+    return Instances(masks.boxes, np.linspace(0.9, 0.5, count), labels, masks, NAMES)
+
+
+def finished(instances, **thresholds):
+    """The scores of the rows that are left, in tenths."""
+    left = Selection.of(Thresholds(score=0, **thresholds), NAMES).finish(instances)
+    return np.round(left.scores * 10).astype(int).tolist()
+
+
+def test_of_two_that_overlap_more_the_worse_goes_whatever_its_class():
+    square = np.ones((10, 10), bool)
+    three = instances_of([square] * 3, [(0, 0), (0, 1), (0, 4)])  # IoU 0.82, 0.43; 0.54
+    assert finished(three, class_agnostic_iou=None) == finished(three) == [9, 7, 5]  # auto is off
+    assert finished(three, class_agnostic_iou=0.8) == [9, 5]
+    assert finished(three, class_agnostic_iou=0.5) == [9, 5]  # who is gone takes no other along
+    assert finished(three, class_agnostic_iou=0.4) == [9]
+    same = instances_of([square] * 2, [(0, 0)] * 2, labels=[1, 1])
+    assert finished(same, class_agnostic_iou=0.99) == [9]
+    assert finished(same, class_agnostic_iou=1) == [9, 5]  # none overlaps more
+
+
+def test_an_overlap_on_the_limit_is_no_more():
+    halves = instances_of([np.ones((10, 10), bool), np.ones((5, 10), bool)], [(0, 0)] * 2)
+    assert finished(halves, class_agnostic_iou=0.5) == [9, 5]
+    assert finished(halves, class_agnostic_iou=0.49) == [9]
+
+
+def test_what_is_too_small_suppresses_none_and_the_best_are_taken_afterwards():
+    square = np.ones((10, 10), bool)
+    holed = square.copy()
+    holed[0, 0] = False
+    four = instances_of(
+        [holed, square, square, square], [(0, 0), (0, 0), (9, 9), (0, 10)], labels=[1] * 4
+    )
+    assert finished(four, class_agnostic_iou=0.9, max_instances=2) == [9, 6]
+    assert finished(four, class_agnostic_iou=0.9, min_area=100) == [8, 6, 5]
+    thresholds = Thresholds(score=0, class_agnostic_iou=0.9, max_instances=2)
+    assert rows(thresholds, [0.9] * 5, [1] * 5) == [0, 1, 2, 3, 4]
+
+
+def test_boxes_are_compared_where_there_is_no_mask():
+    box = [2.0, 2, 12, 12]
+    thin = Masks.from_crops([np.eye(10, dtype=bool)], [(2, 2)], (20, 20))
+    masks = Masks.concatenate([thin, Masks.from_boxes([box], (20, 20))])
+    both = Instances(np.array([box, box]), [0.9, 0.5], [1, 3], masks, NAMES)
+    assert finished(both, class_agnostic_iou=0.9) == [9]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 9), st.sampled_from([0.1, 0.5, 0.8]))
+def test_suppression_is_that_of_full_bitmaps(seed, count, iou):
+    rng = np.random.default_rng(seed)
+    bitmaps = np.zeros((count, 16, 20), bool)
+    for bitmap in bitmaps:
+        (y, x), (h, w) = rng.integers(0, 12, 2), rng.integers(0, 9, 2)
+        bitmap[y : y + h, x : x + w] = rng.random((16, 20))[y : y + h, x : x + w] < 0.9
+    masks = Masks.from_arrays(bitmaps, (16, 20))
+    found = Instances(masks.boxes, np.linspace(0.9, 0.5, count), np.ones(count), masks, NAMES)
+    left = []
+    for row in range(count):
+        shared = [(bitmaps[row] & bitmaps[better]).sum() for better in left]
+        union = [(bitmaps[row] | bitmaps[better]).sum() for better in left]
+        if not any(s > iou * u for s, u in zip(shared, union, strict=True)):
+            left.append(row)
+    assert unsuppressed(found, iou).tolist() == left
+
+
+@pytest.mark.parametrize("wrong", [0, -0.1, 1.01, "on", float("nan")])
+def test_an_impossible_overlap_is_refused(wrong):
+    with pytest.raises(UsageError, match="class_agnostic_iou") as refused:
+        load_model("nanomask", "none", class_agnostic_iou=wrong)
+    assert "\n" not in str(refused.value)
+
+
+def test_where_it_is_served_a_model_s_own_value_holds_unless_another_is_given(nanomask):
+    book = ThresholdBook(Thresholds(score=0.3), nanomask)
+    own = type(nanomask).class_agnostic_iou
+    assert own is not None
+    assert book["gate"] == Thresholds(score=0.3, class_agnostic_iou=own)
+    for chosen in (None, 0.5):
+        book.set("gate", Thresholds(class_agnostic_iou=chosen))
+        assert book["gate"].class_agnostic_iou == chosen
+    assert load_model("yolact_r50", "none").class_agnostic_iou is None
 
 
 @pytest.mark.parametrize("field", ["classes", "score_by_class"])

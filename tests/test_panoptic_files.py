@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -260,13 +261,14 @@ def test_the_json_gets_its_name_after_the_pngs(tmp_path, monkeypatch):
     first, seen = panoptic_result(), []
     with sink(tmp_path / "panoptic.json") as file:
         file.write(first.frame, first.segments)
-    rename = Path.replace
 
-    def watched(self, target):
+    rename = os.replace
+
+    def watched(part, target, **folders):
         seen.append((Path(target).name, (tmp_path / "panoptic.json").exists()))
-        return rename(self, target)
+        return rename(part, target, **folders)
 
-    monkeypatch.setattr(Path, "replace", watched)
+    monkeypatch.setattr(os, "replace", watched)
     with sink(tmp_path / "panoptic.json") as file:
         file.write(first.frame, first.segments)
     assert seen == [("panoptic", False), ("panoptic.json", False)]

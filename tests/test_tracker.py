@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -155,6 +156,37 @@ def test_categories_are_never_mixed():
     frames = [boxes_at([box], labels=[1 + i % 2]) for i in range(6)]
     ids = ids_of(Tracker(min_hits=1), frames)
     assert ids == [[1], [2], [1], [2], [1], [2]]
+
+
+def test_across_classes_a_track_goes_on_at_its_place():
+    van = (100, 100, 180, 160)
+    frames = [boxes_at([van], labels=[label]) for label in (1, 2, 2, 1)]
+    assert ids_of(Tracker(across_classes=True), frames) == [[1]] * 4
+    assert ids_of(Tracker(), frames) == [[1], [-1], [2], [1]]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        boxes_at([(140, 120, 200, 160)], labels=[2]),  # mostly elsewhere
+        boxes_at([(100, 100, 180, 160)] * 2, labels=[2, 1]),  # beside one of the track's own
+    ],
+)
+def test_across_classes_another_object_is_another_track(later: Instances):
+    tracker = Tracker(across_classes=True)
+    tracker.update(boxes_at([(100, 100, 180, 160)]), 0.0)
+    assert tracker.update(later, 0.1).track_ids[0] == -1
+    assert tracker.known_ids.tolist() == [1]
+
+
+@given(clips())
+@settings(deadline=None, max_examples=40)
+def test_across_classes_nothing_changes_where_no_class_does(frames: list[Instances]):
+    alone = [replace(frame, labels=np.ones_like(frame.labels)) for frame in frames]
+    one, other = Tracker(), Tracker(across_classes=True)
+    for index, frame in enumerate(alone):
+        pts = index / FPS
+        assert (one.update(frame, pts).track_ids == other.update(frame, pts).track_ids).all()
 
 
 def test_weak_detections_never_begin_a_track_but_continue_one():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import resource
@@ -230,15 +231,26 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path):
     checkpoints.read(tmp_path / "last.pt")
 
 
-def test_a_full_disk_is_one_line_for_the_journal_too(tmp_path):
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
+def test_a_full_disk_is_one_line_for_the_journal_too(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal = Journal(tmp_path, 0)
+    journal.note_step(1, 1, 0.1, {"mask": 1.0})
+    monkeypatch.setattr("streamseg.sinks.part_file.write_whole", full)
+    with pytest.raises(OutputError, match=r"steps\.csv: can't be written: the disk is full"):
+        journal.note_step(2, 1, 0.1, {"mask": 1.0})
+
+
+def test_a_link_in_the_journal_s_place_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("precious")
     journal = Journal(tmp_path, 0)
     journal.note_step(1, 1, 0.1, {"mask": 1.0})
     (tmp_path / "steps.csv").unlink()
-    (tmp_path / "steps.csv").symlink_to("/dev/full")
-    with pytest.raises(OutputError, match=r"steps\.csv: can't be written: No space left"):
+    (tmp_path / "steps.csv").symlink_to(tmp_path / "precious")
+    with pytest.raises(OutputError, match=r"steps\.csv: .*links are not followed"):
         journal.note_step(2, 1, 0.1, {"mask": 1.0})
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_a_second_training_does_not_overwrite_the_first(whole):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import threading
@@ -21,7 +22,9 @@ from subscribing import masks_json, status_json
 import streamseg
 from streamseg import watch, wire
 from streamseg.client import Received
-from streamseg.watch import Overview, Seen, Watch
+from streamseg.errors import OutputError
+from streamseg.sinks.files import ResultsFile
+from streamseg.watch import Overview, Recording, Seen, Watch, recorded
 
 BURST = 300
 DRAWN = "age p50"
@@ -207,6 +210,24 @@ def test_a_video_is_of_the_source_that_comes_first(tmp_path, caplog) -> None:
     assert caplog.messages == [
         "yard isn't saved: a video is of one source, here gate; name one with --source"
     ]
+
+
+def test_a_file_that_fails_does_not_cost_the_other_and_is_said_at_the_end(tmp_path, monkeypatch):
+    def full(*_):
+        raise OutputError("out.jsonl: can't be written: the disk is full")
+
+    monkeypatch.setattr(ResultsFile, "write", full)
+    given = [dataclasses.replace(received(), jpeg=jpeg()) for _ in range(5)]
+    with pytest.raises(OutputError, match=r"out\.jsonl: can't be written"):
+        list(recorded(given, Recording(tmp_path / "out.jsonl", tmp_path / "out.mp4")))
+    with av.open(str(tmp_path / "out.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 5
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_files_that_cannot_be_opened_are_said_before_anything_is_received(tmp_path):
+    with pytest.raises(OutputError, match=r"gone/a: .*no such folder.*; .*gone/b: "):
+        Recording(tmp_path / "gone" / "a", tmp_path / "gone" / "b")
 
 
 def test_a_video_of_two_sources_is_refused_before_anything_is_connected(streamseg: Run) -> None:

@@ -2,7 +2,8 @@
 
 Data goes to stdout, diagnostics to stderr. Exit 0 when the work is done, 2 for a wrong call or
 config, 1 for a failure said in one line, 130 when ``process``, ``train`` or ``demo`` was
-interrupted.
+interrupted. Output that can't be written is such a failure, reported when the work is done; a
+reader that left (``| head``) isn't.
 """
 
 from __future__ import annotations
@@ -22,32 +23,51 @@ from streamseg.cli import (  # noqa: F401 - they register their commands
     recorded,
 )
 from streamseg.cli.app import INTERRUPTED, app, fail
+from streamseg.cli.streams import guarded_output
 from streamseg.errors import StreamsegError, UsageError
+from streamseg.sinks.part_file import reason_of
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit as the design says; ``--debug`` and ``--log`` may stand anywhere."""
     _escape_unencodable()
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    with guarded_output() as out:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        out.flush()
+        if out.failure is not None:
+            fail(f"standard output: can't be written: {reason_of(out.failure)}")
+            code = code or 1
+    sys.exit(code)
+
+
+def _run(given: list[str]) -> int:
+    """Run a command; its exit code."""
     debug = "--debug" in given
     try:
         logs.configure(_taken_style(given), debug=debug)
         logs.take_over()
-        sys.exit(app([a for a in given if a != "--debug"], standalone_mode=False))
-    except TyperException as error:  # a wrong call, or a command without arguments: help was shown
-        fail(_without_values(error.format_message()))
-        sys.exit(error.exit_code)
-    except StreamsegError as error:
-        fail(str(error), trace=debug)
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} isn't installed: pip install 'streamseg[server]'", trace=debug)
-        sys.exit(1)
+        return app([a for a in given if a != "--debug"], standalone_mode=False) or 0
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the interpreter would print it with its secrets
-        fail(f"unexpected {type(error).__name__}: {error}", trace=True)
-        sys.exit(1)
+        return _report(error, debug=debug)
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    """Say what is wrong in one line; the exit code."""
+    if isinstance(error, TyperException):  # a wrong call, or no arguments: help was shown
+        fail(_without_values(error.format_message()))
+        return error.exit_code
+    if isinstance(error, StreamsegError):
+        fail(str(error), trace=debug)
+        return error.exit_code
+    if isinstance(error, ModuleNotFoundError):
+        fail(f"{error.name} isn't installed: pip install 'streamseg[server]'", trace=debug)
+        return 1
+    fail(f"unexpected {type(error).__name__}: {error}", trace=True)
+    return 1
 
 
 def _without_values(message: str) -> str:

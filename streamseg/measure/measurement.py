@@ -112,6 +112,9 @@ class Measurement:
         if evaluation.data is not None:
             self._datasets = _open_all(evaluation.data, root)
             self._model = load_model(**msgspec.structs.asdict(evaluation.model))
+            if evaluation.class_agnostic_iou == "auto":
+                iou = self._model.class_agnostic_iou if through_service else None
+                self._evaluation = msgspec.structs.replace(evaluation, class_agnostic_iou=iou)
             self.notes = tuple(
                 note for dataset in self._datasets for note in _notes(self._model, dataset)
             )
@@ -137,7 +140,11 @@ class Measurement:
         found = predict(
             self._model,
             dataset,
-            Thresholds(score=evaluation.least_score, max_instances=evaluation.most),
+            Thresholds(
+                score=evaluation.least_score,
+                max_instances=evaluation.most,
+                class_agnostic_iou=evaluation.class_agnostic_iou,
+            ),
             batch=evaluation.batch,
             progress=self._progress,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import msgspec
@@ -24,6 +24,7 @@ from streamseg.evaluate import (
 from streamseg.evaluate import to_dict as scores_to_dict
 from streamseg.measure.measurement import DatasetReport, Report
 from streamseg.sinks.files import write_bytes_atomically, write_json_atomically
+from streamseg.sinks.part_file import make_folder, make_subfolder
 
 
 def listings(report: Report) -> Iterator[Listing]:
@@ -49,6 +50,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "model": msgspec.structs.asdict(report.evaluation.model) if measured else None,
         "least_score": report.evaluation.least_score,
         "most": report.evaluation.most,
+        "class_agnostic_iou": report.evaluation.class_agnostic_iou if measured else None,
         "through_service": report.through_service,
         "datasets": [_dataset_to_dict(dataset) for dataset in report.datasets],
         "panoptic": [{"name": name} | scores_to_dict(scores) for name, scores in report.panoptic],
@@ -68,7 +70,7 @@ def prepare(folder: Path | None, file: Path | None) -> None:
     if folder is not None:
         if find_spec("matplotlib") is None:
             raise StreamsegError("--out draws with matplotlib: pip install 'streamseg[train]'")
-        _make_folder(folder)
+        make_folder(folder)
 
 
 def write(report: Report, folder: Path | None, file: Path | None) -> None:
@@ -89,6 +91,7 @@ def write(report: Report, folder: Path | None, file: Path | None) -> None:
         write_json_atomically(folder / "report.json", to_dict(report))
         names = source_names([("", dataset.name) for dataset in report.datasets])
         for dataset, name in zip(report.datasets, names, strict=True):
+            make_subfolder(folder, PurePath(name))
             _write_dataset(dataset, folder / name)
 
 
@@ -100,7 +103,6 @@ def _turned(table: Listing) -> Listing:
 
 
 def _write_dataset(dataset: DatasetReport, folder: Path) -> None:
-    _make_folder(folder)
     write_bytes_atomically(folder / "results.json", msgspec.json.encode(dataset.results))
     for scores in dataset.scores:
         title = f"{dataset.name}: {scores.on}"
@@ -122,10 +124,3 @@ def _dataset_to_dict(dataset: DatasetReport) -> dict[str, Any]:
     if dataset.panoptic is not None:
         numbers["panoptic"] = scores_to_dict(dataset.panoptic)
     return numbers
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: can't make this folder: {error.strerror}") from None

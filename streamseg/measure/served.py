@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cv2
+import msgspec
 
 from streamseg.client import Received, connect
 from streamseg.config import (
@@ -52,7 +53,7 @@ def predict_through_service(
     Args:
         model: what is served.
         dataset: its pictures are read by the service.
-        thresholds: the service's.
+        thresholds: the service's; ``class_agnostic_iou: auto`` is none, as it is there.
         batch: pictures in a forward, at most; never more than ``PIECE`` come together.
         progress: told how far it is.
 
@@ -80,6 +81,8 @@ def predict_through_service(
 
 def _config(folder: Path, thresholds: Thresholds, batch: int) -> Config:
     """A service of the pictures in ``folder``, on loopback, that waits for its subscriber."""
+    if thresholds.class_agnostic_iou == "auto":
+        thresholds = msgspec.structs.replace(thresholds, class_agnostic_iou=None)
     return Config(
         sources=(SourceConfig(url=str(folder), name=SOURCE),),
         thresholds=thresholds,

@@ -117,6 +117,8 @@ class Segmenter(ABC):
 
     trained_on: ClassVar[Categories]
     """The categories of the published weights."""
+    class_agnostic_iou: ClassVar[float | None] = None
+    """What ``thresholds.class_agnostic_iou: auto`` is where the model is served; None is none."""
     multiple: ClassVar[int] = 32
     """Prepared images are padded with zeros to a multiple of this, to the right and below."""
 

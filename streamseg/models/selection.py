@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from streamseg.config import Thresholds
 from streamseg.errors import UsageError
-from streamseg.masks import BoolArray, FloatArray, IntArray
+from streamseg.masks import BoolArray, FloatArray, IntArray, box_iou
 from streamseg.types import Instances
 
 
@@ -80,23 +80,66 @@ class Selection:
             kept &= self._in_region(boxes)
         rows = np.flatnonzero(kept)
         # Where masks can still fall for what they are, who is among the best isn't known yet.
-        undecided = self.thresholds.min_area or (self.thresholds.region and boxes is None)
+        undecided = (
+            self.thresholds.min_area
+            or self.class_agnostic_iou is not None
+            or (self.thresholds.region and boxes is None)
+        )
         return rows if undecided else rows[: self.thresholds.max_instances]
 
+    @property
+    def class_agnostic_iou(self) -> float | None:
+        """The overlap above which the worse of two rows goes; None where ``auto`` is unresolved."""
+        iou = self.thresholds.class_agnostic_iou
+        return None if iou == "auto" else iou
+
     def finish(self, instances: Instances) -> Instances:
-        """What only the masks decide: region, least area, and the best of those that are left."""
-        if not (self.thresholds.min_area or self.thresholds.region):
+        """Apply what only the masks decide.
+
+        That is region, least area, suppression across classes, and the best of what is left.
+        """
+        iou = self.class_agnostic_iou
+        if not (self.thresholds.min_area or self.thresholds.region or iou is not None):
             return instances
         kept = self._in_region(instances.boxes)
         if self.thresholds.min_area:
             kept &= instances.masks.areas >= self.thresholds.min_area
-        return instances[np.flatnonzero(kept)[: self.thresholds.max_instances]]
+        instances = instances[np.flatnonzero(kept)]
+        if iou is not None:
+            instances = instances[unsuppressed(instances, iou)]
+        return instances[: self.thresholds.max_instances]
 
     def _in_region(self, boxes: FloatArray) -> BoolArray:
         """Which boxes have their centres in the region, where there is one."""
         if not self.thresholds.region:
             return np.ones(len(boxes), np.bool_)
         return _inside((boxes[:, :2] + boxes[:, 2:]) / 2, self.thresholds.region)
+
+
+def unsuppressed(instances: Instances, iou: float) -> IntArray:
+    """Return the rows that no better row overlaps by more than ``iou``, whatever their classes.
+
+    Greedy, as non-maximum suppression is: a suppressed row suppresses no other. Masks are compared,
+    and boxes where one of the two rows has no mask.
+
+    Args:
+        instances: best score first.
+        iou: intersection over union.
+
+    Returns:
+        int64 (K,), row numbers.
+    """
+    boxed = np.flatnonzero(instances.masks.from_box)
+    pairs = set(instances.masks.overlapping_pairs(iou))
+    if len(boxed):
+        pairs = {pair for pair in pairs if not np.isin(pair, boxed).any()}
+        overlaps = box_iou(instances.boxes, instances.boxes) > iou
+        pairs |= {(i, j) for i, j in np.argwhere(np.triu(overlaps, 1)) if {i, j} & set(boxed)}
+    kept = np.ones(len(instances), np.bool_)
+    for better, worse in sorted(pairs):
+        if kept[better]:
+            kept[worse] = False
+    return np.flatnonzero(kept)
 
 
 def _inside(points: npt.NDArray[Any], polygon: Sequence[tuple[float, float]]) -> BoolArray:

@@ -1,27 +1,25 @@
 """Results in files: ``results.jsonl``, an annotated video, ``summary.json``.
 
 A file is written under its name with ``.part`` behind it and takes its own name when it is
-complete and on the disk: a name without ``.part`` is never half a file. Whatever ends a run before
-that leaves the ``.part``, with all that was written until then.
+complete and on the disk, see :mod:`streamseg.sinks.part_file`. Whatever ends a run before that
+leaves the ``.part``, with all that was written until then.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from fractions import Fraction
-from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from streamseg import wire
 from streamseg.errors import OutputError
+from streamseg.sinks.part_file import PartFile, writing
 from streamseg.types import Image, Result
 
 if TYPE_CHECKING:
@@ -30,18 +28,8 @@ if TYPE_CHECKING:
     from streamseg.sinks.h264 import H264File
 
 SQUARE = Fraction(1)
-
-_ADVICE = {
-    errno.ENOENT: "there is no such folder: make it first",
-    errno.ENOTDIR: "it lies in something that isn't a folder",
-    errno.EACCES: "no right to write there: choose another folder",
-    errno.EPERM: "no right to write there: choose another folder",
-    errno.EROFS: "the disk is read-only: choose another folder",
-    errno.EISDIR: "there is a folder of that name: choose another name",
-    errno.ENOSPC: "the disk is full: make room and run again",
-    errno.EDQUOT: "the disk quota is used up: make room and run again",
-    errno.EFBIG: "the file would be larger than it may be",
-}
+WHOLE = ".whole.part"
+"""Suffix of the ordinary MP4 while packets are copied into it."""
 
 
 class OutputFile(ABC):
@@ -59,7 +47,6 @@ class OutputFile(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
-        self._part = part_of(path)
         self._ended = False
 
     def close(self) -> None:
@@ -79,6 +66,20 @@ class OutputFile(ABC):
             self._ended = True
             with writing(self.path):
                 self._leave()
+
+    def drain(self, results: Iterable[Result]) -> Iterator[Result]:
+        """The stage: write each result, then pass it on."""
+        for result in results:
+            self.add(result)
+            yield result
+
+    @abstractmethod
+    def add(self, result: Result) -> None:
+        """Write a result.
+
+        Raises:
+            OutputError: it can't be written.
+        """
 
     def __enter__(self) -> Self:
         return self
@@ -108,8 +109,11 @@ class ResultsFile(OutputFile):
         super().__init__(path)
         self._seq: Counter[str] = Counter()
         with writing(path):
-            check_target(path)
-            self._file = self._part.open("wb", buffering=0)
+            self._file = PartFile(path)
+
+    def add(self, result: Result) -> None:
+        self.write(wire.recorded_message(result, self._seq[result.source]))
+        self._seq[result.source] += 1
 
     def write(self, message: wire.RecordedMessage) -> None:
         """Add a line.
@@ -118,18 +122,10 @@ class ResultsFile(OutputFile):
             OutputError: it can't be written.
         """
         with writing(self.path):
-            write_whole(self._file, wire.encode(message) + b"\n")
-
-    def drain(self, results: Iterable[Result]) -> Iterator[Result]:
-        """The stage: write each result, then pass it on."""
-        for result in results:
-            self.write(wire.recorded_message(result, self._seq[result.source]))
-            self._seq[result.source] += 1
-            yield result
+            self._file.write(wire.encode(message) + b"\n")
 
     def _complete(self) -> None:
-        self._file.close()
-        publish(self.path)
+        self._file.publish()
 
     def _leave(self) -> None:
         self._file.close()
@@ -137,6 +133,9 @@ class ResultsFile(OutputFile):
 
 class VideoFile(OutputFile):
     """Pictures as H.264 in MP4 with their own times; see :class:`~streamseg.sinks.h264.H264File`.
+
+    The ``.part`` is a fragmented MP4, which can be played as far as it goes whatever ends the run;
+    ``close`` copies its packets into an ordinary MP4.
 
     The first picture sets the size and the shape of the pixels. Without any picture there is no
     file: ``close`` leaves nothing, and a file that was there before as it was.
@@ -153,8 +152,14 @@ class VideoFile(OutputFile):
         require_encoder()
         self._encoder: H264File | None = None
         with writing(path):
-            check_target(path)
-            self._part.open("wb").close()
+            self._fragments = PartFile(path)
+
+    def add(self, result: Result) -> None:
+        from streamseg.annotate import paint_result
+
+        frame = result.frame
+        picture = paint_result(result)
+        self.write(picture, frame.pts, frame.epoch, pixel_aspect=frame.pixel_aspect)
 
     def write(
         self, image: Image, pts: float, epoch: int = 0, *, pixel_aspect: Fraction = SQUARE
@@ -175,29 +180,77 @@ class VideoFile(OutputFile):
         with writing(self.path):
             if self._encoder is None:
                 size = image.shape[0], image.shape[1]
-                self._encoder = H264File(self._part, size, pixel_aspect)
+                self._encoder = H264File(self._fragments, size, pixel_aspect, self.name)
             self._encoder.write(image, pts, epoch, pixel_aspect)
 
-    def drain(self, results: Iterable[Result]) -> Iterator[Result]:
-        """The stage: paint and write each result, then pass it on."""
-        from streamseg.annotate import paint_result
-
-        for result in results:
-            frame = result.frame
-            picture = paint_result(result)
-            self.write(picture, frame.pts, frame.epoch, pixel_aspect=frame.pixel_aspect)
-            yield result
-
     def _complete(self) -> None:
-        if self._encoder is None:
-            self._part.unlink(missing_ok=True)
-            return
-        self._encoder.close()
-        publish(self.path)
+        with self._fragments:
+            if self._encoder is not None:
+                self._encoder.close()
+                self._copy(self._encoder)
+            self._fragments.discard()
+
+    def _copy(self, encoder: H264File) -> None:
+        """Make the ordinary MP4; if that fails, the fragments stay."""
+        whole = PartFile(self.path, WHOLE)
+        try:
+            encoder.copy_into(whole)
+            whole.publish()
+        except BaseException:
+            whole.discard()
+            raise
 
     def _leave(self) -> None:
-        if self._encoder is not None:
-            self._encoder.close()
+        with self._fragments:
+            if self._encoder is None:
+                self._fragments.discard()
+            else:
+                self._encoder.close()
+
+
+FileT = TypeVar("FileT", bound=OutputFile)
+
+
+class IsolatedOutput(Generic[FileT]):
+    """Output whose failure costs nothing but itself: it is kept, and reported at the end.
+
+    Args:
+        open_file: opens the file; that it fails is kept, too.
+
+    Attributes:
+        failure: the first error; after it nothing is written any more.
+    """
+
+    def __init__(self, open_file: Callable[[], FileT]) -> None:
+        self.failure: OutputError | None = None
+        self._file: FileT | None = None
+        try:
+            self._file = open_file()
+        except OutputError as error:
+            self.failure = error
+
+    def attempt(self, act: Callable[[FileT], None]) -> None:
+        """Call ``act`` with the file, unless the output has failed."""
+        if self._file is None or self.failure is not None:
+            return
+        try:
+            act(self._file)
+        except OutputError as error:
+            self.failure = error
+            with suppress(OutputError):  # which is known by now
+                self._file.abort()
+
+    def add(self, result: Result) -> None:
+        """Write a result, unless the output has failed."""
+        self.attempt(lambda file: file.add(result))
+
+    def close(self) -> None:
+        """Complete the file, unless the output has failed."""
+        self.attempt(lambda file: file.close())
+
+    def abort(self) -> None:
+        """End the file without completing it."""
+        self.attempt(lambda file: file.abort())
 
 
 def write_json_atomically(path: Path, data: Mapping[str, Any]) -> None:
@@ -219,51 +272,10 @@ def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
         OutputError: it can't be written.
     """
     with writing(path):
-        check_target(path)
-        part_of(path).write_bytes(data)
-        publish(path)
-
-
-def write_whole(file: RawIOBase, data: bytes) -> None:
-    """Write to a file without a buffer: what fails then has nothing left to fail with later."""
-    rest = memoryview(data)
-    while rest:  # a disk that is filling up takes a part first, and then says so
-        rest = rest[file.write(rest) or 0 :]
-
-
-def part_of(path: Path) -> Path:
-    """Where a file or folder is before it is complete."""
-    return path.with_name(path.name + ".part")
-
-
-def check_target(path: Path) -> None:
-    """Refuse now what would fail when the file is given its name, at the end of a long run."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-
-
-def publish(path: Path) -> None:
-    """Give the ``.part`` its name, once its content and then its name are on the disk."""
-    part = part_of(path)
-    sync(part)
-    part.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What can't be written becomes an ``OutputError`` with advice, in one line."""
-    try:
-        yield
-    except OSError as error:
-        reason = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"{path}: can't be written: {reason}") from error
+        file = PartFile(path)
+        try:
+            file.write(data)
+            file.publish()
+        except BaseException:
+            file.discard()
+            raise

@@ -1,31 +1,45 @@
 """Pictures as H.264 in an MP4 file that a browser can play: times, colours and geometry.
 
 The encoder is x264, which PyAV's wheels carry. It is set to be frugal, since the model needs the
-cores: one thread, the preset ``superfast``, no B-frames. Memory is constant but for the index that
-MP4 keeps until its end, about 100 bytes a frame.
+cores: one thread, the preset ``superfast``, no B-frames. Memory is constant while pictures come;
+the copy at the end takes about 300 bytes per picture.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
-from pathlib import Path
 from typing import cast
 
 import av
 import cv2
 import numpy as np
+from av.container import OutputContainer
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from streamseg.errors import OutputError
 from streamseg.masks import Size
+from streamseg.sinks.part_file import PartFile
 from streamseg.types import Image
+
+log = logging.getLogger(__name__)
 
 ENCODER = "libx264"
 TICKS_PER_SECOND = 90_000
 LONGEST_PAUSE = 3600 * TICKS_PER_SECOND
 """A leap in time beyond this is a clock that was set, not a camera that paused."""
 
+MAX_SIDE = 16_384
+"""Largest width and height that x264 encodes, in pixels."""
+
+_FRAGMENTED = "frag_every_frame+delay_moov+default_base_moof"
+"""Each picture is in the file as soon as the next one comes; times needn't begin at 0."""
+_ORDINARY = "+faststart"
+_AS_STORED = {"fflags": "noparse"}
+"""Packets are read as they were written: FFmpeg's parser would take all I-frames for key frames."""
 _OPTIONS = {"preset": "superfast", "crf": "23", "bf": "0"}
 # Numbers of ITU-T H.273: primaries and transfer of BT.709 (and sRGB), matrix of BT.601.
 _BT709 = 1
@@ -47,38 +61,45 @@ def require_encoder() -> None:
 
 
 class H264File:
-    """An MP4 file with one video track, its index at the front.
+    """A fragmented MP4 with one video track, and its copy as an ordinary MP4.
+
+    Fragments can be played as far as they go, whatever ends the program; the ordinary file, with
+    its index at the front, can be played by everything and is quick to seek in.
 
     Times are the pictures' own, to 1/90000 s, and need not begin at 0. They only go up: a time that
     is repeated or goes back becomes the next possible one; a new epoch that goes back in time goes
     on after the picture before it, and so does a leap of more than an hour.
 
-    An odd width or height becomes even by repeating the last column or row. Pictures of another
-    size than the first are scaled into it, aspect kept, on black.
+    An odd width or height becomes even by repeating the last column or row. Pictures that are
+    larger than the encoder takes are scaled down, with a warning. Pictures of another size than
+    the first are scaled into it, aspect kept, on black.
 
     The matrix is BT.601 at every size, and the file says so: readers that heed the flag and those
     that take BT.601 for granted, as OpenCV does, both get the right colours.
 
     Args:
-        path: where to write; any ending.
+        file: takes the fragments; it stays open.
         size: (height, width) of the pictures.
         pixel_aspect: width of a pixel over its height.
+        name: the video's name, for the warning.
 
     Raises:
-        OSError: the file can't be written (all methods).
+        OSError: the file can't be written, or the encoder fails (all methods).
     """
 
-    def __init__(self, path: Path, size: Size, pixel_aspect: Fraction) -> None:
-        self._size = size
+    def __init__(self, file: PartFile, size: Size, pixel_aspect: Fraction, name: str) -> None:
+        self._file = file
+        self._first_size, self._size = size, encodable_size(size)
         self._pixel_aspect = pixel_aspect
         self._clock = _Clock()
-        try:
-            self._container = av.open(
-                str(path), "w", format="mp4", options={"movflags": "+faststart"}
-            )
-            self._stream = self._add_stream()
-        except av.FFmpegError as error:
-            raise _as_os_error(error) from error
+        if self._size != size:
+            log.warning(
+                "%s: pictures of %d x %d pixels are scaled to %d x %d: H.264 takes sides of %d",
+                name, *size[::-1], *self._size[::-1], MAX_SIDE,
+            )  # fmt: skip
+        with _os_errors():
+            self._container = av.open(file, "w", format="mp4", options={"movflags": _FRAGMENTED})
+            self._stream = self._add_stream(self._container)
 
     def write(self, image: Image, pts: float, epoch: int, pixel_aspect: Fraction) -> None:
         """Add a picture.
@@ -90,34 +111,55 @@ class H264File:
             pixel_aspect: width of a pixel over its height.
         """
         stretch = pixel_aspect / self._pixel_aspect
-        if image.shape[:2] != self._size or stretch != 1:
+        if image.shape[:2] != self._first_size or stretch != 1:
             image = _letterbox(image, self._size, stretch)
+        elif self._size != self._first_size:
+            image = _resize(image, (self._size[1], self._size[0]))
         planes = cv2.cvtColor(_pad_to_even(image), cv2.COLOR_RGB2YUV_I420)
         frame = av.VideoFrame.from_ndarray(np.asarray(planes, np.uint8), format="yuv420p")
         frame.pts = self._clock.ticks(pts, epoch)
         frame.time_base = Fraction(1, TICKS_PER_SECOND)
-        try:
+        with _os_errors():
             self._encode(frame)
-        except av.FFmpegError as error:
-            raise _as_os_error(error) from error
 
     def close(self) -> None:
-        """Write what the encoder still holds, and the index."""
-        try:
+        """Write what the encoder still holds."""
+        with _os_errors():
             try:
                 self._encode(None)
             finally:
                 self._container.close()
-        except av.FFmpegError as error:
-            raise _as_os_error(error) from error
+
+    def copy_into(self, whole: PartFile) -> None:
+        """Write the pictures, once closed, as an ordinary MP4; nothing is encoded again."""
+        with (
+            _os_errors(),
+            self._file.reopen() as fragments,
+            av.open(fragments, "r", format="mp4", options=_AS_STORED) as given,
+            av.open(
+                whole,
+                "w",
+                format="mp4",
+                options={"movflags": _ORDINARY},
+                io_open=lambda *_: whole.reopen(),  # to move the pictures behind their index
+            ) as container,
+        ):
+            stream = self._add_stream(container)
+            context = stream.codec_context
+            context.open()
+            context.extradata = given.streams.video[0].codec_context.extradata
+            for packet in given.demux(video=0):
+                if packet.dts is not None:  # else it is the end's
+                    packet.stream = stream
+                    container.mux(packet)
 
     def _encode(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):
             packet.duration = self._clock.gap  # the file keeps it for the last picture only
             self._container.mux(packet)
 
-    def _add_stream(self) -> VideoStream:
-        stream = cast(VideoStream, self._container.add_stream(ENCODER, options=_OPTIONS))
+    def _add_stream(self, container: OutputContainer) -> VideoStream:
+        stream = cast(VideoStream, container.add_stream(ENCODER, options=_OPTIONS))
         height, width = self._size
         stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
@@ -167,6 +209,12 @@ class _Clock:
         return 0 if self._epoch is None else self._last + self.gap
 
 
+def encodable_size(size: Size) -> Size:
+    """Return the (height, width) that pictures of ``size`` are encoded at, aspect kept."""
+    scale = min(1.0, MAX_SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def _pad_to_even(image: Image) -> Image:
     height, width = image.shape[:2]
     if height % 2 == width % 2 == 0:
@@ -180,12 +228,22 @@ def _letterbox(image: Image, size: Size, stretch: Fraction) -> Image:
     height, width = image.shape[0], float(image.shape[1] * stretch)
     scale = min(size[0] / height, size[1] / width)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     box = np.zeros((*size, 3), np.uint8)
     x, y = (size[1] - inner[0]) // 2, (size[0] - inner[1]) // 2
-    box[y : y + inner[1], x : x + inner[0]] = cv2.resize(image, inner, interpolation=method)
+    box[y : y + inner[1], x : x + inner[0]] = _resize(image, inner, smaller=scale < 1)
     return box
 
 
-def _as_os_error(error: av.FFmpegError) -> OSError:
-    return OSError(error.errno, error.strerror)
+def _resize(image: Image, extent: tuple[int, int], *, smaller: bool = True) -> Image:
+    """``image`` at ``extent``, (width, height)."""
+    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, extent, interpolation=method), np.uint8)
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn FFmpeg's errors into ``OSError``, which is what callers handle."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.errno, error.strerror) from error

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain, count
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,16 +20,8 @@ import cv2
 import msgspec
 import numpy as np
 
-from streamseg.errors import OutputError
-from streamseg.sinks.files import (
-    OutputFile,
-    check_target,
-    part_of,
-    publish,
-    sync,
-    write_whole,
-    writing,
-)
+from streamseg.sinks.files import OutputFile
+from streamseg.sinks.part_file import PartFile, PartFolder, part_of, write_whole, writing
 from streamseg.types import Frame, Result, Segment, SegmentMap, segment_map
 from streamseg.wire import escape_undecodable
 
@@ -54,14 +45,12 @@ class PanopticFiles(OutputFile):
 
     def __init__(self, path: Path, things: Mapping[int, str], stuff: Mapping[int, str]) -> None:
         super().__init__(path)
-        self._folder = path.with_suffix("")
         self._taken: set[str] = set()
         self._between = b"\n"
-        with writing(self._folder):
-            _make_anew(self._folder)
+        with writing(path.with_suffix("")):
+            self._folder = PartFolder(path.with_suffix(""))
         with writing(path):
-            check_target(path)
-            self._file = self._part.open("wb", buffering=0)
+            self._file = PartFile(path)
             # A JSON has room for one list that grows: the other waits in a file without a name.
             self._images = tempfile.TemporaryFile(  # noqa: SIM115 - closed with this one
                 buffering=0, dir=path.parent
@@ -81,7 +70,9 @@ class PanopticFiles(OutputFile):
         """
         shown = [segment for segment in segments if segment.mask.area]
         picture, png = self._names(frame)
-        _write_png(part_of(self._folder) / png, segment_map(shown, frame.size))
+        ids = segment_map(shown, frame.size)
+        with writing(part_of(self.path.with_suffix("")) / png):
+            self._folder.write_file(png, _encode_png(ids))
         height, width = frame.size
         image = {"id": frame.index, "file_name": picture, "height": height, "width": width}
         parts = [_info(segment) for segment in shown]
@@ -91,11 +82,8 @@ class PanopticFiles(OutputFile):
                 write_whole(file, self._between + msgspec.json.encode(entry))
         self._between = b",\n"
 
-    def drain(self, results: Iterable[Result]) -> Iterator[Result]:
-        """The stage: write each result, then pass it on."""
-        for result in results:
-            self.write(result.frame, result.segments or ())
-            yield result
+    def add(self, result: Result) -> None:
+        self.write(result.frame, result.segments or ())
 
     def _names(self, frame: Frame) -> tuple[str, str]:
         """What the picture and the PNG are called; two pictures may differ in their endings."""
@@ -115,15 +103,13 @@ class PanopticFiles(OutputFile):
         while chunk := self._images.read(_CHUNK):
             write_whole(self._file, chunk)
         write_whole(self._file, b"\n]}\n")
-        self._leave()
-        sync(part_of(self._folder))
+        self._images.close()
         self.path.unlink(missing_ok=True)  # it names PNGs that are about to go
-        if self._folder.exists():
-            shutil.rmtree(self._folder)
-        part_of(self._folder).replace(self._folder)
-        publish(self.path)
+        self._folder.publish()
+        self._file.publish()
 
     def _leave(self) -> None:
+        self._folder.close()
         self._file.close()
         self._images.close()
 
@@ -133,25 +119,13 @@ def _shortened(name: str) -> str:
     return name.encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
 
 
-def _make_anew(folder: Path) -> None:
-    """The ``.part`` of a folder, empty."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(errno.EEXIST, "there is a file of that name: choose another folder")
-    part = part_of(folder)
-    if part.exists():  # of a run that was cut short
-        shutil.rmtree(part)
-    part.mkdir()
-
-
-def _write_png(path: Path, ids: SegmentMap) -> None:
+def _encode_png(ids: SegmentMap) -> bytes:
     """A PNG of R + 256 G + 65536 B."""
     low_first = ids.astype("<i4").view(np.uint8).reshape(*ids.shape, 4)
     written, data = cv2.imencode(".png", np.ascontiguousarray(low_first[..., 2::-1]))
     if not written:
-        raise OutputError(f"{path}: {ids.shape[1]} x {ids.shape[0]} pixels can't be written as PNG")
-    with writing(path):
-        path.write_bytes(data.tobytes())
-        sync(path)
+        raise OSError(errno.EINVAL, f"no PNG of {ids.shape[1]} x {ids.shape[0]} pixels")
+    return data.tobytes()
 
 
 def _info(segment: Segment) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from streamseg.errors import OutputError
 from streamseg.evaluate.coco import CocoScores
 from streamseg.evaluate.panoptic import PanopticScores, Quality
 from streamseg.evaluate.pictures import Series, plot_series
 from streamseg.sinks.files import write_bytes_atomically
+from streamseg.sinks.part_file import append_bytes, writing
 
 MEASURES = ("ap", "ap50", "ap75")
 QUALITIES = ("pq", "sq", "rq")
@@ -131,11 +131,8 @@ class _Table:
         write_bytes_atomically(self.path, "".join(line + "\n" for line in lines).encode())
 
     def _append(self, row: dict[str, Any]) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(row.values()) + "\n")
-        except OSError as error:
-            raise OutputError(f"{self.path}: can't be written: {error.strerror}") from None
+        with writing(self.path):
+            append_bytes(self.path, (_line(row.values()) + "\n").encode())
 
 
 def qualities(quality: Quality | None) -> dict[str, float | None]:

@@ -42,6 +42,7 @@ class NanoMask(Segmenter):
     """NanoDet-g with a mask branch. ``input_size`` is the long side that images are resized to."""
 
     trained_on = COCO_THINGS
+    class_agnostic_iou = 0.7
     mean: ClassVar[tuple[float, ...]] = (103.53, 116.28, 123.675)
     deviation: ClassVar[tuple[float, ...]] = (57.375, 57.12, 58.395)
     least_score: ClassVar[float] = 0.05

@@ -1,0 +1,287 @@
+"""Output files that are written under ``<name>.part`` and renamed when they are complete.
+
+A name without ``.part`` is never half a file. No link that another user has placed is followed:
+a leftover under the ``.part`` name is removed, never opened, the new file is created exclusively,
+and all later operations go through the descriptors of the file and of its folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from streamseg.errors import OutputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+PART = ".part"
+
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+_ADVICE = {
+    errno.ENOENT: "there is no such folder: make it first",
+    errno.ENOTDIR: "it lies in something that isn't a folder",
+    errno.EACCES: "no right to write there: choose another folder",
+    errno.EPERM: "no right to write there: choose another folder",
+    errno.EROFS: "the disk is read-only: choose another folder",
+    errno.EISDIR: "there is a folder of that name: choose another name",
+    errno.ELOOP: "there is a link of that name, and links are not followed: remove it",
+    errno.ENOSPC: "the disk is full: make room and run again",
+    errno.EDQUOT: "the disk quota is used up: make room and run again",
+    errno.EFBIG: "the file would be larger than it may be",
+}
+
+
+class PartFile(io.RawIOBase):
+    """Unbuffered file that has its name only after ``publish``; readable and seekable, too.
+
+    Each ``write`` is in the file when it returns: nothing is left that could fail later.
+
+    Args:
+        path: the final name; a regular file or link of that name is replaced by ``publish``.
+        suffix: appended to the name until then.
+
+    Raises:
+        OSError: the file can't be created, or ``path`` is something that can't be replaced.
+    """
+
+    def __init__(self, path: Path, suffix: str = PART) -> None:
+        super().__init__()
+        self._name = path.name
+        self._part = path.name + suffix
+        self._folder = os.open(path.parent, _FOLDER)
+        try:
+            self._check_target()
+            self._file = self._create()
+        except OSError:
+            os.close(self._folder)
+            raise
+
+    def write(self, data: Buffer) -> int:
+        """Write all of ``data``, or, if that fails, leave the file as long as it was."""
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            write_whole(self._file, data)
+        except OSError:
+            self._file.truncate(size)
+            raise
+        return memoryview(data).nbytes
+
+    def readinto(self, buffer: Buffer) -> int | None:
+        """Read into ``buffer``."""
+        return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to ``offset``."""
+        return self._file.seek(offset, whence)
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def reopen(self) -> io.FileIO:
+        """Return a second, independent reader of the same file, at its beginning.
+
+        Raises:
+            OSError: the file is no longer there.
+        """
+        descriptor = os.open(self._part, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._folder)
+        reader = io.FileIO(descriptor, "rb")
+        if not os.path.samestat(os.fstat(descriptor), os.fstat(self._file.fileno())):
+            reader.close()
+            raise _replaced()
+        return reader
+
+    def publish(self) -> None:
+        """Rename the file to its final name once its content is on the disk, and close it.
+
+        Raises:
+            OSError: that failed; the ``.part`` stays.
+        """
+        with self:  # is closed whatever happens
+            os.fsync(self._file.fileno())
+            now = os.stat(self._part, dir_fd=self._folder, follow_symlinks=False)
+            if not os.path.samestat(now, os.fstat(self._file.fileno())):
+                raise _replaced()
+            os.replace(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            os.fsync(self._folder)
+
+    def discard(self) -> None:
+        """Remove the ``.part`` and close the file."""
+        if not self.closed:
+            with suppress(FileNotFoundError):
+                os.unlink(self._part, dir_fd=self._folder)
+            self.close()
+
+    def close(self) -> None:
+        """Close the file; unless it was published, the ``.part`` stays."""
+        if not self.closed:
+            super().close()
+            if hasattr(self, "_file"):  # else the constructor failed
+                self._file.close()
+                os.close(self._folder)
+
+    def _check_target(self) -> None:
+        """Raise now what would otherwise fail in ``publish``, at the end of a long run."""
+        try:
+            mode = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise FileExistsError(errno.EEXIST, "it is a device or pipe: choose another name")
+
+    def _create(self) -> io.FileIO:
+        with suppress(FileNotFoundError):
+            os.unlink(self._part, dir_fd=self._folder)  # of a run that was cut short, or a link
+        return io.FileIO(os.open(self._part, _CREATE, 0o666, dir_fd=self._folder), "r+b")
+
+
+class PartFolder:
+    """Folder of files that has its name only after ``publish``.
+
+    Args:
+        path: the final name; a folder or link of that name is replaced by ``publish``.
+
+    Raises:
+        OSError: the folder can't be made, or ``path`` is a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._part = part_of(path)
+        if not path.is_symlink() and path.exists() and not path.is_dir():
+            raise FileExistsError(
+                errno.EEXIST, "there is a file of that name: choose another folder"
+            )
+        _remove(self._part)  # of a run that was cut short, or a link
+        self._part.mkdir()
+        self._folder = os.open(self._part, _FOLDER | os.O_NOFOLLOW)
+
+    def write_file(self, name: str, data: Buffer) -> None:
+        """Write a new file into the folder; it is on the disk when this returns.
+
+        Raises:
+            OSError: it can't be written, or is there already.
+        """
+        descriptor = os.open(name, _CREATE, 0o666, dir_fd=self._folder)
+        with io.FileIO(descriptor, "r+b") as file:
+            write_whole(file, data)
+            os.fsync(descriptor)
+
+    def publish(self) -> None:
+        """Give the folder its final name once its content is on the disk, and close it."""
+        os.fsync(self._folder)
+        self.close()
+        _remove(self._path)
+        os.replace(self._part, self._path)  # noqa: PTH105 - as a PartFile is renamed
+
+    def close(self) -> None:
+        """End without the final name; the ``.part`` stays."""
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
+
+
+def part_of(path: Path) -> Path:
+    """Return where a file or folder is before it is complete."""
+    return path.with_name(path.name + PART)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that the user named for outputs, with its parents; it may exist already.
+
+    Raises:
+        OutputError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: can't make this folder: {error.strerror}") from None
+
+
+def make_subfolder(out: Path, folder: PurePath) -> None:
+    """Make ``out / folder``; the parts of ``folder`` may exist already, but not as links.
+
+    Args:
+        out: the folder that the user named.
+        folder: relative to it.
+
+    Raises:
+        OutputError: it can't be made.
+    """
+    for part in folder.parts:
+        out /= part
+        make_folder(out)
+        if out.is_symlink():
+            raise OutputError(
+                f"{out}: is a link, and links inside the output folder are not followed: remove it"
+            )
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """Append ``data`` to a file, which is not a link.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with io.FileIO(os.open(path, _APPEND, 0o666), "ab") as file:
+        write_whole(file, data)
+
+
+def write_whole(file: io.RawIOBase, data: Buffer) -> None:
+    """Write all of ``data`` to an unbuffered file."""
+    rest = memoryview(data).cast("B")
+    while rest:  # a disk that is filling up takes a part first, and then fails
+        rest = rest[file.write(rest) or 0 :]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` inside into an ``OutputError`` of one line that says what to do.
+
+    Raises:
+        OutputError: ``path`` can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written: {reason_of(error)}") from error
+
+
+def reason_of(error: OSError) -> str:
+    """Return why something can't be written, and what to do."""
+    return _ADVICE.get(error.errno or 0, error.strerror or str(error))
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with its content, a file or a link; nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replaced() -> OSError:
+    return FileExistsError(
+        errno.EEXIST, "another program replaced it while it was written: use a folder of its own"
+    )
