@@ -57,8 +57,6 @@ def take_over() -> None:
     Tracebacks of threads and of the program itself are logged in either style. In JSON, so is each
     line that a library prints; in text, where a terminal shows progress, those stay as they are.
     """
-    if not stderr.is_own():
-        return
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable

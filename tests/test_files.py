@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import PurePath
 
 import av
 import numpy as np
@@ -469,7 +470,7 @@ def test_memory_stays_flat_over_thousands_of_pictures(tmp_path):
         + """
 import sys
 import numpy as np
-from pathlib import Path, PurePath
+from pathlib import Path
 from streamseg.sinks.files import VideoFile
 image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 with VideoFile(Path(sys.argv[1])) as video:
@@ -640,7 +641,7 @@ def test_a_complete_video_is_what_ffmpeg_writes_at_once(tmp_path):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from pathlib import Path, PurePath
+from pathlib import Path
 from streamseg.sinks.files import VideoFile
 video = VideoFile(Path(sys.argv[1]))
 rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from io import TextIOWrapper
 
 from typer.exceptions import TyperException
 
-from streamseg import logs
+from streamseg import logs, stderr
 from streamseg.cli import (  # noqa: F401 - they register their commands
     ctl,
     keys,
@@ -31,8 +31,9 @@ from streamseg.sinks.part_file import reason_of
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit as the design says; ``--debug`` and ``--log`` may stand anywhere."""
     _escape_unencodable()
+    is_program = stderr.is_own()
     with guarded_output() as out:
-        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        code = _run(list(sys.argv[1:] if arguments is None else arguments), is_program=is_program)
         out.flush()
         if out.failure is not None:
             fail(f"standard output: can't be written: {reason_of(out.failure)}")
@@ -40,12 +41,13 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _run(given: list[str]) -> int:
-    """Run a command; its exit code."""
+def _run(given: list[str], *, is_program: bool) -> int:
+    """Run a command; its exit code. In a program, all that is printed to stderr is its own."""
     debug = "--debug" in given
     try:
         logs.configure(_taken_style(given), debug=debug)
-        logs.take_over()
+        if is_program:
+            logs.take_over()
         return app([a for a in given if a != "--debug"], standalone_mode=False) or 0
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
