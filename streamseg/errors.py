@@ -127,6 +127,10 @@ class StageError(StreamsegError):
         if isinstance(cause, StreamsegError):
             self.exit_code = cause.exit_code
 
+    def __reduce__(self) -> tuple[object, ...]:
+        assert self.__cause__ is not None
+        return StageError, (self.stage, self.__cause__)
+
 
 _PASSWORD = re.compile(r"(?P<before>[A-Za-z][\w+.-]*://[^\s/?#:]*):(?!\d{1,5}/)\S*@")
 _SECRET = re.compile(

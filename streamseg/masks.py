@@ -184,6 +184,12 @@ class Masks:
 
     __hash__ = None  # type: ignore[assignment]  # compared by value, and too large to hash
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.size, self._crops, self._windows, self._counts, self.from_box
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.size, self._crops, self._windows, self._counts, self.from_box = state
+
     def __repr__(self) -> str:
         return f"Masks({len(self)} in {self.size[0]} x {self.size[1]})"
 
@@ -345,6 +351,9 @@ class Mask:
         return self.to_rle() == other.to_rle()
 
     __hash__ = None  # type: ignore[assignment]  # compared by value, and too large to hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mask, (self._masks[[self._row]], 0)  # not the masks of the whole frame
 
     def __repr__(self) -> str:
         return f"Mask({self.area} pixels in {self.size[0]} x {self.size[1]})"

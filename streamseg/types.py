@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from streamseg.errors import MaskError, StreamsegError
 from streamseg.masks import RLE, BoolArray, FloatArray, IntArray, Mask, Masks, Size, row_index
+from streamseg.pickling import PickledByFields
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 SegmentMap: TypeAlias = npt.NDArray[np.int32]
@@ -28,7 +29,7 @@ MAX_SEGMENT_ID = 2**24 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Frame:
+class Frame(PickledByFields):
     """One picture of one source, with where and when it was taken.
 
     Attributes:
@@ -74,7 +75,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Instances:
+class Instances(PickledByFields):
     """N objects in one frame, one column a property; all columns have N rows.
 
     Takes slices, index arrays and boolean arrays like an array does.
@@ -200,7 +201,7 @@ class Instances:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Segment:
+class Segment(PickledByFields):
     """One part of a panoptic result: a thing or a patch of stuff.
 
     Attributes:
@@ -241,7 +242,7 @@ def segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Result:
+class Result(PickledByFields):
     """What is known of one frame.
 
     Attributes:
