@@ -1,4 +1,4 @@
-"""COCO segmentations as masks: polygons, uncompressed and compressed run lengths.
+"""COCO rows: boxes, and segmentations as masks (polygons, both kinds of run lengths).
 
 Masks are those of pycocotools (``frPyObjects``, ``merge``). What it does not check is checked here
 first: it reads and writes out of bounds for run lengths that do not fill the frame, and takes
@@ -7,14 +7,17 @@ memory for every pixel along the edges of a polygon, however far outside of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from streamseg.errors import MaskError
+from streamseg.errors import ArgumentError, MaskError
 from streamseg.masks import Masks, Size, check_size
 
 MAX_COORDINATE = 100_000
@@ -23,6 +26,59 @@ MAX_OUTLINE = 4_000_000
 """Longest outline of the polygons of one mask, in pixels."""
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
+
+
+NOT_TRACKED = -1
+"""The identity of an object that has none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CocoRow:
+    """One object of a COCO file.
+
+    Attributes:
+        box: x1, y1, x2, y2 in pixels.
+        score: 0 to 1; 1 for an annotation.
+        category_id: as the dataset has it.
+        mask: one mask; flagged ``from_box`` where the row has no segmentation.
+        track_id: the object's identity, -1 if it has none.
+    """
+
+    box: tuple[float, ...]
+    score: float
+    category_id: int
+    mask: Masks
+    track_id: int
+
+
+def read_coco_row(row: Any, number: int, size: Size) -> CocoRow:
+    """Check a row of a COCO file and return what it says.
+
+    Args:
+        row: a mapping, see :meth:`streamseg.types.Instances.from_coco`.
+        number: its place in the list, for messages.
+        size: (height, width) of the image.
+
+    Raises:
+        ArgumentError: a field is missing or of a wrong kind.
+        MaskError: its segmentation isn't a mask of a frame of ``size``.
+    """
+    if not isinstance(row, Mapping):
+        raise ArgumentError(f"row {number} must be a mapping, not {type(row).__name__}")
+    box = None if row.get("bbox") is None else _corners(row["bbox"], number)
+    if not is_empty(row.get("segmentation")):
+        try:
+            mask = mask_from_coco(row["segmentation"], size)
+        except MaskError as error:
+            raise MaskError(f"row {number}: {error}") from None
+        box = tuple(mask.boxes[0].tolist()) if box is None else box
+    elif box is not None:
+        mask = Masks.from_boxes([box], size)
+    else:
+        raise ArgumentError(f"row {number} has neither a bbox nor a segmentation")
+    score = 1.0 if row.get("score") is None else _finite(row["score"], "score", number)
+    track = NOT_TRACKED if row.get("track_id") is None else _whole(row, "track_id", number)
+    return CocoRow(box, score, _whole(row, "category_id", number), mask, track)
 
 
 def mask_from_coco(segmentation: Any, size: Size) -> Masks:
@@ -52,6 +108,32 @@ def is_empty(segmentation: Any) -> bool:
         isinstance(segmentation, str | bytes | list | tuple | dict | np.ndarray)
         and len(segmentation) == 0
     )
+
+
+def _corners(bbox: Any, number: int) -> tuple[float, ...]:
+    """Return x1, y1, x2, y2 of a ``bbox`` (x, y, width, height)."""
+    values = list(bbox) if isinstance(bbox, list | tuple | np.ndarray) else []
+    if len(values) != 4:
+        raise ArgumentError(f"row {number}: bbox must be x, y, width, height, not {_shown(bbox)}")
+    x, y, width, height = (_finite(value, "bbox", number) for value in values)
+    if width < 0 or height < 0:
+        raise ArgumentError(f"row {number}: bbox has a negative extent: {width:g} x {height:g}")
+    return x, y, x + width, y + height
+
+
+def _finite(value: Any, key: str, number: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ArgumentError(f"row {number}: {key} must be finite numbers, not {_shown(value)}")
+    return float(value)
+
+
+def _whole(row: Mapping[Any, Any], key: str, number: int) -> int:
+    value = row.get(key)
+    if value is None:
+        raise ArgumentError(f"row {number} has no {key}")
+    if _finite(value, key, number) % 1 or not -(2**63) <= value < 2**63:
+        raise ArgumentError(f"row {number}: {key} must be a whole number, not {_shown(value)}")
+    return int(value)
 
 
 def _polygons(segmentation: Sequence[Any] | npt.NDArray[Any]) -> list[Numbers]:

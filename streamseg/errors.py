@@ -3,6 +3,8 @@
 StreamsegError (1)            a failure, said in one line
 ├── UsageError (2)            the call is wrong; nothing was started
 │   ├── ConfigError           a config file, an override or an option
+│   ├── ArgumentError         an argument of a Python call
+│   ├── RowError              no row of that number; also an IndexError
 │   ├── UnknownModelError     no model of that name
 │   └── NoSuchSourceError     a running service has no source of that name
 ├── SourceError               a source can't be read
@@ -43,6 +45,14 @@ class UsageError(StreamsegError):
 
 class ConfigError(UsageError):
     """A config file, an override or an option is wrong; the message gives its path."""
+
+
+class ArgumentError(UsageError, ValueError):
+    """An argument of a Python call is wrong; the message names it and what is expected."""
+
+
+class RowError(UsageError, IndexError):
+    """There is no row of that number."""
 
 
 class UnknownModelError(UsageError):
