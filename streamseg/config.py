@@ -19,6 +19,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from streamseg.class_names import check_class_names
 from streamseg.errors import ConfigError
 from streamseg.masks import MAX_PIXELS
 from streamseg.types import SOURCE_NAME
@@ -81,6 +82,9 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         input_size: the model's input, in pixels; what it means is the family's. None is the
             model's own.
         precision: ``fp32``, or ``bf16``/``fp16`` autocast, which changes results slightly.
+        class_names: what the weights were trained on: names in the order of the model's outputs
+            (ids from 1), or the name of each category id. None takes the names that the weights
+            have, or those of COCO.
     """
 
     name: str = "nanomask"
@@ -88,6 +92,11 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda|cuda:\d+)$")] = "auto"
     input_size: Annotated[int, Meta(ge=32, le=4096)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    class_names: tuple[str, ...] | dict[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None:
+            check_class_names(self.class_names)
 
 
 class SourceConfig(Section, frozen=True, kw_only=True):

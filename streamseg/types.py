@@ -113,8 +113,9 @@ class Instances(PickledByFields):
         if not isinstance(self.masks, Masks):
             raise ArgumentError(f"masks must be Masks, not {type(self.masks).__name__}")
         if not isinstance(self.categories, Mapping):
-            kind = type(self.categories).__name__
-            raise ArgumentError(f"categories must map category ids to names, not be a {kind}")
+            raise ArgumentError(
+                f"categories must map category ids to names, not {type(self.categories).__name__}"
+            )
         rows = len(self.masks)
         ids = np.full(rows, NOT_TRACKED) if self.track_ids is None else self.track_ids
         columns = {

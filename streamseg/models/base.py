@@ -38,6 +38,19 @@ ClassRows: TypeAlias = Mapping[str, tuple[int, ...]]
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@dataclass(frozen=True, slots=True)
+class ClassCounts:
+    """How many classes a network has.
+
+    Attributes:
+        things: without background.
+        stuff: 0 for models without panoptic results.
+    """
+
+    things: int
+    stuff: int = 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Images of equal prepared shape, ready for one forward.
@@ -152,6 +165,19 @@ class Segmenter(ABC):
         """Which tensors of ``network``, which is for these categories, have rows for them.
 
         Rows that are no class's, such as the background's, are left out.
+        """
+
+    @classmethod
+    def class_counts(cls, categories: Categories) -> ClassCounts:
+        """Return how many classes a network for these categories has."""
+        return ClassCounts(len(categories.things), len(categories.stuff))
+
+    @classmethod
+    @abstractmethod
+    def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
+        """Return how many classes the network of an adopted state dict has; None if it is unclear.
+
+        Whether the rest of the tensors fits is checked when they are loaded.
         """
 
     @abstractmethod
@@ -334,6 +360,12 @@ def _checked_size(image: Image, row: int) -> Size:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise UsageError(f"image {row} must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
     return image.shape[0], image.shape[1]
+
+
+def rows_of(state: Mapping[str, Tensor], key: str) -> int:
+    """Return the length of a vector in a state dict; 0 if it isn't there or is no vector."""
+    tensor = state.get(key)
+    return len(tensor) if tensor is not None and tensor.ndim == 1 else 0
 
 
 def _round_up(length: int, multiple: int) -> int:

@@ -100,6 +100,9 @@ class _Machine:
         del self.stack[start:]
         return values
 
+    def drop_to_mark(self) -> None:
+        self.pop_to_mark()
+
     def set_mark(self) -> None:
         self._marks.append(len(self.stack))
 
@@ -262,7 +265,7 @@ _WITH_ARGUMENT: Mapping[str, Callable[[_Machine, Any], None]] = {
 _PLAIN: Mapping[str, Callable[[_Machine], None]] = {
     "MARK": _Machine.set_mark,
     "POP": _Machine.pop,
-    "POP_MARK": lambda machine: machine.pop_to_mark() and None,
+    "POP_MARK": _Machine.drop_to_mark,
     "DUP": _Machine.duplicate,
     "TUPLE": _Machine.make_tuple,
     "LIST": _Machine.make_list,
