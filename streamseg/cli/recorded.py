@@ -9,6 +9,7 @@ import typer
 
 from streamseg.cli.app import (
     INTERRUPTED,
+    ClassNamesOption,
     ConfigFile,
     ModelName,
     Sets,
@@ -57,6 +58,7 @@ def process(
     ],
     model: ModelName = None,
     weights: WeightsOption = None,
+    class_names: ClassNamesOption = None,
     stride: Annotated[int | None, typer.Option(help="Take every n-th frame.")] = None,
     max_fps: Annotated[float | None, typer.Option(help="Frames a second of video.")] = None,
     start: Annotated[float | None, typer.Option(help="Seconds to begin at.")] = None,
@@ -83,7 +85,7 @@ def process(
     cut = {"stride": stride, "max_fps": max_fps, "start": start, "end": end}
     given = {key: value for key, value in cut.items() if value is not None}
     sources = [{"url": url, **given} for text in inputs for url in expand_inputs(text)]
-    config = build_config(config_file, sets, sources, model, weights)
+    config = build_config(config_file, sets, sources, model, weights, class_names)
     with ProgressReport() as progress:
         network = load_configured(config)
         run = Processor(config, network, folder, progress, panoptic=panoptic)

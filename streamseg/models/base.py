@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from streamseg.config import Thresholds
-from streamseg.errors import UsageError
+from streamseg.errors import ArgumentError, UsageError
 from streamseg.masks import Size
 from streamseg.models.categories import Categories
+from streamseg.models.inputs import AnyImage, is_single, read_images, read_one
 from streamseg.models.layers.masks import MaskSource
 from streamseg.models.objective import Objective
-from streamseg.models.selection import Selection
+from streamseg.models.selection import Selection, checked_thresholds
 from streamseg.types import Image, Instances, Segment
 
 if TYPE_CHECKING:
@@ -240,32 +241,58 @@ class Segmenter(ABC):
         other.network = network.eval()
         return other
 
+    @overload  # arrays and paths are iterables, too: the first signature that fits counts
+    def predict(  # type: ignore[overload-overlap]
+        self, images: AnyImage, thresholds: Thresholds | None = None
+    ) -> Instances: ...
+    @overload
     def predict(
         self,
-        images: Sequence[Image],
+        images: Iterable[AnyImage],
         thresholds: Thresholds | Sequence[Thresholds] | None = None,
-    ) -> list[Instances]:
-        """Find the instances in each image.
+    ) -> list[Instances]: ...
+    def predict(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        thresholds: Thresholds | Sequence[Thresholds] | None = None,
+    ) -> Instances | list[Instances]:
+        """Find the instances in an image, or in each of several.
 
         Args:
-            images: uint8 (H, W, 3) RGB; they may differ in size and are never written to.
+            images: an array uint8 (H, W, 3) RGB (not BGR, as OpenCV reads files), or one of the
+                other kinds of :func:`streamseg.models.inputs.read_images`; or a list, another
+                iterable or a batch of them. They may differ in size and are never written to.
             thresholds: for all images, or one for each; None takes the model's own.
 
         Returns:
-            Instances in the pixels of each image, best score first, in the order of the images.
+            Instances in the pixels of each image, best score first, in the order of the images;
+            of a single image its own.
 
         Raises:
-            UsageError: an image isn't uint8 (H, W, 3), the thresholds aren't one for each image,
-                or they name a class that the model doesn't know.
+            ArgumentError: an image is of no kind that is known or can be meant in two ways, the
+                thresholds aren't one for each image, or they name a class that the model doesn't
+                know.
+            SourceError: an image file can't be read.
         """
-        return [found.instances for found in self._predict(images, thresholds)]
+        single, found = self._predict(images, thresholds)
+        return found[0].instances if single else [each.instances for each in found]
 
+    @overload
+    def predict_panoptic(  # type: ignore[overload-overlap]
+        self, images: AnyImage, thresholds: Thresholds | None = None
+    ) -> tuple[Segment, ...]: ...
+    @overload
     def predict_panoptic(
         self,
-        images: Sequence[Image],
+        images: Iterable[AnyImage],
         thresholds: Thresholds | Sequence[Thresholds] | None = None,
-    ) -> list[tuple[Segment, ...]]:
-        """Divide each image into things and stuff that don't overlap.
+    ) -> list[tuple[Segment, ...]]: ...
+    def predict_panoptic(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        thresholds: Thresholds | Sequence[Thresholds] | None = None,
+    ) -> tuple[Segment, ...] | list[tuple[Segment, ...]]:
+        """Divide an image, or each of several, into things and stuff that don't overlap.
 
         Takes and raises what :meth:`predict` does.
 
@@ -274,12 +301,22 @@ class Segmenter(ABC):
         """
         if not self.stuff:
             raise UsageError(f"{self.name} has no panoptic results")
-        return [found.segments or () for found in self._predict(images, thresholds)]
+        single, found = self._predict(images, thresholds)
+        return found[0].segments or () if single else [each.segments or () for each in found]
 
     def _predict(
-        self, images: Sequence[Image], thresholds: Thresholds | Sequence[Thresholds] | None
-    ) -> list[Prediction]:
-        return self.postprocess(self.forward(self.prepare(images), thresholds))
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        thresholds: Thresholds | Sequence[Thresholds] | None,
+    ) -> tuple[bool, list[Prediction]]:
+        """Whether it is a single image, and what is found in each."""
+        if isinstance(thresholds, Thresholds):
+            thresholds = checked_thresholds(thresholds)
+        elif isinstance(thresholds, list | tuple):
+            thresholds = [checked_thresholds(each) for each in thresholds]
+        single = is_single(images)
+        read = [read_one(images, "the image")] if single else read_images(images)
+        return single, self.postprocess(self.forward(self.prepare(read), thresholds))
 
     def prepare(self, images: Sequence[Image]) -> list[Batch]:
         """Resize, normalise and pad; images of equal padded shape come into one batch."""
@@ -332,8 +369,12 @@ class Segmenter(ABC):
     ) -> list[Selection]:
         if thresholds is None or isinstance(thresholds, Thresholds):
             return [Selection.of(thresholds or self.thresholds, self.categories)] * count
+        if not isinstance(thresholds, list | tuple):
+            raise ArgumentError(f"thresholds must be Thresholds, not {type(thresholds).__name__}")
         if len(thresholds) != count:
-            raise UsageError(f"{len(thresholds)} thresholds for {count} images: give one or each")
+            raise ArgumentError(
+                f"{len(thresholds)} thresholds for {count} images: give one, or one for each"
+            )
         return [Selection.of(each, self.categories) for each in thresholds]
 
     def _prediction(self, found: Detections) -> Prediction:
@@ -356,9 +397,9 @@ class Segmenter(ABC):
 
 def _checked_size(image: Image, row: int) -> Size:
     if not isinstance(image, np.ndarray):
-        raise UsageError(f"image {row} must be an array, not {type(image).__name__}")
+        raise ArgumentError(f"image {row} must be an array, not {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise UsageError(f"image {row} must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+        raise ArgumentError(f"image {row} must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
     return image.shape[0], image.shape[1]
 
 
