@@ -68,7 +68,7 @@ class Thresholds(Section, frozen=True, kw_only=True):
     region: tuple[Point, ...] = ()
 
     def __post_init__(self) -> None:
-        if 0 < len(self.region) < 3:
+        if isinstance(self.region, tuple | list) and 0 < len(self.region) < 3:
             raise ValueError("region needs three corners or more")
 
 

@@ -7,6 +7,7 @@ StreamsegError (1)            a failure, said in one line
 │   ├── RowError              no row of that number; also an IndexError
 │   ├── UnknownModelError     no model of that name
 │   └── NoSuchSourceError     a running service has no source of that name
+├── MissingExtraError         a package isn't installed; also a ModuleNotFoundError
 ├── SourceError               a source can't be read
 │   ├── NoFramesError         there is nothing in it that could be decoded
 │   ├── TooLargeError         its frames are larger than the limit
@@ -29,6 +30,8 @@ StreamsegError (1)            a failure, said in one line
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class StreamsegError(Exception):
@@ -61,6 +64,10 @@ class UnknownModelError(UsageError):
 
 class NoSuchSourceError(UsageError):
     """A running service has no source of that name; the message lists those it has."""
+
+
+class MissingExtraError(StreamsegError, ModuleNotFoundError):
+    """A package isn't installed; the message names the extra that has it."""
 
 
 class SourceError(StreamsegError):
@@ -140,6 +147,23 @@ class StageError(StreamsegError):
     def __reduce__(self) -> tuple[object, ...]:
         assert self.__cause__ is not None
         return StageError, (self.stage, self.__cause__)
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn a failed import within it (or within a function that it decorates) into an error.
+
+    Raises:
+        MissingExtraError: a package of the extra ``streamseg[…]`` isn't installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if isinstance(error, MissingExtraError):
+            raise
+        raise MissingExtraError(
+            f"{error.name} isn't installed: pip install 'streamseg[{extra}]'", name=error.name
+        ) from None
 
 
 _PASSWORD = re.compile(r"(?P<before>[A-Za-z][\w+.-]*://[^\s/?#:]*):(?!\d{1,5}/)\S*@")

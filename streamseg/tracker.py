@@ -30,13 +30,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from streamseg.errors import ConfigError, StreamsegError
+from streamseg.errors import ArgumentError, ConfigError, StreamsegError
 from streamseg.masks import BoolArray, IntArray, Masks, Size, box_iou
 from streamseg.types import NOT_TRACKED, Instances
 
@@ -96,14 +97,21 @@ class TrackerSettings:
     use_masks: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("lost_for", "confident", "begin"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise ConfigError(f"{name} must be a number, not {value!r}")
         if not (math.isfinite(self.lost_for) and self.lost_for >= 0):
             raise ConfigError(f"lost_for must be seconds, 0 or more, not {self.lost_for}")
-        if not isinstance(self.min_hits, int) or self.min_hits < 1:
-            raise ConfigError(f"min_hits must be a whole number from 1, not {self.min_hits}")
+        whole = isinstance(self.min_hits, Integral) and not isinstance(self.min_hits, bool)
+        if not whole or self.min_hits < 1:
+            raise ConfigError(f"min_hits must be a whole number from 1, not {self.min_hits!r}")
         if not 0 <= self.confident <= self.begin <= 1:
             raise ConfigError(
                 f"0 <= confident <= begin <= 1 must hold, not {self.confident} and {self.begin}"
             )
+        if not isinstance(self.use_masks, bool):
+            raise ConfigError(f"use_masks must be true or false, not {self.use_masks!r}")
 
 
 class Tracker:
@@ -139,7 +147,12 @@ class Tracker:
 
         Raises:
             StreamsegError: ``pts`` isn't finite, or the features changed their length.
+            ArgumentError: an argument is of another type.
         """
+        if not isinstance(instances, Instances):
+            raise ArgumentError(f"instances must be Instances, not {type(instances).__name__}")
+        if isinstance(pts, bool) or not isinstance(pts, Real):
+            raise ArgumentError(f"pts must be seconds, not {pts!r}")
         if not math.isfinite(pts):
             raise StreamsegError(f"a frame at {pts} s can't be tracked: its time isn't finite")
         found = _Detections.of(instances, use_masks=self.settings.use_masks)

@@ -9,10 +9,11 @@ fitted to its network and what the network's outputs mean; all the rest is here.
 from __future__ import annotations
 
 import copy
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, overload
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -22,9 +23,11 @@ from streamseg.config import Thresholds
 from streamseg.errors import ArgumentError, UsageError
 from streamseg.masks import Size
 from streamseg.models.categories import Categories
+from streamseg.models.forking import adapt_to_fork
 from streamseg.models.inputs import AnyImage, is_single, read_images, read_one
 from streamseg.models.layers.masks import MaskSource
 from streamseg.models.objective import Objective
+from streamseg.models.origin import Origin, network_state, reload, reload_arguments
 from streamseg.models.selection import Selection, checked_thresholds
 from streamseg.types import Image, Instances, Segment
 
@@ -127,6 +130,8 @@ class Segmenter(ABC):
         device: where the network is.
         input_size: pixels; which side it means is said by the family.
         precision: ``fp32``, or the type that the network is autocast to.
+        origin: what ``load_model`` loaded it from, by which it is pickled; None for a model that
+            was trained, which can't be.
     """
 
     trained_on: ClassVar[Categories]
@@ -146,6 +151,8 @@ class Segmenter(ABC):
         thresholds: Thresholds | None = None,
     ) -> None:
         self.name = name
+        self.origin: Origin | None = None
+        self._process = os.getpid()
         self.categories = categories.things
         self.stuff = categories.stuff
         self.thresholds = thresholds or Thresholds()
@@ -239,7 +246,25 @@ class Segmenter(ABC):
         """The same model with another network of its architecture."""
         other = copy.copy(self)
         other.network = network.eval()
+        other.origin = None
         return other
+
+    def __copy__(self) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = copy.copy(self)
+        other.network = copy.deepcopy(self.network, memo)
+        if self.origin is not None and self.origin.network == network_state(self.network):
+            other.origin = replace(self.origin, network=network_state(other.network))
+        else:
+            other.origin = None
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reload, reload_arguments(self)
 
     @overload  # arrays and paths are iterables, too: the first signature that fits counts
     def predict(  # type: ignore[overload-overlap]
@@ -320,6 +345,7 @@ class Segmenter(ABC):
 
     def prepare(self, images: Sequence[Image]) -> list[Batch]:
         """Resize, normalise and pad; images of equal padded shape come into one batch."""
+        self._check_process()
         groups: dict[Size, list[int]] = {}
         shapes = [self.fit(_checked_size(image, row)) for row, image in enumerate(images)]
         for row, (height, width) in enumerate(shapes):
@@ -334,6 +360,7 @@ class Segmenter(ABC):
         thresholds: Thresholds | Sequence[Thresholds] | None = None,
     ) -> list[Detections]:
         """Run the network; what the thresholds exclude by box, score or class gets no mask."""
+        self._check_process()
         count = sum(len(batch.rows) for batch in batches)
         selections = self._selections(thresholds, count)
         found: dict[int, Detections] = {}
@@ -349,6 +376,17 @@ class Segmenter(ABC):
     def postprocess(self, detections: Sequence[Detections]) -> list[Prediction]:
         """Make the masks at source resolution, inside their boxes, and what follows from them."""
         return [self._prediction(found) for found in detections]
+
+    def _check_process(self) -> None:
+        """Make a forked process able to predict, or say that it can't be."""
+        if self._process == os.getpid():
+            return
+        if self.device.type != "cpu":
+            raise UsageError(
+                f"{self.name} is on {self.device} of the process that this one was forked from: "
+                "load it here, in a process started with spawn"
+            )
+        adapt_to_fork()
 
     def _batch(
         self, images: Sequence[Image], shapes: Sequence[Size], rows: list[int], padded: Size

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import import_module
@@ -17,7 +18,7 @@ import msgspec
 
 from streamseg.class_names import ClassNames, numbered_names
 from streamseg.config import ModelConfig, Thresholds
-from streamseg.errors import UsageError, WeightsError
+from streamseg.errors import ArgumentError, UsageError, WeightsError, needs_extra
 from streamseg.models.catalogue import CATALOGUE, Entry, Family, find
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _FAMILIES: dict[Family, tuple[str, str]] = {
 """The module and the class of each family, imported when one of its models is made."""
 
 
+@needs_extra("server")
 def load_model(
     name: str,
     weights: str | Path = "default",
@@ -56,6 +58,9 @@ def load_model(
     **thresholds: Any,
 ) -> Segmenter:
     """Make a model of the catalogue, ready to predict.
+
+    It is pickled by these arguments: a process that gets it loads the same file again, and refuses
+    another one.
 
     Args:
         name: see ``streamseg models``.
@@ -75,16 +80,27 @@ def load_model(
         UsageError: an argument is wrong, or names a class that the model doesn't know.
         WeightsError: the weights can't be had, are damaged or of another architecture.
     """
+    from streamseg.models.forking import adapt_to_fork
+    from streamseg.models.origin import Origin, Stamp, network_state
+
+    if not isinstance(name, str):
+        raise ArgumentError(f"load_model: name must be a text, not {type(name).__name__}")
+    if not isinstance(weights, str | os.PathLike):
+        raise ArgumentError(
+            f"load_model: weights must be default, none or a path, not {type(weights).__name__}"
+        )
     entry = find(name)
-    options = {"device": device, "precision": precision, "input_size": input_size}
+    options = {"device": str(device), "precision": precision, "input_size": input_size}
     config = _check(ModelConfig, {**options, "class_names": _plain(class_names)})
     selected = _check(Thresholds, thresholds)
-    place = _device(device)
+    place = _device(config.device)
+    adapt_to_fork()
     family = _family(entry)
+    stamp = Stamp.of_weights(weights)
     given = _weights(entry, family, weights)
     categories = known_categories(entry, family, given, config.class_names, str(weights))
     network = _loaded(entry, family, given, categories, str(weights))
-    return family(
+    model = family(
         name,
         network,
         categories,
@@ -93,6 +109,11 @@ def load_model(
         precision=precision,
         thresholds=selected,
     )
+    where = str(weights) if stamp is None else str(Path(weights).absolute())
+    model.origin = Origin(
+        where, config.device, config.class_names, stamp, network_state(model.network)
+    )
+    return model
 
 
 def start_model(
