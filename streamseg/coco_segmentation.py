@@ -7,7 +7,6 @@ memory for every pixel along the edges of a polygon, however far outside of the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -24,6 +23,8 @@ MAX_COORDINATE = 100_000
 """Largest coordinate of a polygon, in pixels to either side of the frame's origin."""
 MAX_OUTLINE = 4_000_000
 """Longest outline of the polygons of one mask, in pixels."""
+
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
 
@@ -122,7 +123,8 @@ def _corners(bbox: Any, number: int) -> tuple[float, ...]:
 
 
 def _finite(value: Any, key: str, number: int) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_real or not abs(value) <= _MAX_FLOAT:
         raise ArgumentError(f"row {number}: {key} must be finite numbers, not {_shown(value)}")
     return float(value)
 
@@ -131,6 +133,8 @@ def _whole(row: Mapping[Any, Any], key: str, number: int) -> int:
     value = row.get(key)
     if value is None:
         raise ArgumentError(f"row {number} has no {key}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ArgumentError(f"row {number}: {key} has more than 63 bits")
     if _finite(value, key, number) % 1 or not -(2**63) <= value < 2**63:
         raise ArgumentError(f"row {number}: {key} must be a whole number, not {_shown(value)}")
     return int(value)

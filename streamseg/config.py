@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
 
@@ -20,7 +20,7 @@ import yaml
 from msgspec import Meta
 
 from streamseg.class_names import check_class_names
-from streamseg.errors import ConfigError
+from streamseg.errors import ConfigError, ImpossibleValueError
 from streamseg.masks import MAX_PIXELS
 from streamseg.types import SOURCE_NAME
 
@@ -69,7 +69,7 @@ class Thresholds(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if isinstance(self.region, tuple | list) and 0 < len(self.region) < 3:
-            raise ValueError("region needs three corners or more")
+            raise ImpossibleValueError("region needs three corners or more")
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -147,17 +147,19 @@ class SourceConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.url:
-            raise ValueError("url is empty")
+            raise ImpossibleValueError("url is empty")
         if self.password_env and self.password_file:
-            raise ValueError("password_env and password_file: only one can hold the password")
+            raise ImpossibleValueError(
+                "password_env and password_file: only one can hold the password"
+            )
         if (self.password_env or self.password_file) and not self.user:
-            raise ValueError("a password needs a user to log in as")
+            raise ImpossibleValueError("a password needs a user to log in as")
         if self.name and not SOURCE_NAME.fullmatch(self.name):
-            raise ValueError(
+            raise ImpossibleValueError(
                 f"name {self.name!r}: use 1 to 64 letters, digits, dots, dashes and underscores"
             )
         if self.end is not None and self.end <= self.start:
-            raise ValueError(f"end ({self.end:g}) must be after start ({self.start:g})")
+            raise ImpossibleValueError(f"end ({self.end:g}) must be after start ({self.start:g})")
 
 
 class WorkerConfig(Section, frozen=True, kw_only=True):
@@ -197,7 +199,7 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.confident > self.begin:
-            raise ValueError(
+            raise ImpossibleValueError(
                 f"confident ({self.confident:g}) must not be over begin ({self.begin:g})"
             )
 
@@ -248,7 +250,7 @@ class ControlConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.token_env and self.token_file:
-            raise ValueError("token_env and token_file: only one can hold the token")
+            raise ImpossibleValueError("token_env and token_file: only one can hold the token")
 
 
 class MqttConfig(Section, frozen=True, kw_only=True):
@@ -279,9 +281,11 @@ class MqttConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.url:
-            raise ValueError("url is empty")
+            raise ImpossibleValueError("url is empty")
         if self.password_env and self.password_file:
-            raise ValueError("password_env and password_file: only one can hold the password")
+            raise ImpossibleValueError(
+                "password_env and password_file: only one can hold the password"
+            )
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -298,18 +302,22 @@ class Config(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise ValueError("sources is empty: name at least one")
+            raise ImpossibleValueError("sources is empty: name at least one")
         if self.mqtt is not None and not self.tracker.enabled:
-            raise ValueError("mqtt counts identities: it needs tracker.enabled")
+            raise ImpossibleValueError("mqtt counts identities: it needs tracker.enabled")
 
 
-def load(path: Path | None) -> dict[str, Any]:
+def load(path: str | Path | None) -> dict[str, Any]:
     """A YAML file's content, not yet validated; nothing at all without a file.
 
     Raises:
         ConfigError: the file is missing, isn't YAML or isn't a mapping.
     """
-    return {} if path is None else _read(path)
+    if path is None:
+        return {}
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"a config is loaded from a path, not {type(path).__name__}")
+    return _read(Path(path))
 
 
 def override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -318,7 +326,11 @@ def override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: an override isn't written so, or leads nowhere.
     """
+    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
+        raise ConfigError(f"overrides must be a list of texts, not {type(overrides).__name__}")
     for text in overrides:
+        if not isinstance(text, str):
+            raise ConfigError(f"an override must be a text, not {type(text).__name__}")
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"--set {text}: write it as key.key=value")
@@ -359,6 +371,19 @@ def convert(raw: dict[str, Any], schema: type[SectionT], where: str) -> SectionT
         return msgspec.convert(raw, schema)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(str(error), schema)}") from None
+
+
+def source_config(source: SourceConfig | str | os.PathLike[str]) -> SourceConfig:
+    """Return the config of a source that is given as one, or by its url or path.
+
+    Raises:
+        ConfigError: it is neither, or a value is wrong: the constructor doesn't check their types.
+    """
+    if isinstance(source, str | os.PathLike):
+        source = SourceConfig(url=os.fspath(source))
+    if not isinstance(source, SourceConfig):
+        raise ConfigError(f"a source is a SourceConfig, url or path, not {type(source).__name__}")
+    return convert(msgspec.structs.asdict(source), SourceConfig, "the source")
 
 
 def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
@@ -421,7 +446,7 @@ def _read(path: Path) -> dict[str, Any]:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # bytes that aren't text, or a path that can't be one
         raise ConfigError(f"{path}: can't be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: isn't YAML: {' '.join(str(error).split())}") from None

@@ -3,6 +3,7 @@
 StreamsegError (1)            a failure, said in one line
 ├── UsageError (2)            the call is wrong; nothing was started
 │   ├── ConfigError           a config file, an override or an option
+│   │   └── ImpossibleValueError  a value of a section
 │   ├── ArgumentError         an argument of a Python call
 │   ├── RowError              no row of that number; also an IndexError
 │   ├── UnknownModelError     no model of that name
@@ -56,6 +57,10 @@ class ArgumentError(UsageError, ValueError):
 
 class RowError(UsageError, IndexError):
     """There is no row of that number."""
+
+
+class ImpossibleValueError(ConfigError, ValueError):
+    """A value of a config's section is impossible."""
 
 
 class UnknownModelError(UsageError):

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -39,7 +38,7 @@ from scipy.optimize import linear_sum_assignment
 
 from streamseg.errors import ArgumentError, ConfigError, StreamsegError
 from streamseg.masks import BoolArray, IntArray, Masks, Size, box_iou
-from streamseg.types import NOT_TRACKED, Instances
+from streamseg.types import NOT_TRACKED, Instances, is_number
 
 Reals: TypeAlias = npt.NDArray[np.float64]
 
@@ -99,12 +98,11 @@ class TrackerSettings:
     def __post_init__(self) -> None:
         for name in ("lost_for", "confident", "begin"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real):
+            if not is_number(value):
                 raise ConfigError(f"{name} must be a number, not {value!r}")
         if not (math.isfinite(self.lost_for) and self.lost_for >= 0):
             raise ConfigError(f"lost_for must be seconds, 0 or more, not {self.lost_for}")
-        whole = isinstance(self.min_hits, Integral) and not isinstance(self.min_hits, bool)
-        if not whole or self.min_hits < 1:
+        if not is_number(self.min_hits) or self.min_hits % 1 or self.min_hits < 1:
             raise ConfigError(f"min_hits must be a whole number from 1, not {self.min_hits!r}")
         if not 0 <= self.confident <= self.begin <= 1:
             raise ConfigError(
@@ -151,7 +149,7 @@ class Tracker:
         """
         if not isinstance(instances, Instances):
             raise ArgumentError(f"instances must be Instances, not {type(instances).__name__}")
-        if isinstance(pts, bool) or not isinstance(pts, Real):
+        if not is_number(pts):
             raise ArgumentError(f"pts must be seconds, not {pts!r}")
         if not math.isfinite(pts):
             raise StreamsegError(f"a frame at {pts} s can't be tracked: its time isn't finite")

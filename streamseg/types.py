@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from numbers import Real
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -65,17 +66,17 @@ class Frame(PickledByFields):
     pixel_aspect: Fraction = Fraction(1)
 
     def __post_init__(self) -> None:
-        if not SOURCE_NAME.fullmatch(self.source):
-            raise StreamsegError(
+        if not isinstance(self.source, str) or not SOURCE_NAME.fullmatch(self.source):
+            raise ArgumentError(
                 f"source name {self.source!r}: use 1 to 64 letters, digits, dots, dashes and _"
             )
-        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
-            raise StreamsegError(
-                f"a frame's image must be uint8 (H, W, 3), not {self.image.dtype} "
-                f"{self.image.shape}"
+        image = np.asarray(self.image)
+        if image is not self.image or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            raise ArgumentError(
+                f"a frame's image must be uint8 (H, W, 3), not {image.dtype} {image.shape}"
             )
-        if not math.isfinite(self.pts):
-            raise StreamsegError(f"{self.source}: frame {self.index} has no time")
+        if not is_number(self.pts) or not math.isfinite(self.pts):
+            raise ArgumentError(f"{self.source}: frame {self.index} has no time")
         self.image.flags.writeable = False
 
     @property
@@ -245,6 +246,11 @@ class Segment(PickledByFields):
     mask: Mask
 
 
+def is_number(value: object) -> bool:
+    """Return whether ``value`` is a real number of Python or numpy, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
     """Which part each pixel of a frame belongs to.
 
@@ -323,5 +329,6 @@ __all__ = [
     "Segment",
     "SegmentMap",
     "Size",
+    "is_number",
     "segment_map",
 ]

@@ -174,8 +174,11 @@ def _check(schema: type[Any], values: dict[str, Any]) -> Any:
             near = difflib.get_close_matches(key, schema.__struct_fields__, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {schema.__struct_fields__}"
             raise UsageError(f"load_model takes no {key!r}; {hint}")
+    import numpy as np
+
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
     try:
-        return msgspec.convert(values, schema)
+        return msgspec.convert(plain, schema)
     except msgspec.ValidationError as error:
         raise UsageError(f"load_model: {error}") from None
 
