@@ -12,7 +12,7 @@ from streamseg.errors import ConfigError
 ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
 """Names in the order of the model's outputs (ids from 1), or the name of each category id."""
 
-MAX_ID = 2**31 - 1
+MAX_ID = 2**53
 _MAX_FILE_BYTES = 1 << 20
 
 

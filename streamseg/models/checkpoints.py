@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from streamseg.class_names import check_class_names
 from streamseg.errors import WeightsError
 from streamseg.models import torch_file
 from streamseg.models.categories import Categories
@@ -214,7 +215,10 @@ def _written(categories: Categories | None) -> dict[str, str]:
 
 
 def _names(written: object) -> dict[int, str]:
-    return {int(number): str(name) for number, name in json.loads(str(written)).items()}
+    names = {int(number): str(name) for number, name in json.loads(str(written)).items()}
+    if names:
+        check_class_names(names)
+    return names
 
 
 def _read_safetensors(path: Path) -> Weights:
@@ -234,7 +238,8 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:
-    for name, tensor in state.items():
+    once = {id(tensor): (name, tensor) for name, tensor in state.items()}  # weights may be shared
+    for name, tensor in once.values():
         if tensor.dtype not in _NUMBERS:
             raise WeightsError(f"{path}: {name} is of {tensor.dtype}, which no model here has")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -233,12 +233,7 @@ def known_categories(
         return _named(family, class_names, counts, where)
     if counts == family.class_counts(own):
         return own
-    total = counts.things + counts.stuff
-    _warn(
-        f"{where}: its {total} classes have no names and are called class_1 to class_{total}: "
-        "name them with class_names=[…], --class-names A,B|FILE, or model.class_names in a config"
-    )
-    return _named(family, numbered_names(total), counts, where)
+    return _named(family, numbered_names(counts.things + counts.stuff), counts, where)
 
 
 def _counted(entry: Entry, family: type[Segmenter], given: Weights) -> ClassCounts | None:
@@ -315,6 +310,13 @@ def _loaded(
     adopted = _adopted(network, family, given)
     _check_fit(network, adopted, entry, given, where)
     network.load_state_dict(adopted)
+    names = [*categories.things.values(), *categories.stuff.values()]
+    if given.categories is None and names == numbered_names(len(names)):
+        _warn(
+            f"{where}: its {len(names)} classes have no names and are called class_1 to "
+            f"class_{len(names)}: name them with class_names=[…], --class-names A,B|FILE, or "
+            "model.class_names in a config"
+        )
     if restriction := family.restriction(given.state):
         _warn(f"{entry.name}: {restriction}")
     return network

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
 
-MAX_STEPS = 10_000_000
+MAX_STEPS = 2_000_000
 """Longer programs are refused; a checkpoint has about forty steps per tensor."""
 _MAX_KEY = 2**64
 

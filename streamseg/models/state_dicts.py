@@ -14,6 +14,8 @@ from streamseg.models.stored import StoredTensor
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 """Keys that checkpoints have their model's state dict under, the first one that is there."""
 _MAX_DEPTH = 4
+MAX_TENSORS = 10_000
+"""State dicts of more tensors are refused; the largest model here has fewer than a thousand."""
 _WRAPPING_MODULES = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
 """Modules that ``DataParallel``, ``DistributedDataParallel``, averaging and ``compile`` put around
 others."""
@@ -52,8 +54,8 @@ def find_state_dict(path: Path, content: Any) -> dict[str, StoredTensor]:
     for name, value in content.items():
         if isinstance(value, Unknown):
             raise WeightsError(
-                f"{path}: {_short(name)} holds more than tensors, which could run code "
-                f"({_short(value.name)}), or is no plain tensor; refused"
+                f"{path}: {_short(name)} is no plain tensor but an object of "
+                f"{_short(value.name)}; refused"
             )
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
             raise WeightsError(f"{path}: {_short(name)} is no tensor but a {_kind(value)}")
@@ -64,8 +66,10 @@ def plain_names(path: Path, state: Mapping[str, ValueT]) -> dict[str, ValueT]:
     """Return ``state`` under the names that the model itself has.
 
     Raises:
-        WeightsError: two tensors would have one name.
+        WeightsError: two tensors would have one name, or there are more than ``MAX_TENSORS``.
     """
+    if len(state) > MAX_TENSORS:
+        raise WeightsError(f"{path}: holds {len(state)} tensors, over the limit of {MAX_TENSORS}")
     plain: dict[str, ValueT] = {}
     for name, value in state.items():
         if _AVERAGING.fullmatch(name):

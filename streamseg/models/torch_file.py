@@ -245,14 +245,14 @@ class _Kind:
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_rest: Any) -> Any:
     if not isinstance(storage, _Storage) or storage.dtype is None:
-        return storage if isinstance(storage, Unknown) else Unknown("a tensor without a type")
+        return storage if isinstance(storage, Unknown) else Unknown("a type that isn't supported")
     return _View(storage, storage.dtype, offset, shape, stride)
 
 
 def _tensor_of_type(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Any:
     dtype = rest[2]
     if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
-        return Unknown("a tensor without a type")
+        return Unknown("a type that isn't supported")
     count = storage.count // dtype.itemsize  # it counts bytes
     typed = _Storage(storage.data, storage.key, dtype, count, storage.offset // dtype.itemsize)
     return _View(typed, dtype, offset, shape, stride)
