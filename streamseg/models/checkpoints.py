@@ -94,6 +94,7 @@ def read(path: Path) -> Weights:
     except (
         *(ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error, OSError),
         *(MemoryError, RecursionError, zipfile.BadZipFile, NotImplementedError),
+        DeprecationWarning,  # of backslashes in names, where warnings are errors
     ):
         raise WeightsError(f"{path}: is cut off, damaged or no weights file") from None
     _check_values(path, weights.state)
