@@ -166,8 +166,9 @@ def needs_extra(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if isinstance(error, MissingExtraError):
             raise
+        package = (error.name or str(error)).partition(".")[0]
         raise MissingExtraError(
-            f"{error.name} isn't installed: pip install 'streamseg[{extra}]'", name=error.name
+            f"{package} isn't installed: pip install 'streamseg[{extra}]'", name=package
         ) from None
 
 

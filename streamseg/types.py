@@ -301,15 +301,16 @@ def _column(name: str, values: Any, dtype: type[Any], shape: tuple[int, ...] | N
     """``values`` as an array of ``dtype``, -1 in ``shape`` being the rows."""
     try:
         given = np.asarray(values)
-        if given.dtype.kind not in "biuf" or (np.issubdtype(dtype, np.integer) and _rounds(given)):
-            raise ArgumentError(f"{name} must be numbers of {np.dtype(dtype)}, not {given.dtype}")
-        column = given.astype(dtype, copy=False)
+    except ValueError:
+        raise ArgumentError(f"{name} has rows of different lengths") from None
+    if given.dtype.kind not in "biuf" or (np.issubdtype(dtype, np.integer) and _rounds(given)):
+        raise ArgumentError(f"{name} must be numbers of {np.dtype(dtype)}, not {given.dtype}")
+    column = given.astype(dtype, copy=False)
+    try:
         return np.atleast_1d(column) if shape is None else column.reshape(shape)
-    except ValueError as error:
-        if isinstance(error, ArgumentError):
-            raise
+    except ValueError:
         wanted = "(N,)" if shape == (-1,) else "(N, 4)"
-        raise ArgumentError(f"{name} must be {wanted}, not {np.shape(values)}") from None
+        raise ArgumentError(f"{name} must be {wanted}, not {given.shape}") from None
 
 
 def _rounds(values: npt.NDArray[Any]) -> bool:
