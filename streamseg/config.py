@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from streamseg.class_names import check_class_names
 from streamseg.config_errors import explain
 from streamseg.config_file import MAX_DEPTH, parse, read_mapping
-from streamseg.errors import ConfigError
+from streamseg.errors import ConfigError, ImpossibleValueError
 from streamseg.masks import MAX_PIXELS
 from streamseg.redaction import HIDDEN, redact_address
 from streamseg.types import SOURCE_NAME
@@ -74,8 +75,8 @@ class Thresholds(Section, frozen=True, kw_only=True):
     region: tuple[Point, ...] = ()
 
     def __post_init__(self) -> None:
-        if 0 < len(self.region) < 3:
-            raise ValueError("region needs three corners or more")
+        if isinstance(self.region, tuple | list) and 0 < len(self.region) < 3:
+            raise ImpossibleValueError("region needs three corners or more")
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -88,6 +89,9 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         input_size: the model's input, in pixels; what it means is the family's. None is the
             model's own.
         precision: ``fp32``, or ``bf16``/``fp16`` autocast, which changes results slightly.
+        class_names: what the weights were trained on: names in the order of the model's outputs
+            (ids from 1), or the name of each category id. None takes the names that the weights
+            have, or those of COCO.
     """
 
     name: str = "nanomask"
@@ -95,6 +99,11 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda|cuda:\d+)$")] = "auto"
     input_size: Annotated[int, Meta(ge=32, le=4096)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    class_names: tuple[str, ...] | dict[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None:
+            check_class_names(self.class_names)
 
 
 class SourceConfig(Section, frozen=True, kw_only=True):
@@ -145,19 +154,21 @@ class SourceConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.url:
-            raise ValueError("url is empty")
+            raise ImpossibleValueError("url is empty")
         if "\0" in self.url or ("://" in self.url and not self.url.isprintable()):
-            raise ValueError("url has a character that can't be printed")
+            raise ImpossibleValueError("url has a character that can't be printed")
         if self.password_env and self.password_file:
-            raise ValueError("password_env and password_file: only one can hold the password")
+            raise ImpossibleValueError(
+                "password_env and password_file: only one can hold the password"
+            )
         if (self.password_env or self.password_file) and not self.user:
-            raise ValueError("a password needs a user to log in as")
+            raise ImpossibleValueError("a password needs a user to log in as")
         if self.name and not SOURCE_NAME.fullmatch(self.name):
-            raise ValueError(
+            raise ImpossibleValueError(
                 "name: use 1 to 64 letters, digits, dots, dashes and underscores, not . or .."
             )
         if self.end is not None and self.end <= self.start:
-            raise ValueError(f"end ({self.end:g}) must be after start ({self.start:g})")
+            raise ImpossibleValueError(f"end ({self.end:g}) must be after start ({self.start:g})")
 
 
 class WorkerConfig(Section, frozen=True, kw_only=True):
@@ -202,7 +213,7 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.confident > self.begin:
-            raise ValueError(
+            raise ImpossibleValueError(
                 f"confident ({self.confident:g}) must not be over begin ({self.begin:g})"
             )
 
@@ -253,7 +264,7 @@ class ControlConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.token_env and self.token_file:
-            raise ValueError("token_env and token_file: only one can hold the token")
+            raise ImpossibleValueError("token_env and token_file: only one can hold the token")
 
 
 class MqttConfig(Section, frozen=True, kw_only=True):
@@ -284,9 +295,11 @@ class MqttConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.url:
-            raise ValueError("url is empty")
+            raise ImpossibleValueError("url is empty")
         if self.password_env and self.password_file:
-            raise ValueError("password_env and password_file: only one can hold the password")
+            raise ImpossibleValueError(
+                "password_env and password_file: only one can hold the password"
+            )
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -303,18 +316,22 @@ class Config(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise ValueError("sources is empty: name at least one")
+            raise ImpossibleValueError("sources is empty: name at least one")
         if self.mqtt is not None and not self.tracker.enabled:
-            raise ValueError("mqtt counts identities: it needs tracker.enabled")
+            raise ImpossibleValueError("mqtt counts identities: it needs tracker.enabled")
 
 
-def load(path: Path | None) -> dict[str, Any]:
+def load(path: str | Path | None) -> dict[str, Any]:
     """A YAML file's content, not yet validated; nothing at all without a file.
 
     Raises:
         ConfigError: the file is missing, isn't YAML or isn't a mapping.
     """
-    return {} if path is None else read_mapping(path)
+    if path is None:
+        return {}
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"a config is loaded from a path, not {type(path).__name__}")
+    return read_mapping(Path(path))
 
 
 def override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -323,7 +340,11 @@ def override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: an override isn't written so, or leads nowhere.
     """
+    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
+        raise ConfigError(f"overrides must be a list of texts, not {type(overrides).__name__}")
     for text in overrides:
+        if not isinstance(text, str):
+            raise ConfigError(f"an override must be a text, not {type(text).__name__}")
         key, equals, value = text.partition("=")
         keys = key.split(".")
         option = f"--set {_shown(key)}"
@@ -381,6 +402,19 @@ def _check_names(names: Sequence[str], where: str) -> None:
                 f"not every file system tells their folders apart"
             )
         known[name.casefold()] = name
+
+
+def source_config(source: SourceConfig | str | os.PathLike[str]) -> SourceConfig:
+    """Return the config of a source that is given as one, or by its url or path.
+
+    Raises:
+        ConfigError: it is neither, or a value is wrong: the constructor doesn't check their types.
+    """
+    if isinstance(source, str | os.PathLike):
+        source = SourceConfig(url=os.fspath(source))
+    if not isinstance(source, SourceConfig):
+        raise ConfigError(f"a source is a SourceConfig, url or path, not {type(source).__name__}")
+    return convert(msgspec.structs.asdict(source), SourceConfig, "the source")
 
 
 def source_names(named: Sequence[tuple[str, str]]) -> list[str]:

@@ -3,8 +3,12 @@
 StreamsegError (1)            a failure, said in one line
 ├── UsageError (2)            the call is wrong; nothing was started
 │   ├── ConfigError           a config file, an override or an option
+│   │   └── ImpossibleValueError  a value of a section
+│   ├── ArgumentError         an argument of a Python call
+│   ├── RowError              no row of that number; also an IndexError
 │   ├── UnknownModelError     no model of that name
 │   └── NoSuchSourceError     a running service has no source of that name
+├── MissingExtraError         a package isn't installed; also a ModuleNotFoundError
 ├── SourceError               a source can't be read
 │   ├── NoFramesError         there is nothing in it that could be decoded
 │   ├── TooLargeError         its frames are larger than the limit
@@ -25,6 +29,9 @@ StreamsegError (1)            a failure, said in one line
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from streamseg.redaction import printable as printable  # noqa: PLC0414 - exported from here
 from streamseg.redaction import redact as redact  # noqa: PLC0414
@@ -47,12 +54,28 @@ class ConfigError(UsageError):
     """A config file, an override or an option is wrong; the message gives its path."""
 
 
+class ArgumentError(UsageError, ValueError):
+    """An argument of a Python call is wrong; the message names it and what is expected."""
+
+
+class RowError(UsageError, IndexError):
+    """There is no row of that number."""
+
+
+class ImpossibleValueError(ConfigError, ValueError):
+    """A value of a config's section is impossible."""
+
+
 class UnknownModelError(UsageError):
     """No model of that name; the message lists near matches."""
 
 
 class NoSuchSourceError(UsageError):
     """A running service has no source of that name; the message lists those it has."""
+
+
+class MissingExtraError(StreamsegError, ModuleNotFoundError):
+    """A package isn't installed; the message names the extra that has it."""
 
 
 class SourceError(StreamsegError):
@@ -128,3 +151,25 @@ class StageError(StreamsegError):
         self.__cause__ = cause
         if isinstance(cause, StreamsegError):
             self.exit_code = cause.exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        assert self.__cause__ is not None
+        return StageError, (self.stage, self.__cause__)
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn a failed import within it (or within a function that it decorates) into an error.
+
+    Raises:
+        MissingExtraError: a package of the extra ``streamseg[…]`` isn't installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if isinstance(error, MissingExtraError):
+            raise
+        package = (error.name or str(error)).partition(".")[0]
+        raise MissingExtraError(
+            f"{package} isn't installed: pip install 'streamseg[{extra}]'", name=package
+        ) from None

@@ -10,14 +10,15 @@ that a mask of one pixel at (0, 0) has the box (0, 0, 1, 1). ``size`` is (height
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from streamseg.errors import MaskError
+from streamseg.errors import ArgumentError, MaskError, RowError
 from streamseg.outlines import outer_rings
 from streamseg.run_lengths import crop_of, parse_all, parse_counts, run_lengths
 
@@ -80,10 +81,12 @@ class Masks:
             MaskError: a crop isn't a two-dimensional bool array or reaches out of the frame.
         """
         height, width = check_size(size)
-        corners = np.asarray(origins, np.int64).reshape(-1, 2)
+        corners = _numbers("origins", origins, 2, "iu")
         if len(corners) != len(crops):
             raise MaskError(f"{len(crops)} crops with {len(corners)} origins")
         for crop in crops:
+            if not isinstance(crop, np.ndarray):
+                raise MaskError(f"a crop must be a bool array, not {type(crop).__name__}")
             if crop.ndim != 2 or crop.dtype != np.bool_:
                 raise MaskError(f"a crop must be bool (h, w), not {crop.dtype} {crop.shape}")
         extents = np.array([crop.shape[::-1] for crop in crops], np.int64).reshape(-1, 2)
@@ -95,6 +98,8 @@ class Masks:
     @classmethod
     def from_arrays(cls, arrays: npt.NDArray[Any], size: Size | None = None) -> Masks:
         """Masks from full-frame bitmaps, (N, H, W); anything that isn't zero is inside."""
+        if not isinstance(arrays, np.ndarray):
+            raise MaskError(f"bitmaps must be an array (N, H, W), not {type(arrays).__name__}")
         if arrays.ndim != 3:
             raise MaskError(f"bitmaps must be (N, H, W), not {arrays.shape}")
         bitmaps = arrays.astype(np.bool_)
@@ -109,7 +114,9 @@ class Masks:
     def from_boxes(cls, boxes: npt.ArrayLike, size: Size) -> Masks:
         """The pixels whose centres lie in each box, float (N, 4) xyxy; flagged ``from_box``."""
         height, width = check_size(size)
-        edges = np.asarray(boxes, np.float64).reshape(-1, 4)
+        edges = _numbers("boxes", boxes, 4, "iuf").astype(np.float64)
+        if not np.isfinite(edges).all():
+            raise MaskError("boxes hold a value that isn't finite")
         corners = np.ceil(edges - 0.5).clip(0, (width, height, width, height)).astype(np.int64)
         extents = np.maximum(corners[:, 2:] - corners[:, :2], 0)
         masks = cls.from_crops(
@@ -128,6 +135,9 @@ class Masks:
             MaskError: the frame is too large, or the runs are malformed or don't fill the frame.
         """
         height, width = check_size(size, max_pixels)
+        listed = isinstance(counts, Iterable) and not isinstance(counts, str | bytes)
+        if not listed or not all(isinstance(c, str | bytes) for c in counts):
+            raise MaskError("counts must be a list of texts, one per mask")
         texts = [c.decode("latin-1") if isinstance(c, bytes) else c for c in counts]
         runs, first = parse_all(texts)
         totals = np.add.reduceat(runs, first) if texts and all(texts) else np.zeros(len(texts))
@@ -140,6 +150,8 @@ class Masks:
     @classmethod
     def concatenate(cls, parts: Sequence[Masks]) -> Masks:
         """All rows of several ``Masks`` of one frame size, in order."""
+        if not isinstance(parts, Iterable) or not all(isinstance(part, Masks) for part in parts):
+            raise MaskError("only Masks can be concatenated")
         sizes = {part.size for part in parts}
         if len(sizes) != 1:
             raise MaskError(f"masks of different frame sizes don't go together: {sorted(sizes)}")
@@ -167,7 +179,7 @@ class Masks:
         self, rows: int | np.integer[Any] | slice | npt.NDArray[Any] | Sequence[int]
     ) -> Mask | Masks:
         if isinstance(rows, int | np.integer):
-            return Mask(self, range(len(self))[rows])
+            return Mask(self, row_number(rows, len(self)))
         picked = row_index(rows, len(self))
         return Masks(
             self.size,
@@ -183,6 +195,12 @@ class Masks:
         return self.size == other.size and self.counts == other.counts
 
     __hash__ = None  # type: ignore[assignment]  # compared by value, and too large to hash
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.size, self._crops, self._windows, self._counts, self.from_box
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.size, self._crops, self._windows, self._counts, self.from_box = state
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} in {self.size[0]} x {self.size[1]})"
@@ -240,6 +258,8 @@ class Masks:
 
     def pairwise_iou(self, other: Masks) -> npt.NDArray[np.float64]:
         """Intersection over union of every pair, float64 (N, M); 0 where both are empty."""
+        if not isinstance(other, Masks):
+            raise MaskError(f"masks can't be compared with {type(other).__name__}")
         if self.size != other.size:
             raise MaskError(f"masks of {self.size} and {other.size} can't be compared")
         shared = _intersections(self, other)
@@ -295,7 +315,7 @@ class Mask:
     @classmethod
     def from_array(cls, bitmap: npt.NDArray[Any]) -> Mask:
         """From a full-frame bitmap (H, W); anything that isn't zero is inside."""
-        return Masks.from_arrays(bitmap[None])[0]
+        return Masks.from_arrays(np.asarray(bitmap)[None])[0]
 
     @classmethod
     def from_rle(cls, counts: str | bytes, size: Size) -> Mask:
@@ -361,25 +381,60 @@ class Mask:
 
     __hash__ = None  # type: ignore[assignment]  # compared by value, and too large to hash
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mask, (self._masks[[self._row]], 0)  # not the masks of the whole frame
+
     def __repr__(self) -> str:
         return f"Mask({self.area} pixels in {self.size[0]} x {self.size[1]})"
 
 
 def check_size(size: Size, max_pixels: int = MAX_PIXELS) -> Size:
-    """``size`` as two positive ints of at most ``max_pixels`` in all; MaskError otherwise."""
-    height, width = int(size[0]), int(size[1])
+    """Return ``size`` as two positive ints of at most ``max_pixels`` in all.
+
+    Raises:
+        MaskError: it is something else.
+    """
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        raise MaskError(f"a size must be (height, width) in pixels, not {size!r}"[:120]) from None
     if height < 1 or width < 1 or height * width > max_pixels:
         raise MaskError(f"a frame of {height} x {width} pixels is empty or over {max_pixels}")
     return height, width
 
 
 def row_index(rows: slice | npt.NDArray[Any] | Sequence[int], count: int) -> IntArray:
-    """The row numbers, int64, that a slice, index array or boolean array picks of ``count``."""
+    """Return the row numbers, int64, that a slice, index array or boolean array picks of ``count``.
+
+    Raises:
+        RowError: there is no such row.
+        ArgumentError: ``rows`` is none of these.
+    """
     if isinstance(rows, slice):
         return np.arange(count)[rows]
-    index = np.asarray(rows)
-    picked: IntArray = np.arange(count)[index if index.size else index.astype(np.int64)]
+    try:
+        index = np.asarray(rows)
+        index = index if index.size else index.astype(np.int64)
+        if index.ndim != 1 or index.dtype.kind not in "biu":
+            raise ArgumentError(
+                "rows are picked by a number, a slice, or a list of numbers or booleans, "
+                f"not {type(rows).__name__}"
+            )
+        picked: IntArray = np.arange(count)[index]
+    except IndexError as error:
+        raise RowError(f"there are {count} rows: {error}") from None
     return picked
+
+
+def row_number(row: int | np.integer[Any], count: int) -> int:
+    """Return which of ``count`` rows an integer means, from 0; negative ones count from the end.
+
+    Raises:
+        RowError: there is no such row.
+    """
+    if not -count <= row < count:
+        raise RowError(f"there is no row {row}: there are {count}")
+    return int(row) % count
 
 
 def box_iou(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -392,6 +447,21 @@ def box_iou(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]
     areas_b = np.maximum(b[:, 2:] - b[:, :2], 0).prod(axis=1)
     union = areas_a[:, None] + areas_b[None] - shared
     return _ratio(shared, union)
+
+
+def _numbers(what: str, values: npt.ArrayLike, columns: int, kinds: str) -> npt.NDArray[Any]:
+    """Return ``values`` as an array (N, columns) of numpy's ``kinds`` of numbers."""
+    try:
+        numbers = np.asarray(values)
+        if numbers.size == 0:
+            return np.zeros((0, columns), np.int64)
+        if numbers.dtype.kind not in kinds and not (numbers % 1 == 0).all():
+            raise MaskError(f"{what} must be whole numbers, not {numbers.dtype}")
+        return numbers.reshape(-1, columns).astype(np.int64 if kinds == "iu" else numbers.dtype)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, MaskError):
+            raise
+        raise MaskError(f"{what} must be numbers, (N, {columns})") from None
 
 
 def _ratio(

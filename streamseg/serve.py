@@ -491,6 +491,7 @@ def load_configured(config: Config) -> Segmenter:
         device=model.device,
         input_size=model.input_size,
         precision=model.precision,
+        class_names=model.class_names,
         **msgspec.structs.asdict(config.thresholds),
     )
 

@@ -36,9 +36,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from streamseg.errors import ConfigError, StreamsegError
+from streamseg.errors import ArgumentError, ConfigError, StreamsegError
 from streamseg.masks import BoolArray, IntArray, Masks, Size, box_iou
-from streamseg.types import NOT_TRACKED, Instances
+from streamseg.types import NOT_TRACKED, Instances, is_number
 
 Reals: TypeAlias = npt.NDArray[np.float64]
 
@@ -100,14 +100,20 @@ class TrackerSettings:
     across_classes: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("lost_for", "confident", "begin"):
+            value = getattr(self, name)
+            if not is_number(value):
+                raise ConfigError(f"{name} must be a number, not {value!r}")
         if not (math.isfinite(self.lost_for) and self.lost_for >= 0):
             raise ConfigError(f"lost_for must be seconds, 0 or more, not {self.lost_for}")
-        if not isinstance(self.min_hits, int) or self.min_hits < 1:
-            raise ConfigError(f"min_hits must be a whole number from 1, not {self.min_hits}")
+        if not is_number(self.min_hits) or self.min_hits % 1 or self.min_hits < 1:
+            raise ConfigError(f"min_hits must be a whole number from 1, not {self.min_hits!r}")
         if not 0 <= self.confident <= self.begin <= 1:
             raise ConfigError(
                 f"0 <= confident <= begin <= 1 must hold, not {self.confident} and {self.begin}"
             )
+        if not isinstance(self.use_masks, bool):
+            raise ConfigError(f"use_masks must be true or false, not {self.use_masks!r}")
 
 
 class Tracker:
@@ -154,7 +160,12 @@ class Tracker:
 
         Raises:
             StreamsegError: ``pts`` isn't finite, or the features changed their length.
+            ArgumentError: an argument is of another type.
         """
+        if not isinstance(instances, Instances):
+            raise ArgumentError(f"instances must be Instances, not {type(instances).__name__}")
+        if not is_number(pts):
+            raise ArgumentError(f"pts must be seconds, not {pts!r}")
         if not math.isfinite(pts):
             raise StreamsegError(f"a frame at {pts} s can't be tracked: its time isn't finite")
         found = _Detections.of(instances, use_masks=self.settings.use_masks)

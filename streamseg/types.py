@@ -11,24 +11,36 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from numbers import Real
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from streamseg.errors import MaskError, StreamsegError
-from streamseg.masks import RLE, BoolArray, FloatArray, IntArray, Mask, Masks, Size, row_index
+from streamseg.coco_segmentation import NOT_TRACKED, read_coco_row
+from streamseg.errors import ArgumentError, StreamsegError
+from streamseg.masks import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Mask,
+    Masks,
+    Size,
+    check_size,
+    row_index,
+    row_number,
+)
+from streamseg.pickling import PickledByFields
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 SegmentMap: TypeAlias = npt.NDArray[np.int32]
 SOURCE_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
-NOT_TRACKED = -1
 MAX_SEGMENT_ID = 2**24 - 1
 """What three bytes hold: in COCO's PNGs a pixel is R + 256 G + 65536 B."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Frame:
+class Frame(PickledByFields):
     """One picture of one source, with where and when it was taken.
 
     Attributes:
@@ -54,17 +66,17 @@ class Frame:
     pixel_aspect: Fraction = Fraction(1)
 
     def __post_init__(self) -> None:
-        if not SOURCE_NAME.fullmatch(self.source):
-            raise StreamsegError(
+        if not isinstance(self.source, str) or not SOURCE_NAME.fullmatch(self.source):
+            raise ArgumentError(
                 f"source name {self.source!r}: use 1 to 64 letters, digits, dots, dashes and _"
             )
-        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
-            raise StreamsegError(
-                f"a frame's image must be uint8 (H, W, 3), not {self.image.dtype} "
-                f"{self.image.shape}"
+        image = np.asarray(self.image)
+        if image is not self.image or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            raise ArgumentError(
+                f"a frame's image must be uint8 (H, W, 3), not {image.dtype} {image.shape}"
             )
-        if not math.isfinite(self.pts):
-            raise StreamsegError(f"{self.source}: frame {self.index} has no time")
+        if not is_number(self.pts) or not math.isfinite(self.pts):
+            raise ArgumentError(f"{self.source}: frame {self.index} has no time")
         self.image.flags.writeable = False
 
     @property
@@ -74,10 +86,11 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Instances:
+class Instances(PickledByFields):
     """N objects in one frame, one column a property; all columns have N rows.
 
-    Takes slices, index arrays and boolean arrays like an array does.
+    Takes slices, index arrays and boolean arrays like an array does; an integer gives one row, as
+    iterating does.
 
     Attributes:
         boxes: float32 (N, 4) xyxy.
@@ -98,21 +111,27 @@ class Instances:
     features: FloatArray | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.masks, Masks):
+            raise ArgumentError(f"masks must be Masks, not {type(self.masks).__name__}")
+        if not isinstance(self.categories, Mapping):
+            raise ArgumentError(
+                f"categories must map category ids to names, not {type(self.categories).__name__}"
+            )
         rows = len(self.masks)
         ids = np.full(rows, NOT_TRACKED) if self.track_ids is None else self.track_ids
-        columns: dict[str, npt.NDArray[Any]] = {
-            "boxes": np.asarray(self.boxes, np.float32).reshape(-1, 4),
-            "scores": np.asarray(self.scores, np.float32),
-            "labels": np.asarray(self.labels, np.int64),
-            "track_ids": np.asarray(ids, np.int64),
+        columns = {
+            "boxes": _column("boxes", self.boxes, np.float32, (-1, 4)),
+            "scores": _column("scores", self.scores, np.float32, (-1,)),
+            "labels": _column("labels", self.labels, np.int64, (-1,)),
+            "track_ids": _column("track_ids", ids, np.int64, (-1,)),
         }
         if self.features is not None:
-            columns["features"] = np.asarray(self.features, np.float32)
+            columns["features"] = _column("features", self.features, np.float32, None)
         for name, column in columns.items():
             if len(column) != rows:
-                raise StreamsegError(f"{name} has {len(column)} rows, masks has {rows}")
+                raise ArgumentError(f"{name} has {len(column)} rows, masks has {rows}")
             if not np.isfinite(column).all():
-                raise StreamsegError(f"{name} holds a value that isn't finite")
+                raise ArgumentError(f"{name} holds a value that isn't finite")
             object.__setattr__(self, name, column)
 
     @classmethod
@@ -123,26 +142,33 @@ class Instances:
 
     @classmethod
     def from_coco(
-        cls, rows: Sequence[Mapping[str, Any]], size: Size, names: Mapping[int, str]
+        cls, rows: Iterable[Mapping[str, Any]], size: Size, names: Mapping[int, str]
     ) -> Instances:
-        """From one image's COCO results: ``bbox`` (xywh), ``score``, ``category_id``, and masks.
+        """Return the instances of one image's COCO results or annotations.
 
-        A row without a segmentation is given as its box and flagged; ``track_id`` is taken if
-        there is one.
+        Args:
+            rows: each has a ``category_id``, and a ``segmentation`` (polygons, compressed or
+                uncompressed run lengths) or a ``bbox`` (x, y, width, height) or both. Without a
+                segmentation the box stands for the mask and is flagged; without a box it is the
+                tight one of the mask. ``score`` (1 by default) and ``track_id`` are optional.
+            size: (height, width) of the image.
+            names: the name of each category id.
 
         Raises:
-            MaskError: a segmentation isn't run lengths of a frame of ``size``.
+            ArgumentError: ``rows`` is no list of rows, or a field is missing or of a wrong kind.
+            MaskError: a segmentation isn't a mask of a frame of ``size``.
         """
-        corners = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
-        boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1)
-        masks = [_mask_from_coco(row, box, size) for row, box in zip(rows, boxes, strict=True)]
+        frame = check_size(size)
+        if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
+            raise ArgumentError(f"rows must be a list of COCO rows, not {type(rows).__name__}")
+        read = [read_coco_row(row, number, frame) for number, row in enumerate(rows)]
         return cls(
-            boxes.astype(np.float32),
-            np.array([row.get("score", 1.0) for row in rows], np.float32),
-            np.array([row["category_id"] for row in rows], np.int64),
-            Masks.concatenate([Masks.empty(size), *masks]),
+            np.array([row.box for row in read], np.float32).reshape(-1, 4),
+            np.array([row.score for row in read], np.float32),
+            np.array([row.category_id for row in read], np.int64),
+            Masks.concatenate([Masks.empty(frame), *(row.mask for row in read)]),
             names,
-            np.array([row.get("track_id", NOT_TRACKED) for row in rows], np.int64),
+            np.array([row.track_id for row in read], np.int64),
         )
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
@@ -181,12 +207,14 @@ class Instances:
 
     def with_track_ids(self, track_ids: npt.ArrayLike) -> Instances:
         """The same rows with identities, int (N,)."""
-        return replace(self, track_ids=np.asarray(track_ids, np.int64))
+        return replace(self, track_ids=cast(IntArray, track_ids))  # the constructor converts
 
     def __len__(self) -> int:
         return len(self.masks)
 
-    def __getitem__(self, rows: slice | npt.NDArray[Any] | Sequence[int]) -> Instances:
+    def __getitem__(self, rows: int | slice | npt.NDArray[Any] | Sequence[int]) -> Instances:
+        if isinstance(rows, int | np.integer):
+            rows = [row_number(rows, len(self))]
         picked = row_index(rows, len(self))
         return Instances(
             self.boxes[picked],
@@ -200,7 +228,7 @@ class Instances:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Segment:
+class Segment(PickledByFields):
     """One part of a panoptic result: a thing or a patch of stuff.
 
     Attributes:
@@ -216,6 +244,11 @@ class Segment:
     name: str
     thing: bool
     mask: Mask
+
+
+def is_number(value: object) -> bool:
+    """Return whether ``value`` is a real number of Python or numpy, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
@@ -241,7 +274,7 @@ def segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Result:
+class Result(PickledByFields):
     """What is known of one frame.
 
     Attributes:
@@ -264,19 +297,29 @@ class Result:
         return self.frame.source
 
 
-def _mask_from_coco(row: Mapping[str, Any], box: npt.NDArray[Any], size: Size) -> Masks:
-    segmentation = row.get("segmentation")
-    if not segmentation:
-        return Masks.from_boxes(box, size)
-    rle = cast(RLE, segmentation)
-    if not isinstance(rle, Mapping) or not isinstance(rle["counts"], str | bytes):
-        raise MaskError("a segmentation must be compressed run lengths {size, counts}")
-    if tuple(rle["size"]) != tuple(size):
-        raise MaskError(f"a segmentation of {rle['size']} in a frame of {list(size)}")
-    return Masks.from_rle([rle["counts"]], size)
+def _column(name: str, values: Any, dtype: type[Any], shape: tuple[int, ...] | None) -> Any:
+    """``values`` as an array of ``dtype``, -1 in ``shape`` being the rows."""
+    try:
+        given = np.asarray(values)
+    except ValueError:
+        raise ArgumentError(f"{name} has rows of different lengths") from None
+    if given.dtype.kind not in "biuf" or (np.issubdtype(dtype, np.integer) and _rounds(given)):
+        raise ArgumentError(f"{name} must be numbers of {np.dtype(dtype)}, not {given.dtype}")
+    column = given.astype(dtype, copy=False)
+    try:
+        return np.atleast_1d(column) if shape is None else column.reshape(shape)
+    except ValueError:
+        wanted = "(N,)" if shape == (-1,) else "(N, 4)"
+        raise ArgumentError(f"{name} must be {wanted}, not {given.shape}") from None
+
+
+def _rounds(values: npt.NDArray[Any]) -> bool:
+    """Whether some of ``values`` are no whole numbers."""
+    return bool((values % 1 != 0).any())
 
 
 __all__ = [
+    "NOT_TRACKED",
     "BoolArray",
     "FloatArray",
     "Frame",
@@ -287,5 +330,6 @@ __all__ = [
     "Segment",
     "SegmentMap",
     "Size",
+    "is_number",
     "segment_map",
 ]

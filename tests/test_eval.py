@@ -385,8 +385,14 @@ def test_nothing_to_measure(streamseg: Run, tmp_path: Path, content: dict, expec
     ("option", "expected"),
     [
         (("--through-service",), "--through-service measures data, and the config has none"),
-        (("--weights", "none"), "--model and --weights are for data, and the config has none"),
-        (("--model", "nanomask"), "--model and --weights are for data, and the config has none"),
+        (
+            ("--weights", "none"),
+            "--model, --weights and --class-names are for data, and the config has none",
+        ),
+        (
+            ("--model", "nanomask"),
+            "--model, --weights and --class-names are for data, and the config has none",
+        ),
     ],
 )
 def test_options_for_data_without_data(

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from streamseg.errors import WeightsError
 from streamseg.models import checkpoints, load_model
-from streamseg.models.zoo_pickle import _ALLOWED, read_zoo_pickle
+from streamseg.models.torch_file import _NAMES
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -180,12 +180,13 @@ def test_what_a_pickle_sets_on_what_it_names_is_gone_with_it(tmp_path):
     path = tmp_path / "hostile.pkl"
     change = b"N}" + text_of("__defaults__") + b"Ns" + text_of("seen") + b"K\x01s\x86b"
     path.write_bytes(b"\x80\x02c_codecs\nencode\n" + change + b".")
-    before = {key: dict(getattr(made, "__dict__", {})) for key, made in _ALLOWED.items()}
-    defaults = _ALLOWED["_codecs", "encode"].__defaults__
+    made = {key: getattr(name, "make", None) for key, name in _NAMES.items()}
+    before = {key: dict(getattr(each, "__dict__", {})) for key, each in made.items()}
+    defaults = _NAMES["_codecs", "encode"].make.__defaults__
     with pytest.raises(WeightsError):
         checkpoints.read(path)
-    assert {key: dict(getattr(made, "__dict__", {})) for key, made in _ALLOWED.items()} == before
-    assert _ALLOWED["_codecs", "encode"].__defaults__ == defaults
+    assert {key: dict(getattr(each, "__dict__", {})) for key, each in made.items()} == before
+    assert _NAMES["_codecs", "encode"].make.__defaults__ == defaults
 
 
 def test_safetensors_may_begin_with_any_length(tmp_path):
@@ -209,7 +210,7 @@ def test_damage_is_never_more_than_a_refusal(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.pkl"
     path.write_bytes(bytes(written[:cut]) + struct.pack("<d", 0)[: data.draw(st.integers(0, 8))])
     try:
-        content = read_zoo_pickle(path)
+        content = checkpoints.read(path)
     except WeightsError:
         return
-    assert isinstance(content, dict)
+    assert all(isinstance(each, torch.Tensor) for each in content.state.values())

@@ -51,6 +51,14 @@ ModelName = Annotated[str | None, typer.Option("--model", help="A name of `strea
 WeightsOption = Annotated[
     str | None, typer.Option("--weights", help="`default`, a path, or `none` (random).")
 ]
+ClassNamesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--class-names",
+        metavar="A,B|FILE",
+        help="What own weights were trained on, in their order; a file has a name on each line.",
+    ),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file, as for `serve`.")]
 
 
@@ -102,6 +110,7 @@ def build_config(
     sources: list[dict[str, Any]],
     model: str | None,
     weights: str | None,
+    class_names: str | None = None,
     **sections: dict[str, Any],
 ) -> Config:
     """The config of a file, the options and the ``--set`` overrides, in that order.
@@ -110,9 +119,14 @@ def build_config(
         ConfigError: what ``config.load`` and ``config.validate`` say.
     """
     from streamseg import config
+    from streamseg.class_names import parse_class_names
 
     raw = config.load(file)
-    options = {"model": {"name": model, "weights": weights}, **sections}
+    names = None if class_names is None else parse_class_names(class_names)
+    options: dict[str, dict[str, Any]] = {
+        "model": {"name": model, "weights": weights, "class_names": names},
+        **sections,
+    }
     for section, values in options.items():
         given = {key: value for key, value in values.items() if value is not None}
         there = raw.get(section) or {}

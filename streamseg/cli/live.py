@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from streamseg.cli.app import (
+    ClassNamesOption,
     ModelName,
     Sets,
     WeightsOption,
@@ -44,6 +45,7 @@ def serve(
     ] = None,
     model: ModelName = None,
     weights: WeightsOption = None,
+    class_names: ClassNamesOption = None,
     bind: Annotated[
         str | None, typer.Option(metavar="ADDR", help="Masks and status; tcp://host:port or ipc://")
     ] = None,
@@ -91,7 +93,7 @@ def serve(
 
     def load() -> Config:
         options: dict[str, dict[str, Any]] = {"publish": publish, "control": {"bind": control}}
-        return build_config(file, sets, sources, model, weights, **options)
+        return build_config(file, sets, sources, model, weights, class_names, **options)
 
     config = load()
     service = Service(config)

@@ -9,6 +9,7 @@ import typer
 
 from streamseg.cli.app import (
     INTERRUPTED,
+    ClassNamesOption,
     ModelName,
     Sets,
     WeightsOption,
@@ -61,6 +62,7 @@ def evaluate(
     file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See configs/eval/.")],
     weights: WeightsOption = None,
     model: ModelName = None,
+    class_names: ClassNamesOption = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only look for problems in the data, train and val.")
     ] = False,
@@ -88,9 +90,9 @@ def evaluate(
     from streamseg.terminal import ProgressReport, listing
 
     if check:
-        options = (weights, model, through_service, folder, json_file)
+        options = (weights, model, class_names, through_service, folder, json_file)
         return check_data(file, sets or [], alone=not any(options))
-    evaluation = with_model(load_evaluation(file, sets or []), model, weights)
+    evaluation = with_model(load_evaluation(file, sets or []), model, weights, class_names)
     prepare(folder, json_file)
     with ProgressReport("images") as progress:
         run = Measurement(evaluation, file.parent, progress, through_service=through_service)

@@ -9,6 +9,7 @@ import typer
 
 from streamseg.cli.app import (
     INTERRUPTED,
+    ClassNamesOption,
     ConfigFile,
     ModelName,
     Sets,
@@ -58,6 +59,7 @@ def process(
     ],
     model: ModelName = None,
     weights: WeightsOption = None,
+    class_names: ClassNamesOption = None,
     stride: Annotated[int | None, typer.Option(help="Take every n-th frame.")] = None,
     max_fps: Annotated[float | None, typer.Option(help="Frames a second of video.")] = None,
     start: Annotated[float | None, typer.Option(help="Seconds to begin at.")] = None,
@@ -94,7 +96,7 @@ def process(
     for remark in left_out:
         note(remark)
     sources = [{"url": each.url, **given} for each in found]
-    config = build_config(config_file, sets, sources, model, weights)
+    config = build_config(config_file, sets, sources, model, weights, class_names)
     names = [source.name for source in config.sources[-len(found) :]]
     placed = dict(zip(names, place_outputs(found, names), strict=True))
     with ProgressReport() as progress:

@@ -10,12 +10,13 @@ import numpy as np
 
 from streamseg.errors import UsageError, WireError
 from streamseg.masks import Size
+from streamseg.pickling import PickledByFields
 from streamseg.types import Image, Instances, Segment
 from streamseg.wire import MasksMessage
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Received:
+class Received(PickledByFields):
     """One frame's results.
 
     Attributes:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from streamseg import wire
@@ -58,11 +58,14 @@ class Session:
         *,
         replays: bool = False,
     ) -> None:
-        for name in sources or ():
-            if not SOURCE_NAME.fullmatch(name):
-                raise UsageError(f"{name!r} can't be a source: use letters, digits, dots, - and _")
-        if isinstance(sources, str) or (sources is not None and not sources):
+        listed = isinstance(sources, Iterable) and not isinstance(sources, str | bytes)
+        if sources is not None and not (listed and sources):
             raise UsageError("sources is a list of names, or None for all")
+        for name in sources or ():
+            if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
+                raise UsageError(f"{name!r} can't be a source: use letters, digits, dots, - and _")
+        if not isinstance(max_pixels, int) or max_pixels < 1:
+            raise UsageError(f"max_pixels must be a whole number from 1, not {max_pixels!r}")
         self._sources = None if sources is None else tuple(dict.fromkeys(sources))
         self._kind = kind
         self._max_pixels = max_pixels
@@ -284,6 +287,8 @@ def connectable(address: str) -> Address:
     Raises:
         UsageError: it isn't one, or stands for any host or port.
     """
+    if not isinstance(address, str):
+        raise UsageError(f"an address must be a text, not {type(address).__name__}")
     parsed = Address.parse(address)
     if parsed.transport == "tcp" and (parsed.port == 0 or parsed.host == "*"):
         raise UsageError(f"{address!r}: to connect, name a host and a port")

@@ -296,7 +296,8 @@ class _Wait:
 
 
 def _checked_timeout(timeout: float | None) -> float | None:
-    if timeout is not None and not timeout >= 0:
+    is_number = isinstance(timeout, int | float)
+    if timeout is not None and not (is_number and timeout >= 0):
         raise UsageError(f"timeout {timeout!r}: seconds, or None to wait for ever")
     return timeout
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from streamseg.config import Thresholds
+from streamseg.class_names import parse_class_names
+from streamseg.config import ModelConfig, Thresholds, convert
 from streamseg.data import Dataset, open_dataset
 from streamseg.errors import ConfigError
 from streamseg.evaluate import (
@@ -160,17 +161,24 @@ class Measurement:
         )
 
 
-def with_model(evaluation: Evaluation, name: str | None, weights: str | None) -> Evaluation:
+def with_model(
+    evaluation: Evaluation, name: str | None, weights: str | None, class_names: str | None = None
+) -> Evaluation:
     """The same evaluation of another model, or of other weights; None keeps what it says.
 
     Raises:
-        ConfigError: it has no data, so that no model is measured.
+        ConfigError: it has no data, so that no model is measured; or the class names can't be
+            read or aren't possible.
     """
-    options = {"name": name, "weights": weights}
+    names = None if class_names is None else tuple(parse_class_names(class_names))
+    options = {"name": name, "weights": weights, "class_names": names}
     given = {key: value for key, value in options.items() if value is not None}
     if given and evaluation.data is None:
-        raise ConfigError("--model and --weights are for data, and the config has none")
-    model = msgspec.structs.replace(evaluation.model, **given)
+        raise ConfigError(
+            "--model, --weights and --class-names are for data, and the config has none"
+        )
+    changed = {**msgspec.structs.asdict(evaluation.model), **given}
+    model = convert(changed, ModelConfig, "the command")
     return msgspec.structs.replace(evaluation, model=model)
 
 

@@ -9,22 +9,26 @@ fitted to its network and what the network's outputs mean; all the rest is here.
 from __future__ import annotations
 
 import copy
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from streamseg.config import Thresholds
-from streamseg.errors import UsageError
+from streamseg.errors import ArgumentError, UsageError
 from streamseg.masks import Size
 from streamseg.models.categories import Categories
+from streamseg.models.forking import adapt_to_fork
+from streamseg.models.inputs import AnyImage, is_single, read_images, read_one
 from streamseg.models.layers.masks import MaskSource
 from streamseg.models.objective import Objective
-from streamseg.models.selection import Selection
+from streamseg.models.origin import Origin, network_state, reload, reload_arguments
+from streamseg.models.selection import Selection, checked_thresholds
 from streamseg.types import Image, Instances, Segment
 
 if TYPE_CHECKING:
@@ -36,6 +40,19 @@ ClassRows: TypeAlias = Mapping[str, tuple[int, ...]]
 """Which rows of a tensor, of its first dimension, are those of each class, by the class's name."""
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCounts:
+    """How many classes a network has.
+
+    Attributes:
+        things: without background.
+        stuff: 0 for models without panoptic results.
+    """
+
+    things: int
+    stuff: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +130,8 @@ class Segmenter(ABC):
         device: where the network is.
         input_size: pixels; which side it means is said by the family.
         precision: ``fp32``, or the type that the network is autocast to.
+        origin: what ``load_model`` loaded it from, by which it is pickled; None for a model that
+            was trained, which can't be.
     """
 
     trained_on: ClassVar[Categories]
@@ -134,6 +153,8 @@ class Segmenter(ABC):
         thresholds: Thresholds | None = None,
     ) -> None:
         self.name = name
+        self.origin: Origin | None = None
+        self._process = os.getpid()
         self.categories = categories.things
         self.stuff = categories.stuff
         self.thresholds = thresholds or Thresholds()
@@ -154,6 +175,19 @@ class Segmenter(ABC):
         """Which tensors of ``network``, which is for these categories, have rows for them.
 
         Rows that are no class's, such as the background's, are left out.
+        """
+
+    @classmethod
+    def class_counts(cls, categories: Categories) -> ClassCounts:
+        """Return how many classes a network for these categories has."""
+        return ClassCounts(len(categories.things), len(categories.stuff))
+
+    @classmethod
+    @abstractmethod
+    def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
+        """Return how many classes the network of an adopted state dict has; None if it is unclear.
+
+        Whether the rest of the tensors fits is checked when they are loaded.
         """
 
     @abstractmethod
@@ -214,34 +248,78 @@ class Segmenter(ABC):
         """The same model with another network of its architecture."""
         other = copy.copy(self)
         other.network = network.eval()
+        other.origin = None
         return other
 
+    def __copy__(self) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = copy.copy(self)
+        other.network = copy.deepcopy(self.network, memo)
+        if self.origin is not None and self.origin.network == network_state(self.network):
+            other.origin = replace(self.origin, network=network_state(other.network))
+        else:
+            other.origin = None
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reload, reload_arguments(self)
+
+    @overload  # arrays and paths are iterables, too: the first signature that fits counts
+    def predict(  # type: ignore[overload-overlap]
+        self, images: AnyImage, thresholds: Thresholds | None = None
+    ) -> Instances: ...
+    @overload
     def predict(
         self,
-        images: Sequence[Image],
+        images: Iterable[AnyImage],
         thresholds: Thresholds | Sequence[Thresholds] | None = None,
-    ) -> list[Instances]:
-        """Find the instances in each image.
+    ) -> list[Instances]: ...
+    def predict(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        thresholds: Thresholds | Sequence[Thresholds] | None = None,
+    ) -> Instances | list[Instances]:
+        """Find the instances in an image, or in each of several.
 
         Args:
-            images: uint8 (H, W, 3) RGB; they may differ in size and are never written to.
+            images: an array uint8 (H, W, 3) RGB (not BGR, as OpenCV reads files), or one of the
+                other kinds of :func:`streamseg.models.inputs.read_images`; or a list, another
+                iterable or a batch of them. They may differ in size and are never written to.
             thresholds: for all images, or one for each; None takes the model's own.
 
         Returns:
-            Instances in the pixels of each image, best score first, in the order of the images.
+            Instances in the pixels of each image, best score first, in the order of the images;
+            of a single image its own.
 
         Raises:
-            UsageError: an image isn't uint8 (H, W, 3), the thresholds aren't one for each image,
-                or they name a class that the model doesn't know.
+            ArgumentError: an image is of no kind that is known or can be meant in two ways, the
+                thresholds aren't one for each image, or they name a class that the model doesn't
+                know.
+            SourceError: an image file can't be read.
         """
-        return [found.instances for found in self._predict(images, thresholds)]
+        single, found = self._predict(images, thresholds)
+        return found[0].instances if single else [each.instances for each in found]
 
+    @overload
+    def predict_panoptic(  # type: ignore[overload-overlap]
+        self, images: AnyImage, thresholds: Thresholds | None = None
+    ) -> tuple[Segment, ...]: ...
+    @overload
     def predict_panoptic(
         self,
-        images: Sequence[Image],
+        images: Iterable[AnyImage],
         thresholds: Thresholds | Sequence[Thresholds] | None = None,
-    ) -> list[tuple[Segment, ...]]:
-        """Divide each image into things and stuff that don't overlap.
+    ) -> list[tuple[Segment, ...]]: ...
+    def predict_panoptic(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        thresholds: Thresholds | Sequence[Thresholds] | None = None,
+    ) -> tuple[Segment, ...] | list[tuple[Segment, ...]]:
+        """Divide an image, or each of several, into things and stuff that don't overlap.
 
         Takes and raises what :meth:`predict` does.
 
@@ -250,15 +328,26 @@ class Segmenter(ABC):
         """
         if not self.stuff:
             raise UsageError(f"{self.name} has no panoptic results")
-        return [found.segments or () for found in self._predict(images, thresholds)]
+        single, found = self._predict(images, thresholds)
+        return found[0].segments or () if single else [each.segments or () for each in found]
 
     def _predict(
-        self, images: Sequence[Image], thresholds: Thresholds | Sequence[Thresholds] | None
-    ) -> list[Prediction]:
-        return self.postprocess(self.forward(self.prepare(images), thresholds))
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        thresholds: Thresholds | Sequence[Thresholds] | None,
+    ) -> tuple[bool, list[Prediction]]:
+        """Whether it is a single image, and what is found in each."""
+        if isinstance(thresholds, Thresholds):
+            thresholds = checked_thresholds(thresholds)
+        elif isinstance(thresholds, list | tuple):
+            thresholds = [checked_thresholds(each) for each in thresholds]
+        single = is_single(images)
+        read = [read_one(images, "the image")] if single else read_images(images)
+        return single, self.postprocess(self.forward(self.prepare(read), thresholds))
 
     def prepare(self, images: Sequence[Image]) -> list[Batch]:
         """Resize, normalise and pad; images of equal padded shape come into one batch."""
+        self._check_process()
         groups: dict[Size, list[int]] = {}
         shapes = [self.fit(_checked_size(image, row)) for row, image in enumerate(images)]
         for row, (height, width) in enumerate(shapes):
@@ -273,6 +362,7 @@ class Segmenter(ABC):
         thresholds: Thresholds | Sequence[Thresholds] | None = None,
     ) -> list[Detections]:
         """Run the network; what the thresholds exclude by box, score or class gets no mask."""
+        self._check_process()
         count = sum(len(batch.rows) for batch in batches)
         selections = self._selections(thresholds, count)
         found: dict[int, Detections] = {}
@@ -288,6 +378,17 @@ class Segmenter(ABC):
     def postprocess(self, detections: Sequence[Detections]) -> list[Prediction]:
         """Make the masks at source resolution, inside their boxes, and what follows from them."""
         return [self._prediction(found) for found in detections]
+
+    def _check_process(self) -> None:
+        """Make a forked process able to predict, or say that it can't be."""
+        if self._process == os.getpid():
+            return
+        if self.device.type != "cpu":
+            raise UsageError(
+                f"{self.name} is on {self.device} of the process that this one was forked from: "
+                "load it here, in a process started with spawn"
+            )
+        adapt_to_fork()
 
     def _batch(
         self, images: Sequence[Image], shapes: Sequence[Size], rows: list[int], padded: Size
@@ -308,8 +409,12 @@ class Segmenter(ABC):
     ) -> list[Selection]:
         if thresholds is None or isinstance(thresholds, Thresholds):
             return [Selection.of(thresholds or self.thresholds, self.categories)] * count
+        if not isinstance(thresholds, list | tuple):
+            raise ArgumentError(f"thresholds must be Thresholds, not {type(thresholds).__name__}")
         if len(thresholds) != count:
-            raise UsageError(f"{len(thresholds)} thresholds for {count} images: give one or each")
+            raise ArgumentError(
+                f"{len(thresholds)} thresholds for {count} images: give one, or one for each"
+            )
         return [Selection.of(each, self.categories) for each in thresholds]
 
     def _prediction(self, found: Detections) -> Prediction:
@@ -332,10 +437,16 @@ class Segmenter(ABC):
 
 def _checked_size(image: Image, row: int) -> Size:
     if not isinstance(image, np.ndarray):
-        raise UsageError(f"image {row} must be an array, not {type(image).__name__}")
+        raise ArgumentError(f"image {row} must be an array, not {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise UsageError(f"image {row} must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+        raise ArgumentError(f"image {row} must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
     return image.shape[0], image.shape[1]
+
+
+def rows_of(state: Mapping[str, Tensor], key: str) -> int:
+    """Return the length of a vector in a state dict; 0 if it isn't there or is no vector."""
+    tensor = state.get(key)
+    return len(tensor) if tensor is not None and tensor.ndim == 1 else 0
 
 
 def _round_up(length: int, multiple: int) -> int:

@@ -1,14 +1,14 @@
 """Weights files, read without running anything that is in them.
 
-A file is judged by its content, not by its name: safetensors, or what ``torch.save`` wrote, read
-with ``weights_only=True``. Sizes are checked before memory is taken for them, values before they
-are used. What a file lacks or has too much is said in one line.
+A file is judged by its content, not by its name: safetensors, what ``torch.save`` wrote, or a
+pickle of numpy arrays. Sizes are checked before memory is taken for them, values before they are
+used. What a file lacks or has too much is said in one line.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,16 +20,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from streamseg.class_names import check_class_names
 from streamseg.errors import WeightsError
+from streamseg.models import torch_file
 from streamseg.models.categories import Categories
-from streamseg.models.zoo_pickle import is_plain_pickle, read_zoo_pickle
+from streamseg.models.pickle_data import Unknown
+from streamseg.models.state_dicts import find_state_dict, plain_names
+from streamseg.models.stored import Budget, StoredTensor
+from streamseg.models.zoo_pickle import read_zoo_pickle
 
 MAX_BYTES = 4 << 30
 """Larger weights files are refused."""
 
 _CHECKPOINT = "streamseg checkpoint 1"
-_WRAPPERS = ("model", "state_dict")
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_NUMBERS = frozenset(
+    (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8),
+        *(torch.int64, torch.int32, torch.int16, torch.int8),
+    )
+)
+"""Types of tensors that a state dict may have."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,30 +61,42 @@ class Weights:
 
 
 def read(path: Path) -> Weights:
-    """What is in a weights file.
+    """Return what is in a weights file.
 
     Args:
         path: safetensors, a checkpoint of this project, or a state dict saved by torch or, with
-            numpy arrays, by detectron2's model zoo, bare or under ``model`` or ``state_dict``.
+            numpy arrays, by detectron2's model zoo. It may be bare or in a training's checkpoint
+            (under ``model``, ``state_dict`` or ``model_state_dict``), beside anything else.
 
     Raises:
-        WeightsError: the file is missing, damaged, too large or no weights file, or holds a value
-            that isn't finite or anything else than tensors.
+        WeightsError: the file is missing, damaged, too large or no weights file, says that it
+            holds more than it does, or its state dict holds anything else than finite tensors.
     """
     start = _start(path)
-    if start.startswith(_ZIP):
-        _check_zip(path)
-        weights = _read_torch(path)
-    elif start[8:9] == b"{":  # whatever the eight bytes before it, which are a length
-        weights = _read_safetensors(path)
-    elif is_plain_pickle(start):
-        weights = Weights(_unwrapped(path, read_zoo_pickle(path)))
-    elif start.startswith(_PICKLE):
-        weights = _read_torch(path)
-    else:
-        raise WeightsError(
-            f"{path}: is no weights file; expected is safetensors or a file made by torch.save"
-        )
+    try:
+        if start.startswith(_ZIP):
+            _check_zip(path)
+            weights = _described(path, torch_file.read_zip(path))
+        elif start[8:9] == b"{":  # whatever the eight bytes before it, which are a length
+            weights = _read_safetensors(path)
+        elif start.startswith(torch_file.LEGACY_MAGIC):
+            weights = _described(path, torch_file.read_legacy(path))
+        elif start.startswith(_PICKLE):
+            weights = _described(path, read_zoo_pickle(path))
+        else:
+            raise WeightsError(
+                f"{path}: is no weights file; expected is safetensors or a file made by torch.save"
+            )
+    except torch_file.ForeignArchiveError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    except OverflowError:
+        raise WeightsError(f"{path}: says that it holds more than it can; refused") from None
+    except (
+        *(ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error, OSError),
+        *(MemoryError, RecursionError, zipfile.BadZipFile, NotImplementedError),
+        DeprecationWarning,  # of backslashes in names, where warnings are errors
+    ):
+        raise WeightsError(f"{path}: is cut off, damaged or no weights file") from None
     _check_values(path, weights.state)
     return weights
 
@@ -100,9 +123,9 @@ def differences(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     reshaped = [
-        f"{name} is {_described(state[name])} instead of {_described(tensor)}"
+        f"{name} is {_shape_of(state[name])} instead of {_shape_of(tensor)}"
         for name, tensor in expected.items()
-        if name in state and _described(state[name]) != _described(tensor)
+        if name in state and _shape_of(state[name]) != _shape_of(tensor)
     ]
     parts = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     return "; ".join(_some(what, names) for what, names in parts.items() if names) or None
@@ -113,6 +136,8 @@ def _start(path: Path) -> bytes:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(16)
+    except ValueError:
+        raise WeightsError(f"weights: {str(path)[:80]!r} can't be a path") from None
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such weights file") from None
     except IsADirectoryError:
@@ -139,24 +164,35 @@ def _check_zip(path: Path) -> None:
         raise WeightsError(f"{path}: says that it holds more than it can; refused")
 
 
-def _read_torch(path: Path) -> Weights:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise WeightsError(
-                f"{path}: holds more than tensors, which could run code; refused: save the "
-                "state dict alone"
-            ) from None
-        raise WeightsError(f"{path}: is cut off, damaged or no weights file") from None
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, IndexError, TypeError):
-        raise WeightsError(f"{path}: is cut off, damaged or no weights file") from None
-    state = _unwrapped(path, content)
-    if not isinstance(content, Mapping) or content.get("format") != _CHECKPOINT:
+def _described(path: Path, content: Any) -> Weights:
+    """Read the tensors of what a pickle describes, as far as they are needed."""
+    budget = Budget(path.stat().st_size)
+    stored = find_state_dict(path, content)
+    state = {name: budget.read(tensor) for name, tensor in stored.items()}
+    if not isinstance(content, dict) or content.get("format") != _CHECKPOINT:
         return Weights(state)
-    described = _described_by(path, state, content.get("name"), content)
+    weights = _described_by(path, state, content.get("name"), content)
     training = content.get("training")
-    return replace(described, training=training if isinstance(training, Mapping) else None)
+    filled = _filled(training, budget, {}) if isinstance(training, dict) else None
+    return replace(weights, training=filled)
+
+
+def _filled(value: Any, budget: Budget, known: dict[int, Any]) -> Any:
+    """Return ``value`` with its tensors read; what it has several times is filled once."""
+    if id(value) in known:
+        return known[id(value)]
+    filled = value
+    if isinstance(value, StoredTensor):
+        filled = budget.read(value)
+    elif isinstance(value, dict):
+        filled = known[id(value)] = {}
+        filled.update({key: _filled(each, budget, known) for key, each in value.items()})
+    elif isinstance(value, list | tuple):
+        filled = type(value)(_filled(each, budget, known) for each in value)
+    elif isinstance(value, Unknown):
+        raise TypeError("training states hold no other objects")
+    known[id(value)] = filled
+    return filled
 
 
 def _described_by(
@@ -180,19 +216,10 @@ def _written(categories: Categories | None) -> dict[str, str]:
 
 
 def _names(written: object) -> dict[int, str]:
-    return {int(number): str(name) for number, name in json.loads(str(written)).items()}
-
-
-def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{path}: holds no state dict but a {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsError(f"{path}: {name!r} is no tensor but a {type(value).__name__}")
-    return dict(content)
+    names = {int(number): str(name) for number, name in json.loads(str(written)).items()}
+    if names:
+        check_class_names(names)
+    return names
 
 
 def _read_safetensors(path: Path) -> Weights:
@@ -201,21 +228,26 @@ def _read_safetensors(path: Path) -> Weights:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: is cut off or damaged: {error}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path}: is cut off or damaged: {reason}") from None
     if not state:
         raise WeightsError(f"{path}: holds no tensors")
+    state = plain_names(path, state)
     if "categories" not in header:
         return Weights(state)
     return _described_by(path, state, header.get("model"), header)
 
 
 def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:
-    for name, tensor in state.items():
+    once = {id(tensor): (name, tensor) for name, tensor in state.items()}  # weights may be shared
+    for name, tensor in once.values():
+        if tensor.dtype not in _NUMBERS:
+            raise WeightsError(f"{path}: {name} is of {tensor.dtype}, which no model here has")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise WeightsError(f"{path}: {name} holds a value that isn't finite; refused")
 
 
-def _described(tensor: Tensor) -> str:
+def _shape_of(tensor: Tensor) -> str:
     kind = "" if tensor.is_floating_point() else f" {tensor.dtype}".replace("torch.", "")
     return f"{tuple(tensor.shape)}{kind}"
 

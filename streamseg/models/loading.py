@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -14,19 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from streamseg.class_names import ClassNames, numbered_names
 from streamseg.config import ModelConfig, Thresholds
-from streamseg.errors import UsageError, WeightsError
+from streamseg.errors import ArgumentError, UsageError, WeightsError, needs_extra
 from streamseg.models.catalogue import CATALOGUE, Entry, Family, find
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from streamseg.models.base import ClassRows, Precision, Segmenter
+    from streamseg.models.base import ClassCounts, ClassRows, Precision, Segmenter, State
     from streamseg.models.categories import Categories
     from streamseg.models.checkpoints import Weights
 
 log = logging.getLogger(__name__)
+
+MAX_CLASSES = 100_000
+"""Weights for more classes are refused."""
 
 _FAMILIES: dict[Family, tuple[str, str]] = {
     "nanomask": ("nanomask", "NanoMask"),
@@ -40,6 +46,7 @@ _FAMILIES: dict[Family, tuple[str, str]] = {
 """The module and the class of each family, imported when one of its models is made."""
 
 
+@needs_extra("server")
 def load_model(
     name: str,
     weights: str | Path = "default",
@@ -47,9 +54,13 @@ def load_model(
     device: str = "auto",
     input_size: int | None = None,
     precision: Precision = "fp32",
+    class_names: ClassNames | None = None,
     **thresholds: Any,
 ) -> Segmenter:
     """Make a model of the catalogue, ready to predict.
+
+    It is pickled by these arguments: a process that gets it loads the same file again, and refuses
+    another one.
 
     Args:
         name: see ``streamseg models``.
@@ -58,6 +69,10 @@ def load_model(
         input_size: pixels; which side they mean is the family's. None is the model's own.
         precision: ``fp32``, or ``bf16``/``fp16`` autocast, which changes results slightly. bf16 is
             for CPUs and GPUs that have it; fp16 is for GPUs, and many times slower on a CPU.
+        class_names: what the weights were trained on: a list (ids from 1, in the order of the
+            model's outputs) or a mapping of category id to name (ascending ids, in that order);
+            for panoptic models things first. None takes the names that the file has, or COCO's
+            where it has as many classes, or else ``class_1``, ``class_2``, …, with a warning.
         **thresholds: the fields of :class:`streamseg.config.Thresholds`, such as ``score=0.5``.
 
     Raises:
@@ -65,18 +80,27 @@ def load_model(
         UsageError: an argument is wrong, or names a class that the model doesn't know.
         WeightsError: the weights can't be had, are damaged or of another architecture.
     """
+    from streamseg.models.forking import adapt_to_fork
+    from streamseg.models.origin import Origin, Stamp, network_state
+
+    if not isinstance(name, str):
+        raise ArgumentError(f"load_model: name must be a text, not {type(name).__name__}")
+    if not isinstance(weights, str | os.PathLike):
+        raise ArgumentError(
+            f"load_model: weights must be default, none or a path, not {type(weights).__name__}"
+        )
     entry = find(name)
-    options = {"device": device, "precision": precision, "input_size": input_size}
-    _check(ModelConfig, options)
+    options = {"device": str(device), "precision": precision, "input_size": input_size}
+    config = _check(ModelConfig, {**options, "class_names": _plain(class_names)})
     selected = _check(Thresholds, thresholds)
-    place = _device(device)
+    place = _device(config.device)
+    adapt_to_fork()
     family = _family(entry)
+    stamp = Stamp.of_weights(weights)
     given = _weights(entry, family, weights)
-    categories = (given and given.categories) or family.trained_on
-    network = _build(entry, family, categories)
-    if given is not None:
-        _load_into(network, entry, family, given, str(weights))
-    return family(
+    categories = known_categories(entry, family, given, config.class_names, str(weights))
+    network = _loaded(entry, family, given, categories, str(weights))
+    model = family(
         name,
         network,
         categories,
@@ -85,6 +109,11 @@ def load_model(
         precision=precision,
         thresholds=selected,
     )
+    where = str(weights) if stamp is None else str(Path(weights).absolute())
+    model.origin = Origin(
+        where, config.device, config.class_names, stamp, network_state(model.network)
+    )
+    return model
 
 
 def start_model(
@@ -103,10 +132,11 @@ def start_model(
     network = _build(entry, family, categories)
     given = _weights(entry, family, config.weights)
     fresh: list[str] = ["everything"]
+    if given is None and config.class_names is not None:
+        raise UsageError("class_names are those of weights, and weights is none")
     if given is not None:
-        known = given.categories or family.trained_on
-        source = _build(entry, family, known)
-        _load_into(source, entry, family, given, config.weights)
+        known = known_categories(entry, family, given, config.class_names, config.weights)
+        source = _loaded(entry, family, given, known, config.weights)
         family.adopt(network, dict(given.state))  # for what the file implies beside its tensors
         fresh = _take_over(network, source, family, categories, known)
     model = family(
@@ -130,6 +160,13 @@ def has_stuff(name: str) -> bool:
     return bool(_family(find(name)).trained_on.stuff)
 
 
+def _plain(names: ClassNames | None) -> Any:
+    """``class_names`` as a dict or list where it can be meant as one."""
+    if isinstance(names, Mapping):
+        return dict(names)
+    return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else names
+
+
 def _check(schema: type[Any], values: dict[str, Any]) -> Any:
     """``values`` as ``schema``; unknown names and impossible values are errors."""
     for key in values:
@@ -137,8 +174,11 @@ def _check(schema: type[Any], values: dict[str, Any]) -> Any:
             near = difflib.get_close_matches(key, schema.__struct_fields__, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {schema.__struct_fields__}"
             raise UsageError(f"load_model takes no {key!r}; {hint}")
+    import numpy as np
+
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
     try:
-        return msgspec.convert(values, schema)
+        return msgspec.convert(plain, schema)
     except msgspec.ValidationError as error:
         raise UsageError(f"load_model: {error}") from None
 
@@ -158,6 +198,68 @@ def _family(entry: Entry) -> type[Segmenter]:
     module, name = _FAMILIES[entry.family]
     family: type[Segmenter] = getattr(import_module(f"streamseg.models.{module}"), name)
     return family
+
+
+def known_categories(
+    entry: Entry,
+    family: type[Segmenter],
+    given: Weights | None,
+    class_names: ClassNames | None,
+    where: str,
+) -> Categories:
+    """Return what a model with these weights knows.
+
+    Args:
+        entry: the model's.
+        family: its class.
+        given: the weights, None for random ones.
+        class_names: checked names, None where the user gave none.
+        where: the weights, for messages.
+
+    Raises:
+        UsageError: the number of names isn't that of the classes.
+    """
+    from streamseg.models.base import ClassCounts
+
+    own = (given and given.categories) or family.trained_on
+    counts = family.class_counts(own)
+    if given is not None and given.categories is None:
+        counts = _counted(entry, family, given) or counts
+    if counts.things + counts.stuff > MAX_CLASSES:
+        raise WeightsError(f"{where}: has {counts.things + counts.stuff} classes, over the limit")
+    if class_names is not None:
+        if given is None:
+            counts = ClassCounts(len(class_names))
+        return _named(family, class_names, counts, where)
+    if counts == family.class_counts(own):
+        return own
+    return _named(family, numbered_names(counts.things + counts.stuff), counts, where)
+
+
+def _counted(entry: Entry, family: type[Segmenter], given: Weights) -> ClassCounts | None:
+    """How many classes a file of other authors is for."""
+    import torch
+
+    with torch.device("meta"):
+        network = family.build(entry.name, family.trained_on)
+    return family.count_classes(family.adopt(network, dict(given.state)))
+
+
+def _named(
+    family: type[Segmenter], names: ClassNames, counts: ClassCounts, where: str
+) -> Categories:
+    """Categories of these names: things, then stuff."""
+    from streamseg.models.categories import Categories
+
+    ids = dict(sorted(names.items())) if isinstance(names, Mapping) else dict(enumerate(names, 1))
+    items = list(ids.items())
+    named = Categories(dict(items[: counts.things]), dict(items[counts.things :]))
+    fits = len(ids) == counts.things + counts.stuff or family.class_counts(named) == counts
+    if not fits:
+        total = counts.things + counts.stuff
+        parts = f" ({counts.things} things, {counts.stuff} stuff)" if counts.stuff else ""
+        raise UsageError(f"{where}: has {total} classes{parts}, and class_names has {len(ids)}")
+    return named
 
 
 def _build(entry: Entry, family: type[Segmenter], categories: Categories) -> nn.Module:
@@ -186,19 +288,60 @@ def _weights(entry: Entry, family: type[Segmenter], weights: str | Path) -> Weig
     return checkpoints.Weights(state)
 
 
-def _load_into(
-    network: nn.Module, entry: Entry, family: type[Segmenter], given: Weights, where: str
+def _loaded(
+    entry: Entry,
+    family: type[Segmenter],
+    given: Weights | None,
+    categories: Categories,
+    where: str,
+) -> nn.Module:
+    """The network of an entry for ``categories``, with the given weights or random ones."""
+    import torch
+
+    if given is None:
+        return _build(entry, family, categories)
+    if categories is not family.trained_on:
+        # How large a network is asked for is the file's claim: it is checked before memory is
+        # taken.
+        with torch.device("meta"):
+            claimed = family.build(entry.name, categories)
+        _check_fit(claimed, _adopted(claimed, family, given), entry, given, where)
+    network = _build(entry, family, categories)
+    adopted = _adopted(network, family, given)
+    _check_fit(network, adopted, entry, given, where)
+    network.load_state_dict(adopted)
+    names = [*categories.things.values(), *categories.stuff.values()]
+    if given.categories is None and names == numbered_names(len(names)):
+        _warn(
+            f"{where}: its {len(names)} classes have no names and are called class_1 to "
+            f"class_{len(names)}: name them with class_names=[…], --class-names A,B|FILE, or "
+            "model.class_names in a config"
+        )
+    if restriction := family.restriction(given.state):
+        _warn(f"{entry.name}: {restriction}")
+    return network
+
+
+def _check_fit(
+    network: nn.Module, adopted: State, entry: Entry, given: Weights, where: str
 ) -> None:
     from streamseg.models import checkpoints
 
-    adopted = family.adopt(network, dict(given.state))
     if wrong := checkpoints.differences(network, adopted):
         raise WeightsError(
             f"{where}: doesn't fit {entry.name}: {wrong}{_resemblance(entry, given)}"
         )
-    network.load_state_dict(adopted)
-    if restriction := family.restriction(given.state):
-        _warn(f"{entry.name}: {restriction}")
+
+
+def _adopted(network: nn.Module, family: type[Segmenter], given: Weights) -> State:
+    """The weights under the network's names.
+
+    Batch counters of norms, which only training reads, are the network's own where the file has
+    none.
+    """
+    expected = network.state_dict()
+    counters = {key: expected[key] for key in expected if key.endswith(".num_batches_tracked")}
+    return {**counters, **family.adopt(network, dict(given.state))}
 
 
 @lru_cache

@@ -26,11 +26,20 @@ from torchvision.models.detection import (
 )
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from streamseg.errors import WeightsError
 from streamseg.masks import Size
-from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
+from streamseg.models.base import (
+    Batch,
+    ClassCounts,
+    ClassRows,
+    Detections,
+    Segmenter,
+    State,
+    rows_of,
+)
 from streamseg.models.categories import COCO, COCO_THINGS, Categories
 from streamseg.models.layers.grid_paste import SampledMasks
 from streamseg.models.layers.masks import BoxMasks
@@ -39,6 +48,8 @@ from streamseg.models.selection import Selection
 from streamseg.models.two_stage import Boxes, select_boxes, with_masks
 from streamseg.types import Image
 
+BACKGROUND = -1
+"""The label of what is no object; datasets may have a category 0."""
 COCO_OUTPUTS = 91
 """Background and COCO's ids 1 to 90, holes included: an output's number is the category id."""
 
@@ -81,8 +92,8 @@ class MaskRCNN(Segmenter):
 
     @classmethod
     def ids_of_outputs(cls, things: Mapping[int, str]) -> list[int]:
-        """The category id that each output stands for; the first one is the background."""
-        return list(range(COCO_OUTPUTS)) if things == COCO else [0, *things]
+        """Return the category id of each output; the first one is the background."""
+        return list(range(COCO_OUTPUTS)) if things == COCO else [BACKGROUND, *things]
 
     @classmethod
     def outputs_of(cls, things: Mapping[int, str]) -> list[int]:
@@ -122,6 +133,16 @@ class MaskRCNN(Segmenter):
         }
         return {f"{name}.{kind}": parts[name] for name in parts for kind in ("weight", "bias")}
 
+    @classmethod
+    def class_counts(cls, categories: Categories) -> ClassCounts:
+        outputs = len(cls.ids_of_outputs(categories.things))
+        return ClassCounts(outputs - 1, len(categories.stuff))
+
+    @classmethod
+    def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
+        outputs = rows_of(state, "roi_heads.box_predictor.cls_score.bias")
+        return ClassCounts(outputs - 1) if outputs > 1 else None
+
     def objective(self, weights: Mapping[str, float]) -> MaskRCNNObjective:
         return MaskRCNNObjective(self.network, weights, self.outputs_of(self.categories))
 
@@ -145,7 +166,8 @@ class MaskRCNN(Segmenter):
         The published weights of the first Mask R-CNN belong to frozen batch norms with an epsilon
         of 0. A file that counts batches was made with ordinary ones, whose epsilon is 1e-5.
         """
-        renamed = {_today(key): tensor for key, tensor in state.items()}
+        renamed = {_today(key): tensor for key, tensor in state.items() if not _constant(key)}
+        _fit_mask_predictor(network, renamed)
         if any(isinstance(module, FrozenBatchNorm2d) for module in network.modules()):
             counters = [key for key in renamed if key.endswith(".num_batches_tracked")]
             _set_epsilon(network, 1e-5 if counters else 0.0)
@@ -224,6 +246,23 @@ def _today(key: str) -> str:
     for pattern, replacement in _RENAMED:
         key = pattern.sub(replacement, key)
     return key
+
+
+def _constant(key: str) -> bool:
+    """Return whether a file's tensor is one that this code has as a constant."""
+    return key.startswith("rpn.anchor_generator.")
+
+
+def _fit_mask_predictor(network: Any, state: State) -> None:
+    """Give the mask predictor as many hidden channels as the one that was trained has."""
+    trained = state.get("roi_heads.mask_predictor.conv5_mask.weight")
+    if trained is None or trained.ndim != 4:
+        return
+    given, hidden = trained.shape[:2]
+    own = network.roi_heads.mask_predictor
+    if hidden != own.conv5_mask.out_channels and hidden > 0 and given == own.conv5_mask.in_channels:
+        outputs = own.mask_fcn_logits.out_channels
+        network.roi_heads.mask_predictor = MaskRCNNPredictor(given, hidden, outputs)
 
 
 def _set_epsilon(network: nn.Module, epsilon: float) -> None:

@@ -30,7 +30,7 @@ from streamseg.masks import Size
 from streamseg.models.base import State
 from streamseg.models.categories import Categories
 from streamseg.models.layers.grid_paste import SampledMasks
-from streamseg.models.mask_rcnn import MaskRCNN
+from streamseg.models.mask_rcnn import BACKGROUND, MaskRCNN
 from streamseg.models.mask_rcnn_d2_objective import MaskRCNND2Objective
 from streamseg.types import Image
 
@@ -78,7 +78,7 @@ class MaskRCNND2(MaskRCNN):
 
     @classmethod
     def ids_of_outputs(cls, things: Mapping[int, str]) -> list[int]:
-        return [0, *things]
+        return [BACKGROUND, *things]
 
     @classmethod
     def build(cls, name: str, categories: Categories) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from streamseg.models.base import Batch, ClassRows, Detections
+from streamseg.models.base import Batch, ClassCounts, ClassRows, Detections, rows_of
 from streamseg.models.categories import COCO_PANOPTIC, Categories
 from streamseg.models.mask_rcnn_d2 import CHANNELS, MaskRCNND2, MaskRCNND2Net
 from streamseg.models.mask_rcnn_d2_objective import MaskRCNND2Objective
@@ -45,6 +45,12 @@ class PanopticFPN(MaskRCNND2):
         rows = {name: (row,) for row, name in enumerate(categories.stuff.values(), start=1)}
         predictor = {f"sem_seg_head.predictor.{part}": rows for part in ("weight", "bias")}
         return {**super().class_rows(network, categories), **predictor}
+
+    @classmethod
+    def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
+        things = super().count_classes(state)
+        outputs = rows_of(state, "sem_seg_head.predictor.bias")  # things are the first one
+        return replace(things, stuff=outputs - 1) if things and outputs > 0 else None
 
     def objective(self, weights: Mapping[str, float]) -> PanopticFPNObjective:
         return PanopticFPNObjective(self.network, weights, self.outputs_of(self.categories))

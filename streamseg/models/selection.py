@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from streamseg.config import Thresholds
-from streamseg.errors import UsageError
+from streamseg.errors import ArgumentError, UsageError
 from streamseg.masks import BoolArray, FloatArray, IntArray, box_iou
 from streamseg.types import Instances
 
@@ -140,6 +141,20 @@ def unsuppressed(instances: Instances, iou: float) -> IntArray:
         if kept[better]:
             kept[worse] = False
     return np.flatnonzero(kept)
+
+
+def checked_thresholds(thresholds: Thresholds) -> Thresholds:
+    """Return ``thresholds``, whose constructor doesn't check its arguments.
+
+    Raises:
+        ArgumentError: they aren't Thresholds, or a value is impossible.
+    """
+    if not isinstance(thresholds, Thresholds):
+        raise ArgumentError(f"thresholds must be Thresholds, not {type(thresholds).__name__}")
+    try:
+        return msgspec.convert(msgspec.structs.asdict(thresholds), Thresholds)
+    except msgspec.ValidationError as error:
+        raise ArgumentError(f"thresholds: {error}") from None
 
 
 def _inside(points: npt.NDArray[Any], polygon: Sequence[tuple[float, float]]) -> BoolArray:

@@ -8,9 +8,10 @@ ones (``live``: what they share; ``connection``: how each kind is opened; ``http
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from streamseg.config import SourceConfig, source_names
+from streamseg.config import SourceConfig, source_config, source_names
 from streamseg.errors import ConfigError, NoFramesError, SourceError, redact_address
 from streamseg.sources.base import Reins, Source, SourceReport
 from streamseg.sources.connection import is_live, live_source
@@ -49,15 +50,28 @@ LIVE_ONLY = (
 )
 
 
-def open_source(config: SourceConfig) -> Source:
+def open_source(config: SourceConfig | str | os.PathLike[str]) -> Source:
     """A source, opened and looked at; nothing stays open until its ``frames()`` are asked for.
 
+    Args:
+        config: the source, or its url or path.
+
     Raises:
-        ConfigError: the options in a ``test:`` url are wrong, or are for another kind of source.
+        ConfigError: a value of the config or an option in a ``test:`` url is wrong, or is for
+            another kind of source.
         NoFramesError: there is nothing in it that could be decoded.
         TooLargeError: its frames have more than ``max_pixels``.
         SourceError: it is missing, can't be read, or is of a kind that isn't known.
     """
+    checked = source_config(config)
+    try:
+        return _open(checked)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SourceError(f"{redact_address(checked.url)[:200]}: can't be read: {reason}") from None
+
+
+def _open(config: SourceConfig) -> Source:
     name = source_names([(config.name, config.url)])[0]
     if not is_live(config.url):
         _check_recorded(config)

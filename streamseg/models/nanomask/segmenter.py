@@ -16,10 +16,19 @@ from torchvision.ops import batched_nms, roi_align
 
 from streamseg.masks import FloatArray, Size
 from streamseg.models import checkpoints
-from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
+from streamseg.models.base import (
+    Batch,
+    ClassCounts,
+    ClassRows,
+    Detections,
+    Segmenter,
+    State,
+    rows_of,
+)
 from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.layers.masks import BoxMasks
 from streamseg.models.nanomask.network import (
+    BINS,
     C2_CHANNELS,
     MAP_STRIDE,
     ROI_SIZE,
@@ -62,6 +71,11 @@ class NanoMask(Segmenter):
         del network  # all have the same
         rows = {name: (row,) for row, name in enumerate(categories.things.values())}
         return {f"head.{level}.out.{part}": rows for level in range(3) for part in _PARTS}
+
+    @classmethod
+    def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
+        things = rows_of(state, "head.0.out.bias") - 4 * BINS
+        return ClassCounts(things) if things > 0 else None
 
     def objective(self, weights: Mapping[str, float]) -> NanoMaskObjective:
         return NanoMaskObjective(self.network, weights)

@@ -22,7 +22,15 @@ from torch.nn.functional import max_pool2d
 
 from streamseg.errors import WeightsError
 from streamseg.masks import Masks, Size
-from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
+from streamseg.models.base import (
+    Batch,
+    ClassCounts,
+    ClassRows,
+    Detections,
+    Segmenter,
+    State,
+    rows_of,
+)
 from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.layers.matrix_nms import matrix_nms
 from streamseg.models.layers.resampling import bilinear_twice, resized_above
@@ -179,6 +187,11 @@ class SOLOSegmenter(Segmenter):
         del network  # all have the same
         rows = {name: (row,) for row, name in enumerate(categories.things.values())}
         return {"category.weight": rows, "category.bias": rows}
+
+    @classmethod
+    def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
+        things = rows_of(state, "category.bias")
+        return ClassCounts(things) if things else None
 
     def objective(self, weights: Mapping[str, float]) -> SOLOObjective:
         return SOLOObjective(self.network, weights, self.scales(self.name).ranges)

@@ -15,7 +15,15 @@ from torch.nn.functional import interpolate
 
 from streamseg.errors import UsageError
 from streamseg.masks import Masks, Size
-from streamseg.models.base import Batch, ClassRows, Detections, Segmenter, State
+from streamseg.models.base import (
+    Batch,
+    ClassCounts,
+    ClassRows,
+    Detections,
+    Segmenter,
+    State,
+    rows_of,
+)
 from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.layers.darknet import DarkNet53
 from streamseg.models.layers.fast_nms import fast_nms
@@ -153,6 +161,11 @@ class YOLACT(Segmenter):
         if network.mask_iou is not None:
             parts["mask_iou.layers.10"] = single
         return {f"{name}.{kind}": parts[name] for name in parts for kind in ("weight", "bias")}
+
+    @classmethod
+    def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
+        things = rows_of(state, "semantic.bias")
+        return ClassCounts(things) if things else None
 
     def objective(self, weights: Mapping[str, float]) -> YOLACTObjective:
         return YOLACTObjective(self.network, weights)

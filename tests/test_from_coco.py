@@ -1,0 +1,176 @@
+"""Rows of COCO files become the masks that pycocotools makes of them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from streamseg import Instances
+from streamseg.errors import ArgumentError, MaskError, StreamsegError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SIZE = (23, 31)
+ROW = {"category_id": 3, "bbox": [1, 2, 10, 8]}
+NAMES = {3: "bolt"}
+SQUARE = [[2, 2, 9, 2, 9, 9, 2, 9]]
+
+coordinates = st.one_of(st.integers(-20, 60), st.floats(-40, 80, allow_nan=False))
+polygons = st.integers(3, 9).flatmap(
+    lambda points: st.lists(coordinates, min_size=2 * points, max_size=2 * points)
+)
+
+
+def decoded(segmentation, size=SIZE):
+    """What pycocotools' own COCO class does (``annToRLE``), and the bitmap."""
+    if isinstance(segmentation, list):
+        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    elif isinstance(segmentation["counts"], list):
+        rle = coco_mask.frPyObjects(segmentation, *size)
+    else:
+        rle = segmentation
+    return coco_mask.decode(rle).astype(bool)
+
+
+def read(*segmentations, size=SIZE, **fields):
+    rows = [ROW | {"segmentation": each} | fields for each in segmentations]
+    return Instances.from_coco(rows, size, NAMES)
+
+
+@given(st.lists(polygons, min_size=1, max_size=4))
+def test_polygons_are_drawn_as_pycocotools_draws_them(parts):
+    found = read(parts)
+    np.testing.assert_array_equal(found.masks[0].to_array(), decoded(parts))
+    assert found.masks.from_box.tolist() == [False]
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+def test_uncompressed_run_lengths_are_read_as_pycocotools_reads_them(runs, size):
+    pixels = size[0] * size[1]
+    cut = np.diff(np.minimum(np.cumsum([0, *runs]), pixels)).tolist()
+    filled = [*cut, pixels - sum(cut)]
+    rle = {"size": list(size), "counts": filled}
+    np.testing.assert_array_equal(read(rle, size=size).masks[0].to_array(), decoded(rle, size))
+
+
+def test_all_three_kinds_may_be_mixed_with_boxes_alone():
+    compressed = coco_mask.merge(coco_mask.frPyObjects(SQUARE, *SIZE))
+    text = {"size": list(SIZE), "counts": compressed["counts"].decode()}
+    runs = {"size": list(SIZE), "counts": [50, 30, SIZE[0] * SIZE[1] - 80]}
+    rows = [
+        ROW | {"segmentation": SQUARE, "score": 0.5},
+        ROW | {"segmentation": compressed, "score": np.float32(0.25)},
+        {"category_id": 3, "segmentation": text},
+        {"category_id": np.int64(3), "segmentation": runs, "track_id": 7, "iscrowd": 1},
+        ROW | {"segmentation": []},
+        ROW | {"segmentation": None, "score": None},
+        ROW,
+    ]
+    found = Instances.from_coco((row for row in rows), list(SIZE), NAMES)
+    for row, expected in enumerate((SQUARE, text, text, runs)):
+        np.testing.assert_array_equal(found.masks[row].to_array(), decoded(expected))
+    assert found.masks.from_box.tolist() == [False] * 4 + [True] * 3
+    assert found.scores.tolist() == [0.5, 0.25, 1, 1, 1, 1, 1]
+    assert found.track_ids.tolist() == [-1, -1, -1, 7, -1, -1, -1]
+    assert found.names == ["bolt"] * 7
+    x, y, width, height = coco_mask.toBbox(compressed)
+    assert found.boxes[2].tolist() == [x, y, x + width, y + height]
+    assert found.boxes[0].tolist() == [1, 2, 11, 10]
+
+
+def test_one_polygon_and_arrays_are_read_as_what_they_can_only_mean():
+    expected = decoded(SQUARE)
+    for spelled in (SQUARE[0], tuple(SQUARE[0]), np.array(SQUARE), [np.array(SQUARE[0])]):
+        np.testing.assert_array_equal(read(spelled).masks[0].to_array(), expected)
+
+
+def test_what_was_read_is_what_was_written():
+    found = read(SQUARE, {"size": list(SIZE), "counts": [50, 30, SIZE[0] * SIZE[1] - 80]})
+    again = Instances.from_coco(found.to_coco(1), SIZE, NAMES)
+    assert again.to_coco(1) == found.to_coco(1)
+    assert len(Instances.from_coco([], SIZE, NAMES)) == 0
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [[1, 2], [3, 4], [5, 6]],
+        [[1, 2, 3, 4, 5, float("nan")]],
+        [[1, 2, 3, 4, 5, 1e12]],
+        [[0, 0, 1e5, 0, 0, 1] * 100],
+        [["1", "2", "3", "4", "5", "6"]],
+        [SQUARE[0], None],
+        [[[1, 2, 3, 4, 5, 6]]],
+        {"counts": [713]},
+        {"size": list(SIZE)},
+        {"size": None, "counts": [713]},
+        {"size": [31, 23], "counts": [713]},
+        {"size": list(SIZE), "counts": [700]},
+        {"size": list(SIZE), "counts": [-1, 714]},
+        {"size": list(SIZE), "counts": [0.5, 712.5]},
+        {"size": list(SIZE), "counts": [2**70]},
+        {"size": list(SIZE), "counts": [[1], [2, 3]]},
+        {"size": list(SIZE), "counts": []},
+        {"size": list(SIZE), "counts": None},
+        {"size": list(SIZE), "counts": "~~~"},
+        7,
+        "text",
+        True,
+    ],
+    ids=str,
+)
+def test_a_segmentation_that_is_none_is_refused_with_its_row(segmentation):
+    with pytest.raises(MaskError, match=r"^row 1: [^\n]+$"):
+        Instances.from_coco([ROW, ROW | {"segmentation": segmentation}], SIZE, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"category_id": None}, "row 0 has no category_id"),
+        ({"category_id": "3"}, "category_id"),
+        ({"category_id": 1.5}, "whole number"),
+        ({"category_id": 10**400}, "63 bits"),
+        ({"bbox": [1, 2, 3]}, "x, y, width, height"),
+        ({"bbox": "abcd"}, "x, y, width, height"),
+        ({"bbox": [0, 0, -1, 2]}, "negative"),
+        ({"bbox": [0, 0, float("inf"), 2]}, "finite"),
+        ({"bbox": [0, 0, 1e300, 2]}, "finite"),
+        ({"bbox": None}, "neither a bbox nor a segmentation"),
+        ({"score": "high"}, "score"),
+        ({"score": float("nan")}, "score"),
+        ({"track_id": "a"}, "track_id"),
+    ],
+)
+def test_a_field_of_a_wrong_kind_is_refused_with_its_row(change, message):
+    with pytest.raises(ArgumentError, match=message) as refused:
+        Instances.from_coco([ROW | change], SIZE, NAMES)
+    assert "row 0" in str(refused.value)
+    assert isinstance(refused.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "names"),
+    [
+        (None, SIZE, NAMES),
+        (5, SIZE, NAMES),
+        (ROW, SIZE, NAMES),
+        ("rows", SIZE, NAMES),
+        ([5], SIZE, NAMES),
+        ([ROW], None, NAMES),
+        ([ROW], (5,), NAMES),
+        ([ROW], (4.5, 5), NAMES),
+        ([ROW], (10**6, 10**6), NAMES),
+        ([ROW], SIZE, None),
+        ([ROW], SIZE, ["bolt"]),
+    ],
+)
+def test_wrong_arguments_are_refused(rows, size, names):
+    with pytest.raises(StreamsegError):
+        Instances.from_coco(rows, size, names)
