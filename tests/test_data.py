@@ -176,7 +176,7 @@ def test_a_dataset_with_problems_says_how_many_and_the_first(tmp_path):
         open_dataset(config, tmp_path)
     assert str(refused.value) == (
         "set: 2 problems, the first: image 3, annotation 102: category 99 isn't declared; "
-        "list them with streamseg eval --check FILE"
+        "list them with streamseg eval --check FILE, or leave them out with data.problems: skip"
     )
     assert refused.value.exit_code == 1
     content["annotations"][4]["bbox"] = [0, 0, 1, 5]
@@ -220,7 +220,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 def test_nothing_to_learn_from_is_refused(tmp_path):
     config = write_coco(tmp_path, {"images": [], "annotations": [], "categories": []})
-    with pytest.raises(DataError, match="the first: there are no images in it"):
+    with pytest.raises(DataError, match="^set: there are no images in it$"):
         open_dataset(config, tmp_path)
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="none: there are no pictures in it"):

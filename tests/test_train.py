@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path):
 def test_a_full_disk_is_one_line_for_the_journal_too(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    journal = Journal(tmp_path, 0)
+    journal = Journal(tmp_path, {})
     journal.note_step(1, 1, 0.1, {"mask": 1.0})
     (tmp_path / "steps.csv").unlink()
     (tmp_path / "steps.csv").symlink_to("/dev/full")

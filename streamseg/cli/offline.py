@@ -48,7 +48,8 @@ def train(
         with ProgressReport("batches") as progress:
             run = Trainer(recipe, file.parent, target, progress, processes, resume=resume)
             if processes.leads:
-                err.print(run.introduction, soft_wrap=True, highlight=False)
+                for line in (run.introduction, *run.notes):
+                    err.print(line, soft_wrap=True, highlight=False, markup=False)
             with stopped_by_signals(run):
                 report = run.run()
         if processes.leads:

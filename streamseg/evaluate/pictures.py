@@ -7,6 +7,7 @@ which colour-blind people tell apart; lines differ in their dashes as well.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from streamseg.errors import OutputError, StreamsegError
+from streamseg.errors import StreamsegError
 from streamseg.evaluate.coco import CocoScores
 from streamseg.evaluate.confusion import ConfusionMatrix
 from streamseg.masks import IntArray
+from streamseg.sinks.files import write_bytes_atomically
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -177,10 +179,9 @@ def _canvas(title: str, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    try:
-        figure.savefig(path, format="png", dpi=DPI, facecolor="white")
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written: {error.strerror}") from None
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
+    write_bytes_atomically(path, drawn.getbuffer())
 
 
 def _percent(fraction: float | None) -> str:

@@ -78,6 +78,21 @@ def read_orientation(path: Path, max_pixels: int) -> int:
     return _orientation(_read(path, max_pixels))
 
 
+def read_size(path: Path, max_pixels: int) -> Size:
+    """The (height, width) of an image file as its header says, upright; nothing is decoded.
+
+    Raises:
+        BadPictureError: it can't be read, or its header is damaged.
+        TooLargeError: it has more than ``max_pixels``.
+    """
+    data = _read(path, max_pixels)
+    size = _format(data)[1](data)
+    if size is None:
+        raise BadPictureError("its header is damaged")
+    check_pixels(str(path), size[1], size[0], max_pixels)
+    return size[::-1] if _orientation(data) in TURNED else size
+
+
 def _read_upright(
     path: Path, max_pixels: int, convert: Callable[[VideoFrame], _Pixels], only: str | None = None
 ) -> _Pixels:
