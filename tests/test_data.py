@@ -220,7 +220,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 def test_nothing_to_learn_from_is_refused(tmp_path):
     config = write_coco(tmp_path, {"images": [], "annotations": [], "categories": []})
-    with pytest.raises(DataError, match="^set: there are no images in it$"):
+    with pytest.raises(DataError, match=r"^set: there are no images in it$"):
         open_dataset(config, tmp_path)
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="none: there are no pictures in it"):

@@ -457,7 +457,7 @@ def test_a_picture_that_cant_be_used(
         write_picture(victim, (10, 10))
     config = own_config(tmp_path / "bad", tmp_path / "eval.yaml")
     said = one_line(streamseg("eval", config, *way, "--out", "out"))
-    assert said.startswith(f"{victim}: ")
+    assert f"{victim}: " in said
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -230,7 +230,7 @@ def test_mistakes_in_files(files: Files, spoil: Callable[[Files], None], message
 
 def test_files_that_are_not_there_or_not_json(files: Files, tmp_path: Path):
     files.score()
-    with pytest.raises(DataError, match=r"nowhere.json: can't be read: No such file"):
+    with pytest.raises(DataError, match=r"nowhere.json: there is no such file"):
         panoptic_quality(tmp_path / "nowhere.json", tmp_path, tmp_path / "pred.json", tmp_path)
     (tmp_path / "pred.json").write_text("[1, 2")
     with pytest.raises(DataError, match=r"pred.json: isn't a panoptic JSON"):

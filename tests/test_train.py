@@ -237,7 +237,7 @@ def test_a_full_disk_is_one_line_for_the_journal_too(tmp_path):
     journal.note_step(1, 1, 0.1, {"mask": 1.0})
     (tmp_path / "steps.csv").unlink()
     (tmp_path / "steps.csv").symlink_to("/dev/full")
-    with pytest.raises(OutputError, match=r"steps\.csv: can't be written: No space left"):
+    with pytest.raises(OutputError, match=r"steps\.csv: can't be written: the disk is full"):
         journal.note_step(2, 1, 0.1, {"mask": 1.0})
 
 
@@ -292,7 +292,7 @@ def test_a_dataset_with_problems_never_starts_training(tmp_path):
     rows["annotations"][0]["category_id"] = 77
     path.write_text(json.dumps(rows))
     with pytest.raises(DataError, match="77"):
-        trainer(tmp_path / "out", data={"train": [images], "val": []})
+        trainer(tmp_path / "out", data={"train": [images], "val": [], "problems": "refuse"})
     assert not (tmp_path / "out").exists()
 
 
@@ -300,7 +300,7 @@ def test_a_dataset_with_a_damaged_picture_never_starts_training(tmp_path):
     images = annotated(tmp_path, ["disc"])
     (tmp_path / "pictures" / "2.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"the data have 1 problem, .* image 3"):
-        trainer(tmp_path / "out", data={"train": [images], "val": []})
+        trainer(tmp_path / "out", data={"train": [images], "val": [], "problems": "refuse"})
     assert not (tmp_path / "out").exists()
 
 

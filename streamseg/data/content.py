@@ -53,8 +53,8 @@ def _nothing_in(dataset: Dataset, *, stuff: bool) -> str:
         return ""
     if things:
         return (
-            f"all of its {len(things)} annotations are marked as a crowd (iscrowd: 1), which stands "
-            "for many objects: set iscrowd to 0 where a mask is of one object"
+            f"all of its {len(things)} annotations are marked as a crowd (iscrowd: 1), which "
+            "stands for many objects: set iscrowd to 0 where a mask is of one object"
         )
     if dataset.skipped:
         return f"every annotation has a problem, the first: {dataset.skipped[0].located}"

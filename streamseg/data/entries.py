@@ -164,7 +164,7 @@ def read_file(config: CocoData | PanopticData, root: Path, findings: Findings) -
             categories contradict each other; or none of its images is there.
     """
     path = root / config.annotations
-    raw = _read_json(path)
+    raw = read_json(path)
     if not isinstance(raw, dict):
         raise DataError(f"{path}: holds no object with images, annotations and categories")
     for key in ("images", "annotations", "categories"):
@@ -315,7 +315,12 @@ def _annotated_ids(
     return frozenset(ids[name] for name in names) if names else frozenset(categories)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: it can't be read, or isn't JSON.
+    """
     try:
         # The standard library's reader, because it takes NaN, as Python's writer writes it: that
         # is one annotation's fault and not the file's.

@@ -38,7 +38,7 @@ class FileFinder:
 
     def __init__(self, folder: Path, root: Path) -> None:
         self._folder = folder
-        self._allowed = (os.path.abspath(folder), os.path.abspath(root))
+        self._allowed = (_absolute(folder), _absolute(root))
         self._listings: dict[Path, frozenset[str]] = {}
 
     def find(self, names: Iterable[str]) -> Mapping[str, Path | Fault]:
@@ -48,7 +48,7 @@ class FileFinder:
         missing = [name for name in wanted if name not in named]
         if not missing:
             return named
-        similar = self._similar(missing, {os.path.abspath(path) for path in named.values()})
+        similar = self._similar(missing, {_absolute(path) for path in named.values()})
         claims = Counter(similar.values())
         return named | {
             name: _shared(name, found) if claims[found] > 1 else found
@@ -63,7 +63,7 @@ class FileFinder:
         return path if path.name in self._listing(path.parent) else None
 
     def _is_allowed(self, path: Path) -> bool:
-        absolute = os.path.abspath(path)
+        absolute = _absolute(path)
         return any(os.path.commonpath((absolute, base)) == base for base in self._allowed)
 
     def _listing(self, folder: Path) -> frozenset[str]:
@@ -79,7 +79,7 @@ class FileFinder:
         """For names that no file has as they are: the file that can be meant, or a fault."""
         by_basename: dict[str, list[tuple[Path, Parts]]] = defaultdict(list)
         for path in _walk(self._folder):
-            if os.path.abspath(path) not in taken:
+            if _absolute(path) not in taken:
                 parts = _parts(str(path.relative_to(self._folder)))
                 by_basename[parts[-1]].append((path, parts))
         return {name: self._most_similar(name, by_basename) for name in names}
@@ -109,6 +109,11 @@ class FileFinder:
         return Fault(
             "file is missing", f"{self._folder / name}: can't be read: No such file or directory"
         )
+
+
+def _absolute(path: Path) -> str:
+    """The path without ``..``; links stay, because data often lie behind them."""
+    return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
 
 
 def _walk(folder: Path) -> Iterable[Path]:

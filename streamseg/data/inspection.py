@@ -49,7 +49,8 @@ def _inspect_png(image: AnnotatedImage, skipped: Collection[Id], findings: Findi
         findings.add(Fault("PNG of segments can't be read", str(error)), image.id)
         return
     if labels.shape != image.size:
-        what = f"{png} is {labels.shape[1]} x {labels.shape[0]}, the picture {image.size[1]} x {image.size[0]}"
+        (height, width), (rows, columns) = image.size, labels.shape
+        what = f"{png} is {columns} x {rows}, the picture {width} x {height}"
         findings.add(Fault("PNG of segments is of another size", what), image.id)
     present = {int(value) for value in regions(labels)[0]}
     listed = {segment.value for segment in segments}

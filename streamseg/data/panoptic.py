@@ -2,8 +2,8 @@
 
 Format: https://cocodataset.org/#format-data, "Panoptic Segmentation". A category that doesn't say
 whether it ``isthing`` is one. A picture's entry may lack its ``file_name``, which is then the
-image's with ``.png``, and its segments may lack ``bbox`` and ``area``, which are then counted in the
-PNG. Otherwise the PNGs are not opened: see :func:`~streamseg.data.inspection.inspect`.
+image's with ``.png``, and its segments may lack ``bbox`` and ``area``, which are then counted in
+the PNG. Otherwise the PNGs are not opened: see :func:`~streamseg.data.inspection.inspect`.
 """
 
 from __future__ import annotations
@@ -156,16 +156,23 @@ def _read_segments(
     for segment in _unique_segments(entry, findings):
         faults = [*file.category_faults(segment.category_id), *area_faults(segment.area)]
         try:
-            segment = counted.completed(segment)
+            box, area = counted.place_of(segment)
         except DataError as error:
             faults.append(Fault("PNG of segments can't be used", str(error)))
         else:
-            assert segment.bbox is not None
-            faults += box_faults(segment.bbox, size)
+            faults += box_faults(box, size)
         for fault in faults:
             findings.add(fault, entry.image_id, segment.id)
         if not faults:
-            sound.append(_to_annotation(segment, file.categories[segment.category_id].id, png))
+            made = Annotation(
+                id=segment.id,
+                category_id=file.categories[segment.category_id].id,
+                box=to_corners(box),
+                segmentation=PngSegment(png, segment.id),
+                crowd=bool(segment.iscrowd),
+                area=area,
+            )
+            sound.append(made)
     return sound
 
 
@@ -192,23 +199,22 @@ class _CountedSegments:
         self._png = png
         self._counted: dict[int, tuple[Box, float]] | None = None
 
-    def completed(self, segment: _SegmentEntry) -> _SegmentEntry:
-        """The segment with its box and its area, counted where the JSON doesn't say them.
+    def place_of(self, segment: _SegmentEntry) -> tuple[Box, float]:
+        """A segment's box and area, counted where the JSON doesn't say them.
 
         Raises:
             DataError: the PNG can't be read, or has no pixel of the segment.
         """
         if segment.bbox is not None and segment.area is not None:
-            return segment
+            return segment.bbox, segment.area
         if self._counted is None:
             self._counted = _count(self._png)
         if segment.id not in self._counted:
             raise DataError(f"the segment has no pixels in {self._png}")
         box, area = self._counted[segment.id]
-        return msgspec.structs.replace(
-            segment,
-            bbox=box if segment.bbox is None else segment.bbox,
-            area=area if segment.area is None else segment.area,
+        return (
+            box if segment.bbox is None else segment.bbox,
+            area if segment.area is None else segment.area,
         )
 
 
@@ -219,16 +225,3 @@ def _count(png: Path) -> dict[int, tuple[Box, float]]:
         value: ((float(x1), float(y1), float(x2 - x1), float(y2 - y1)), float(area))
         for value, (x1, y1, x2, y2), area in rows
     }
-
-
-def _to_annotation(segment: _SegmentEntry, category: int, png: Path) -> Annotation:
-    assert segment.bbox is not None
-    assert segment.area is not None
-    return Annotation(
-        id=segment.id,
-        category_id=category,
-        box=to_corners(segment.bbox),
-        segmentation=PngSegment(png, segment.id),
-        crowd=bool(segment.iscrowd),
-        area=segment.area,
-    )

@@ -9,7 +9,14 @@ from pathlib import Path
 import msgspec
 
 from streamseg.config import Thresholds
-from streamseg.data import Dataset, open_dataset
+from streamseg.data import (
+    Dataset,
+    Problem,
+    check_measurable,
+    inspect,
+    open_dataset,
+    skipped_rows_summary,
+)
 from streamseg.errors import ConfigError
 from streamseg.evaluate import (
     CocoScores,
@@ -30,7 +37,7 @@ from streamseg.evaluate.predictions import (
 from streamseg.measure.served import predict_through_service
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
-from streamseg.recipe import DataConfig, Evaluation, PanopticTask
+from streamseg.recipe import DataConfig, DatasetConfig, Evaluation, PanopticTask, ProblemPolicy
 from streamseg.summary import Progress
 
 FEW = 5
@@ -49,6 +56,7 @@ class DatasetReport:
         scores: on boxes, and on masks if the dataset has any.
         confusion: what was taken for what, on masks if the dataset has any.
         panoptic: how good the panoptic parts are; None where model or dataset has no stuff.
+        skipped: the problems of what was left out of the dataset.
     """
 
     name: str
@@ -58,6 +66,7 @@ class DatasetReport:
     scores: tuple[CocoScores, ...]
     confusion: ConfusionMatrix
     panoptic: PanopticScores | None
+    skipped: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +121,8 @@ class Measurement:
         if evaluation.data is not None:
             self._datasets = _open_all(evaluation.data, root)
             self._model = load_model(**msgspec.structs.asdict(evaluation.model))
+            for dataset in self._datasets:
+                check_measurable(dataset, stuff=bool(self._model.stuff))
             self.notes = tuple(
                 note for dataset in self._datasets for note in _notes(self._model, dataset)
             )
@@ -150,6 +161,7 @@ class Measurement:
             scores,
             confusion(measured_truth(dataset), found.results, scores[-1].on),
             found.panoptic,
+            dataset.skipped,
         )
 
 
@@ -180,7 +192,7 @@ def data_size(config: DataConfig, root: Path) -> tuple[int, int]:
 
 
 def _open_all(config: DataConfig, root: Path) -> list[Dataset]:
-    datasets = [open_dataset(section, root / config.root) for section in config.val]
+    datasets = [_open(section, root / config.root, config.problems) for section in config.val]
     names = [dataset.name for dataset in datasets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -188,10 +200,16 @@ def _open_all(config: DataConfig, root: Path) -> list[Dataset]:
     return datasets
 
 
+def _open(section: DatasetConfig, root: Path, problems: ProblemPolicy) -> Dataset:
+    """A dataset; where problems are skipped, every image is opened first to find all of them."""
+    dataset = open_dataset(section, root, problems)
+    return dataset.without(inspect(dataset)) if problems == "skip" else dataset
+
+
 def _notes(model: Segmenter, dataset: Dataset) -> list[str]:
     """What the model and the dataset don't have in common."""
     classes = Classes.match(model.categories, dataset)
-    notes = []
+    notes = list(skipped_rows_summary(dataset.name, dataset.skipped))
     if classes.unknown:
         unknown = ", ".join(classes.unknown)
         notes.append(f"{dataset.name}: {model.name} doesn't know and can't find: {unknown}")

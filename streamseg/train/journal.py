@@ -2,8 +2,8 @@
 
 ``steps.csv`` has a line for every few optimiser steps, ``measures.csv`` one for each dataset that
 was measured, ``panoptic.csv`` three where panoptic quality was. Every line is on the disk before
-the next checkpoint, which holds how many lines there are: a training that goes on keeps as many, and
-drops later ones and what a kill or a full disk left behind them.
+the next checkpoint, which holds how many lines there are: a training that goes on keeps as many,
+and drops later ones and what a kill or a full disk left behind them.
 """
 
 from __future__ import annotations

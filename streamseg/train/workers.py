@@ -12,7 +12,7 @@ import multiprocessing
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -33,7 +33,7 @@ REMEDY = "set workers to 0, or lower (--set workers=0), and go on with --resume"
 _context = multiprocessing.get_context("fork")
 
 
-def load_ahead(load: Load, keys: Sequence[Any], workers: int) -> Iterator[Any]:
+def load_ahead(load: Load, keys: Sequence[Any], workers: int) -> Generator[Any, None, None]:
     """``load(key)`` of each key, in order, computed ahead in processes; without any, in this one.
 
     Args:
@@ -44,7 +44,7 @@ def load_ahead(load: Load, keys: Sequence[Any], workers: int) -> Iterator[Any]:
     Raises:
         TrainingError: a worker can't be started, or died; the message says what to set.
     """
-    if workers == 0:
+    if workers == 0 or not keys:
         yield from map(load, keys)
         return
     pool = _Pool(load, min(workers, len(keys)))
