@@ -123,5 +123,5 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path):
-    with pytest.raises(OutputError, match=r"nowhere/a.png: can't be written: No such file"):
+    with pytest.raises(OutputError, match=r"nowhere/a.png: can't be written: there is no"):
         plot_series(tmp_path / "nowhere" / "a.png", "t", [], "x", "y")

@@ -90,6 +90,8 @@ def canonical_segmentation(value: Any) -> Any:
             return _canonical_rle(value[0])
         return _canonical_polygons(value)
     if isinstance(value, dict):
+        if not value:
+            return None
         if "counts" in value:
             return _canonical_rle(value)
         ring = _ring(value)
