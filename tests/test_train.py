@@ -119,7 +119,7 @@ def test_lines_after_the_checkpoint_are_dropped_when_it_goes_on(whole, tmp_path)
 LOGS = ("steps.csv", "measures.csv", "model.safetensors")
 LOGGED: dict[str, object] = {
     "data": {
-        "train": [{"format": "pattern", "url": f"{PATTERN.replace('=8', '=24')}&seed=1"}],
+        "train": [{"format": "pattern", "url": f"{PATTERN.replace('=8', '=16')}&seed=1"}],
         "val": TINY["data"]["val"],
     },
     "epochs": 2,
@@ -133,11 +133,11 @@ class Killed(BaseException):
     """As SIGKILL: nothing that happens after it is of the training."""
 
 
-def killed_after(out: Path, epoch: int, batch: int, **changes: object) -> None:
+def kill_after(out: Path, place: tuple[int, int], **changes: object) -> None:
     """Train until that batch of that epoch is done, and leave everything as it is then."""
 
     def progress(what, done, _expected):
-        if what.startswith(f"epoch {epoch} ") and done == batch:
+        if what.startswith(f"epoch {place[0]} ") and done == place[1]:
             raise Killed
 
     with pytest.raises(Killed):
@@ -146,19 +146,29 @@ def killed_after(out: Path, epoch: int, batch: int, **changes: object) -> None:
 
 @pytest.fixture
 def often_logged(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "LOG_EVERY", 5)
+    monkeypatch.setattr(loop, "LOG_EVERY", 3)
 
 
 @pytest.mark.usefixtures("often_logged")
-@pytest.mark.parametrize(
-    "killed", [[(1, 4)], pytest.param([(1, 9), (1, 12), (2, 7), (2, 12)], marks=pytest.mark.slow)]
-)
-def test_a_training_that_was_killed_writes_the_same_files(tmp_path, killed):
-    """Between two lines of the log, just before one, and when an epoch was about to be measured."""
+def test_a_training_that_was_killed_goes_on_with_the_same_mean_losses(tmp_path):
+    changes = {**LOGGED, "epochs": 1, "save_every": 4, "data": LOGGED["data"] | {"val": []}}
+    trainer(tmp_path / "whole", **changes).run()
+    kill_after(tmp_path / "out", (1, 5), **changes)
+    trainer(tmp_path / "out", resume=True, **changes).run()
+    assert len(rows_of(tmp_path / "out" / "steps.csv")) == 3
+    for name in ("steps.csv", "model.safetensors"):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == whole, name
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("often_logged")
+def test_a_training_that_was_killed_anywhere_writes_the_same_files(tmp_path):
+    """At the latest checkpoint, just after a line of the log, before an epoch is measured."""
     trainer(tmp_path / "whole", **LOGGED).run()
-    for number, place in enumerate(killed):
+    for number, place in enumerate([(1, 6), (1, 8), (2, 5), (2, 8)]):
         out = tmp_path / str(number)
-        killed_after(out, *place, **LOGGED)
+        kill_after(out, place, **LOGGED)
         trainer(out, resume=True, **LOGGED).run()
         for name in LOGS:
             assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -173,7 +183,7 @@ def test_a_training_killed_while_it_measured_writes_no_line_twice(tmp_path, monk
     with pytest.raises(Killed):
         trainer(tmp_path / "out", **LOGGED).run()
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "LOG_EVERY", 5)
+    monkeypatch.setattr(loop, "LOG_EVERY", 3)
     assert len(rows_of(tmp_path / "out" / "measures.csv")) == 2
     trainer(tmp_path / "out", resume=True, **LOGGED).run()
     for name in LOGS:
@@ -215,17 +225,16 @@ def test_what_an_interruption_leaves_of_a_log(tmp_path, content, lines, kept, no
     assert len(rows_of(tmp_path / "steps.csv")) == kept + 1
 
 
-@pytest.mark.parametrize(
-    ("line", "number"), [(b"step,epoch,rate,loss,mask\n20,", 2), (b"20,1,0.001,0.5,0", 2)]
-)
+@pytest.mark.parametrize(("line", "number"), [(b"step,epoch,rate", 1), (b"20,1,0.001,0.5", 2)])
 def test_a_log_that_is_damaged_in_its_middle_is_refused(tmp_path, line, number):
-    damaged = WHOLE_LOG.replace(line, line[:-4] + b"\0\xff,,")
+    damaged = WHOLE_LOG.replace(line, b"\0\xff," + line[9:])
     (tmp_path / "steps.csv").write_bytes(damaged)
     with pytest.raises(DataError, match=rf"steps\.csv: line {number} is damaged and later ones"):
         Journal(tmp_path, {"steps.csv": 2})
     assert (tmp_path / "steps.csv").read_bytes() == damaged
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_cut_off_is_refused_with_what_may_be_used(whole, tmp_path):
     for name in ("last.pt", "best.pt"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
@@ -240,6 +249,7 @@ def test_a_checkpoint_that_is_cut_off_is_refused_with_what_may_be_used(whole, tm
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_picture_that_vanishes_ends_the_training_with_its_state_saved(tmp_path):
     data = {"train": [annotated(tmp_path, ["disc"])], "val": []}
     changes = {"data": data, "batch": 1, "epochs": 2, "workers": 2}
@@ -259,7 +269,8 @@ def test_a_picture_that_vanishes_ends_the_training_with_its_state_saved(tmp_path
     assert_same_training(tmp_path / "out", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_worker_that_is_killed_ends_the_training_with_its_state_saved(tmp_path, accumulate):
     changes = {**LOGGED, "epochs": 1, "workers": 1, "save_every": 0}
     changes["accumulate"] = accumulate
@@ -270,10 +281,10 @@ def test_a_worker_that_is_killed_ends_the_training_with_its_state_saved(tmp_path
                 child.kill()
 
     run = trainer(tmp_path / "out", progress=progress, **changes)
-    with pytest.raises(TrainingError, match="was killed, .* set workers to 0"):
+    with pytest.raises(TrainingError, match=r"was killed, .* set workers to 0"):
         run.run()
     position = json.loads(checkpoints.read(tmp_path / "out" / "last.pt").training["position"])
-    assert 3 <= position["batch"] < 12
+    assert 3 <= position["batch"] < 8
     trainer(tmp_path / "out", resume=True, **changes | {"workers": 0}).run()
     trainer(tmp_path / "whole", **changes).run()
     for name in LOGS:
@@ -481,7 +492,7 @@ def spoilt(folder: Path, *spoil: str) -> dict[str, str]:
         elif kind == "no annotations":
             content["annotations"] = []
         elif kind == "no area":
-            content["annotations"][1] |= {"bbox": [5, 5, 0, 3], "segmentation": [[5, 5, 5, 8]]}
+            content["annotations"][2] |= {"bbox": [5, 5, 0, 3], "segmentation": []}
         elif kind == "all without area":
             content["annotations"] = [
                 row | {"bbox": [5, 5, 0, 3]} for row in content["annotations"]
@@ -495,34 +506,26 @@ def spoilt(folder: Path, *spoil: str) -> dict[str, str]:
 
 
 def test_rows_with_problems_are_left_out_counted_and_recorded(streamseg, tmp_path):
-    (tmp_path / "sound").mkdir()
     images = spoilt(tmp_path, "no area", "damaged picture", "no picture")
-    data = {"train": [images], "val": [images]}
+    data = {"train": [images], "val": []}
     file = write_recipe(tmp_path / "r.yaml", data=data, epochs=1, batch=2)
     ended = streamseg("train", file, "--out", "out")
     assert ended.returncode == 0, ended.stderr
-    assert (
-        ended.stderr.splitlines()[:5]
-        == [
-            "nanomask: 2 classes; new: everything; 1 batches of 2 an epoch",
-            "annotations: skipped 3 rows with problems (data.problems: skip):",
-            "  1 x file is missing: image 1",
-            "  1 x box has no area: image 1, annotation 2",
-            "  1 x image can't be used: image 3",
-        ]
-        or "there is no such" in ended.stderr
-    )
+    assert ended.stderr.splitlines() == [
+        "nanomask: 2 classes; new: everything; 1 batches of 2 an epoch",
+        "annotations: skipped 3 rows with problems (data.problems: skip):",
+        "  1 x file is missing: image 1",
+        "  1 x box has no area: image 2, annotation 3",
+        "  1 x image can't be used: image 3",
+    ]
     record = json.loads((tmp_path / "out" / "skipped.json").read_text())
     (dataset,) = record["datasets"]
     assert dataset["dataset"] == "annotations"
-    assert [(row.get("image"), row.get("annotation")) for row in dataset["rows"]] == [
-        (1, None),
-        (3, None),
-    ] or dataset["rows"]
-    write_recipe(tmp_path / "r.yaml", data=data, epochs=1, batch=2)
+    found = [(row.get("image"), row.get("annotation")) for row in dataset["rows"]]
+    assert found == [(1, None), (2, 3), (3, None)]
     again = streamseg("train", file, "--out", "out", "--resume")
     assert again.returncode == 0, again.stderr
-    assert again.stderr.splitlines()[:5] == ended.stderr.splitlines()[:5]
+    assert again.stderr == ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -545,9 +548,8 @@ def test_nothing_to_learn_from_or_to_measure_with_is_refused(tmp_path, spoil, wh
 
 def test_pictures_of_background_beside_others_are_learnt_from(tmp_path):
     images = spoilt(tmp_path, "no annotations")
-    data = {"train": [*TINY["data"]["train"], images], "val": []}
-    with pytest.raises(ConfigError, match="category 1 is 'disc'"):  # as before: ids of two sets
-        trainer(tmp_path / "out", data={**data, "train": [images | {"name": "x"}, *data["train"]]})
+    run = trainer(tmp_path / "out", data={"train": [*TINY["data"]["train"], images], "val": []})
+    assert "3 batches of 4" in run.introduction
 
 
 def test_frozen_batch_norms_keep_their_statistics():

@@ -181,13 +181,12 @@ def _read_lines(path: Path, count: int) -> tuple[list[dict[str, Any]], str]:
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from None
     columns = _text(complete[0]).split(",") if complete else []
+    if count and len(complete) > 1 and "step" not in columns:
+        raise DataError(_damaged(path, 1))
     rows = [_parse(line, columns) for line in complete[1 : count + 1]]
     sound = next((number for number, row in enumerate(rows) if row is None), len(rows))
     if any(rows[sound:]):
-        raise DataError(
-            f"{path}: line {sound + 2} is damaged and later ones aren't: mend it, or move the file "
-            "away to go on without its earlier lines"
-        )
+        raise DataError(_damaged(path, sound + 2))
     kept = [row for row in rows[:sound] if row is not None]
     if len(kept) < count:
         return (
@@ -198,6 +197,13 @@ def _read_lines(path: Path, count: int) -> tuple[list[dict[str, Any]], str]:
     if cut or not all(later):
         return kept, f"{path}: its end is damaged, dropped"
     return kept, ""
+
+
+def _damaged(path: Path, number: int) -> str:
+    return (
+        f"{path}: line {number} is damaged and later ones aren't: mend it, or move the file away "
+        "to go on without its earlier lines"
+    )
 
 
 def _parse(line: bytes, columns: Sequence[str]) -> dict[str, Any] | None:
