@@ -99,6 +99,7 @@ class PatternData(Section, frozen=True, kw_only=True, tag_field="format", tag="p
 
 
 DatasetConfig: TypeAlias = CocoData | PanopticData | InstancePngData | PatternData
+ProblemPolicy: TypeAlias = Literal["refuse", "skip"]
 
 
 class DataConfig(Section, frozen=True, kw_only=True):
@@ -108,15 +109,32 @@ class DataConfig(Section, frozen=True, kw_only=True):
         root: the folder that paths are relative to; itself relative to the file that says it.
         train: learnt from.
         val: measured on, each by itself.
+        problems: ``refuse`` a dataset in which anything is wrong, or ``skip`` what is wrong: the
+            annotations and images are left out, counted by reason and reported. By default a
+            training skips and an evaluation refuses.
     """
 
     root: str = "."
     train: tuple[DatasetConfig, ...] = ()
     val: tuple[DatasetConfig, ...] = ()
+    problems: ProblemPolicy = "refuse"
 
     def __post_init__(self) -> None:
         if not self.train and not self.val:
             raise ValueError("name at least one dataset, under train or val")
+
+
+class TrainingDataConfig(DataConfig, frozen=True, kw_only=True):
+    """The data of a training; a few bad rows of thousands don't keep it from starting.
+
+    Attributes:
+        root: see :class:`DataConfig`.
+        train: see :class:`DataConfig`.
+        val: see :class:`DataConfig`.
+        problems: see :class:`DataConfig`.
+    """
+
+    problems: ProblemPolicy = "skip"
 
 
 class AugmentConfig(Section, frozen=True, kw_only=True):
@@ -204,7 +222,7 @@ class Recipe(Section, frozen=True, kw_only=True):
     """
 
     model: ModelConfig
-    data: DataConfig
+    data: TrainingDataConfig
     epochs: Count
     batch: Count = 8
     accumulate: Count = 1

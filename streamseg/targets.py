@@ -36,7 +36,7 @@ class Targets:
             annotated, or the model knows none.
     """
 
-    image_id: int
+    image_id: int | str
     seed: int
     boxes: Tensor
     labels: Tensor

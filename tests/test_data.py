@@ -40,9 +40,11 @@ from streamseg.data import (
     PngSegment,
     check,
     coco_truth,
+    inspect,
     load_picture,
     load_sample,
     open_dataset,
+    skipped_rows_summary,
 )
 from streamseg.errors import ConfigError, DataError
 from streamseg.recipe import (
@@ -176,12 +178,60 @@ def test_a_dataset_with_problems_says_how_many_and_the_first(tmp_path):
         open_dataset(config, tmp_path)
     assert str(refused.value) == (
         "set: 2 problems, the first: image 3, annotation 102: category 99 isn't declared; "
-        "list them with streamseg eval --check FILE"
+        "list them with streamseg eval --check FILE, or leave them out with data.problems: skip"
     )
     assert refused.value.exit_code == 1
     content["annotations"][4]["bbox"] = [0, 0, 1, 5]
     with pytest.raises(DataError, match=r"^set: 1 problem, the first: image 3, annotation 102"):
         open_dataset(write_coco(tmp_path, content), tmp_path)
+
+
+def test_what_has_problems_is_left_out_where_problems_are_skipped(tmp_path):
+    content = coco()
+    content["annotations"][2]["category_id"] = 99
+    content["annotations"][4]["bbox"] = [0, 0, 0, 5]
+    content["annotations"].append({"image_id": 3})
+    content["images"][2]["width"] = "wide"
+    dataset = open_dataset(write_coco(tmp_path, content), tmp_path, "skip")
+    assert [[a.id for a in image.annotations] for image in dataset.images] == [
+        [100, 101],
+        [103, 105],
+    ]
+    assert [(each.place, each.reason) for each in dataset.skipped] == [
+        ("image 40", "images.width: Expected `int | null`, got `str`"),
+        ("image 3", "annotations: Object missing required field `category_id`"),
+        ("image 3, annotation 102", "category isn't declared"),
+        ("image 12, annotation 104", "box has no area"),
+    ]
+    content["annotations"] = content["annotations"][2:3] * 7
+    for number, row in enumerate(content["annotations"]):
+        content["annotations"][number] = row | {"id": number}
+    skipped = open_dataset(write_coco(tmp_path, content), tmp_path, "skip").skipped
+    assert list(skipped_rows_summary("set", skipped)) == [
+        "set: skipped 8 rows with problems (data.problems: skip):",
+        "  7 x category isn't declared: "
+        + "; ".join(f"image 3, annotation {number}" for number in range(5))
+        + ", …",
+        "  1 x images.width: Expected `int | null`, got `str`: image 40",
+    ]
+
+
+def test_what_only_opening_shows_can_be_left_out_too(tmp_path):
+    content = panoptic()
+    content["images"].append({"id": 4, "file_name": "b.png", "height": 16, "width": 20})
+    content["annotations"].append(content["annotations"][0] | {"image_id": 4})
+    content["annotations"][0] = content["annotations"][0] | {
+        "segments_info": [
+            *content["annotations"][0]["segments_info"],
+            {"id": 9, "category_id": 7, "bbox": [1, 1, 2, 2], "area": 4, "iscrowd": 0},
+        ]
+    }
+    write_picture(tmp_path / "images" / "b.png", (4, 4))
+    dataset = open_dataset(write_panoptic(tmp_path, content), tmp_path)
+    problems = inspect(dataset)
+    assert [(each.image_id, each.annotation_id) for each in problems] == [(3, 9), (4, None)]
+    (image,) = dataset.without(problems).images
+    assert [a.id for a in image.annotations] == [5, 66049]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +270,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 def test_nothing_to_learn_from_is_refused(tmp_path):
     config = write_coco(tmp_path, {"images": [], "annotations": [], "categories": []})
-    with pytest.raises(DataError, match="the first: there are no images in it"):
+    with pytest.raises(DataError, match=r"^set: there are no images in it$"):
         open_dataset(config, tmp_path)
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="none: there are no pictures in it"):

@@ -68,6 +68,10 @@ def again(key: str, row: int, **changes: Any) -> Spoil:
     return lambda content: content[key].append({**content[key][row], **changes})
 
 
+def both(first: Spoil, second: Spoil) -> Spoil:
+    return lambda content: (first(content), second(content))
+
+
 OUT = "reaches out of the picture of 20 x 16"
 CUT_OFF = compressed(bitmap(6, 3, 16, 15))["counts"][:-2]
 HERE = "image 3, annotation 100: "
@@ -105,19 +109,15 @@ COCO: dict[str, tuple[Spoil, list[str]]] = {
         annotation(0, area=math.inf),
         [HERE + "the area inf isn't a number of pixels"],
     ),
-    "area not a number": (
-        annotation(0, area=math.nan),
-        [HERE + "the area nan isn't a number of pixels"],
-    ),
     "area negative": (annotation(0, area=-1), [HERE + "the area -1 isn't a number of pixels"]),
     "category": (annotation(0, category_id=99), [HERE + "category 99 isn't declared"]),
     "two points": (
         annotation(0, segmentation=[[2, 2, 10, 8]]),
         [HERE + "a polygon has fewer than three points, 2"],
     ),
-    "no points": (
-        annotation(0, segmentation=[[]]),
-        [HERE + "a polygon has fewer than three points, 0"],
+    "one point": (
+        annotation(0, segmentation=[[2, 2]]),
+        [HERE + "a polygon has fewer than three points, 1"],
     ),
     "odd polygon": (
         annotation(0, segmentation=[[2, 2, 10, 2, 10, 8, 2]]),
@@ -177,17 +177,17 @@ COCO: dict[str, tuple[Spoil, list[str]]] = {
         again("images", 0, file_name="b.jpg"),
         ["image 3: the image id 3 is given twice"],
     ),
-    "annotation id twice": (
-        again("annotations", 0, image_id=12),
-        ["image 12, annotation 100: the annotation id 100 is given twice"],
+    "annotation twice": (
+        again("annotations", 0),
+        [HERE + "the annotation 100 is there twice, the same both times"],
     ),
     "category id twice": (
         again("categories", 0, name="broom"),
-        ["the category id 90 is given twice"],
+        ["set.json: the category id 90 is given twice, for 'brush' and 'broom'"],
     ),
     "category name twice": (
-        again("categories", 0, id=91),
-        ["categories 90 and 91 are both 'brush'"],
+        both(again("categories", 0, id=91, supercategory="tool"), annotation(1, category_id=91)),
+        ["set.json: categories 90 and 91 are both 'brush': rename one"],
     ),
     "picture missing": (
         set_at("images", 0, "file_name", to="c.png"),
@@ -210,42 +210,57 @@ COCO: dict[str, tuple[Spoil, list[str]]] = {
         ["image 40: 100000 x 100000 pixels are over 64000000"],
     ),
     "a key is missing": (
-        set_at("annotations", 0, "bbox", to=...),
-        [HERE + "annotations[0]: Object missing required field `bbox`"],
+        set_at("annotations", 0, "category_id", to=...),
+        [HERE + "annotations[0]: Object missing required field `category_id`"],
     ),
-    "an id is missing": (
-        set_at("annotations", 0, "id", to=...),
-        ["image 3: annotations[0]: Object missing required field `id`"],
+    "neither box nor mask": (
+        annotation(0, bbox=None, segmentation=[]),
+        [HERE + "it has neither a box nor a mask"],
     ),
-    "wrong type": (
+    "no box and a mask without area": (
+        annotation(0, bbox=None, segmentation=[[2, 2, 9, 2, 5, 2]]),
+        [HERE + "the mask has no area"],
+    ),
+    "an id that isn't declared": (
         annotation(0, category_id="cup"),
-        [HERE + "annotations[0].category_id: Expected `int`, got `str`"],
+        [HERE + "category cup isn't declared"],
     ),
     "wrong type of an id": (
-        annotation(0, image_id="3"),
-        ["annotation 100: annotations[0].image_id: Expected `int`, got `str`"],
+        annotation(0, image_id=[3]),
+        ["annotation 100: annotations[0].image_id: Expected `int | str`, got `array`"],
+    ),
+    "an id with a fraction": (
+        annotation(0, image_id=3.5),
+        ["annotation 100: annotations[0].image_id: Expected `int | str`, got `float`"],
+    ),
+    "an id of an image that is left out": (
+        both(set_at("images", 0, "file_name", to="c.png"), annotation(0, area=-1)),
+        [
+            "image 3: images/c.png: can't be read: No such file or directory",
+            HERE + "the area -1 isn't a number of pixels",
+        ],
     ),
     "a box of three": (
         annotation(0, bbox=[1, 2, 3]),
         [HERE + "annotations[0].bbox: Expected `array` of length 4"],
     ),
     "a crowd of two": (annotation(0, iscrowd=2), [HERE + "annotations[0].iscrowd: Expected "]),
-    "a flat polygon": (
-        annotation(0, segmentation=[2, 2, 10, 2, 10, 8]),
-        [HERE + "annotations[0].segmentation[0]: Expected `array`, got `int`"],
+    "a box where the polygon should be": (
+        annotation(0, segmentation=[2, 2, 10, 2]),
+        [HERE + "a polygon has fewer than three points, 2"],
     ),
     "no entry at all": (
         set_at("annotations", 0, to=None),
         ["annotations[0]: Expected `object`, got `null`"],
     ),
     "an image's key": (
-        set_at("images", 2, "height", to=0),
+        set_at("images", 2, "height", to=-3),
         ["image 40: images[2].height: Expected `int` >= 1"],
     ),
     "a category's key": (
         set_at("categories", 1, "name", to=""),
         [
-            "categories[1].name: Expected `str` of length >= 1",
+            "set.json: categories[1].name: Expected `str` of length >= 1",
         ],
     ),
 }
@@ -302,12 +317,12 @@ PANOPTIC: dict[str, tuple[Spoil, list[str]]] = {
         ["image 3, annotation 5: the box [2, 2, 0, 6] has no area"],
     ),
     "segment's area": (
-        set_at("annotations", 0, "segments_info", 0, "area", to=math.nan),
-        ["image 3, annotation 5: the area nan isn't a number of pixels"],
+        set_at("annotations", 0, "segments_info", 0, "area", to=-math.inf),
+        ["image 3, annotation 5: the area -inf isn't a number of pixels"],
     ),
     "segment's key": (
-        set_at("annotations", 0, "segments_info", 0, "bbox", to=...),
-        ["image 3, annotation 5: segments_info[0]: Object missing required field `bbox`"],
+        set_at("annotations", 0, "segments_info", 0, "category_id", to=...),
+        ["image 3, annotation 5: segments_info[0]: Object missing required field `category_id`"],
     ),
     "no segments": (
         set_at("annotations", 0, "segments_info", to=3),
@@ -329,7 +344,7 @@ PANOPTIC: dict[str, tuple[Spoil, list[str]]] = {
     ),
     "category name twice": (
         set_at("categories", 2, "name", to="cup"),
-        ["categories 7 and 200 are both 'cup'"],
+        ["set.json: categories 7 and 200 are both 'cup': rename one"],
     ),
     "picture of another size": (
         set_at("images", 0, "height", to=17),

@@ -159,6 +159,33 @@ def test_results_of_other_images_are_left_out(files: Files):
     assert files.score().images == 2
 
 
+@pytest.mark.parametrize("image_id", ["frankfurt_{}_gtFine", "{}", "{}.0", float, "00{}"])
+def test_values_as_tools_write_them(files: Files, image_id: object):
+    spell = image_id.format if isinstance(image_id, str) else image_id
+    for content in (files.truth, files.results):
+        for entry in content["annotations"]:
+            entry["image_id"] = spell(entry["image_id"])
+            entry["file_name"] = ".\\" + entry["file_name"].replace(".png", ".jpg")
+            for segment in entry["segments_info"]:
+                segment |= {"id": f"{segment['id']}", "category_id": float(segment["category_id"])}
+                segment["iscrowd"] = segment.get("iscrowd") or None
+                if "area" in segment:
+                    segment["area"] = float(segment["area"])
+    assert files.score().all.pq == pytest.approx(EXPECTED["summary"]["All"]["pq"], abs=1e-12)
+
+
+def test_pngs_are_called_as_their_images_where_entries_do_not_say(files: Files):
+    for content in (files.truth, files.results):
+        content["images"] = [
+            {"id": entry["image_id"], "file_name": entry.pop("file_name").replace("png", "jpg")}
+            for entry in content["annotations"]
+        ]
+    assert files.score().all.pq == pytest.approx(EXPECTED["summary"]["All"]["pq"], abs=1e-12)
+    files.results["images"][2]["id"] = 999
+    with pytest.raises(DataError, match=r"pred\.json: image 102: its entry has no file_name"):
+        files.score()
+
+
 def _unlisted(files: Files) -> None:
     del files.results["annotations"][1]["segments_info"][0]
 
@@ -230,7 +257,7 @@ def test_mistakes_in_files(files: Files, spoil: Callable[[Files], None], message
 
 def test_files_that_are_not_there_or_not_json(files: Files, tmp_path: Path):
     files.score()
-    with pytest.raises(DataError, match=r"nowhere.json: can't be read: No such file"):
+    with pytest.raises(DataError, match=r"nowhere.json: there is no such file"):
         panoptic_quality(tmp_path / "nowhere.json", tmp_path, tmp_path / "pred.json", tmp_path)
     (tmp_path / "pred.json").write_text("[1, 2")
     with pytest.raises(DataError, match=r"pred.json: isn't a panoptic JSON"):

@@ -164,6 +164,68 @@ def test_mot_text_counts_from_one(pair: Pair):
     assert len(tracks[2].ids) == 0
 
 
+BOXES = [[frame, 1 + frame % 2, 100 + 5 * frame, 100, 40.5, 80] for frame in range(1, 6)]
+
+
+def mot_lines(*last: float, between: str = ",", head: str = "", end: str = "") -> str:
+    """The same boxes as MOT text, with other columns behind them."""
+    rows = (between.join(map(str, [*row, *last])) + end for row in BOXES)
+    return head + "\n".join(rows) + "\n"
+
+
+PLAIN_MOT = mot_lines(1, 1, 1)
+AS_WRITTEN = {
+    "no class": mot_lines(1, -1, -1, -1),
+    "world coordinates": mot_lines(1, -7.53, 3.2, 0),
+    "whole world coordinates": mot_lines(1, 12, 5, 0),
+    "class and visibility": mot_lines(1, 1, 0.73),
+    "class and -1": mot_lines(0.9, 1, -1, -1),
+    "six columns": mot_lines(),
+    "seven columns": mot_lines(0.5),
+    "spaces": mot_lines(1, -1, -1, -1, between=" "),
+    "six columns between spaces": mot_lines(between=" "),
+    "tabs": mot_lines(1, -1, -1, -1, between="\t"),
+    "commas and spaces": mot_lines(1, -1, -1, -1, between=", "),
+    "semicolons": mot_lines(1, -1, -1, -1, between=";"),
+    "commas at the end": mot_lines(1, -1, -1, end=",,"),
+    "a header": mot_lines(1, head="frame,id,bb_left,bb_top,bb_width,bb_height,conf\n"),
+    "a header between spaces": mot_lines(between=" ", head="Frame Track_ID x1 y1 w h\n"),
+    "a comment": mot_lines(1, head="# made by a tool, 2 tracks\n"),
+    "a byte order mark": mot_lines(1, head="\ufeff"),
+    "Windows' line ends": mot_lines(1).replace("\n", "\r\n"),
+    "numbers with a point": "".join(
+        ",".join(map(str, map(float, row))) + ",1.0,1.0,1.0\n" for row in BOXES
+    ),
+    "numbers with an exponent": mot_lines(1).replace(",100,", ",1.0e+02,"),
+}
+
+
+@pytest.mark.parametrize("kind", AS_WRITTEN)
+def test_mot_text_as_tools_write_it(tmp_path: Path, kind: str):
+    (tmp_path / "t.txt").write_text(PLAIN_MOT)
+    (tmp_path / "r.txt").write_bytes(AS_WRITTEN[kind].encode())
+    expected, found = (read_tracks(tmp_path / name, {"person": 1}) for name in ("t.txt", "r.txt"))
+    assert list(found.frames) == list(expected.frames)
+    for number, frame in expected.frames.items():
+        assert (found[number].ids == frame.ids).all()
+        assert (found[number].labels == 1).all()
+        assert (found[number].boxes == frame.boxes).all()
+        assert found[number].counted.all()
+
+
+def test_a_header_of_another_order_is_refused(pair: Pair):
+    head = "id,frame,bb_left,bb_top,bb_width,bb_height\n"
+    with pytest.raises(DataError, match=r"line 1: the columns must be frame,id,left,top,width"):
+        pair.score(PLAIN_MOT.split("\n"), mot_lines(head=head).split("\n"), on="boxes", classes={})
+
+
+def test_run_lengths_that_look_like_a_number_are_run_lengths(tmp_path: Path):
+    (tmp_path / "t.txt").write_text("0 1 1 1 4 22\n1 1 1 1 4 22\n")
+    found = read_tracks(tmp_path / "t.txt", {})
+    assert found.size == (1, 4)
+    assert list(found.frames) == [0, 1]
+
+
 def test_mot_rows_that_do_not_count(pair: Pair):
     """Marked with 0 in the truth: needn't be found, but isn't excused. No id: not tracked."""
     truth = [box(1, 1, 0), box(1, 2, 50, conf=0)]

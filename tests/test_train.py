@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -114,6 +115,182 @@ def test_lines_after_the_checkpoint_are_dropped_when_it_goes_on(whole, tmp_path)
     steps = [int(row["step"]) for row in rows_of(tmp_path / "steps.csv")]
     assert steps == sorted(steps)
     assert steps[-1] == 8
+
+
+LOGS = ("steps.csv", "measures.csv", "model.safetensors")
+LOGGED: dict[str, object] = {
+    "data": {
+        "train": [{"format": "pattern", "url": f"{PATTERN.replace('=8', '=16')}&seed=1"}],
+        "val": TINY["data"]["val"],
+    },
+    "epochs": 2,
+    "batch": 2,
+    "save_every": 2,
+    "evaluate_every": 1,
+}
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing that happens after it is of the training."""
+
+
+def kill_after(out: Path, place: tuple[int, int], **changes: object) -> None:
+    """Train until that batch of that epoch is done, and leave everything as it is then."""
+
+    def progress(what, done, _expected):
+        if what.startswith(f"epoch {place[0]} ") and done == place[1]:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer(out, progress=progress, **changes).run()
+
+
+@pytest.fixture
+def often_logged(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 3)
+
+
+@pytest.mark.usefixtures("often_logged")
+def test_a_training_that_was_killed_goes_on_with_the_same_mean_losses(tmp_path):
+    changes = {**LOGGED, "epochs": 1, "save_every": 4, "data": LOGGED["data"] | {"val": []}}
+    trainer(tmp_path / "whole", **changes).run()
+    kill_after(tmp_path / "out", (1, 5), **changes)
+    trainer(tmp_path / "out", resume=True, **changes).run()
+    assert len(rows_of(tmp_path / "out" / "steps.csv")) == 3
+    for name in ("steps.csv", "model.safetensors"):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == whole, name
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("often_logged")
+def test_a_training_that_was_killed_anywhere_writes_the_same_files(tmp_path):
+    """At the latest checkpoint, just after a line of the log, before an epoch is measured."""
+    trainer(tmp_path / "whole", **LOGGED).run()
+    for number, place in enumerate([(1, 6), (1, 8), (2, 5), (2, 8)]):
+        out = tmp_path / str(number)
+        kill_after(out, place, **LOGGED)
+        trainer(out, resume=True, **LOGGED).run()
+        for name in LOGS:
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert_same_training(tmp_path / "whole", out)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("often_logged")
+def test_a_training_killed_while_it_measured_writes_no_line_twice(tmp_path, monkeypatch):
+    trainer(tmp_path / "whole", **LOGGED).run()
+    monkeypatch.setattr(loop.Journal, "draw", lambda _: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        trainer(tmp_path / "out", **LOGGED).run()
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "LOG_EVERY", 3)
+    assert len(rows_of(tmp_path / "out" / "measures.csv")) == 2
+    trainer(tmp_path / "out", resume=True, **LOGGED).run()
+    for name in LOGS:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (
+            name
+        )
+
+
+WHOLE_LOG = b"step,epoch,rate,loss,mask\n20,1,0.001,0.5,0.5\n40,2,0.0005,0.25,0.25\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "lines", "kept", "note"),
+    [
+        (WHOLE_LOG, 2, 2, ""),
+        (WHOLE_LOG, 1, 1, ""),
+        (WHOLE_LOG + b"60,3,0.0", 2, 2, "its end is damaged, dropped"),
+        (WHOLE_LOG + b"60,3,0.0002,0.1,0.1", 2, 2, "its end is damaged, dropped"),
+        (WHOLE_LOG + bytes(40), 2, 2, "its end is damaged, dropped"),
+        (WHOLE_LOG + b"\xff\xfe,3\n", 2, 2, "its end is damaged, dropped"),
+        (WHOLE_LOG + bytes(9) + b"\n60,3,0.1,0.1,0.1\n", 2, 2, "its end is damaged, dropped"),
+        (WHOLE_LOG[:-9], 2, 1, "1 of its last lines are damaged or missing, dropped"),
+        (WHOLE_LOG[:30], 2, 0, "2 of its last lines are damaged or missing, dropped"),
+        (b"", 2, 0, "2 of its last lines are damaged or missing, dropped"),
+        (bytes(70), 2, 0, "2 of its last lines are damaged or missing, dropped"),
+        (None, 2, 0, "is missing; it begins again"),
+        (WHOLE_LOG, 0, 0, ""),
+    ],
+)
+def test_what_an_interruption_leaves_of_a_log(tmp_path, content, lines, kept, note):
+    if content is not None:
+        (tmp_path / "steps.csv").write_bytes(content)
+    journal = Journal(tmp_path, {"steps.csv": lines})
+    assert journal.lines == {"steps.csv": kept, "measures.csv": 0, "panoptic.csv": 0}
+    assert journal.notes == ([f"{tmp_path}/steps.csv: {note}"] if note else [])
+    expected = b"".join(WHOLE_LOG.splitlines(keepends=True)[: kept + 1]) if kept else b""
+    assert (tmp_path / "steps.csv").read_bytes() == expected
+    journal.note_step(60, 3, 0.1, {"mask": 1.0})
+    assert len(rows_of(tmp_path / "steps.csv")) == kept + 1
+
+
+@pytest.mark.parametrize(("line", "number"), [(b"step,epoch,rate", 1), (b"20,1,0.001,0.5", 2)])
+def test_a_log_that_is_damaged_in_its_middle_is_refused(tmp_path, line, number):
+    damaged = WHOLE_LOG.replace(line, b"\0\xff," + line[9:])
+    (tmp_path / "steps.csv").write_bytes(damaged)
+    with pytest.raises(DataError, match=rf"steps\.csv: line {number} is damaged and later ones"):
+        Journal(tmp_path, {"steps.csv": 2})
+    assert (tmp_path / "steps.csv").read_bytes() == damaged
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_cut_off_is_refused_with_what_may_be_used(whole, tmp_path):
+    for name in ("last.pt", "best.pt"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    (tmp_path / "last.pt").write_bytes((whole / "last.pt").read_bytes()[:5000])
+    with pytest.raises(WeightsError, match=r"last\.pt: is cut off .* copy .*best\.pt to .*last"):
+        trainer(tmp_path, resume=True)
+    (tmp_path / "last.pt").write_bytes((whole / "best.pt").read_bytes())
+    for name in ("steps.csv", "measures.csv"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    trainer(tmp_path, resume=True).run()
+    for name in LOGS:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_picture_that_vanishes_ends_the_training_with_its_state_saved(tmp_path):
+    data = {"train": [annotated(tmp_path, ["disc"])], "val": []}
+    changes = {"data": data, "batch": 1, "epochs": 2, "workers": 2}
+
+    def progress(what, done, _expected):
+        if what.startswith("epoch 1 ") and done == 4:
+            (tmp_path / "pictures" / "2.png").rename(tmp_path / "2.png")
+
+    run = trainer(tmp_path / "out", progress=progress, **changes)
+    with pytest.raises(DataError, match=r"2\.png: can't be read: No such file or directory$"):
+        run.run()
+    position = json.loads(checkpoints.read(tmp_path / "out" / "last.pt").training["position"])
+    assert position["epoch"] == 1
+    (tmp_path / "2.png").rename(tmp_path / "pictures" / "2.png")
+    trainer(tmp_path / "out", resume=True, **changes).run()
+    trainer(tmp_path / "whole", **changes).run()
+    assert_same_training(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_worker_that_is_killed_ends_the_training_with_its_state_saved(tmp_path, accumulate):
+    changes = {**LOGGED, "epochs": 1, "workers": 1, "save_every": 0}
+    changes["accumulate"] = accumulate
+
+    def progress(_what, done, _expected):
+        if done == 3:
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    run = trainer(tmp_path / "out", progress=progress, **changes)
+    with pytest.raises(TrainingError, match=r"was killed, .* set workers to 0"):
+        run.run()
+    position = json.loads(checkpoints.read(tmp_path / "out" / "last.pt").training["position"])
+    assert 3 <= position["batch"] < 8
+    trainer(tmp_path / "out", resume=True, **changes | {"workers": 0}).run()
+    trainer(tmp_path / "whole", **changes).run()
+    for name in LOGS:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert_same_training(tmp_path / "whole", tmp_path / "out")
 
 
 def test_a_training_leaves_what_is_needed_to_serve_and_to_understand_it(whole):
@@ -235,7 +412,7 @@ def test_a_full_disk_is_one_line_for_the_journal_too(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    journal = Journal(tmp_path, 0)
+    journal = Journal(tmp_path, {})
     journal.note_step(1, 1, 0.1, {"mask": 1.0})
     monkeypatch.setattr("streamseg.sinks.part_file.write_whole", full)
     with pytest.raises(OutputError, match=r"steps\.csv: can't be written: the disk is full"):
@@ -244,7 +421,7 @@ def test_a_full_disk_is_one_line_for_the_journal_too(tmp_path, monkeypatch):
 
 def test_a_link_in_the_journal_s_place_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("precious")
-    journal = Journal(tmp_path, 0)
+    journal = Journal(tmp_path, {})
     journal.note_step(1, 1, 0.1, {"mask": 1.0})
     (tmp_path / "steps.csv").unlink()
     (tmp_path / "steps.csv").symlink_to(tmp_path / "precious")
@@ -304,7 +481,7 @@ def test_a_dataset_with_problems_never_starts_training(tmp_path):
     rows["annotations"][0]["category_id"] = 77
     path.write_text(json.dumps(rows))
     with pytest.raises(DataError, match="77"):
-        trainer(tmp_path / "out", data={"train": [images], "val": []})
+        trainer(tmp_path / "out", data={"train": [images], "val": [], "problems": "refuse"})
     assert not (tmp_path / "out").exists()
 
 
@@ -312,8 +489,79 @@ def test_a_dataset_with_a_damaged_picture_never_starts_training(tmp_path):
     images = annotated(tmp_path, ["disc"])
     (tmp_path / "pictures" / "2.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"the data have 1 problem, .* image 3"):
-        trainer(tmp_path / "out", data={"train": [images], "val": []})
+        trainer(tmp_path / "out", data={"train": [images], "val": [], "problems": "refuse"})
     assert not (tmp_path / "out").exists()
+
+
+def spoilt(folder: Path, *spoil: str) -> dict[str, str]:
+    """A dataset in which something is wrong with some rows."""
+    images = annotated(folder, ["disc", "box"])
+    path = Path(images["annotations"])
+    content = json.loads(path.read_text())
+    for kind in spoil:
+        if kind == "crowd":
+            content["annotations"] = [row | {"iscrowd": 1} for row in content["annotations"]]
+        elif kind == "no annotations":
+            content["annotations"] = []
+        elif kind == "no area":
+            content["annotations"][2] |= {"bbox": [5, 5, 0, 3], "segmentation": []}
+        elif kind == "all without area":
+            content["annotations"] = [
+                row | {"bbox": [5, 5, 0, 3]} for row in content["annotations"]
+            ]
+        elif kind == "damaged picture":
+            (folder / "pictures" / "2.png").write_bytes(b"not a picture")
+        elif kind == "no picture":
+            (folder / "pictures" / "0.png").unlink()
+    path.write_text(json.dumps(content))
+    return images
+
+
+def test_rows_with_problems_are_left_out_counted_and_recorded(streamseg, tmp_path):
+    images = spoilt(tmp_path, "no area", "damaged picture", "no picture")
+    data = {"train": [images], "val": []}
+    file = write_recipe(tmp_path / "r.yaml", data=data, epochs=1, batch=2)
+    ended = streamseg("train", file, "--out", "out")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.splitlines() == [
+        "nanomask: 2 classes; new: everything; 1 batches of 2 an epoch",
+        "annotations: skipped 3 rows with problems (data.problems: skip):",
+        "  1 x file is missing: image 1",
+        "  1 x box has no area: image 2, annotation 3",
+        "  1 x image can't be used: image 3",
+    ]
+    record = json.loads((tmp_path / "out" / "skipped.json").read_text())
+    (dataset,) = record["datasets"]
+    assert dataset["dataset"] == "annotations"
+    found = [(row.get("image"), row.get("annotation")) for row in dataset["rows"]]
+    assert found == [(1, None), (2, 3), (3, None)]
+    again = streamseg("train", file, "--out", "out", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr == ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        ("crowd", r"all of its 8 annotations are marked as a crowd \(iscrowd: 1\)"),
+        ("no annotations", "its 4 images have no annotations"),
+        ("all without area", "every annotation has a problem, the first: image 1, annotation 1: "),
+    ],
+)
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_nothing_to_learn_from_or_to_measure_with_is_refused(tmp_path, spoil, why, part):
+    images = spoilt(tmp_path, spoil)
+    data = TINY["data"] | {part: [images]}
+    what = "learn from" if part == "train" else "measure with"
+    with pytest.raises(DataError, match=f"^annotations: there is nothing to {what}: {why}"):
+        trainer(tmp_path / "out", data=data)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_of_background_beside_others_are_learnt_from(tmp_path):
+    images = spoilt(tmp_path, "no annotations")
+    run = trainer(tmp_path / "out", data={"train": [*TINY["data"]["train"], images], "val": []})
+    assert "3 batches of 4" in run.introduction
 
 
 def test_frozen_batch_norms_keep_their_statistics():

@@ -49,7 +49,8 @@ def train(
         with ProgressReport("batches") as progress:
             run = Trainer(recipe, file.parent, target, progress, processes, resume=resume)
             if processes.leads:
-                note(run.introduction)
+                for line in (run.introduction, *run.notes):
+                    note(line)
             with stopped_by_signals(run):
                 report = run.run()
         if processes.leads:

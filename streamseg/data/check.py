@@ -1,19 +1,13 @@
-"""Everything that is wrong with the datasets of a config, in one list.
-
-Every picture is decoded, with the reader that training uses: what passes can be trained on. A
-picture is what it is upright. Where a file's EXIF orientation turns it and the annotations are for
-the picture as it is stored, that shows in the size and is said; where the size stays the same
-(mirrored, upside down, square) nothing can tell, and it is taken for right.
-"""
+"""Everything that is wrong with the datasets of a config, in one list."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-from streamseg.data.dataset import AnnotatedImage
-from streamseg.data.findings import Findings, Problem
-from streamseg.data.loading import load_picture
+from streamseg.data.findings import Fault, Findings, Problem
+from streamseg.data.inspection import inspect
 from streamseg.data.opening import name_of, place_of, read_dataset
 from streamseg.errors import ConfigError, DataError, TooLargeError
 from streamseg.recipe import DataConfig, DatasetConfig
@@ -22,8 +16,8 @@ from streamseg.recipe import DataConfig, DatasetConfig
 def check(config: DataConfig, folder: Path) -> list[Problem]:
     """All problems of all datasets; none means that they can be trained on and measured with.
 
-    A dataset that can't be read at all is one problem, and the others are checked all the same.
-    Where several have one name, their problems name the file or folder, too.
+    Every image is opened. A dataset that can't be read at all is one problem, and the others are
+    checked all the same. Where several have one name, their problems name the file or folder, too.
 
     Args:
         config: the datasets.
@@ -43,17 +37,11 @@ def _check_dataset(config: DatasetConfig, root: Path, *, shared: bool) -> list[P
     name = name_of(config)
     findings = Findings(f"{name} ({place_of(config)})" if shared else name)
     try:
-        dataset = read_dataset(config, root, findings, thorough=True)
+        dataset = read_dataset(config, root, findings)
     except (ConfigError, DataError, TooLargeError) as error:
-        findings.add(str(error))
+        findings.add(Fault("dataset can't be read", str(error)))
         return findings.problems
-    for image in dataset.images:
-        _check_picture(image, findings)
-    return findings.problems
-
-
-def _check_picture(image: AnnotatedImage, findings: Findings) -> None:
-    try:
-        load_picture(image)
-    except (DataError, TooLargeError) as error:
-        findings.add(str(error), image.id)
+    if not dataset.images and not findings.problems:
+        findings.add(Fault("dataset is empty", "there are no images in it"))
+    found = inspect(replace(dataset, skipped=tuple(findings.problems)))
+    return findings.problems + [replace(problem, dataset=findings.dataset) for problem in found]

@@ -6,11 +6,12 @@ use, so that a model is trained and measured on what it will be served.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from streamseg.data.findings import Id, Problem
 from streamseg.masks import RLE, Polygon, Size
 
 
@@ -50,7 +51,7 @@ class Annotation:
         area: of the mask in pixels, as the dataset says; of the box where there is no mask.
     """
 
-    id: int
+    id: Id
     category_id: int
     box: tuple[float, float, float, float]
     segmentation: Segmentation | None
@@ -70,7 +71,7 @@ class AnnotatedImage:
         stuff: the patches of stuff that are annotated in it.
     """
 
-    id: int
+    id: Id
     picture: Path | PatternFrame
     size: Size
     annotations: tuple[Annotation, ...]
@@ -89,6 +90,7 @@ class Dataset:
         repeat: how often each picture is seen in an epoch of training.
         stuff: the name of each id of a category of stuff, ids ascending; panoptic datasets alone
             have any.
+        skipped: the problems of what was left out.
     """
 
     name: str
@@ -97,3 +99,23 @@ class Dataset:
     annotated: frozenset[int]
     repeat: int = 1
     stuff: Mapping[int, str] = field(default_factory=dict)
+    skipped: tuple[Problem, ...] = ()
+
+    def without(self, problems: Sequence[Problem]) -> Dataset:
+        """The dataset without the images, or single annotations, that have one of ``problems``."""
+        images = {each.image_id for each in problems if each.annotation_id is None}
+        rows = {(each.image_id, each.annotation_id) for each in problems}
+
+        def sound(
+            image: AnnotatedImage, annotations: Iterable[Annotation]
+        ) -> tuple[Annotation, ...]:
+            return tuple(each for each in annotations if (image.id, each.id) not in rows)
+
+        kept = (
+            replace(
+                image, annotations=sound(image, image.annotations), stuff=sound(image, image.stuff)
+            )
+            for image in self.images
+            if image.id not in images
+        )
+        return replace(self, images=tuple(kept), skipped=(*self.skipped, *problems))

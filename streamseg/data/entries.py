@@ -1,140 +1,148 @@
-"""The parts of an annotation JSON that COCO's formats share: the file, its lists, their entries.
-
-Each entry is converted by itself, so that a wrong one is a problem with its id, and the others are
-still read.
-"""
+"""What COCO's instance and panoptic JSON share: the file, its images and its categories."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias
 
-import msgspec
 from msgspec import Meta
 
+from streamseg.data.categories import Category, read_categories
 from streamseg.data.dataset import AnnotatedImage, Annotation, Dataset
-from streamseg.data.findings import Findings
-from streamseg.errors import ConfigError, DataError
+from streamseg.data.filenames import FileFinder
+from streamseg.data.findings import Fault, Findings, Id
+from streamseg.data.schema import (
+    Box,
+    Entry,
+    EntryId,
+    FileName,
+    convert_entry,
+    fault_of_entry,
+    ids_of_entry,
+    readable_id,
+)
+from streamseg.data.spellings import as_written, canonical_entry, canonical_id, canonical_length
+from streamseg.errors import ConfigError, DataError, TooLargeError
 from streamseg.masks import MAX_PIXELS, Size
 from streamseg.recipe import CocoData, PanopticData
+from streamseg.sources.base import BadPictureError
+from streamseg.sources.imagefile import read_size
 
-Id: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Extent: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_PIXELS)]
-Name: TypeAlias = Annotated[str, Meta(min_length=1)]
-# No operating system opens a file that is called by a NUL or half a character; and messages name
-# the file in one line.
-FileName: TypeAlias = Annotated[
-    str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+$")
-]
-Box: TypeAlias = tuple[float, float, float, float]
-Flag: TypeAlias = bool | Annotated[int, Meta(ge=0, le=1)]
 
 SLACK = 0.5
-"""How far boxes and polygons may reach out of their picture, in pixels.
+"""How far boxes and polygons may reach out of their image, in pixels.
 
 Tools round: COCO's own boxes do it by a hundredth, those that count pixels by their centres by a
-half. What reaches further belongs to another picture, or to another size of this one.
+half. What reaches further belongs to another image, or to another size of this one.
 """
 
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A member of one of the lists; keys that nobody here needs are left alone."""
-
-    id: Id
+_IMAGE_READERS = {
+    "id": canonical_id,
+    "file_name": as_written,
+    "width": canonical_length,
+    "height": canonical_length,
+}
 
 
 class ImageEntry(Entry, frozen=True, kw_only=True):
-    """A member of ``images``; lengths in pixels."""
+    """A member of ``images``; lengths in pixels, None where the file doesn't say them."""
 
+    id: EntryId
     file_name: FileName
-    width: Extent
-    height: Extent
-
-    @property
-    def size(self) -> Size:
-        """(height, width)."""
-        return self.height, self.width
+    width: Extent | None = None
+    height: Extent | None = None
 
 
-class CategoryEntry(Entry, frozen=True, kw_only=True):
-    """A member of ``categories``; ``isthing`` is said in panoptic files only."""
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image that the annotation file names and that is there.
 
-    name: Name
-    isthing: Flag = True
+    Attributes:
+        id: the dataset's.
+        path: the file.
+        size: (height, width), upright.
+    """
 
-
-SchemaT = TypeVar("SchemaT", bound=msgspec.Struct)
-EntryT = TypeVar("EntryT", bound=Entry)
+    id: Id
+    path: Path
+    size: Size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnnotationFile:
-    """An annotation file whose pictures and categories are read.
+    """An annotation file whose images and categories are read.
 
     Attributes:
-        images: the sound ones of its pictures, by id, ids ascending.
-        categories: the sound ones of its categories, by id, ids ascending.
-        annotations: what it annotates, not yet looked at.
-        image_ids: of all pictures that it names, be they sound or not.
-        category_ids: of all categories that it names, be they sound or not.
+        images: the usable images, by id, ids ascending.
+        categories: the class of each category id; ids of no class are missing.
+        annotations: its annotations, not yet looked at.
+        image_ids: of all images that it names, usable or not.
+        category_ids: of all categories that it names, classes or not.
+        aliases: other spellings of image ids.
     """
 
-    images: dict[int, ImageEntry]
-    categories: dict[int, CategoryEntry]
+    images: dict[Id, ImageFile]
+    categories: dict[Id, Category]
     annotations: list[Any]
-    image_ids: set[int]
-    category_ids: set[int]
+    image_ids: frozenset[Id]
+    category_ids: frozenset[Id]
+    aliases: Mapping[Id, Id]
 
-    def image_faults(self, number: int) -> Iterator[str]:
-        """What is wrong with an annotation of a picture."""
+    def resolve_image(self, reference: Id) -> Id:
+        """The id of the image that an annotation names by ``reference``."""
+        return self.aliases.get(reference, reference)
+
+    def image_faults(self, number: Id) -> Iterator[Fault]:
+        """What is wrong with an annotation's image."""
         if number not in self.image_ids:
-            yield f"there is no image {number}"
+            yield Fault("there is no such image", f"there is no image {number}")
 
-    def category_faults(self, number: int) -> Iterator[str]:
-        """What is wrong with an annotation of a category."""
+    def category_faults(self, number: Id) -> Iterator[Fault]:
+        """What is wrong with an annotation's category."""
         if number not in self.category_ids:
-            yield f"category {number} isn't declared"
+            yield Fault("category isn't declared", f"category {number} isn't declared")
 
     def to_dataset(
         self,
         config: CocoData | PanopticData,
-        root: Path,
         name: str,
-        annotations: Mapping[int, Sequence[Annotation]],
+        annotations: Mapping[Id, Sequence[Annotation]],
     ) -> Dataset:
         """The dataset of the file's things, and of its stuff where it is a panoptic one.
 
         Args:
-            config: where the pictures are, and what is annotated.
-            root: the folder that paths are relative to.
+            config: what is annotated.
             name: how it is called.
-            annotations: by the picture's id.
+            annotations: by the image's id.
 
         Raises:
-            ConfigError: ``annotated`` names a thing that there isn't.
+            ConfigError: ``annotated`` names a thing that isn't there.
         """
-        things = {number: entry.name for number, entry in self.categories.items() if entry.isthing}
+        classes = sorted(set(self.categories.values()), key=lambda each: each.id)
+        things = {each.id: each.name for each in classes if each.is_thing}
         stuff = {
-            number: entry.name
-            for number, entry in self.categories.items()
-            if not entry.isthing and isinstance(config, PanopticData)
+            each.id: each.name
+            for each in classes
+            if not each.is_thing and isinstance(config, PanopticData)
         }
         return Dataset(
             name=name,
             images=tuple(
                 AnnotatedImage(
-                    id=entry.id,
-                    picture=root / config.images / entry.file_name,
-                    size=entry.size,
-                    annotations=_of(things, annotations.get(entry.id, ())),
-                    stuff=_of(stuff, annotations.get(entry.id, ())),
+                    id=image.id,
+                    picture=image.path,
+                    size=image.size,
+                    annotations=_of(things, annotations.get(image.id, ())),
+                    stuff=_of(stuff, annotations.get(image.id, ())),
                 )
-                for entry in self.images.values()
+                for image in self.images.values()
             ),
             categories=things,
             annotated=_annotated_ids(config.annotated, things, name),
@@ -143,111 +151,55 @@ class AnnotationFile:
         )
 
 
-def read_file(path: Path, findings: Findings) -> AnnotationFile:
-    """An annotation file, but for its annotations.
+def read_file(config: CocoData | PanopticData, root: Path, findings: Findings) -> AnnotationFile:
+    """An annotation file, but for its annotations; no image is opened whose size the file says.
+
+    Args:
+        config: where it is.
+        root: the folder that its paths are relative to.
+        findings: where everything that is wrong with its images goes.
 
     Raises:
-        DataError: the file can't be read, isn't JSON, or doesn't hold COCO's three lists.
+        DataError: the file can't be read, isn't JSON, or doesn't hold COCO's three lists; its
+            categories contradict each other; or none of its images is there.
     """
-    raw = _read_json(path)
+    path = root / config.annotations
+    raw = read_json(path)
     if not isinstance(raw, dict):
         raise DataError(f"{path}: holds no object with images, annotations and categories")
     for key in ("images", "annotations", "categories"):
         if not isinstance(raw.get(key), list):
             raise DataError(f"{path}: {key} must be a list; is it an annotation file of COCO's?")
+    image_ids = frozenset(_ids(raw["images"], "id"))
+    segments = _members(raw["annotations"], "segments_info")
+    used = frozenset(_ids((*raw["annotations"], *segments), "category_id"))
     return AnnotationFile(
-        images=_read_images(raw["images"], findings),
-        categories=_read_categories(raw["categories"], findings),
+        images=_read_images(raw["images"], root / config.images, root, findings),
+        categories=read_categories(raw["categories"], used, path, findings),
         annotations=raw["annotations"],
-        image_ids=whole_numbers(raw["images"], "id"),
-        category_ids=whole_numbers(raw["categories"], "id"),
+        image_ids=image_ids,
+        category_ids=frozenset(_ids(raw["categories"], "id")),
+        aliases=_aliases(image_ids),
     )
 
 
-def convert_entries(
-    entries: list[Any],
-    where: str,
-    schema: type[SchemaT],
-    findings: Findings,
-    image: int | None = None,
-) -> Iterator[SchemaT]:
-    """The members of a list that are what they should be; the others become problems.
-
-    Args:
-        entries: the list.
-        where: what it is called in the file.
-        schema: what its members should be.
-        findings: where problems go.
-        image: the id of the picture that all are about, where they don't say it themselves.
-    """
-    for position, entry in enumerate(entries):
-        converted = _convert(entry, schema)
-        if isinstance(converted, str):
-            findings.add(f"{where}[{position}]{converted}", *_ids_of(entry, schema, image))
-        else:
-            yield converted
-
-
-def unique(
-    entries: Iterable[EntryT], kind: str, findings: Findings, image: int | None = None
-) -> Iterator[EntryT]:
-    """The entries whose id comes for the first time; the others become problems.
-
-    Args:
-        entries: all of them.
-        kind: what they are.
-        findings: where problems go.
-        image: see :func:`convert_entries`.
-    """
-    seen: set[int] = set()
-    for entry in entries:
-        if entry.id in seen:
-            own = msgspec.structs.asdict(entry)
-            what = f"the {kind} id {entry.id} is given twice"
-            findings.add(what, *_ids_of(own, type(entry), image))
-        else:
-            seen.add(entry.id)
-            yield entry
-
-
-def whole_numbers(entries: list[Any], key: str) -> set[int]:
-    """The whole numbers at a key of the entries, whatever else may be wrong with them.
-
-    For what is said to be missing: an entry that is there with a fault is not.
-    """
-    found = (_whole(entry.get(key)) for entry in entries if isinstance(entry, dict))
-    return {number for number in found if number is not None}
-
-
-def box_faults(box: Box, size: Size) -> Iterator[str]:
-    """What is wrong with a box x, y, width, height in a picture of ``size``, in pixels."""
+def box_faults(box: Box, size: Size) -> Iterator[Fault]:
+    """What is wrong with a box x, y, width, height in an image of ``size``, in pixels."""
     x, y, width, height = box
     text = f"the box [{x:g}, {y:g}, {width:g}, {height:g}]"
     if not all(math.isfinite(number) for number in box):
-        yield f"{text} has a number that isn't finite"
+        yield Fault("box isn't finite", f"{text} has a number that isn't finite")
     elif width <= 0 or height <= 0:
-        yield f"{text} has no area"
-    elif not _within((x, x + width), size[1]) or not _within((y, y + height), size[0]):
-        yield f"{text} reaches out of the picture of {size[1]} x {size[0]}"
+        yield Fault("box has no area", f"{text} has no area")
+    elif not is_within((x, x + width), size[1]) or not is_within((y, y + height), size[0]):
+        what = f"{text} reaches out of the picture of {size[1]} x {size[0]}"
+        yield Fault("box reaches out of the image", what)
 
 
-def area_faults(area: float | None) -> Iterator[str]:
+def area_faults(area: float | None) -> Iterator[Fault]:
     """What is wrong with an area in pixels."""
     if area is not None and not 0 <= area < math.inf:
-        yield f"the area {area:g} isn't a number of pixels"
-
-
-def polygon_faults(polygon: list[float], size: Size) -> Iterator[str]:
-    """What is wrong with a polygon x1, y1, x2, y2, … in a picture of ``size``."""
-    if len(polygon) % 2:
-        yield f"a polygon has an odd number of coordinates, {len(polygon)}"
-    elif len(polygon) < 6:
-        yield f"a polygon has fewer than three points, {len(polygon) // 2}"
-    elif not all(math.isfinite(number) for number in polygon):
-        yield "a polygon has a number that isn't finite"
-    elif not _within(polygon[0::2], size[1]) or not _within(polygon[1::2], size[0]):
-        # Not merely untidy: the rasteriser's memory grows with the length of the edges.
-        yield f"a polygon reaches out of the picture of {size[1]} x {size[0]}"
+        yield Fault("area isn't a number of pixels", f"the area {area:g} isn't a number of pixels")
 
 
 def to_corners(box: Box) -> Box:
@@ -256,35 +208,89 @@ def to_corners(box: Box) -> Box:
     return x, y, x + width, y + height
 
 
-def _within(numbers: Collection[float], limit: int) -> bool:
+def is_within(numbers: Collection[float], limit: int) -> bool:
+    """Whether coordinates lie in 0 to ``limit``, but for ``SLACK``."""
     return min(numbers) >= -SLACK and max(numbers) <= limit + SLACK
 
 
-def _read_images(entries: list[Any], findings: Findings) -> dict[int, ImageEntry]:
-    """The pictures that are declared, by id, ids ascending."""
+def _read_images(
+    entries: list[Any], folder: Path, root: Path, findings: Findings
+) -> dict[Id, ImageFile]:
+    """The usable images, by id, ids ascending: numbers before text."""
+    declared = _declared_images(entries, findings)
+    files = FileFinder(folder, root).find(entry.file_name for entry in declared)
+    if declared and not any(isinstance(found, Path) for found in files.values()):
+        first = declared[0].file_name
+        raise DataError(
+            f"{findings.dataset}: none of its {len(declared)} images is in {folder}, the first is "
+            f"{first!r}: set images and data.root so that it is there"
+        )
     images = {}
-    for entry in unique(
-        convert_entries(entries, "images", ImageEntry, findings), "image", findings
-    ):
-        if entry.width * entry.height > MAX_PIXELS:
-            findings.add(f"{entry.width} x {entry.height} pixels are over {MAX_PIXELS}", entry.id)
+    for entry in declared:
+        image = _locate(entry, files[entry.file_name])
+        if isinstance(image, Fault):
+            findings.add(image, entry.id)
         else:
-            images[entry.id] = entry
-    return dict(sorted(images.items()))
+            images[entry.id] = image
+    return dict(sorted(images.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
-def _read_categories(entries: list[Any], findings: Findings) -> dict[int, CategoryEntry]:
-    """The categories that are declared, by id, ids ascending."""
-    converted = convert_entries(entries, "categories", CategoryEntry, findings)
-    categories: dict[int, CategoryEntry] = {}
-    owners: dict[str, int] = {}
-    for entry in unique(converted, "category", findings):
-        if entry.name in owners:
-            findings.add(f"categories {owners[entry.name]} and {entry.id} are both {entry.name!r}")
-        else:
-            owners[entry.name] = entry.id
-            categories[entry.id] = entry
-    return dict(sorted(categories.items()))
+def _declared_images(entries: list[Any], findings: Findings) -> list[ImageEntry]:
+    """The images that are declared once; copies of one entry are one, and one id is one image."""
+    by_id: dict[Id, list[ImageEntry]] = defaultdict(list)
+    for position, raw in enumerate(entries):
+        entry = convert_entry(canonical_entry(raw, _IMAGE_READERS), ImageEntry)
+        if isinstance(entry, str):
+            findings.add(fault_of_entry("images", position, entry), *ids_of_entry(raw, "id"))
+        elif entry not in by_id[entry.id]:
+            by_id[entry.id].append(entry)
+    for number, same in by_id.items():
+        if len(same) > 1:
+            what = f"the image id {number} is given twice"
+            findings.add(Fault("image id is given twice", what), number)
+    return [same[0] for same in by_id.values() if len(same) == 1]
+
+
+def _locate(entry: ImageEntry, found: Path | Fault) -> ImageFile | Fault:
+    """The image with its size, from its header where the entry doesn't say it."""
+    if isinstance(found, Fault):
+        return found
+    if entry.width is None or entry.height is None:
+        try:
+            return ImageFile(entry.id, found, read_size(found, MAX_PIXELS))
+        except BadPictureError as error:
+            return Fault("image can't be read", f"{found}: {error}")
+        except TooLargeError as error:
+            return Fault("image is too large", str(error))
+    if entry.width * entry.height > MAX_PIXELS:
+        what = f"{entry.width} x {entry.height} pixels are over {MAX_PIXELS}"
+        return Fault("image is too large", what)
+    return ImageFile(entry.id, found, (entry.height, entry.width))
+
+
+def _aliases(ids: frozenset[Id]) -> dict[Id, Id]:
+    """Ids as numbers for text ids with zeros in front, such as ``"000139"``, and the reverse."""
+    padded: dict[int, list[str]] = defaultdict(list)
+    for each in ids:
+        if isinstance(each, str) and each.isascii() and each.isdigit():
+            padded[int(each)].append(each)
+    return {
+        number: texts[0]
+        for number, texts in padded.items()
+        if len(texts) == 1 and number not in ids
+    }
+
+
+def _ids(entries: Iterable[Any], key: str) -> Iterator[Id]:
+    """The ids at a key of the entries, whatever else may be wrong with them."""
+    found = (readable_id(entry.get(key)) for entry in entries if isinstance(entry, dict))
+    return (each for each in found if each is not None)
+
+
+def _members(entries: Iterable[Any], key: str) -> Iterator[Any]:
+    """The members of the lists at a key of the entries."""
+    lists = (entry.get(key) for entry in entries if isinstance(entry, dict))
+    return (member for each in lists if isinstance(each, list) for member in each)
 
 
 def _of(categories: Mapping[int, str], annotations: Sequence[Annotation]) -> tuple[Annotation, ...]:
@@ -309,7 +315,12 @@ def _annotated_ids(
     return frozenset(ids[name] for name in names) if names else frozenset(categories)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: it can't be read, or isn't JSON.
+    """
     try:
         # The standard library's reader, because it takes NaN, as Python's writer writes it: that
         # is one annotation's fault and not the file's.
@@ -320,32 +331,6 @@ def _read_json(path: Path) -> Any:
         raise DataError(f"{path}: can't be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: isn't JSON: {error}") from None
-
-
-def _convert(entry: Any, schema: type[SchemaT]) -> SchemaT | str:
-    """The entry as it should be, or where in it something else is, and what was expected."""
-    try:
-        return msgspec.convert(entry, schema)
-    except msgspec.ValidationError as error:
-        what, _, at = str(error).partition(" - at `$")
-        return f"{at.rstrip('`')}: {what}"
-
-
-def _ids_of(
-    entry: Any, schema: type[msgspec.Struct], image: int | None
-) -> tuple[int | None, int | None]:
-    """The ids of image and annotation that an entry has, be it right or wrong."""
-    given = entry if isinstance(entry, dict) else {}
-    own = _whole(given.get("id"))
-    if issubclass(schema, ImageEntry):
-        return own, None
-    if issubclass(schema, CategoryEntry):
-        return None, None
-    return _whole(given.get("image_id", image)), own
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _some(names: Collection[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from streamseg.data.dataset import AnnotatedImage, Annotation, Dataset, PngSegment
-from streamseg.data.findings import Findings
+from streamseg.data.findings import Fault, Findings
 from streamseg.data.labels import load_labels, regions
 from streamseg.errors import DataError
 from streamseg.recipe import InstancePngData
@@ -40,11 +40,13 @@ def read_instance_png(config: InstancePngData, root: Path, findings: Findings) -
     images = []
     for number, picture in enumerate(pictures, 1):
         if stems[picture.stem] > 1:
-            findings.add(f"there are {stems[picture.stem]} pictures called {picture.stem}", number)
+            what = f"there are {stems[picture.stem]} pictures called {picture.stem}"
+            findings.add(Fault("several images have one name", what), number)
         elif image := _read_image(number, picture, masks.get(picture.stem, []), findings):
             images.append(image)
     for orphan in sorted(m for stem, found in masks.items() if stem not in stems for m in found):
-        findings.add(f"{orphan} belongs to no picture in {root / config.images}")
+        what = f"{orphan} belongs to no picture in {root / config.images}"
+        findings.add(Fault("PNG of masks has no image", what))
     categories = {CATEGORY: config.category}
     return Dataset(
         name=findings.dataset,
@@ -62,12 +64,13 @@ def _read_image(
     if len(masks) != 1:
         names = ", ".join(mask.name for mask in masks)
         found = f"{len(masks)} masks, {names}" if masks else "no mask"
-        findings.add(f"{picture} has {found}", number)
+        what = f"{picture} has {found}"
+        findings.add(Fault("image hasn't exactly one PNG of masks", what), number)
         return None
     try:
         labels = load_labels(masks[0])
     except DataError as error:
-        findings.add(str(error), number)
+        findings.add(Fault("PNG of masks can't be read", str(error)), number)
         return None
     annotations = tuple(
         Annotation(

@@ -1,12 +1,13 @@
 """One way to every format: a dataset's section of the config becomes a ``Dataset``, or is refused.
 
-Sound is what has no problem that can be found without opening a picture: opening them all takes
-minutes for a large dataset, and :func:`~streamseg.data.check.check` does it once for all. One that
-is damaged all the same is refused when it is loaded.
+Sound is what has no problem that can be found without opening an image: opening them all takes
+minutes for a large dataset, and :func:`~streamseg.data.inspection.inspect` does it. One that is
+damaged all the same is refused when it is loaded.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from streamseg.data.coco import read_coco
@@ -21,54 +22,54 @@ from streamseg.recipe import (
     DatasetConfig,
     InstancePngData,
     PanopticData,
+    ProblemPolicy,
 )
 
 
-def open_dataset(config: DatasetConfig, root: Path) -> Dataset:
+def open_dataset(config: DatasetConfig, root: Path, problems: ProblemPolicy = "refuse") -> Dataset:
     """The dataset that a section of the config names.
 
     Args:
         config: its format and where it is.
         root: the folder that its paths are relative to.
+        problems: ``refuse`` a dataset in which something is wrong, or ``skip`` what is wrong; the
+            dataset then says in ``skipped`` what was left out.
 
     Raises:
-        DataError: it can't be read, is empty, or something in it is wrong.
+        DataError: it can't be read, is empty, or something in it is wrong and isn't skipped.
         ConfigError: ``annotated`` names a category that there isn't, or a pattern's url is wrong.
         TooLargeError: a pattern's frames have more pixels than the limit.
     """
     findings = Findings(name_of(config))
     dataset = read_dataset(config, root, findings)
-    if findings.problems:
-        count = len(findings.problems)
+    found = findings.problems
+    if found and problems == "refuse":
         raise DataError(
-            f"{dataset.name}: {count} problem{'s' if count > 1 else ''}, the first: "
-            f"{findings.problems[0].located}; list them with streamseg eval --check FILE"
+            f"{dataset.name}: {len(found)} problem{'s' if len(found) > 1 else ''}, the first: "
+            f"{found[0].located}; list them with streamseg eval --check FILE, or leave them out "
+            "with data.problems: skip"
         )
-    return dataset
+    if not dataset.images:
+        why = f": all have problems, the first: {found[0].located}" if found else ""
+        raise DataError(f"{dataset.name}: there are no images in it{why}")
+    return replace(dataset, skipped=tuple(found))
 
 
-def read_dataset(
-    config: DatasetConfig, root: Path, findings: Findings, *, thorough: bool = False
-) -> Dataset:
+def read_dataset(config: DatasetConfig, root: Path, findings: Findings) -> Dataset:
     """What can be read of a dataset; see :func:`open_dataset` for what makes it unreadable.
 
     Args:
         config: its format and where it is.
         root: the folder that its paths are relative to.
         findings: where everything that is wrong with it goes; what is wrong is left out.
-        thorough: open the PNGs of masks, too, where the format doesn't need them anyway.
     """
     if isinstance(config, CocoData):
-        dataset = read_coco(config, root, findings)
-    elif isinstance(config, PanopticData):
-        dataset = read_panoptic(config, root, findings, thorough=thorough)
-    elif isinstance(config, InstancePngData):
-        dataset = read_instance_png(config, root, findings)
-    else:
-        dataset = read_pattern(config, findings.dataset)
-    if not dataset.images and not findings.problems:
-        findings.add("there are no images in it")
-    return dataset
+        return read_coco(config, root, findings)
+    if isinstance(config, PanopticData):
+        return read_panoptic(config, root, findings)
+    if isinstance(config, InstancePngData):
+        return read_instance_png(config, root, findings)
+    return read_pattern(config, findings.dataset)
 
 
 def name_of(config: DatasetConfig) -> str:

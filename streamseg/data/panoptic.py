@@ -1,152 +1,227 @@
 """COCO's panoptic JSON and PNGs: each thing is an instance, the rest is patches of stuff.
 
 Format: https://cocodataset.org/#format-data, "Panoptic Segmentation". A category that doesn't say
-whether it ``isthing`` is one. The PNGs are opened by a thorough reading only: that every one is
-what the JSON says takes as long as decoding them all.
+whether it ``isthing`` is one. A picture's entry may lack its ``file_name``, which is then the
+image's with ``.png``, and its segments may lack ``bbox`` and ``area``, which are then counted in
+the PNG. Otherwise the PNGs are not opened: see :func:`~streamseg.data.inspection.inspect`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from streamseg.data.dataset import Annotation, Dataset, PngSegment
 from streamseg.data.entries import (
     AnnotationFile,
-    Box,
-    Entry,
-    FileName,
-    Flag,
-    Id,
     area_faults,
     box_faults,
-    convert_entries,
     read_file,
     to_corners,
-    unique,
-    whole_numbers,
 )
-from streamseg.data.findings import Findings
+from streamseg.data.filenames import FileFinder
+from streamseg.data.findings import Fault, Findings, Id
 from streamseg.data.labels import load_labels, regions
+from streamseg.data.schema import (
+    Box,
+    Entry,
+    EntryId,
+    FileName,
+    Flag,
+    convert_entry,
+    fault_of_entry,
+    ids_of_entry,
+)
+from streamseg.data.spellings import (
+    as_written,
+    canonical_box,
+    canonical_entry,
+    canonical_flag,
+    canonical_id,
+    canonical_number,
+    canonical_whole,
+)
 from streamseg.errors import DataError
 from streamseg.masks import Size
 from streamseg.recipe import PanopticData
+
+_Value: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+PICTURE_READERS = {
+    "image_id": canonical_id,
+    "file_name": as_written,
+    "segments_info": as_written,
+}
+SEGMENT_READERS = {
+    "id": canonical_whole,
+    "category_id": canonical_id,
+    "bbox": canonical_box,
+    "iscrowd": canonical_flag,
+    "area": canonical_number,
+}
 
 
 class _SegmentEntry(Entry, frozen=True, kw_only=True):
     """A member of ``segments_info``; the box is x, y, width, height."""
 
-    category_id: Id
-    bbox: Box
+    id: _Value
+    category_id: EntryId
+    bbox: Box | None = None
     iscrowd: Flag = 0
     area: float | None = None
 
 
-class _PictureEntry(msgspec.Struct, frozen=True, kw_only=True):
+class _PictureEntry(Entry, frozen=True, kw_only=True):
     """A member of ``annotations``: one picture's segments."""
 
-    image_id: Id
-    file_name: FileName
+    image_id: EntryId
+    file_name: FileName | None = None
     segments_info: list[Any]
 
 
-def read_panoptic(
-    config: PanopticData, root: Path, findings: Findings, *, thorough: bool
-) -> Dataset:
-    """What can be read of a panoptic dataset; no picture is opened.
+def read_panoptic(config: PanopticData, root: Path, findings: Findings) -> Dataset:
+    """What can be read of a panoptic dataset.
 
     Args:
         config: where it is.
         root: the folder that its paths are relative to.
         findings: where everything that is wrong with it goes.
-        thorough: open the PNGs, too, and compare them with the JSON.
 
     Raises:
         DataError: the JSON can't be read, or isn't an annotation file.
-        ConfigError: ``annotated`` names a thing that there isn't.
+        ConfigError: ``annotated`` names a thing that isn't there.
     """
-    file = read_file(root / config.annotations, findings)
+    file = read_file(config, root, findings)
+    pictures = _read_pictures(file, findings)
+    finder = FileFinder(root / config.segments, root)
+    files = finder.find(entry.file_name for entry in pictures.values() if entry.file_name)
     annotations = {}
-    for entry in _read_pictures(file, findings):
-        png, size = root / config.segments / entry.file_name, file.images[entry.image_id].size
-        segments = _read_segments(entry, size, file, findings)
-        annotations[entry.image_id] = [_to_annotation(segment, png) for segment in segments]
-        if thorough:
-            _check_png(entry, png, size, findings)
-    for number in sorted(file.images.keys() - whole_numbers(file.annotations, "image_id")):
-        findings.add("it has no entry in annotations", number)
-    return file.to_dataset(config, root, findings.dataset, annotations)
+    for image_id, entry in pictures.items():
+        png = files[entry.file_name or ""]
+        if isinstance(png, Fault):
+            findings.add(png, image_id)
+        else:
+            size = file.images[image_id].size
+            annotations[image_id] = _read_segments(entry, png, size, file, findings)
+    for image_id in file.images.keys() - annotations.keys():
+        del file.images[image_id]  # what isn't annotated at all would be taken for background
+    return file.to_dataset(config, findings.dataset, annotations)
 
 
-def _read_pictures(file: AnnotationFile, findings: Findings) -> Iterator[_PictureEntry]:
-    """The entries of images that there are, one an image."""
-    seen: set[int] = set()
-    for entry in convert_entries(file.annotations, "annotations", _PictureEntry, findings):
-        for fault in file.image_faults(entry.image_id):
-            findings.add(fault, entry.image_id)
-        if entry.image_id in seen:
-            findings.add("it has two entries in annotations", entry.image_id)
-        elif entry.image_id in file.images:
-            yield entry
-        seen.add(entry.image_id)
+def png_name(file_name: str) -> str:
+    """The name of the PNG of segments where an entry doesn't say it, or says its image's name."""
+    name = PurePath(file_name)
+    return file_name if name.suffix.lower() == ".png" else f"{name.with_suffix('')}.png"
+
+
+def _read_pictures(file: AnnotationFile, findings: Findings) -> dict[Id, _PictureEntry]:
+    """The entry of each usable image that has exactly one, with its ``file_name``."""
+    entries: dict[Id, _PictureEntry] = {}
+    mentioned: set[Id] = set()
+    twice: set[Id] = set()
+    for position, raw in enumerate(file.annotations):
+        entry = convert_entry(canonical_entry(raw, PICTURE_READERS), _PictureEntry)
+        if isinstance(entry, str):
+            (number,) = ids_of_entry(raw, "image_id")
+            mentioned |= set() if number is None else {file.resolve_image(number)}
+            findings.add(fault_of_entry("annotations", position, entry), number)
+            continue
+        image_id = file.resolve_image(entry.image_id)
+        for fault in file.image_faults(image_id):
+            findings.add(fault, image_id)
+        if image_id in mentioned:
+            what = "it has two entries in annotations"
+            findings.add(Fault("image has two entries in annotations", what), image_id)
+            twice.add(image_id)
+        elif image_id in file.images:
+            name = png_name(entry.file_name or file.images[image_id].path.name)
+            entries[image_id] = msgspec.structs.replace(entry, file_name=name)
+        mentioned.add(image_id)
+    for image_id in (each for each in file.images if each not in mentioned):
+        what = "it has no entry in annotations"
+        findings.add(Fault("image has no entry in annotations", what), image_id)
+    return {image_id: entry for image_id, entry in entries.items() if image_id not in twice}
 
 
 def _read_segments(
-    entry: _PictureEntry, size: Size, file: AnnotationFile, findings: Findings
-) -> list[_SegmentEntry]:
+    entry: _PictureEntry, png: Path, size: Size, file: AnnotationFile, findings: Findings
+) -> list[Annotation]:
     """The sound segments of a picture."""
-    image = entry.image_id
-    converted = convert_entries(
-        entry.segments_info, "segments_info", _SegmentEntry, findings, image
-    )
+    counted = _CountedSegments(png)
     sound = []
-    for segment in unique(converted, "segment", findings, image):
-        faults = list(_faults(segment, size, file))
+    for segment in _unique_segments(entry, findings):
+        faults = [*file.category_faults(segment.category_id), *area_faults(segment.area)]
+        try:
+            box, area = counted.place_of(segment)
+        except DataError as error:
+            faults.append(Fault("PNG of segments can't be used", str(error)))
+        else:
+            faults += box_faults(box, size)
         for fault in faults:
-            findings.add(fault, image, segment.id)
+            findings.add(fault, entry.image_id, segment.id)
         if not faults:
-            sound.append(segment)
+            made = Annotation(
+                id=segment.id,
+                category_id=file.categories[segment.category_id].id,
+                box=to_corners(box),
+                segmentation=PngSegment(png, segment.id),
+                crowd=bool(segment.iscrowd),
+                area=area,
+            )
+            sound.append(made)
     return sound
 
 
-def _faults(segment: _SegmentEntry, size: Size, file: AnnotationFile) -> Iterator[str]:
-    yield from file.category_faults(segment.category_id)
-    yield from box_faults(segment.bbox, size)
-    yield from area_faults(segment.area)
+def _unique_segments(entry: _PictureEntry, findings: Findings) -> Iterator[_SegmentEntry]:
+    """The readable segments of a picture whose id comes for the first time."""
+    seen: set[int] = set()
+    for position, raw in enumerate(entry.segments_info):
+        segment = convert_entry(canonical_entry(raw, SEGMENT_READERS), _SegmentEntry)
+        if isinstance(segment, str):
+            fault = fault_of_entry("segments_info", position, segment)
+            findings.add(fault, entry.image_id, *ids_of_entry(raw, "id"))
+        elif segment.id in seen:
+            what = f"the segment id {segment.id} is given twice"
+            findings.add(Fault("segment id is given twice", what), entry.image_id, segment.id)
+        else:
+            seen.add(segment.id)
+            yield segment
 
 
-def _check_png(entry: _PictureEntry, png: Path, size: Size, findings: Findings) -> None:
-    """Compare what a PNG holds with the segments that the JSON says are in it."""
-    try:
-        labels = load_labels(png)
-    except DataError as error:
-        findings.add(str(error), entry.image_id)
-        return
-    if labels.shape != size:
-        found = f"{labels.shape[1]} x {labels.shape[0]}"
-        findings.add(f"{png} is {found}, the picture {size[1]} x {size[0]}", entry.image_id)
-    present = {int(value) for value in regions(labels)[0]}
-    said = whole_numbers(entry.segments_info, "id")
-    for value in sorted(present - said):
-        findings.add(f"{png} has pixels of {value}, which no segment is", entry.image_id)
-    for value in sorted(said - present):
-        findings.add(f"the segment has no pixels in {png}", entry.image_id, value)
+class _CountedSegments:
+    """Boxes and areas of a PNG's segments, counted when the first one is asked for."""
+
+    def __init__(self, png: Path) -> None:
+        self._png = png
+        self._counted: dict[int, tuple[Box, float]] | None = None
+
+    def place_of(self, segment: _SegmentEntry) -> tuple[Box, float]:
+        """A segment's box and area, counted where the JSON doesn't say them.
+
+        Raises:
+            DataError: the PNG can't be read, or has no pixel of the segment.
+        """
+        if segment.bbox is not None and segment.area is not None:
+            return segment.bbox, segment.area
+        if self._counted is None:
+            self._counted = _count(self._png)
+        if segment.id not in self._counted:
+            raise DataError(f"the segment has no pixels in {self._png}")
+        box, area = self._counted[segment.id]
+        return (
+            box if segment.bbox is None else segment.bbox,
+            area if segment.area is None else segment.area,
+        )
 
 
-def _to_annotation(segment: _SegmentEntry, png: Path) -> Annotation:
-    return Annotation(
-        id=segment.id,
-        category_id=segment.category_id,
-        box=to_corners(segment.bbox),
-        segmentation=PngSegment(png, segment.id),
-        crowd=bool(segment.iscrowd),
-        area=_count(segment.id, png) if segment.area is None else segment.area,
-    )
-
-
-def _count(value: int, png: Path) -> float:
-    """The pixels of a segment whose area the JSON doesn't say."""
-    return float((load_labels(png) == value).sum())
+def _count(png: Path) -> dict[int, tuple[Box, float]]:
+    """The box x, y, width, height and the pixels of each value in a PNG."""
+    rows = zip(*(each.tolist() for each in regions(load_labels(png))), strict=True)
+    return {
+        value: ((float(x1), float(y1), float(x2 - x1), float(y2 - y1)), float(area))
+        for value, (x1, y1, x2, y2), area in rows
+    }

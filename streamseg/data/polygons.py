@@ -17,7 +17,7 @@ from streamseg.masks import RLE, Polygon, Size
 def rasterise(segmentation: tuple[Polygon, ...] | RLE, size: Size) -> RLE:
     """The union of polygons as run lengths; run lengths come back as they are.
 
-    The polygons must have been checked: see :func:`~streamseg.data.entries.polygon_faults`.
+    The polygons must have been checked: see :func:`~streamseg.data.coco.polygon_faults`.
     """
     if not isinstance(segmentation, tuple):
         return segmentation

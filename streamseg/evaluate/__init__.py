@@ -11,8 +11,8 @@ from streamseg.evaluate.panoptic import (
     SegmentInfo,
     Tally,
     count_image,
-    panoptic_quality,
 )
+from streamseg.evaluate.panoptic_files import panoptic_quality
 from streamseg.evaluate.pictures import (
     Series,
     plot_confusion,

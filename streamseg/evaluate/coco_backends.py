@@ -93,13 +93,17 @@ def _load(backend: Backend, comparison: Comparison, rows: Iterable[Row]) -> Any:
     Results come in this way too: ``loadRes`` would fail without any, and would take the area of a
     box for that of its mask.
     """
+    numbers = _image_numbers(comparison)
     dataset = {
         "images": [
-            {"id": image_id, "height": height, "width": width}
+            {"id": numbers[image_id], "height": height, "width": width}
             for image_id, (height, width) in comparison.sizes.items()
         ],
         "categories": [{"id": key, "name": name} for key, name in comparison.names.items()],
-        "annotations": [_annotation(number, row) for number, row in enumerate(rows, start=1)],
+        "annotations": [
+            _annotation(number, row, numbers[row.image_id])
+            for number, row in enumerate(rows, start=1)
+        ],
     }
     if backend != "pycocotools":
         return import_module(MODULES[backend]).COCO(dataset)
@@ -109,7 +113,17 @@ def _load(backend: Backend, comparison: Comparison, rows: Iterable[Row]) -> Any:
     return coco
 
 
-def _annotation(number: int, row: Row) -> dict[str, Any]:
+def _image_numbers(comparison: Comparison) -> dict[int | str, int]:
+    """A whole number for each image: its id, or its place where any id is text."""
+    numbers: dict[int | str, int] = {
+        image_id: image_id for image_id in comparison.sizes if isinstance(image_id, int)
+    }
+    if len(numbers) == len(comparison.sizes):
+        return numbers
+    return {image_id: place for place, image_id in enumerate(comparison.sizes)}
+
+
+def _annotation(number: int, row: Row, image_number: int) -> dict[str, Any]:
     shape = (
         {"segmentation": dict(row.shape)}
         if isinstance(row.shape, dict)
@@ -117,7 +131,7 @@ def _annotation(number: int, row: Row) -> dict[str, Any]:
     )
     return {
         "id": number,
-        "image_id": row.image_id,
+        "image_id": image_number,
         "category_id": row.category_id,
         "area": row.area,
         "score": row.score,

@@ -37,7 +37,7 @@ class Row:
         ignore: whether results that lie in it are neither right nor wrong.
     """
 
-    image_id: int
+    image_id: int | str
     category_id: int
     shape: Box | RLE
     area: float
@@ -58,7 +58,7 @@ class Comparison:
     """
 
     on: On
-    sizes: Mapping[int, Size]
+    sizes: Mapping[int | str, Size]
     names: Mapping[int, str]
     truth: tuple[Row, ...]
     found: tuple[Row, ...]
@@ -93,11 +93,11 @@ def compare(truth: CocoRow, results: Sequence[CocoRow], on: On) -> Comparison:
 def _rows(
     given: Sequence[CocoRow],
     kind: Literal["annotation", "result"],
-    sizes: Mapping[int, Size],
+    sizes: Mapping[int | str, Size],
     names: Mapping[int, str],
     on: On,
 ) -> tuple[Row, ...]:
-    by_image: dict[int, list[tuple[str, CocoRow]]] = defaultdict(list)
+    by_image: dict[int | str, list[tuple[str, CocoRow]]] = defaultdict(list)
     for number, row in enumerate(given):
         what = f"{kind} {row.get('id', number) if kind == 'annotation' else number}"
         for key in ("image_id", "category_id", *(["score"] if kind == "result" else [])):

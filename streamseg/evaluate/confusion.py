@@ -65,8 +65,8 @@ def confusion(
     return ConfusionMatrix(tuple(comparison.names.values()), counts, on, score, iou)
 
 
-def _by_image(rows: Iterable[Row]) -> defaultdict[int, list[Row]]:
-    grouped: defaultdict[int, list[Row]] = defaultdict(list)
+def _by_image(rows: Iterable[Row]) -> defaultdict[int | str, list[Row]]:
+    grouped: defaultdict[int | str, list[Row]] = defaultdict(list)
     for row in rows:
         grouped[row.image_id].append(row)
     return grouped

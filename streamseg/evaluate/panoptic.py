@@ -13,26 +13,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
-from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streamseg.data.labels import load_labels
 from streamseg.errors import DataError
 
 IdMap: TypeAlias = npt.NDArray[np.integer[Any]]
-Flag: TypeAlias = bool | Annotated[int, msgspec.Meta(ge=0, le=1)]
 Shared: TypeAlias = Mapping[tuple[int, int], int]
 """Pixels of each pair of ids, of a true segment and one that was found."""
 VOID = 0
 MATCH = 0.5  # above it there can be only one match
 
 
-class SegmentInfo(msgspec.Struct, frozen=True):
-    """A member of ``segments_info``.
+@dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """One segment of an image.
 
     Attributes:
         id: the value of its pixels.
@@ -43,8 +40,8 @@ class SegmentInfo(msgspec.Struct, frozen=True):
 
     id: int
     category_id: int
-    iscrowd: Flag = 0
-    area: int | None = None
+    iscrowd: bool = False
+    area: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,30 +154,19 @@ class PanopticMap:
     of: str
 
 
-class Category(msgspec.Struct, frozen=True):
-    """A member of ``categories``; one that doesn't say whether it ``isthing`` is one."""
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A category of the truth.
+
+    Attributes:
+        id: the dataset's.
+        name: the category's.
+        isthing: False for stuff.
+    """
 
     id: int
     name: str
-    isthing: Flag = True
-
-
-class _Picture(msgspec.Struct, frozen=True):
-    image_id: int
-    file_name: str
-    segments_info: list[SegmentInfo]
-
-
-class _Truth(msgspec.Struct, frozen=True):
-    annotations: list[_Picture]
-    categories: list[Category]
-
-
-class _Results(msgspec.Struct, frozen=True):
-    annotations: list[_Picture]
-
-
-FileT = TypeVar("FileT", _Truth, _Results)
+    isthing: bool = True
 
 
 class PanopticCount:
@@ -216,31 +202,6 @@ class PanopticCount:
     def scores(self) -> PanopticScores:
         """What all of them came to."""
         return summarise(self._tallies, self._categories, self._images)
-
-
-def panoptic_quality(
-    truth: Path, truth_segments: Path, results: Path, result_segments: Path
-) -> PanopticScores:
-    """Compare two JSONs and folders of PNGs in COCO's panoptic format.
-
-    Results of images that the truth hasn't are left out.
-
-    Raises:
-        DataError: a file can't be read, PNG and JSON don't agree, a category isn't in the truth,
-            or an image has no result; the message says which.
-    """
-    there, found = _load(truth, _Truth), _load(results, _Results)
-    by_image = {picture.image_id: picture for picture in found.annotations}
-    known = {category.id for category in there.categories}
-    count = PanopticCount(there.categories)
-    for picture in there.annotations:
-        if picture.image_id not in by_image:
-            raise DataError(f"{results}: there is no result for image {picture.image_id}")
-        other = by_image[picture.image_id]
-        _check_categories(picture, known, truth)
-        _check_categories(other, known, results)
-        count.add(_load_map(picture, truth_segments), _load_map(other, result_segments))
-    return count.scores()
 
 
 def count_image(
@@ -282,7 +243,7 @@ def summarise(
 ) -> PanopticScores:
     """The scores of what was counted over ``images`` images, by category id."""
     classes = tuple(
-        ClassQuality(category.id, category.name, bool(category.isthing), tally, tally.quality)
+        ClassQuality(category.id, category.name, category.isthing, tally, tally.quality)
         for category in sorted(categories, key=lambda category: category.id)
         for tally in [tallies.get(category.id, Tally())]
     )
@@ -355,15 +316,6 @@ def _areas(shared: Shared, side: int) -> dict[int, int]:
     }
 
 
-def _check_categories(picture: _Picture, known: set[int], path: Path) -> None:
-    for segment in picture.segments_info:
-        if segment.category_id not in known:
-            raise DataError(
-                f"{path}: image {picture.image_id}: segment {segment.id} is of category "
-                f"{segment.category_id}, which the truth hasn't"
-            )
-
-
 def _check_ids(picture: PanopticMap) -> None:
     listed = Counter(segment.id for segment in picture.segments)
     painted = set(np.unique(picture.ids).tolist()) - {VOID}
@@ -384,19 +336,5 @@ def _check_areas(picture: PanopticMap) -> None:
         if segment.area not in (None, pixels[segment.id]):
             raise DataError(
                 f"{picture.of}: segment {segment.id} has {pixels[segment.id]} pixels, and "
-                f"{segment.area} in segments_info"
+                f"{segment.area:.12g} in segments_info"
             )
-
-
-def _load_map(picture: _Picture, folder: Path) -> PanopticMap:
-    png = folder / picture.file_name
-    return PanopticMap(load_labels(png), picture.segments_info, str(png))
-
-
-def _load(path: Path, kind: type[FileT]) -> FileT:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path}: isn't a panoptic JSON: {error}") from None

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from streamseg.config import Thresholds
-from streamseg.data import AnnotatedImage, Dataset, coco_truth, load_picture, load_segment_ids
+from streamseg.data import (
+    AnnotatedImage,
+    Dataset,
+    Id,
+    PngSegment,
+    coco_truth,
+    load_picture,
+    load_segment_ids,
+)
 from streamseg.errors import DataError
 from streamseg.evaluate.coco import CocoScores, evaluate_coco
 from streamseg.evaluate.coco_rows import CocoRow, On
@@ -59,11 +67,14 @@ class Classes:
             tuple(name for name in annotated if name not in names),
         )
 
-    def rows(self, instances: Instances, image_id: int) -> list[dict[str, Any]]:
+    def rows(self, instances: Instances, image_id: Id) -> list[dict[str, Any]]:
         """COCO results of one picture; classes that the dataset doesn't annotate are left out."""
         kept = np.flatnonzero(np.isin(instances.labels, list(self.dataset_ids)))
-        rows = instances[kept].to_coco(image_id)
-        return [row | {"category_id": self.dataset_ids[row["category_id"]]} for row in rows]
+        rows = instances[kept].to_coco(0)
+        return [
+            row | {"image_id": image_id, "category_id": self.dataset_ids[row["category_id"]]}
+            for row in rows
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +136,11 @@ class Collector:
 
     def _truth(self, image: AnnotatedImage) -> PanopticMap:
         annotations = (*image.annotations, *image.stuff)
-        segments = [SegmentInfo(each.id, each.category_id, each.crowd) for each in annotations]
+        segments = [
+            SegmentInfo(each.segmentation.value, each.category_id, each.crowd)
+            for each in annotations
+            if isinstance(each.segmentation, PngSegment)
+        ]
         return PanopticMap(load_segment_ids(image), segments, self._name(image))
 
     def _found(self, image: AnnotatedImage, segments: Sequence[Segment]) -> PanopticMap:

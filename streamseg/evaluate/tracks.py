@@ -11,8 +11,9 @@ files of MOTS20 count from 1 and must be compared with files that do. In it, wha
 10000 is no object but a region that isn't annotated.
 
 MOT text is MOTChallenge's (Dendorfer et al., 2020): the seventh column says in the truth whether a
-row counts, the eighth what it is, from MOT16 on. There, rows of the classes 2, 7, 8 and 12 are
-distractors: what was found in their place is neither right nor wrong.
+row counts, the eighth what it is, from MOT16 on (see :mod:`streamseg.evaluate.mot_text`). There,
+rows of the classes 2, 7, 8 and 12 are distractors: what was found in their place is neither right
+nor wrong. Frames count from 1; a file that has a frame 0 is refused.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ import numpy as np
 import numpy.typing as npt
 
 from streamseg.errors import DataError, MaskError, WireError
+from streamseg.evaluate.mot_text import MotLine, is_header, read_mot_lines
 from streamseg.masks import BoolArray, IntArray, Masks, Size
 from streamseg.types import NOT_TRACKED
 from streamseg.wire import RecordedMessage, decode, decode_instances
 
 ANYTHING = 0  # the label of every row where no classes are asked for
 OTHER = -1  # the label of what isn't of any class that is asked for, where labels are names
+MOTS_COLUMNS = 6
 MOTS_REGION_CLASS, MOTS_REGION_ID = 10, 10000
 MOT_DISTRACTORS = frozenset({2, 7, 8, 12})  # person on vehicle, static, distractor, reflection
 
@@ -149,10 +152,26 @@ def _check(rows: list[_Row], size: Size | None) -> None:
 
 
 def _reader(lines: list[bytes]) -> Reader:
-    first = next((line.strip() for line in lines if line.strip()), b"")
+    """What reads the file, by its first line that is no comment."""
+    plain = (line.strip() for line in lines)
+    first = next((line for line in plain if line and not line.startswith(b"#")), b"")
     if first.startswith(b"{"):
         return _results_rows
-    return _mot_rows if b"," in first else _mots_rows
+    return _mots_rows if _is_mots(first) else _mot_rows
+
+
+def _is_mots(line: bytes) -> bool:
+    """Whether a line is MOTS text: five numbers and run lengths, which may look like a number."""
+    columns = line.split()
+    if b"," in line or b";" in line or len(columns) > MOTS_COLUMNS or is_header(columns[:1]):
+        return False
+    if len(columns) < MOTS_COLUMNS or is_header(columns[-1:]):
+        return True
+    try:
+        Masks.from_rle([columns[-1]], (int(columns[3]), int(columns[4])))
+    except (MaskError, ValueError):
+        return False
+    return True
 
 
 def _gather(rows: list[_Row], size: Size | None) -> TrackedFrame:
@@ -180,7 +199,7 @@ def _gather(rows: list[_Row], size: Size | None) -> TrackedFrame:
 def _mots_rows(path: Path, lines: list[bytes], classes: Mapping[str, int]) -> Iterator[_Row]:
     for where, line in _numbered(path, lines):
         columns = line.split()
-        if len(columns) != 6:
+        if len(columns) != MOTS_COLUMNS:
             raise DataError(f"{where}: isn't MOTS text: frame id class height width rle")
         frame, id_, label, height, width = (_whole(column, where) for column in columns[:5])
         _check_frame(frame, 0, where)
@@ -201,16 +220,14 @@ def _mots_rows(path: Path, lines: list[bytes], classes: Mapping[str, int]) -> It
 
 
 def _mot_rows(path: Path, lines: list[bytes], classes: Mapping[str, int]) -> Iterator[_Row]:
-    for where, line in _numbered(path, lines):
-        columns = line.strip(b" ,").split(b",")
-        if len(columns) < 6:
-            raise DataError(f"{where}: isn't MOT text: frame,id,left,top,width,height,…")
+    for line in read_mot_lines(_numbered(path, lines)):
+        where, columns = line.where, line.columns
         frame, id_ = (_whole(column, where) for column in columns[:2])
         left, top, width, height = (_number(column, where) for column in columns[2:6])
         _check_frame(frame, 1, where)
         if id_ == NOT_TRACKED:
             continue
-        label = _mot_label(columns, classes, where)
+        label = _mot_label(line, classes)
         yield _Row(
             where,
             frame - 1,
@@ -223,15 +240,17 @@ def _mot_rows(path: Path, lines: list[bytes], classes: Mapping[str, int]) -> Ite
         )
 
 
-def _mot_label(columns: list[bytes], classes: Mapping[str, int], where: str) -> int:
+def _mot_label(line: MotLine, classes: Mapping[str, int]) -> int:
     """The category id; MOT15 and results for one class have none, which is written as -1."""
     if not classes:
         return ANYTHING
-    label = _whole(columns[7], where) if len(columns) > 7 else -1
+    label = _whole(line.columns[7], line.where) if line.has_class else -1
     if label != -1:
         return label
     if len(classes) > 1:
-        raise DataError(f"{where}: has no class, in the eighth column: name one class, or none")
+        raise DataError(
+            f"{line.where}: has no class, in the eighth column: name one class, or none"
+        )
     return next(iter(classes.values()))
 
 

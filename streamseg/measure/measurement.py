@@ -10,7 +10,14 @@ import msgspec
 
 from streamseg.class_names import parse_class_names
 from streamseg.config import ModelConfig, Thresholds, convert
-from streamseg.data import Dataset, open_dataset
+from streamseg.data import (
+    Dataset,
+    Problem,
+    check_measurable,
+    inspect,
+    open_dataset,
+    skipped_rows_summary,
+)
 from streamseg.errors import ConfigError
 from streamseg.evaluate import (
     CocoScores,
@@ -31,7 +38,7 @@ from streamseg.evaluate.predictions import (
 from streamseg.measure.served import predict_through_service
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
-from streamseg.recipe import DataConfig, Evaluation, PanopticTask
+from streamseg.recipe import DataConfig, DatasetConfig, Evaluation, PanopticTask, ProblemPolicy
 from streamseg.summary import Progress
 
 FEW = 5
@@ -50,6 +57,7 @@ class DatasetReport:
         scores: on boxes, and on masks if the dataset has any.
         confusion: what was taken for what, on masks if the dataset has any.
         panoptic: how good the panoptic parts are; None where model or dataset has no stuff.
+        skipped: the problems of what was left out of the dataset.
     """
 
     name: str
@@ -59,6 +67,7 @@ class DatasetReport:
     scores: tuple[CocoScores, ...]
     confusion: ConfusionMatrix
     panoptic: PanopticScores | None
+    skipped: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +125,8 @@ class Measurement:
             if evaluation.class_agnostic_iou == "auto":
                 iou = self._model.class_agnostic_iou if through_service else None
                 self._evaluation = msgspec.structs.replace(evaluation, class_agnostic_iou=iou)
+            for dataset in self._datasets:
+                check_measurable(dataset, stuff=bool(self._model.stuff))
             self.notes = tuple(
                 note for dataset in self._datasets for note in _notes(self._model, dataset)
             )
@@ -158,6 +169,7 @@ class Measurement:
             scores,
             confusion(measured_truth(dataset), found.results, scores[-1].on),
             found.panoptic,
+            dataset.skipped,
         )
 
 
@@ -195,7 +207,7 @@ def data_size(config: DataConfig, root: Path) -> tuple[int, int]:
 
 
 def _open_all(config: DataConfig, root: Path) -> list[Dataset]:
-    datasets = [open_dataset(section, root / config.root) for section in config.val]
+    datasets = [_open(section, root / config.root, config.problems) for section in config.val]
     names = [dataset.name for dataset in datasets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -203,10 +215,16 @@ def _open_all(config: DataConfig, root: Path) -> list[Dataset]:
     return datasets
 
 
+def _open(section: DatasetConfig, root: Path, problems: ProblemPolicy) -> Dataset:
+    """A dataset; where problems are skipped, every image is opened first to find all of them."""
+    dataset = open_dataset(section, root, problems)
+    return dataset.without(inspect(dataset)) if problems == "skip" else dataset
+
+
 def _notes(model: Segmenter, dataset: Dataset) -> list[str]:
     """What the model and the dataset don't have in common."""
     classes = Classes.match(model.categories, dataset)
-    notes = []
+    notes = list(skipped_rows_summary(dataset.name, dataset.skipped))
     if classes.unknown:
         unknown = ", ".join(classes.unknown)
         notes.append(f"{dataset.name}: {model.name} doesn't know and can't find: {unknown}")

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from streamseg.config import source_names
+from streamseg.data import skipped_rows_counts
 from streamseg.errors import OutputError, StreamsegError
 from streamseg.evaluate import (
     Listing,
@@ -121,6 +122,8 @@ def _dataset_to_dict(dataset: DatasetReport) -> dict[str, Any]:
         **{scores.on: scores_to_dict(scores) for scores in dataset.scores},
         "confusion": scores_to_dict(dataset.confusion),
     }
+    if dataset.skipped:
+        numbers["skipped"] = skipped_rows_counts(dataset.skipped)
     if dataset.panoptic is not None:
         numbers["panoptic"] = scores_to_dict(dataset.panoptic)
     return numbers

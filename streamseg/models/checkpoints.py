@@ -104,7 +104,19 @@ def read(path: Path) -> Weights:
 def to_safetensors(weights: Weights) -> bytes:
     """A safetensors file of the tensors, with the model's name and categories in its header."""
     header = {"model": weights.model or ""} | _written(weights.categories)
-    return save({name: t.contiguous() for name, t in weights.state.items()}, header)
+    return _with_sorted_header(
+        save({name: t.contiguous() for name, t in weights.state.items()}, header)
+    )
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """The same file with the metadata in one order: the library's differs from run to run."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def to_checkpoint(weights: Weights) -> dict[str, Any]:

@@ -239,13 +239,14 @@ def make_subfolder(out: Path, folder: PurePath) -> None:
 
 
 def append_bytes(path: Path, data: bytes) -> None:
-    """Append ``data`` to a file, which is not a link.
+    """Append ``data`` to a file, which is not a link; it is on the disk afterwards.
 
     Raises:
         OSError: it can't be written.
     """
     with io.FileIO(os.open(path, _APPEND, 0o666), "ab") as file:
         write_whole(file, data)
+        os.fsync(file.fileno())
 
 
 def write_whole(file: io.RawIOBase, data: Buffer) -> None:

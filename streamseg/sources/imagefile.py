@@ -46,7 +46,7 @@ from streamseg.sources.tiff import (
     is_for_ffmpeg,
     main_directory,
 )
-from streamseg.types import Image
+from streamseg.types import Image, Size
 
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jpe", ".jfif", ".mpo", ".apng"),
@@ -168,6 +168,21 @@ def read_orientation(path: Path, max_pixels: int) -> int:
     """
     data = _read(path, max_pixels)
     return _format_of(data).parse(data).orientation
+
+
+def read_size(path: Path, max_pixels: int) -> Size:
+    """Return the (height, width) of an image file as its header says, upright.
+
+    Nothing is decoded.
+
+    Raises:
+        BadPictureError: it can't be read, isn't an image, or its header is damaged.
+        TooLargeError: it has more than ``max_pixels``.
+    """
+    data = _read(path, max_pixels)
+    header = _checked_header(path, _format_of(data), data, max_pixels)
+    assert header.size is not None
+    return header.size[::-1] if header.orientation in TURNED else header.size
 
 
 def _format_of(data: bytes) -> _Format:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
-from torch.utils import data
 
 from streamseg.data import AnnotatedImage, Augmentation, Dataset, load_sample
 from streamseg.masks import Size
 from streamseg.models.base import Segmenter
 from streamseg.targets import UNKNOWN, Sample, Targets
 from streamseg.train.processes import Processes
+from streamseg.train.workers import load_ahead
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,16 +78,10 @@ class Batches:
 
     def epoch(self, number: int, first: int = 0) -> Generator[TrainingBatch, None, None]:
         """This process's part of the batches of an epoch, from batch ``first`` on."""
-        loader = data.DataLoader(
-            self._samples,
-            batch_sampler=self._order(number, first),
-            num_workers=self._workers,
-            collate_fn=list,
-            prefetch_factor=4 if self._workers else None,
-            worker_init_fn=_one_thread,
-        )
-        for loaded in loader:
-            yield self._prepared(loaded)
+        order = self._order(number, first)
+        with closing(load_ahead(self._samples.load, order, self._workers)) as loaded:
+            for samples in loaded:
+                yield self._prepared(samples)
 
     def _order(self, number: int, first: int) -> list[list[tuple[int, int]]]:
         """(epoch, entry) of the pictures of each batch."""
@@ -127,7 +122,7 @@ def draw_seed(seed: int, epoch: int, image: int) -> int:
     return int.from_bytes(digest[:7], "little")
 
 
-class _Samples(data.Dataset[tuple[str, Sample]]):
+class _Samples:
     """Varied pictures by (epoch, entry)."""
 
     def __init__(
@@ -149,8 +144,11 @@ class _Samples(data.Dataset[tuple[str, Sample]]):
         self._augmentation = augmentation
         self._seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[str, Sample]:
-        epoch, entry = key
+    def load(self, keys: Sequence[tuple[int, int]]) -> list[tuple[str, Sample]]:
+        """The pictures of some keys, each with its name for messages."""
+        return [self._varied(epoch, entry) for epoch, entry in keys]
+
+    def _varied(self, epoch: int, entry: int) -> tuple[str, Sample]:
         dataset, image = self.entries[entry]
         seed = draw_seed(self._seed, epoch, entry + 1)
         sample = self._load(entry, seed)
@@ -199,7 +197,3 @@ def _padded(targets: Targets, shape: Size) -> Targets:
     height, width = targets.stuff.shape
     edges = (0, shape[1] - width, 0, shape[0] - height)
     return replace(targets, stuff=pad(targets.stuff, edges, value=UNKNOWN))
-
-
-def _one_thread(_worker: int) -> None:
-    torch.set_num_threads(1)

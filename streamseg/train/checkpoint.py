@@ -22,6 +22,9 @@ from streamseg.sinks.files import write_bytes_atomically
 MAY_DIFFER = ("workers", "evaluate_every", "save_every")
 """What a training that goes on may do otherwise: its result doesn't depend on it."""
 
+STATES = ("network", "optimiser", "scaler", "losses", "lines")
+"""What training needs besides the weights that are served and its position."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -56,7 +59,8 @@ def save(
         recipe: of the training.
         served: the weights that are measured and served, with the model's name and categories.
         position: how far the training is.
-        states: state dicts of what training needs besides.
+        states: what training needs besides, ``STATES``: state dicts, the sums of the losses since
+            the last line of the log, and how many lines the logs have.
 
     Raises:
         OutputError: it can't be written.
@@ -78,13 +82,13 @@ def load(
     """A checkpoint to go on from.
 
     Returns:
-        How far it was, the weights that are served, and the state dicts.
+        How far it was, the weights that are served, and ``STATES``.
 
     Raises:
         WeightsError: it can't be read, is no checkpoint, or is of another model or classes.
         ConfigError: its recipe differs where the result depends on it.
     """
-    weights = checkpoints.read(path)
+    weights = _read(path)
     if weights.training is None or weights.categories is None:
         raise WeightsError(f"{path}: holds weights alone; training can't go on from it")
     if wrong := _unlike(weights, model, categories):
@@ -92,7 +96,7 @@ def load(
     try:
         before = json.loads(weights.training["recipe"])
         position = Position(**json.loads(weights.training["position"]))
-        states = weights.training["states"]
+        states = {name: weights.training["states"][name] for name in STATES}
     except (KeyError, TypeError, ValueError):
         raise WeightsError(f"{path}: its description of the training is damaged") from None
     now = json.loads(msgspec.json.encode(recipe))
@@ -105,6 +109,19 @@ def load(
             "begin anew in another folder with this checkpoint as model.weights"
         )
     return position, weights, states
+
+
+def _read(path: Path) -> checkpoints.Weights:
+    """The file's content; where it is damaged, the message says what may be there instead."""
+    try:
+        return checkpoints.read(path)
+    except WeightsError as error:
+        best = path.with_name("best.pt")
+        if not path.exists() or not best.exists():
+            raise
+        raise WeightsError(
+            f"{error}; to go on from the best weights so far, copy {best} to {path}"
+        ) from None
 
 
 def _unlike(weights: checkpoints.Weights, model: str, categories: Categories) -> str:

@@ -1,18 +1,20 @@
 """A training's story in files: losses and measures as CSV, as curves, and for TensorBoard.
 
 ``steps.csv`` has a line for every few optimiser steps, ``measures.csv`` one for each dataset that
-was measured, ``panoptic.csv`` three where panoptic quality was. A training that goes on drops the
-lines after the checkpoint it goes on from.
+was measured, ``panoptic.csv`` three where panoptic quality was. Every line is on the disk before
+the next checkpoint, which holds how many lines there are: a training that goes on keeps as many,
+and drops later ones and what a kill or a full disk left behind them.
 """
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from streamseg.errors import DataError
 from streamseg.evaluate.coco import CocoScores
 from streamseg.evaluate.panoptic import PanopticScores, Quality
 from streamseg.evaluate.pictures import Series, plot_series
@@ -21,6 +23,8 @@ from streamseg.sinks.part_file import append_bytes, writing
 
 MEASURES = ("ap", "ap50", "ap75")
 QUALITIES = ("pq", "sq", "rq")
+TEXT_COLUMNS = frozenset({"dataset", "on", "of"})
+"""Columns that hold text; the others hold numbers."""
 
 
 class Journal:
@@ -28,15 +32,34 @@ class Journal:
 
     Args:
         folder: takes them.
-        step: optimiser steps done; lines of later ones, from before an interruption, are dropped.
+        lines: how many lines of each file belong to the checkpoint that the training goes on
+            from, as ``lines`` was then; none, of a training that begins.
+
+    Raises:
+        DataError: lines that belong to the checkpoint are damaged, and later ones are not.
+        OutputError: a file can't be written.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, lines: Mapping[str, int]) -> None:
         self._folder = folder
-        self._steps = _Table(folder / "steps.csv", step)
-        self._measures = _Table(folder / "measures.csv", step)
-        self._qualities = _Table(folder / "panoptic.csv", step)
+        self._steps = _Table(folder / "steps.csv", lines)
+        self._measures = _Table(folder / "measures.csv", lines)
+        self._qualities = _Table(folder / "panoptic.csv", lines)
         self._board = _tensorboard(folder)
+
+    @property
+    def lines(self) -> dict[str, int]:
+        """How many lines each file has, without its first."""
+        return {table.path.name: len(table.rows) for table in self._tables}
+
+    @property
+    def notes(self) -> list[str]:
+        """What was damaged and dropped, one line for each file."""
+        return [table.note for table in self._tables if table.note]
+
+    @property
+    def _tables(self) -> tuple[_Table, ...]:
+        return self._steps, self._measures, self._qualities
 
     def note_step(self, step: int, epoch: int, rate: float, losses: Mapping[str, float]) -> None:
         """The mean losses of the latest steps."""
@@ -110,15 +133,21 @@ class Journal:
 
 
 class _Table:
-    """A CSV file that is whole after every line; there is none before the first."""
+    """A CSV file that is whole after every line; there is none before the first.
 
-    def __init__(self, path: Path, step: int) -> None:
+    Attributes:
+        path: the file.
+        rows: its lines by column.
+        note: what was damaged in the file that was there, empty if nothing was.
+    """
+
+    def __init__(self, path: Path, lines: Mapping[str, int]) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        if step and path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        if path.exists():
+        self.note = ""
+        count = lines.get(path.name, 0)
+        if count or path.exists():
+            self.rows, self.note = _read_lines(path, count)
             self._rewrite()
 
     def add(self, row: dict[str, Any]) -> None:
@@ -133,6 +162,69 @@ class _Table:
     def _append(self, row: dict[str, Any]) -> None:
         with writing(self.path):
             append_bytes(self.path, (_line(row.values()) + "\n").encode())
+
+
+def _read_lines(path: Path, count: int) -> tuple[list[dict[str, Any]], str]:
+    """The first ``count`` lines of a file of ours, and what was damaged in it, in words.
+
+    Damaged lines at the end are dropped: a kill or a full disk leaves them. So is what the last
+    line break is followed by, which is a line that was cut.
+
+    Raises:
+        DataError: a damaged line is followed by a sound one, which no interruption leaves.
+    """
+    try:
+        *complete, cut = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], f"{path}: is missing; it begins again"
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from None
+    columns = _text(complete[0]).split(",") if complete else []
+    if count and len(complete) > 1 and "step" not in columns:
+        raise DataError(_damaged(path, 1))
+    rows = [_parse(line, columns) for line in complete[1 : count + 1]]
+    sound = next((number for number, row in enumerate(rows) if row is None), len(rows))
+    if any(rows[sound:]):
+        raise DataError(_damaged(path, sound + 2))
+    kept = [row for row in rows[:sound] if row is not None]
+    if len(kept) < count:
+        return (
+            kept,
+            f"{path}: {count - len(kept)} of its last lines are damaged or missing, dropped",
+        )
+    later = [_parse(line, columns) for line in complete[count + 1 :]]
+    if cut or not all(later):
+        return kept, f"{path}: its end is damaged, dropped"
+    return kept, ""
+
+
+def _damaged(path: Path, number: int) -> str:
+    return (
+        f"{path}: line {number} is damaged and later ones aren't: mend it, or move the file away "
+        "to go on without its earlier lines"
+    )
+
+
+def _parse(line: bytes, columns: Sequence[str]) -> dict[str, Any] | None:
+    """A line by column; None if it is damaged."""
+    cells = _text(line).split(",")
+    if len(cells) != len(columns) or "step" not in columns:
+        return None
+    row = dict(zip(columns, cells, strict=True))
+    sound = all(_is_number(cell) for name, cell in row.items() if name not in TEXT_COLUMNS)
+    return row if sound and row["step"] and all(map(str.isprintable, cells)) else None
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", "replace").replace("\ufffd", "\0")  # NUL is in no line of ours
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell is empty or a number."""
+    try:
+        return not cell or not math.isnan(float(cell))
+    except ValueError:
+        return False
 
 
 def qualities(quality: Quality | None) -> dict[str, float | None]:
@@ -152,7 +244,7 @@ def _line(values: Sequence[Any] | Any) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "" if value is None else str(value).replace(",", " ")
+    return "" if value is None else " ".join(str(value).replace(",", " ").split("\n"))
 
 
 def _tensorboard(folder: Path) -> Any:

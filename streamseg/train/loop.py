@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,20 +20,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from streamseg.config import Thresholds
-from streamseg.data import Augmentation, Dataset, Problem, check, open_dataset
-from streamseg.errors import ConfigError, DataError, OutputError, TrainingError
+from streamseg.data import Augmentation, Dataset, check_learnable, check_measurable
+from streamseg.errors import ConfigError, OutputError, StreamsegError, TrainingError
 from streamseg.evaluate.predictions import predict_dataset, score_dataset
 from streamseg.models.base import AUTOCAST
 from streamseg.models.checkpoints import Weights, read, to_safetensors
-from streamseg.models.loading import start_model
+from streamseg.models.loading import has_stuff, start_model
 from streamseg.models.objective import Objective
 from streamseg.recipe import Recipe
 from streamseg.sinks.files import write_bytes_atomically
 from streamseg.summary import Progress
 from streamseg.train import checkpoint
-from streamseg.train.batches import Batches, TrainingBatch
+from streamseg.train.batches import Batches, TrainingBatch, draw_seed
 from streamseg.train.checkpoint import Position
 from streamseg.train.classes import check_annotation, classes_of
+from streamseg.train.datasets import open_training_datasets
 from streamseg.train.journal import Journal, qualities, without_curves
 from streamseg.train.optimisation import (
     AveragedWeights,
@@ -43,7 +44,7 @@ from streamseg.train.optimisation import (
     set_rate,
     train_mode,
 )
-from streamseg.train.processes import Processes
+from streamseg.train.processes import LostProcessError, Processes
 
 LOG_EVERY = 20
 """Optimiser steps between lines of ``steps.csv``."""
@@ -107,16 +108,16 @@ class Trainer:
         *,
         resume: bool = False,
     ) -> None:
-        if processes.leads and not resume:
-            _refuse_problems(check(recipe.data, root))
-        processes.wait()
+        datasets = open_training_datasets(recipe.data, root, processes, out, resume=resume)
         torch.manual_seed(recipe.seed)
         self._recipe, self._out, self._progress = recipe, out, progress
         self._processes = processes
         self._stopped = False
-        folder = root / recipe.data.root
-        learnt = [open_dataset(config, folder) for config in recipe.data.train]
-        self._measured = [open_dataset(config, folder) for config in recipe.data.val]
+        learnt, self._measured = datasets.train, datasets.val
+        stuff = has_stuff(recipe.model.name)
+        check_learnable(learnt, stuff=stuff)
+        for dataset in self._measured:
+            check_measurable(dataset, stuff=stuff)
         categories = classes_of(learnt, recipe.model.name)
         self.model, fresh = start_model(recipe.model, categories, MEASURED)
         self._fresh = tuple(fresh)
@@ -145,10 +146,18 @@ class Trainer:
         self._served = self.model.with_network(served)
         per_epoch = -(-self._batches.in_epoch // recipe.accumulate)
         self._rate = schedule(recipe.schedule, recipe.optimiser.rate, per_epoch * recipe.epochs)
+        self._losses = _MeanLosses()
+        self._lines: Mapping[str, int] = {}
+        self._statistics: Mapping[str, Tensor] = {}
         self._position = self._resumed() if resume else Position()
+        self._notes = list(datasets.summary())
         if processes.leads:
             _make_folder(out, resume=resume)
-            self._journal = Journal(out, self._position.step)
+            if not resume:
+                datasets.write_record(out)
+            self._journal = Journal(out, self._lines)
+            self._notes += self._journal.notes
+        self._settle()
 
     @property
     def introduction(self) -> str:
@@ -160,6 +169,11 @@ class Trainer:
             f"{self._batches.in_epoch} batches of {self._batches.size} an epoch{without_curves()}"
         )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines on what was left out of the datasets, and of logs that were damaged."""
+        return tuple(self._notes)
+
     def stop(self) -> None:
         """End after the current optimiser step, with a checkpoint."""
         self._stopped = True
@@ -170,60 +184,111 @@ class Trainer:
         """Train to the end, or until it is stopped.
 
         Raises:
-            TrainingError: a loss isn't finite; the pictures are named.
+            TrainingError: a loss isn't finite, which names the pictures; or a process that loads
+                images, or that trains too, died.
+            DataError: a picture can't be read any more.
             OutputError: a checkpoint can't be written; the one before stays.
         """
-        recipe = self._recipe
-        while self._position.epoch < recipe.epochs:
-            if not self._run_epoch():
-                self._save("last.pt")
-                return self._report(interrupted=True)
-            epoch = self._position.epoch + 1
-            if epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs:
-                self._measure(epoch)
-            self._position = replace(self._position, epoch=epoch, batch=0)
-            self._save("last.pt")
+        try:
+            while self._position.epoch < self._recipe.epochs:
+                if not self._run_epoch():
+                    self._save("last.pt")
+                    return self._report(interrupted=True)
+                self._end_epoch()
+        except LostProcessError as error:
+            self._save_after(error)
+            raise
         self._export()
         return self._report(interrupted=False)
+
+    def _end_epoch(self) -> None:
+        """Measure if it is time to, and save."""
+        epoch, recipe = self._position.epoch + 1, self._recipe
+        if epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs:
+            self._measure(epoch)
+        self._position = replace(self._position, epoch=epoch, batch=0)
+        self._settle()
+        self._save("last.pt")
+
+    def _settle(self) -> None:
+        """Keep what a checkpoint holds until the next step, whatever changes in between.
+
+        A forward without its step moves the running statistics of batch norms, and a measurement
+        writes lines that are written again by a training that goes on before it.
+        """
+        if self._processes.leads:
+            self._lines = self._journal.lines
+        if self._recipe.accumulate > 1 or self._processes.count > 1:
+            buffers = self.model.network.named_buffers()
+            self._statistics = {name: buffer.clone() for name, buffer in buffers}
 
     def _run_epoch(self) -> bool:
         """One epoch, or what is left of it; False if training was stopped on the way."""
         recipe, done = self._recipe, self._position
         train_mode(self.model.network)
-        losses = _MeanLosses()
         count = self._batches.in_epoch
         what = f"epoch {done.epoch + 1} of {recipe.epochs}"
-        with closing(self._batches.epoch(done.epoch, done.batch)) as batches:
+        losses: list[dict[str, float]] = []
+        with closing(self._saved_when_lost(done)) as batches:
             for number, batch in enumerate(batches, start=done.batch + 1):
-                losses.add(self._learn(batch))
+                losses.append(self._learn(batch, number))
                 if number % recipe.accumulate and number != count:
                     continue
                 self._step()
+                self._losses.add(losses)
+                losses.clear()
                 self._position = replace(self._position, batch=number)
                 step = self._position.step
                 if self._processes.leads:
                     self._progress(what, number, count)
                     if step % LOG_EVERY == 0 or number == count:
-                        rate = self._rate(step - 1)
-                        self._journal.note_step(step, done.epoch + 1, rate, losses.take())
+                        rate, means = self._rate(step - 1), self._losses.take()
+                        self._journal.note_step(step, done.epoch + 1, rate, means)
+                self._settle()
                 if self._processes.any(self._stopped):
                     return False
                 if recipe.save_every and step % recipe.save_every == 0:
                     self._save("last.pt")
-        return True
+        return self._position.batch == count
 
-    def _learn(self, batch: TrainingBatch) -> dict[str, float]:
-        """Add a batch's gradients; its losses by name."""
-        precision = self._recipe.model.precision
-        with torch.autocast(
-            self.model.device.type, AUTOCAST[precision], enabled=precision != "fp32"
-        ):
-            losses: dict[str, Tensor] = self._objective(batch.images, batch.targets)
-        total = torch.stack(list(losses.values())).sum()
-        if not bool(torch.isfinite(total)):
-            self._refuse(losses, batch)
-        torch.autograd.backward(self._scaler.scale(total / self._recipe.accumulate))
-        shared = self._processes.mean(torch.stack(list(losses.values())).detach())
+    def _saved_when_lost(self, done: Position) -> Generator[TrainingBatch, None, None]:
+        """The epoch's batches; when one can't be had, the state as of the last step is saved.
+
+        Raises:
+            StreamsegError: a picture can't be read, or a process that loads them died; unless the
+                training is stopping, when a signal may have ended that process, too.
+        """
+        try:
+            yield from self._batches.epoch(done.epoch, done.batch)
+        except StreamsegError as error:
+            if not self._stopped:
+                self._save_after(error)
+                raise
+
+    def _save_after(self, error: StreamsegError) -> None:
+        """Save the state as of the last step, because training ends with ``error``."""
+        self.model.network.load_state_dict(self._statistics, strict=False)
+        try:
+            self._save("last.pt")
+        except OutputError as unsaved:
+            raise TrainingError(f"{error}; and {unsaved}") from error
+
+    def _learn(self, batch: TrainingBatch, number: int) -> dict[str, float]:
+        """Add the gradients of an epoch's batch ``number``; its losses by name."""
+        processes, precision = self._processes, self._recipe.model.precision
+        # Layers and losses may draw from torch's own generators: the same after an interruption.
+        place = number * processes.count + processes.rank
+        torch.manual_seed(draw_seed(self._recipe.seed, self._position.epoch, -place))
+        with processes.losses_of_peers_reported():
+            with torch.autocast(
+                self.model.device.type, AUTOCAST[precision], enabled=precision != "fp32"
+            ):
+                losses: dict[str, Tensor] = self._objective(batch.images, batch.targets)
+            total = torch.stack(list(losses.values())).sum()
+            if not bool(torch.isfinite(total)):
+                self._refuse(losses, batch)
+            torch.autograd.backward(self._scaler.scale(total / self._recipe.accumulate))
+            shared = processes.mean(torch.stack(list(losses.values())).detach())
         return dict(zip(losses, shared.tolist(), strict=True))
 
     def _step(self) -> None:
@@ -282,6 +347,8 @@ class Trainer:
             "network": self.model.network.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "losses": self._losses.state_dict(),
+            "lines": dict(self._lines),
         }
         checkpoint.save(self._out / name, self._recipe, self._weights(), self._position, states)
 
@@ -293,6 +360,8 @@ class Trainer:
         self.model.network.load_state_dict(states["network"])
         self._optimiser.load_state_dict(states["optimiser"])
         self._scaler.load_state_dict(states["scaler"])
+        self._losses.load_state_dict(states["losses"])
+        self._lines = states["lines"]
         return position
 
     def _export(self) -> None:
@@ -319,24 +388,22 @@ class _MeanLosses:
         self._sums: dict[str, float] = {}
         self._count = 0
 
-    def add(self, losses: Mapping[str, float]) -> None:
-        self._count += 1
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+    def add(self, batches: Iterable[Mapping[str, float]]) -> None:
+        for losses in batches:
+            self._count += 1
+            for name, value in losses.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
 
     def take(self) -> dict[str, float]:
         means = {name: value / self._count for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
         return means
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self._sums), "count": self._count}
 
-def _refuse_problems(problems: Sequence[Problem]) -> None:
-    """Before hours are spent on it, every picture is opened."""
-    if problems:
-        raise DataError(
-            f"the data have {len(problems)} problem{'s' if len(problems) > 1 else ''}, the first: "
-            f"{problems[0]}; list them with streamseg eval --check"
-        )
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums, self._count = dict(state["sums"]), state["count"]
 
 
 def _distributed(objective: Objective, processes: Processes) -> nn.Module:

@@ -11,7 +11,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
+from streamseg.errors import TrainingError
+
 T = TypeVar("T")
+
+
+class LostProcessError(TrainingError):
+    """Another process that trains too is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,8 @@ class Processes:
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:
-            distributed.barrier()
+            with self.losses_of_peers_reported():
+                distributed.barrier()
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""
@@ -48,6 +55,31 @@ class Processes:
         distributed.all_reduce(shared)
         return shared / self.count
 
+    def broadcast(self, value: T) -> T:
+        """What the leading process has as ``value``."""
+        if self.count == 1:
+            return value
+        shared = [value]
+        distributed.broadcast_object_list(shared)
+        return shared[0]
+
+    @contextmanager
+    def losses_of_peers_reported(self) -> Iterator[None]:
+        """Turn a lost connection to another process into one line.
+
+        Raises:
+            LostProcessError: another process is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not _is_lost_peer(error):
+                raise
+            raise LostProcessError(
+                "another process of this training ended; its own message says why: go on with "
+                "--resume"
+            ) from error
+
     def any(self, flag: bool) -> bool:
         """Whether it is true of any process."""
         if self.count == 1:
@@ -55,8 +87,13 @@ class Processes:
         shared = torch.tensor(float(flag))
         if distributed.get_backend() == "nccl":
             shared = shared.cuda()
-        distributed.all_reduce(shared)
+        with self.losses_of_peers_reported():
+            distributed.all_reduce(shared)
         return bool(shared > 0)
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    return isinstance(error, distributed.DistBackendError) or "by peer" in str(error)
 
 
 @contextmanager
