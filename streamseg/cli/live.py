@@ -14,7 +14,6 @@ from streamseg.cli.app import (
     app,
     build_config,
     fail,
-    hangups_ignored,
     note,
     out,
     stopped_by_signals,
@@ -33,7 +32,6 @@ KeyFile = Annotated[
 
 
 @app.command()
-@hangups_ignored()  # while the model is loaded, and at the end
 def serve(
     file: Annotated[
         Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="See configs/ for examples.")

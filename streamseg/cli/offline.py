@@ -15,6 +15,7 @@ from streamseg.cli.app import (
     app,
     err,
     fail,
+    interrupted_by_signals,
     out,
     stopped_by_signals,
 )
@@ -96,7 +97,8 @@ def evaluate(
         run = Measurement(evaluation, file.parent, progress, through_service=through_service)
         for note in run.notes:
             err.print(note, soft_wrap=True, highlight=False, markup=False)
-        report = run.run()
+        with interrupted_by_signals():
+            report = run.run()
     write(report, folder, json_file)
     for table in listings(report):
         out.print(listing(table.title, table.columns, table.rows))
@@ -148,7 +150,9 @@ def bench(
     """
     from streamseg.bench.run import Bench
 
-    Bench(folder, data, quick=quick).run(part or [])
+    run = Bench(folder, data, quick=quick)
+    with interrupted_by_signals():
+        run.run(part or [])
     return 0
 
 

@@ -8,6 +8,7 @@ annotated is brought to the shape in which the model is shown the picture.
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
@@ -83,7 +84,7 @@ class Batches:
             num_workers=self._workers,
             collate_fn=list,
             prefetch_factor=4 if self._workers else None,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_set_up_worker,
         )
         for loaded in loader:
             yield self._prepared(loaded)
@@ -201,5 +202,11 @@ def _padded(targets: Targets, shape: Size) -> Targets:
     return replace(targets, stuff=pad(targets.stuff, edges, value=UNKNOWN))
 
 
-def _one_thread(_worker: int) -> None:
+def _set_up_worker(_worker: int) -> None:
+    """Use one thread, and leave stop signals of the whole process group to the parent.
+
+    It finishes its step with what the workers load, and ends them.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
