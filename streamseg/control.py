@@ -34,6 +34,7 @@ from streamseg.errors import (
     redact,
 )
 from streamseg.feed import Feed
+from streamseg.limits import FileReserve, ReservedListener
 from streamseg.serve import Reloaded, Service
 from streamseg.visitors import Names, hasty
 from streamseg.wire import Address
@@ -112,13 +113,19 @@ class Control:
             raise ConfigError(
                 f"control: {host} can be reached by other machines: name a token_file or token_env"
             )
-        self._socket = _bound(host, port)
+        self._reserve = FileReserve()  # health must be answered when all descriptors are in use
+        try:
+            self._socket = ReservedListener(_bound(host, port), self._reserve)
+        except BindError:
+            self._reserve.close()
+            raise
         port = self._socket.getsockname()[1]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         try:
             names = Names.of(host, port, settings.hosts, "control.hosts")
         except UsageError as error:
             self._socket.close()
+            self._reserve.close()
             raise ConfigError(str(error)) from None
         guarded = _Guard(Starlette(routes=_routes(service, reload)), names, token)
         self._server = uvicorn.Server(
@@ -149,6 +156,8 @@ class Control:
         if self._thread.ident is not None:
             self._thread.join(STOP_WITHIN)
         self._socket.close()
+        if not self._thread.is_alive():
+            self._reserve.close()
 
 
 def _routes(service: Service, reload: Reload | None) -> list[Route]:

@@ -33,7 +33,7 @@ STOP_WITHIN = 90.0
 Commands have shorter deadlines of their own; this one is for those that cannot keep theirs.
 """
 ABORT_WITHIN = 15.0
-"""The same from a second stop signal, or from one that arrives when the work is done, in seconds."""
+"""The same from a second stop signal, or from one that arrives after the work, in seconds."""
 FLUSH_WITHIN = 5.0
 """Time limit for flushing the output at the end of the process, in seconds."""
 
@@ -161,10 +161,13 @@ class StopSignals:
     def _receive(self) -> None:
         while True:
             for number in os.read(self._read_end, 4096):
-                try:
-                    self._act(number)
-                except Exception as error:  # noqa: BLE001 - the next signal must still be received
-                    self._report(f"{signal.Signals(number).name} failed: {error!r}")
+                self._act_or_report(number)
+
+    def _act_or_report(self, number: int) -> None:
+        try:
+            self._act(number)
+        except Exception as error:  # noqa: BLE001 - the next signal must still be received
+            self._report(f"{signal.Signals(number).name} failed: {error!r}")
 
     def _act(self, number: int) -> None:
         with self._lock:

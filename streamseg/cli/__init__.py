@@ -17,8 +17,9 @@ from streamseg.cli import (  # noqa: F401 - they register their commands
     offline,
     recorded,
 )
-from streamseg.cli.app import INTERRUPTED, app, fail
+from streamseg.cli.app import app, fail, missing_extra
 from streamseg.errors import StreamsegError, UsageError
+from streamseg.shutdown import INTERRUPTED
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,11 +32,27 @@ def main(arguments: list[str] | None = None) -> None:
     except StreamsegError as error:
         fail(str(error), trace=debug)
         sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} isn't installed: pip install 'streamseg[server]'", trace=debug)
+    except ImportError as error:
+        fail(missing_extra(error), trace=debug)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        reason = exhausted(error)
+        if reason is None:
+            raise
+        fail(reason, trace=debug)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def exhausted(error: MemoryError | RuntimeError) -> str | None:
+    """Return which limit of the system was reached, or None if it was something else."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"out of memory: {text or 'no more can be allocated'}"
+    if "can't start new thread" in text:
+        return "no more threads: raise the limit (ulimit -u; a container's --pids-limit)"
+    return None
 
 
 def _taken_style(given: list[str]) -> logs.Format:

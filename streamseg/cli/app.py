@@ -26,6 +26,18 @@ log.setLevel(logging.INFO)  # what a command says is said, whatever libraries ma
 ENDED_BY_SIGNALS = ("serve", "watch", "view")
 """Commands that a stop signal ends as it should: their exit code is then 0."""
 
+EXTRAS = {
+    **dict.fromkeys(("PIL", "av", "cv2", "prometheus_client", "safetensors", "scipy"), "server"),
+    **dict.fromkeys(("torch", "torchvision", "yaml"), "server"),
+    **dict.fromkeys(("starlette", "uvicorn"), None),
+    "websockets": "view",
+    "paho": "mqtt",
+    "matplotlib": "train",
+    "trackers": "bench",
+    "trackeval": "bench",
+}
+"""Extra of ``pyproject.toml`` that brings a module; None where several do."""
+
 
 def exit_with(code: int, **_options: Any) -> None:
     """What a command returns is its exit code."""
@@ -95,6 +107,21 @@ def note(message: str) -> None:
         return
     with suppress(OSError):  # who read it has left, and the work goes on
         print(message, file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
+
+
+def missing_extra(error: ImportError, extra: str = "server") -> str:
+    """Return what is to be installed, in one line.
+
+    Args:
+        error: names the module that is missing.
+        extra: what the command needs, unless the module is another extra's.
+    """
+    module = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or not module:
+        return f"{module or 'a library'} can't be loaded: {error}"
+    if module in EXTRAS:
+        return f"{module} isn't installed: pip install 'streamseg[{EXTRAS[module] or extra}]'"
+    return f"{module} isn't installed"
 
 
 def build_config(

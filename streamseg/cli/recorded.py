@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from streamseg.cli.app import (
-    INTERRUPTED,
     ConfigFile,
     ModelName,
     Sets,
@@ -19,6 +18,7 @@ from streamseg.cli.app import (
     out,
     stopped_by_signals,
 )
+from streamseg.shutdown import INTERRUPTED
 
 
 @app.command()

@@ -86,7 +86,7 @@ class ServiceCheck:
 
     def _take_held(self) -> list[Received | StatusMessage]:
         """Pictures first: a status may say that nothing comes after them."""
-        held = [*self._pictures, *self._statuses.values()]
+        held: list[Received | StatusMessage] = [*self._pictures, *self._statuses.values()]
         self._pictures.clear()
         self._statuses.clear()
         self._held_since = None
