@@ -88,13 +88,12 @@ class StopSignals:
         SIGHUP stays ignored if it was, as ``nohup`` has it.
         """
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._handle)
         os.register_at_fork(after_in_child=_forget_handlers)
         threading.Thread(target=self._receive, name="signals", daemon=True).start()
-        numbers = [*_STOP_SIGNALS]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
-        for number in numbers:
-            signal.signal(number, self._handle)
 
     def begin(
         self, exit_code: int, report: Callable[[str], None], *, hangup_stops: bool = True
@@ -251,8 +250,10 @@ def end_process(code: int, *, last: Callable[[], None] | None = None) -> NoRetur
 
 
 def _exit(code: int) -> NoReturn:
-    _kill_children()
-    os._exit(code)
+    try:
+        _kill_children()
+    finally:
+        os._exit(code)
 
 
 def _flush(code: int, *, forced: bool) -> int:
@@ -276,9 +277,9 @@ def _flush(code: int, *, forced: bool) -> int:
 def _kill_children() -> None:
     """End the worker processes; a process that ends normally has none left."""
     multiprocessing = sys.modules.get("multiprocessing")
-    if multiprocessing is not None:
-        for child in multiprocessing.active_children():
-            child.kill()
+    active_children = getattr(multiprocessing, "active_children", list)  # it may be half imported
+    for child in active_children():
+        child.kill()
 
 
 def _forget_handlers() -> None:
