@@ -6,9 +6,11 @@ all the same, ``FileReserve`` keeps the control endpoint reachable.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
+import select
 import socket
 import threading
 from collections.abc import Mapping
@@ -89,12 +91,20 @@ class FileReserve:
     """Descriptors that are kept open, to be given up for what must work without any left.
 
     A descriptor that comes back takes the place of one that was given up without being free in
-    between: another thread would have it at once.
+    between: another thread would have it at once. One that another thread has got all the same is
+    replaced as soon as there is a free one.
     """
 
     def __init__(self) -> None:
         self._null = os.open(os.devnull, os.O_RDONLY)
-        self._kept = [os.dup(self._null) for _ in range(RESERVED_FILES)]
+        self._kept: list[int] = []
+        self.refill()
+
+    def refill(self) -> None:
+        """Take as many descriptors as are missing, and free."""
+        with contextlib.suppress(OSError):  # none is free
+            while len(self._kept) < RESERVED_FILES:
+                self._kept.append(os.dup(self._null))
 
     def give_up_one(self) -> bool:
         """Close a kept descriptor; False if none is left."""
@@ -135,11 +145,21 @@ class ReservedListener(socket.socket):
         try:
             connection, address = super().accept()
         except OSError as error:
-            used_up = error.errno in (errno.EMFILE, errno.ENFILE)
-            if not used_up or not self._reserve.give_up_one():
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            if not self._is_waiting():  # the system looks for a descriptor before it looks for one
+                raise BlockingIOError(errno.EAGAIN, "no connection is waiting") from None
+            if not self._reserve.give_up_one():
                 raise
             return self.accept()
+        self._reserve.refill()
         return _ReservedConnection(connection, self._reserve), address
+
+    def _is_waiting(self) -> bool:
+        """Return whether there is a connection to accept."""
+        poll = select.poll()
+        poll.register(self, select.POLLIN)
+        return bool(poll.poll(0))
 
 
 class _ReservedConnection(socket.socket):

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from publishing import GREETING, Service, eventually, raw_peer, ready, result, rss, service
 
 import streamseg
-from streamseg.errors import ConfigError, ReceiveTimeout
+from streamseg.errors import ReceiveTimeout
 from streamseg.keys import KeyFolder, new_pair
 from streamseg.metrics import Metrics
 from streamseg.sinks.network import endpoints, gate
