@@ -128,7 +128,7 @@ class Control:
             self._reserve.close()
             raise ConfigError(str(error)) from None
         guarded = _Guard(Starlette(routes=_routes(service, reload)), names, token)
-        self._server = uvicorn.Server(
+        self._server = _Server(
             uvicorn.Config(
                 guarded,
                 http=hasty(MAX_CONNECTIONS, ANSWER_WITHIN),
@@ -158,6 +158,14 @@ class Control:
         self._socket.close()
         if not self._thread.is_alive():
             self._reserve.close()
+
+
+class _Server(uvicorn.Server):
+    """Loads what the first request would load, while there are descriptors for it."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await run_in_threadpool(int)
+        await super().startup(sockets)
 
 
 def _routes(service: Service, reload: Reload | None) -> list[Route]:

@@ -159,8 +159,6 @@ class Service:
             self._inbox.add_writer()  # sources come and go; see _let_end
             for feed in list(self._feeds.values()):
                 self._start_feed(feed)
-            if pipeline.stopping.is_set():  # before the start: nothing else would end it
-                self._let_end()
 
     def stop(self) -> None:
         """Let the sources end and finish what was taken."""

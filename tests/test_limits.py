@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,34 @@ def test_what_has_a_reserve_answers_while_others_take_every_descriptor() -> None
         finally:
             running.kill()
             running.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="sets another process's limit")
+def test_health_metrics_and_control_answer_when_a_service_has_no_descriptor_left() -> None:
+    pattern = ("--source", "test:?live=1&size=64x64", "--bind", "tcp://127.0.0.1:*")
+    small = ("--model", "nanomask", "--weights", "none", "--set", "model.input_size=64")
+    with subprocess.Popen(
+        command("serve", *pattern, *small, "--control", "127.0.0.1:0"),
+        env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    ) as running:  # fmt: skip
+        try:
+            while "control at" not in (line := running.stderr.readline()):
+                assert line
+            url = line.split()[-1]
+            answer(f"{url}/healthz")  # it serves
+            count = len(list(Path(f"/proc/{running.pid}/fd").iterdir()))
+            resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (count, count))
+            for _ in range(20):  # more often than there are reserved ones
+                assert answer(f"{url}/healthz") == b"ok"
+                assert b"streamseg_" in answer(f"{url}/metrics")
+                assert b'"name":"test"' in answer(f"{url}/v1/sources")
+            running.terminate()
+            assert running.wait(30) == 0
+        finally:
+            running.kill()
+
+
+def answer(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answered:
+        return answered.read()
