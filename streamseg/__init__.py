@@ -6,18 +6,16 @@ What is here loads when it is first used: a consumer never needs torch, nor wait
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from streamseg.client import Received, Subscriber, connect
     from streamseg.errors import StreamsegError
     from streamseg.masks import Mask, Masks
     from streamseg.models import load_model
     from streamseg.tracker import Tracker
     from streamseg.types import Frame, Instances, Result
-
-__version__ = _version("streamseg")
 
 _HOMES = {
     "Frame": "types",
@@ -35,6 +33,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # takes as long as all the rest
+
+        return version("streamseg")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from streamseg.errors import needs_extra

@@ -36,6 +36,7 @@ from streamseg.errors import (
     redact_address,
 )
 from streamseg.feed import Feed
+from streamseg.limits import FileReserve, ReservedListener
 from streamseg.serve import Reloaded, Service
 from streamseg.visitors import Names, hasty
 from streamseg.wire import Address
@@ -114,16 +115,22 @@ class Control:
             raise ConfigError(
                 f"control: {host} can be reached by other machines: name a token_file or token_env"
             )
-        self._socket = _bound(host, port)
+        self._reserve = FileReserve()  # health must be answered when all descriptors are in use
+        try:
+            self._socket = ReservedListener(_bound(host, port), self._reserve)
+        except BindError:
+            self._reserve.close()
+            raise
         port = self._socket.getsockname()[1]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         try:
             names = Names.of(host, port, settings.hosts, "control.hosts")
         except UsageError as error:
             self._socket.close()
+            self._reserve.close()
             raise ConfigError(str(error)) from None
         guarded = _Guard(Starlette(routes=_routes(service, reload)), names, token)
-        self._server = uvicorn.Server(
+        self._server = _Server(
             uvicorn.Config(
                 guarded,
                 http=hasty(MAX_CONNECTIONS, ANSWER_WITHIN),
@@ -151,6 +158,16 @@ class Control:
         if self._thread.ident is not None:
             self._thread.join(STOP_WITHIN)
         self._socket.close()
+        if not self._thread.is_alive():
+            self._reserve.close()
+
+
+class _Server(uvicorn.Server):
+    """Loads what the first request would load, while there are descriptors for it."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await run_in_threadpool(int)
+        await super().startup(sockets)
 
 
 def _routes(service: Service, reload: Reload | None) -> list[Route]:

@@ -76,6 +76,8 @@ class Demo:
                 publish=PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=SUBSCRIBERS),
             )
             self._service = service = Service(config)
+            if self._stopped:  # while the model was loaded
+                service.stop()
             address = service.endpoints["masks"]
             service.start()
             masks = stack.enter_context(connect(address, sources=["street"]))

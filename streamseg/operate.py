@@ -8,14 +8,12 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
+from contextlib import nullcontext
 
-from streamseg import notify
+from streamseg import notify, shutdown
 from streamseg.config import Config
 from streamseg.control import Control
 from streamseg.errors import StreamsegError
@@ -74,7 +72,8 @@ class Operation:
             self._service.start()
             if self._control is not None:
                 self._control.start()
-            with self._reloaded_by_signal():
+            signals = shutdown.installed()
+            with nullcontext() if signals is None else signals.hangup_calls(self._start_reload):
                 notify.ready()  # from now on it may be told to read its config again
                 return self._service.wait()
         finally:
@@ -143,21 +142,9 @@ class Operation:
         named = f" ({', '.join(others[:MOST_NAMED])})" if others else ""
         return f"{len(feeds) - len(others)} of {len(feeds)} sources live{named}"
 
-    @contextmanager
-    def _reloaded_by_signal(self) -> Iterator[None]:
-        """SIGHUP reads the config again, in a thread: a signal's handler must not wait."""
-
-        def handle(_number: int, _frame: FrameType | None) -> None:
-            threading.Thread(target=self._reload_or_log, name="reload", daemon=True).start()
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGHUP, handle)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGHUP, before)
+    def _start_reload(self) -> None:
+        """Read the config again in a thread: opening sources may take long."""
+        threading.Thread(target=self._reload_or_log, name="reload", daemon=True).start()
 
     def _reload_or_log(self) -> None:
         if self._load is None:

@@ -39,7 +39,7 @@ class Pipeline:
         self._first_failure: StageError | None = None
         self._aborted = threading.Event()
         self._aborted_at = math.inf
-        # A signal's handler may call ``abort`` in the thread that is in ``wait``, at any point.
+        # ``_failed`` and ``_remember`` call ``abort``; so may a program's own signal handler.
         self._lock = threading.RLock()
 
     def spawn(

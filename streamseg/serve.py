@@ -24,6 +24,7 @@ import torch
 
 from streamseg.allocator import share_heap
 from streamseg.annotate import pictures
+from streamseg.capacity import check_capacity
 from streamseg.channel import Mailbox
 from streamseg.config import Config, SourceConfig, Thresholds, source_names
 from streamseg.endings import Endings
@@ -89,6 +90,7 @@ class Service:
         self.metrics = Metrics()
         self._config = config
         opened = [open_source(source) for source in config.sources]
+        check_capacity(config.publish, (), opened)
         self._model = model or _warmed_up(load_configured(config))
         self._thresholds = ThresholdBook.of(config, self._model)
         self._tally = Tally(self._model.name, self.metrics)
@@ -242,6 +244,8 @@ class Service:
         opened = Opened(open_source(named), named)  # may take long, and nobody shall wait for it
         with self._changing:
             self._check_running()
+            running = [feed.source for feed in self.feeds()]
+            check_capacity(self._config.publish, running, [opened.source])
             self._begin(opened)
         return name
 
@@ -299,6 +303,10 @@ class Service:
         new = {source.name: source for source in config.sources}
         # May take long, and nobody shall wait for it.
         opened = {name: Opened(open_source(new[name]), new[name]) for name in self._unlike(new)}
+        kept = [
+            feed.source for feed in self.feeds() if feed.name in new and feed.name not in opened
+        ]
+        check_capacity(self._config.publish, kept, [each.source for each in opened.values()])
         with self._changing:
             self._check_running()
             now = dict(self._feeds)

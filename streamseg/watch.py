@@ -52,7 +52,6 @@ class Seen:
     instances: int = 0
     names: Counter[str] = field(default_factory=Counter)
     ages_ms: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    published: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def add(self, received: Received, now: float) -> None:
@@ -61,18 +60,20 @@ class Seen:
         self.instances += len(received.instances)
         self.names = Counter(received.instances.names)
         self.ages_ms.append(received.age_ms)
-        self.published.append(received.published_at)
         self.arrivals.append(now)
 
     @property
     def fps(self) -> float:
-        """Messages a second, by the service's clock, over the latest ones."""
-        if len(self.published) < 2 or self.published[-1] <= self.published[0]:
+        """Messages per second over the latest ones, by the monotonic clock of the receiver.
+
+        The time of publication is the service's wall clock, which may be set meanwhile.
+        """
+        if len(self.arrivals) < 2 or self.arrivals[-1] <= self.arrivals[0]:
             return 0.0
-        return (len(self.published) - 1) / (self.published[-1] - self.published[0])
+        return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
 
     def fps_lately(self, now: float) -> float:
-        """Messages a second over the last ``RATE_OVER`` seconds, by our clock: 0 once none come."""
+        """Messages per second over the last ``RATE_OVER`` seconds; 0 once none come."""
         if not self.arrivals:
             return 0.0
         since = max(now - RATE_OVER, self.arrivals[0])  # the first, or the oldest that is kept

@@ -483,9 +483,9 @@ def test_a_hangup_at_the_start_ends_no_serve_nor_does_a_terminal_that_has_gone(
 ) -> None:
     running = start(tmp_path, "serve", "--source", CLIP, "--bind", "tcp://127.0.0.1:*")
     assert running.stderr is not None
-    ignored = re.compile(r"SigIgn:\s*[0-9a-f]*[13579bdf]\n")  # the lowest bit is SIGHUP's
+    caught = re.compile(r"SigCgt:\s*[0-9a-f]*[13579bdf]\n")  # the lowest bit is SIGHUP's
     deadline = time.monotonic() + 60
-    while not ignored.search(Path(f"/proc/{running.pid}/status").read_text()):
+    while not caught.search(Path(f"/proc/{running.pid}/status").read_text()):
         assert time.monotonic() < deadline
     running.send_signal(signal.SIGHUP)
     while "control at" not in (line := running.stderr.readline()):

@@ -93,7 +93,7 @@ def test_who_has_an_allowed_key_gets_masks_and_pictures(folder) -> None:
         running.show(result(7), None, jpeg())
         assert masks.receive().index == 7
         assert pictures.receive().index == 7
-        eventually(lambda: subscribers(running) == 2)
+        eventually(lambda: subscribers(running) == 3)  # one more says whose the pictures are
     assert refused(running, "key") == 0
 
 

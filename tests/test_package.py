@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import venv
@@ -10,6 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+
+from streamseg.cli.app import EXTRAS, missing_extra
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "av", "cv2", "scipy", "yaml", "prometheus_client", "safetensors")
@@ -33,6 +36,76 @@ def test_the_client_loads_nothing_that_a_consumer_lacks() -> None:
     )
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert loaded.strip() == "[]"
+
+
+COMMANDS = """
+import sys
+for module in {missing!r}:
+    sys.modules[module] = None
+from streamseg.cli import main
+for command in {commands!r}:
+    try:
+        main(command.split())
+    except SystemExit as ended:
+        print("exit", ended.code, file=sys.stderr)
+"""
+SERVER = (
+    "serve --source test:",
+    "process x.mp4 --out o",
+    "demo --out o",
+    "train x.yaml",
+    "eval x.yaml",
+    "bench clip --out o",
+    "models",
+    "ctl list",
+)
+VIEW = ("view tcp://127.0.0.1:1 --port 0",)
+
+
+@pytest.mark.parametrize(
+    ("missing", "commands", "extra"),
+    [
+        ((*HEAVY, "PIL", "starlette", "uvicorn"), SERVER, "server"),
+        (("torch",), ("bench clip --out o",), "server"),
+        (("starlette",), VIEW, "view"),
+        (("uvicorn",), VIEW, "view"),
+        (("websockets",), VIEW, "view"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_a_command_says_its_extra_before_anything_else(tmp_path, missing, commands, extra) -> None:
+    program = COMMANDS.format(missing=missing, commands=commands)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    lines = done.stderr.splitlines()
+    assert lines[1::2] == ["exit 1"] * len(commands)
+    assert [line.rpartition(": ")[2] for line in lines[::2]] == (
+        [f"pip install 'streamseg[{extra}]'"] * len(commands)
+    )
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_extras_that_are_named_bring_the_modules() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    brought = {
+        extra: {re.split(r"[^A-Za-z0-9_-]", need)[0].lower() for need in needs}
+        for extra, needs in project["optional-dependencies"].items()
+    }
+    for module, extra in EXTRAS.items():
+        extras = ("server", "view") if extra is None else (extra,)
+        found = (*packages_distributions().get(module, []), module)
+        names = {name.lower().replace("_", "-") for name in found}
+        assert all(names & brought[each] for each in extras), module
+
+
+def test_a_module_that_no_extra_brings_is_named_alone() -> None:
+    assert missing_extra(ModuleNotFoundError(name="mine.part")) == "mine isn't installed"
+    broken = ImportError("libGL.so.1: cannot open shared object file", name="cv2")
+    assert missing_extra(broken) == f"cv2 can't be loaded: {broken}"
 
 
 @pytest.mark.slow

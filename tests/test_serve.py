@@ -245,6 +245,15 @@ def test_stopping_while_waiting_for_subscribers_ends_at_once(model: Segmenter) -
     assert summary.frames == 0
 
 
+def test_a_service_that_is_stopped_before_its_start_ends(model: Segmenter) -> None:
+    service = Service(config(pattern("a"), pattern("b"), subscribers=0), model)
+    service.stop()
+    service.start()
+    begun = time.monotonic()
+    service.wait()
+    assert time.monotonic() - begun < 5
+
+
 def test_what_is_wrong_at_the_start_starts_nothing(model: Segmenter, tmp_path: Path) -> None:
     before = threading.active_count()
     with pytest.raises(SourceError, match="gone"):

@@ -107,6 +107,24 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(whole, tmp_path, epoch,
     assert rows_of(whole / "measures.csv") == rows_of(tmp_path / "measures.csv")
 
 
+def test_a_training_that_was_stopped_while_it_is_measured_measures_when_it_goes_on(whole, tmp_path):
+    measured = []
+
+    def progress(what, done, _expected):
+        if what == "held out":
+            measured.append(done)
+            run.stop()
+
+    run = trainer(tmp_path, progress=progress)
+    assert run.run().interrupted
+    assert measured == [4]  # of eight pictures
+    assert not (tmp_path / "measures.csv").exists()
+    assert not trainer(tmp_path, resume=True).run().interrupted
+    assert_same_training(whole, tmp_path)
+    for name in ("measures.csv", "steps.csv"):
+        assert rows_of(whole / name) == rows_of(tmp_path / name)
+
+
 def test_lines_after_the_checkpoint_are_dropped_when_it_goes_on(whole, tmp_path):
     stop_after(tmp_path, 3, 1)
     with (tmp_path / "steps.csv").open("a") as file:
@@ -701,6 +719,31 @@ def test_an_interrupt_saves_and_exits_with_130(tmp_path):
         assert run.wait(60) == 130
     assert checkpoints.read(out / "last.pt").training is not None
     assert not list(out.glob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_stop_signal_to_the_whole_group_saves_and_leaves_no_worker(tmp_path):
+    """As a scheduler's time limit sends it, or Ctrl-C: workers go on until the step is done."""
+    file = write_recipe(tmp_path / "tiny.yaml", epochs=500, evaluate_every=500, workers=2)
+    out = tmp_path / "out"
+    env = environment() | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command("train", file, "--out", out),
+        env=env,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        wait_for((out / "last.pt").exists)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.killpg(run.pid, number)
+        _, err = run.communicate(timeout=60)
+        assert run.returncode == 130, err
+        assert "Traceback" not in err
+        with pytest.raises(ProcessLookupError):
+            os.killpg(run.pid, 0)
+    assert checkpoints.read(out / "last.pt").training is not None
 
 
 def wait_for(condition, seconds=100):

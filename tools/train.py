@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from streamseg.cli import main
+from streamseg.__main__ import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

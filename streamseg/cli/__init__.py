@@ -22,9 +22,10 @@ from streamseg.cli import (  # noqa: F401 - they register their commands
     offline,
     recorded,
 )
-from streamseg.cli.app import INTERRUPTED, app, fail
+from streamseg.cli.app import app, fail, missing_extra
 from streamseg.cli.streams import guarded_output
 from streamseg.errors import StreamsegError, UsageError
+from streamseg.shutdown import INTERRUPTED
 from streamseg.sinks.part_file import reason_of
 
 
@@ -65,8 +66,12 @@ def _report(error: Exception, *, debug: bool) -> int:
     if isinstance(error, StreamsegError):
         fail(str(error), trace=debug)
         return error.exit_code
-    if isinstance(error, ModuleNotFoundError):
-        fail(f"{error.name} isn't installed: pip install 'streamseg[server]'", trace=debug)
+    if isinstance(error, ImportError):
+        fail(missing_extra(error), trace=debug)
+        return 1
+    exhausted = _exhausted_limit(error)
+    if exhausted:
+        fail(exhausted, trace=debug)
         return 1
     fail(f"unexpected {type(error).__name__}: {error}", trace=True)
     return 1
@@ -85,6 +90,16 @@ def _escape_unencodable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _exhausted_limit(error: Exception) -> str | None:
+    """Return which limit of the system was reached, or None if it was something else."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"out of memory: {text or 'no more can be allocated'}"
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return "no more threads: raise the limit (ulimit -u; a container's --pids-limit)"
+    return None
 
 
 def _taken_style(given: list[str]) -> logs.Format:

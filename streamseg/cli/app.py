@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from streamseg import logs
+from streamseg import logs, shutdown
 from streamseg.redaction import printable, redact
+from streamseg.shutdown import INTERRUPTED, Stoppable
 
 if TYPE_CHECKING:
     from streamseg.config import Config
@@ -24,7 +23,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)  # what a command says is said, whatever libraries may not
 
-INTERRUPTED = 130
+ENDED_BY_SIGNALS = ("serve", "watch", "view")
+"""Commands that a stop signal ends as it should: their exit code is then 0."""
+
+EXTRAS = {
+    **dict.fromkeys(("PIL", "av", "cv2", "prometheus_client", "safetensors", "scipy"), "server"),
+    **dict.fromkeys(("torch", "torchvision", "yaml"), "server"),
+    **dict.fromkeys(("starlette", "uvicorn"), None),
+    "websockets": "view",
+    "paho": "mqtt",
+    "matplotlib": "train",
+    "trackers": "bench",
+    "trackeval": "bench",
+}
+"""Extra of ``pyproject.toml`` that brings a module; None where several do."""
 
 
 def exit_with(code: int, **_options: Any) -> None:
@@ -62,15 +74,9 @@ ClassNamesOption = Annotated[
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file, as for `serve`.")]
 
 
-class Stoppable(Protocol):
-    """What a signal can end."""
-
-    def stop(self) -> None: ...
-    def abort(self) -> None: ...
-
-
 @app.callback()
 def common(
+    context: typer.Context,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks and debug logs; works anywhere.")
     ] = False,
@@ -78,8 +84,16 @@ def common(
         str, typer.Option("--log", metavar="text|json", help="What logs look like; anywhere.")
     ] = "text",
 ) -> None:
-    """Taken out of the arguments by ``main``; declared for ``--help``."""
+    """Declare the command to the stop signals.
+
+    The options are taken out of the arguments by ``main``; they are declared for ``--help``.
+    """
     del debug, log
+    signals = shutdown.installed()
+    if signals is not None:
+        command = context.invoked_subcommand
+        code = 0 if command in ENDED_BY_SIGNALS else INTERRUPTED
+        signals.begin(code, note, hangup_stops=command != "serve")
 
 
 def fail(message: str, *, trace: bool = False) -> None:
@@ -102,6 +116,21 @@ def note(message: str) -> None:
         return
     with suppress(OSError):  # who read it has left, and the work goes on
         print(printable(redact(message)), file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
+
+
+def missing_extra(error: ImportError, extra: str = "server") -> str:
+    """Return what is to be installed, in one line.
+
+    Args:
+        error: names the module that is missing.
+        extra: what the command needs, unless the module is another extra's.
+    """
+    module = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or not module:
+        return f"{module or 'a library'} can't be loaded: {error}"
+    if module in EXTRAS:
+        return f"{module} isn't installed: pip install 'streamseg[{EXTRAS[module] or extra}]'"
+    return f"{module} isn't installed"
 
 
 def build_config(
@@ -140,31 +169,30 @@ def build_config(
 
 
 @contextmanager
-def hangups_ignored() -> Iterator[None]:
-    """SIGHUP, which would end the process, does nothing until somebody takes it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+def stopped_by_signals(run: Stoppable) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets ``run`` finish what it has; a second ends it now."""
+    signals = shutdown.installed()
+    with nullcontext() if signals is None else signals.stopping(_Announced(run)):
         yield
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @contextmanager
-def stopped_by_signals(run: Stoppable) -> Iterator[None]:
-    """The first SIGINT or SIGTERM lets ``run`` finish what it has; a second ends it now."""
-    seen: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        seen.append(number)
-        if len(seen) == 1:
-            run.stop()
-            note("stopping: finishing what was taken; once more to end now")
-        else:
-            run.abort()
-
-    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
+def interrupted_by_signals() -> Iterator[None]:
+    """The first SIGINT or SIGTERM raises KeyboardInterrupt here: for work that only cleans up."""
+    signals = shutdown.installed()
+    with nullcontext() if signals is None else signals.interrupting():
         yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+
+
+class _Announced:
+    """A run that says on stderr that it is being stopped."""
+
+    def __init__(self, run: Stoppable) -> None:
+        self._run = run
+
+    def stop(self) -> None:
+        self._run.stop()
+        note("stopping: finishing what was taken; once more to end now")
+
+    def abort(self) -> None:
+        self._run.abort()

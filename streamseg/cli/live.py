@@ -15,7 +15,7 @@ from streamseg.cli.app import (
     app,
     build_config,
     fail,
-    hangups_ignored,
+    missing_extra,
     note,
     out,
     stopped_by_signals,
@@ -31,10 +31,13 @@ ServerKey = Annotated[
 KeyFile = Annotated[
     Path | None, typer.Option("--key", metavar="FILE", help="Your own secret key, with it.")
 ]
+FramesAddress = Annotated[
+    str | None,
+    typer.Option(metavar="ADDR", help="Of its pictures; by default what the service says."),
+]
 
 
 @app.command()
-@hangups_ignored()  # while the model is loaded, and at the end
 def serve(
     file: Annotated[
         Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="See configs/ for examples.")
@@ -127,6 +130,7 @@ def watch(
     timeout: Annotated[
         float | None, typer.Option(min=0.01, help="Fail after so many seconds without a result.")
     ] = None,
+    frames_address: FramesAddress = None,
     server_key: ServerKey = None,
     key_file: KeyFile = None,
 ) -> int:
@@ -140,9 +144,16 @@ def watch(
 
     if save is not None and len(set(source or ())) > 1:
         raise UsageError(f"--save {save}: a video is of one source: name one with --source")
+    if frames_address is not None and save is None:
+        raise UsageError(f"--frames-address {frames_address}: pictures are only for --save")
     frames: Literal[False, "annotated"] = "annotated" if save else False
     with connect(
-        address, source, frames=frames, server_key=server_key, key_file=key_file
+        address,
+        source,
+        frames=frames,
+        frames_address=frames_address,
+        server_key=server_key,
+        key_file=key_file,
     ) as subscriber:
         run = Watch(subscriber, save=save, jsonl=jsonl, limit=limit, timeout=timeout)
         with stopped_by_signals(run):
@@ -163,6 +174,7 @@ def view(
         list[str] | None,
         typer.Option(metavar="NAME", help="Another name that the page is asked for by."),
     ] = None,
+    frames_address: FramesAddress = None,
     server_key: ServerKey = None,
     key_file: KeyFile = None,
     insecure: Annotated[
@@ -175,8 +187,8 @@ def view(
     """
     try:
         from streamseg.web import Viewer
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} isn't installed: pip install 'streamseg[view]'")
+    except ImportError as error:
+        fail(missing_extra(error, "view"))
         return 1
     viewer = Viewer(
         address,
@@ -184,6 +196,7 @@ def view(
         port=port,
         sources=source,
         allow_hosts=allow_host or (),
+        frames_address=frames_address,
         server_key=server_key,
         key_file=key_file,
         insecure=insecure,

@@ -8,17 +8,18 @@ from typing import Annotated
 import typer
 
 from streamseg.cli.app import (
-    INTERRUPTED,
     ClassNamesOption,
     ModelName,
     Sets,
     WeightsOption,
     app,
     fail,
+    interrupted_by_signals,
     note,
     out,
     stopped_by_signals,
 )
+from streamseg.shutdown import INTERRUPTED
 
 
 @app.command()
@@ -99,7 +100,8 @@ def evaluate(
         run = Measurement(evaluation, file.parent, progress, through_service=through_service)
         for remark in run.notes:
             note(remark)
-        report = run.run()
+        with interrupted_by_signals():
+            report = run.run()
     write(report, folder, json_file)
     for table in listings(report):
         out.print(listing(table.title, table.columns, table.rows))
@@ -151,7 +153,9 @@ def bench(
     """
     from streamseg.bench.run import Bench
 
-    Bench(folder, data, quick=quick).run(part or [])
+    run = Bench(folder, data, quick=quick)
+    with interrupted_by_signals():
+        run.run(part or [])
     return 0
 
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from streamseg.cli.app import (
-    INTERRUPTED,
     ClassNamesOption,
     ConfigFile,
     ModelName,
@@ -21,6 +20,7 @@ from streamseg.cli.app import (
     out,
     stopped_by_signals,
 )
+from streamseg.shutdown import INTERRUPTED
 
 
 @app.command()

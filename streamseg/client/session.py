@@ -15,6 +15,7 @@ from typing import TypeAlias
 from streamseg import wire
 from streamseg.client.order import Order
 from streamseg.client.received import Received
+from streamseg.client.vouching import ServiceCheck
 from streamseg.errors import UsageError, WireError
 from streamseg.types import SOURCE_NAME
 from streamseg.wire import Address, MasksMessage, ReplayAnswer, ReplayRequest, StatusMessage
@@ -39,6 +40,7 @@ class Session:
         kind: the topic that results come under.
         max_pixels: of a frame.
         replays: whether what is missing is to be asked for.
+        guided: whether ``feed_guide`` says of which service the results must be.
 
     Attributes:
         statuses: the latest by source; the service's own is under the empty name.
@@ -57,6 +59,7 @@ class Session:
         max_pixels: int,
         *,
         replays: bool = False,
+        guided: bool = False,
     ) -> None:
         listed = isinstance(sources, Iterable) and not isinstance(sources, str | bytes)
         if sources is not None and not (listed and sources):
@@ -74,6 +77,7 @@ class Session:
         self._orders: dict[str, Order[Received]] = {}
         self._ready: deque[Received] = deque()
         self._asked: str | None = None
+        self._check = ServiceCheck() if guided else None
         self._guide_ended_at = math.inf
         self._fed_at = -math.inf
         self.statuses: dict[str, StatusMessage] = {}
@@ -117,16 +121,27 @@ class Session:
         self._fed_at = time.monotonic()
         try:
             kind, source = self._wanted(parts)
+            message: Received | StatusMessage
             if kind == "status":
-                self._take_status(_decode(parts[1], StatusMessage, source))
+                message = _decode(parts[1], StatusMessage, source)
             else:
-                self._take_result(self._received(parts, source))
+                message = self._received(parts, source)
+            self._take_all([message] if self._check is None else self._check.pass_on(message))
         except WireError as error:
             self.reject(error)
 
     def take(self) -> Received | None:
         """The next result, if there is one."""
+        if self._check is not None and not self._ready:
+            self._take_all(self._check.release())
         return self._ready.popleft() if self._ready else None
+
+    @property
+    def other_service(self) -> tuple[str, str] | None:
+        """Ids of this service and of another one whose pictures came instead, if some did."""
+        if self._check is None or self._check.other is None:
+            return None
+        return self._check.service or "", self._check.other
 
     def feed_guide(self, parts: Parts) -> None:
         """Take a message of the socket that only says where the pictures are."""
@@ -136,6 +151,11 @@ class Session:
             self._guide_ended_at = (
                 min(self._guide_ended_at, time.monotonic()) if final else math.inf
             )
+            if self._check is not None:
+                own, others = self._check.answer(status.service)
+                self._take_all(own)
+                for _ in range(others):
+                    self.reject(WireError("a picture of another service"))
             self.pictures_at = connectable(status.endpoints.get("frames", ""))
         except (WireError, UsageError) as error:
             self.reject(error)
@@ -216,6 +236,13 @@ class Session:
         if self._sources is not None and source and source not in self._sources:
             raise WireError(f"{source} wasn't asked for")
         return kind, source
+
+    def _take_all(self, messages: Iterable[Received | StatusMessage]) -> None:
+        for message in messages:
+            if isinstance(message, StatusMessage):
+                self._take_status(message)
+            else:
+                self._take_result(message)
 
     def _take_status(self, status: StatusMessage) -> None:
         self._meet(status.service)

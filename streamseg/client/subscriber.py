@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ import zmq
 
 from streamseg import wire
 from streamseg.client.access import Keys
+from streamseg.client.closing import Turn
 from streamseg.client.link import Link
 from streamseg.client.newest import NewestLink
 from streamseg.client.received import Received
@@ -23,6 +27,8 @@ from streamseg.errors import ReceiveTimeout, UsageError
 from streamseg.masks import MAX_PIXELS
 from streamseg.wire import Address, StatusMessage
 
+log = logging.getLogger(__name__)
+
 Pictures: TypeAlias = Literal["annotated", "plain"]
 
 MASKS_QUEUED = 64
@@ -30,11 +36,14 @@ FRAMES_QUEUED = 8
 """Messages waiting in this process; the rest waits in the network and at the publisher."""
 _LOOK_UP_EVERY = 0.5
 """Seconds."""
+_CLOSE_WITHIN = 1.0
+"""Time limit for libzmq to close its connections, in seconds; a look-up of a name may take more."""
 
 
 class Subscriber:
-    """See :func:`streamseg.client.connect`. To be used by one thread, or one task, at a time.
+    """See :func:`streamseg.client.connect`. To be read by one thread, or one task, at a time.
 
+    ``close`` may be called by any thread, and in a signal handler; whoever reads then gets None.
     Iteration, with ``for`` or ``async for``, ends when all the sources named, or the service, have
     ended. A service that dies without a word is waited for; when it starts again, results go on.
     """
@@ -55,25 +64,26 @@ class Subscriber:
     ) -> None:
         self._address = connectable(address)
         pictures_at = None if frames_address is None else connectable(frames_address)
+        self._follows = pictures_at is None
         self._timeout = _checked_timeout(timeout)
         self._kind = _result_topic(frames)
         self._newest = newest
         replays = replay and not newest and self._kind == "masks"
-        self._session = Session(sources, self._kind, max_pixels, replays=replays)
+        guided = self._kind != "masks"
+        self._session = Session(sources, self._kind, max_pixels, replays=replays, guided=guided)
         self._keys = Keys.load(server_key, key_file)
         self._process = os.getpid()
-        self._closed = False
+        self._turn = Turn(self._close_sockets)
+        self._other_reported = False
         self._context = zmq.Context()
         self._asker = Asker(self._context, self._keys)
         self._results: Link | NewestLink | None = None
         self._guide: Link | None = None
         try:
-            if self._kind == "masks":
-                self._open_results(self._address)
-            elif pictures_at is not None:
-                self._open_results(pictures_at)
-            else:
+            if guided:
                 self._open_guide()
+            if not guided or pictures_at is not None:
+                self._open_results(pictures_at or self._address)
         except UsageError:
             self.close()
             raise
@@ -91,23 +101,28 @@ class Subscriber:
             ReceiveTimeout: no result came in time.
             RefusedError: the service doesn't let us in. One that has let us in before is asked
                 again until the time is over, as after any disconnection.
-            UsageError: it was made by another process, of which this is a ``fork``.
+            UsageError: it was made by another process, of which this is a ``fork``; or another
+                thread or task is reading.
         """
         wait = _Wait(self._timeout if timeout is ... else timeout)
-        while (received := self._read()) is None and not self.ended:
-            zmq.select(self._sockets, [], [], self._patience(wait))
-        if received is None:
-            self._leave()
-        return received
+        self._check_process()
+        with self._turn.taken():
+            while (received := self._read()) is None and not self.ended:
+                zmq.select([*self._sockets, self._turn.wake_up], [], [], self._patience(wait))
+            if received is None:
+                self._leave()
+            return received
 
     async def receive_async(self, timeout: float | EllipsisType | None = ...) -> Received | None:
         """``receive`` for asyncio; can be cancelled, and then loses nothing."""
         wait = _Wait(self._timeout if timeout is ... else timeout)
-        while (received := self._read()) is None and not self.ended:
-            await _readable(self._sockets, self._patience(wait))
-        if received is None:
-            self._leave()
-        return received
+        self._check_process()
+        with self._turn.taken():
+            while (received := self._read()) is None and not self.ended:
+                await _readable(self._sockets, self._turn.wake_up, self._patience(wait))
+            if received is None:
+                self._leave()
+            return received
 
     def __iter__(self) -> Iterator[Received]:
         while (received := self.receive()) is not None:
@@ -120,7 +135,7 @@ class Subscriber:
     @property
     def ended(self) -> bool:
         """Whether there will be no more results; also true once closed."""
-        return self._closed or self._session.ended
+        return self._turn.is_closed or self._session.ended
 
     @property
     def gaps(self) -> Mapping[str, int]:
@@ -143,14 +158,15 @@ class Subscriber:
         return dict(self._session.statuses)
 
     def close(self) -> None:
-        """Leave. May be called twice.
+        """Leave, from any thread or a signal handler; may be called twice.
 
-        In a child made by ``fork`` nothing is left: the connection is the parent's, and goes on.
+        Who is reading in another thread is woken and leaves; this does not wait for it. In a child
+        made by ``fork`` nothing is left: the connection is the parent's, and goes on.
         """
-        self._closed = True
-        self._leave()
-        if self._is_ours:
-            self._context.term()
+        if self._is_ours and not sys.is_finalizing():  # no other thread goes on then
+            self._turn.close()
+        else:
+            self._turn.is_closed = True
 
     def __enter__(self) -> Subscriber:  # noqa: PYI034 - Self came with Python 3.11
         return self
@@ -177,12 +193,12 @@ class Subscriber:
         """The next result of what has arrived; never waits."""
         if self.ended:
             return None
-        if not self._is_ours:
-            raise UsageError("another process has made this subscriber: connect in this one, too")
         if self._guide is not None:
             for parts in self._guide.waiting():
                 self._session.feed_guide(parts)
-            self._follow_guide()
+            if self._follows:
+                self._follow_guide()
+            self._report_other_service()
         while True:
             received = self._read_results()
             if received is not None or self._session.ended:
@@ -212,6 +228,38 @@ class Subscriber:
         self._asker.close()
         for link in self._links:
             link.close()
+
+    def _close_sockets(self) -> None:
+        self._leave()
+        if self._context.closed:
+            return
+        # In a thread of its own: libzmq waits for a name that it is looking up.
+        ending = threading.Thread(target=self._context.term, name="zmq end", daemon=True)
+        ending.start()
+        ending.join(_CLOSE_WITHIN)
+
+    def _report_other_service(self) -> None:
+        """Log once that pictures are refused: nothing else would say why none come."""
+        if self._other_service is not None and not self._other_reported:
+            self._other_reported = True
+            log.warning(self._other_service)
+
+    @property
+    def _other_service(self) -> str | None:
+        """What is wrong where the pictures are another service's."""
+        found = self._session.other_service
+        if found is None or self._results is None:
+            return None
+        own, other = found
+        return (
+            f"{self._results.address} has pictures of another service ({other}) than "
+            f"{self._address} ({own}): name the address of this service's pictures with "
+            "frames_address (--frames-address)"
+        )
+
+    def _check_process(self) -> None:
+        if not self._is_ours and not self.ended:
+            raise UsageError("another process has made this subscriber: connect in this one, too")
 
     @property
     def _is_ours(self) -> bool:
@@ -279,7 +327,7 @@ class Subscriber:
         left = wait.left()
         if left <= 0:
             troubles = [link.trouble for link in self._links if link.trouble is not None]
-            why = troubles[0] if troubles else self._session.last_word
+            why = next(iter(troubles), self._other_service or self._session.last_word)
             raise ReceiveTimeout(f"{self._address}: no result in {wait.seconds:g} s; {why}")
         return min(left, _LOOK_UP_EVERY, self._asker.due_in)
 
@@ -312,8 +360,8 @@ def _result_topic(frames: Any) -> wire.Topic:
     raise UsageError(f"frames={frames!r}: it is False, 'annotated' or 'plain'")
 
 
-async def _readable(sockets: Sequence[zmq.Socket[bytes]], seconds: float) -> None:
-    """Wait until a socket may have something, at most so long.
+async def _readable(sockets: Sequence[zmq.Socket[bytes]], wake_up: int, seconds: float) -> None:
+    """Wait until a socket may have something or ``wake_up`` is readable, at most so long.
 
     libzmq's descriptor shows a change only, so each socket must have been read empty before.
     """
@@ -323,7 +371,7 @@ async def _readable(sockets: Sequence[zmq.Socket[bytes]], seconds: float) -> Non
     woken = asyncio.Event()
     # Not wait_for: before Python 3.12 it can forget that it was cancelled.
     timer = loop.call_later(seconds, woken.set)
-    descriptors = [sock.fileno() for sock in sockets]
+    descriptors = [*(sock.fileno() for sock in sockets), wake_up]
     for descriptor in descriptors:
         loop.add_reader(descriptor, woken.set)
     try:

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from streamseg.config import Thresholds
 from streamseg.data import Augmentation, Dataset, check_learnable, check_measurable
 from streamseg.errors import ConfigError, OutputError, StreamsegError, TrainingError
-from streamseg.evaluate.predictions import predict_dataset, score_dataset
+from streamseg.evaluate.predictions import Predictions, predict_dataset, score_dataset
 from streamseg.models.base import AUTOCAST
 from streamseg.models.checkpoints import Weights, read, to_safetensors
 from streamseg.models.loading import has_stuff, start_model
@@ -175,7 +175,7 @@ class Trainer:
         return tuple(self._notes)
 
     def stop(self) -> None:
-        """End after the current optimiser step, with a checkpoint."""
+        """End after the current optimiser step, or the images being measured, with a checkpoint."""
         self._stopped = True
 
     abort = stop  # a step is short, and half of one can't be saved
@@ -191,24 +191,28 @@ class Trainer:
         """
         try:
             while self._position.epoch < self._recipe.epochs:
-                if not self._run_epoch():
+                if not (self._run_epoch() and self._end_epoch()):
                     self._save("last.pt")
                     return self._report(interrupted=True)
-                self._end_epoch()
         except LostProcessError as error:
             self._save_after(error)
             raise
         self._export()
         return self._report(interrupted=False)
 
-    def _end_epoch(self) -> None:
-        """Measure if it is time to, and save."""
+    def _end_epoch(self) -> bool:
+        """Measure if it is time to, and save; False if training was stopped while it measured.
+
+        The position is then behind the epoch's last batch: it is measured when training goes on.
+        """
         epoch, recipe = self._position.epoch + 1, self._recipe
-        if epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs:
-            self._measure(epoch)
+        is_due = epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs
+        if is_due and not self._measure(epoch):
+            return False
         self._position = replace(self._position, epoch=epoch, batch=0)
         self._settle()
         self._save("last.pt")
+        return True
 
     def _settle(self) -> None:
         """Keep what a checkpoint holds until the next step, whatever changes in between.
@@ -312,25 +316,54 @@ class Trainer:
             "optimiser.rate or look at these images; the latest checkpoint is intact"
         )
 
-    def _measure(self, epoch: int) -> None:
-        """Measure the served weights on every dataset; keep them if they are the best so far."""
+    def _measure(self, epoch: int) -> bool:
+        """Measure the served weights on every dataset; keep them if they are the best so far.
+
+        Returns:
+            False if training was stopped on the way; nothing is noted then.
+        """
+        stopped = False
         if self._processes.leads:
             self._served.network.eval()  # without averaged weights it is the one that learns
-            measures: dict[str, Mapping[str, float | None]] = {}
-            for dataset in self._measured:
-                measures |= self._measure_on(dataset, epoch)
-            self._journal.draw()
-            self._position = replace(self._position, measures=measures)
-            value = _overall(measures)
-            if value is None or self._position.best is None or value > self._position.best:
-                self._position = replace(self._position, best=value)
-                self._save("best.pt")
+            try:
+                found = [(dataset, self._predict(dataset)) for dataset in self._measured]
+            except _StoppedError:
+                stopped = True
+            else:
+                self._note_measures(epoch, found)
         self._processes.wait()
+        return not self._processes.any(stopped)
 
-    def _measure_on(self, dataset: Dataset, epoch: int) -> dict[str, Mapping[str, float | None]]:
+    def _predict(self, dataset: Dataset) -> Predictions:
+        """Run the served weights on a dataset.
+
+        Raises:
+            _StoppedError: training was stopped on the way.
+        """
+
+        def progress(name: str, done: int, expected: int | None) -> None:
+            if self._stopped:
+                raise _StoppedError
+            self._progress(name, done, expected)
+
+        return predict_dataset(self._served, dataset, MEASURED, batch=4, progress=progress)
+
+    def _note_measures(self, epoch: int, found: Sequence[tuple[Dataset, Predictions]]) -> None:
+        measures: dict[str, Mapping[str, float | None]] = {}
+        for dataset, predictions in found:
+            measures |= self._measures_of(dataset, predictions, epoch)
+        self._journal.draw()
+        self._position = replace(self._position, measures=measures)
+        value = _overall(measures)
+        if value is None or self._position.best is None or value > self._position.best:
+            self._position = replace(self._position, best=value)
+            self._save("best.pt")
+
+    def _measures_of(
+        self, dataset: Dataset, found: Predictions, epoch: int
+    ) -> dict[str, Mapping[str, float | None]]:
         """What the served weights reach on one dataset, by what it was measured on."""
         step, name = self._position.step, dataset.name
-        found = predict_dataset(self._served, dataset, MEASURED, batch=4, progress=self._progress)
         measures: dict[str, Mapping[str, float | None]] = {}
         for scores in score_dataset(dataset, found.results):
             self._journal.note_measure(step, epoch, name, scores)
@@ -379,6 +412,10 @@ class Trainer:
         if self._processes.leads:
             self._journal.close()
         return TrainingReport(self._position, interrupted)
+
+
+class _StoppedError(Exception):
+    """Training was stopped while it was measured."""
 
 
 class _MeanLosses:

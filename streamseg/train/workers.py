@@ -111,8 +111,8 @@ class _Pool:
 
 def _work(load: Load, pipe: Connection, inherited: Sequence[Connection]) -> None:
     """What a worker does: answer requests until the training closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the training, which ends us
+        signal.signal(number, signal.SIG_IGN)
     for each in inherited:  # the training's own ends: as long as we had them, none would close
         each.close()
     torch.set_num_threads(1)

@@ -20,6 +20,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from streamseg.client import Subscriber, connect
 from streamseg.errors import BindError, UsageError
@@ -52,6 +53,7 @@ class Viewer:
         port: 0 is any free one.
         sources: names; None is all there are.
         allow_hosts: more names that browsers may know this server by, ``name`` or ``name:port``.
+        frames_address: of the service's pictures; None asks the service.
         server_key: the service's public key, or the file it is in, where it has one.
         key_file: the file of the viewer's own secret, which goes with it.
         insecure: needed beyond loopback, because nobody is asked for a password.
@@ -73,6 +75,7 @@ class Viewer:
         port: int = 8080,
         sources: Sequence[str] | None = None,
         allow_hosts: Sequence[str] = (),
+        frames_address: str | None = None,
         server_key: str | Path | None = None,
         key_file: str | Path | None = None,
         insecure: bool = False,
@@ -85,8 +88,9 @@ class Viewer:
         if not 0 <= port <= 65535:
             raise UsageError(f"--port {port}: ports go up to 65535, and 0 is any free one")
         self._address = address
+        self._frames_address = frames_address
         self._server_key, self._key_file = server_key, key_file
-        self._connect(sources, False).close()  # what is wrong is said before anything starts
+        self._connect(sources, "plain").close()  # what is wrong is said before anything starts
         self._listener = _bind(host, port)
         bound = self._listener.getsockname()[1]
         try:
@@ -125,6 +129,7 @@ class Viewer:
             frames=frames,
             newest=frames == "plain",
             replay=False,  # the page shows what is now
+            frames_address=self._frames_address,
             server_key=self._server_key,
             key_file=self._key_file,
         )
@@ -182,7 +187,7 @@ def _uvicorn_config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=hasty(MAX_CONNECTIONS, FETCH_WITHIN),
-        ws="websockets-sansio",
+        ws=WebSocketsSansIOProtocol,
         ws_max_size=MAX_SAID,
         ws_per_message_deflate=False,  # JPEGs don't shrink
         lifespan="off",

@@ -7,7 +7,6 @@ calls ``look_after`` whenever there are ``questions``, and several times a secon
 from __future__ import annotations
 
 import errno
-import resource
 import socket
 import stat
 import time
@@ -48,9 +47,12 @@ SILENT_AFTER_MS = 60_000
 also counts from when somebody slow last had taken all there was, so it can't be much less."""
 FILES_OF_EACH = 2
 """Of each connection: libzmq's, and the gate's: see ``Connection``."""
-OTHER_FILES = 256
-"""Files and connections that a service has open beside its subscribers'."""
 
+_REMEDIES = {
+    errno.EACCES: "; ports below 1024 are the administrator's: choose another one",
+    errno.EADDRNOTAVAIL: "; name an address of this machine",
+    errno.ENODEV: "; name an address of this machine",
+}
 _OPTIONS: dict[Name, str] = {"masks": "bind", "frames": "bind-frames", "replay": "bind-replay"}
 
 
@@ -69,16 +71,13 @@ class Endpoints:
         addresses: where they are bound, by name.
 
     Raises:
-        ConfigError: not an address, or one beyond loopback without keys or ``insecure``; or more
-            connections than the system allows.
+        ConfigError: not an address, or one beyond loopback without keys or ``insecure``.
         KeyFileError: the keys can't be used.
         BindError: an address is taken or can't be bound.
     """
 
     def __init__(self, context: Context, config: PublishConfig, metrics: Metrics) -> None:
         wanted = _addresses(config)
-        connections = len(wanted) * (config.max_connections + MAX_HALF_OPEN)
-        _make_room(FILES_OF_EACH * connections + OTHER_FILES)
         self._refusals = Refusals(metrics)
         self._sockets: dict[Name, zmq.Socket[bytes]] = {}
         self._gates: dict[Name, Gate] = {}
@@ -177,6 +176,21 @@ class Endpoints:
         return any(gate.is_full for known, gate in self._gates.items() if known == name)
 
 
+def open_files_needed(config: PublishConfig) -> int:
+    """Return the open files that subscribers may take at the most, on all sockets."""
+    return _files_of_one(config) * (config.max_connections + MAX_HALF_OPEN)
+
+
+def max_connections_within(config: PublishConfig, open_files: int) -> int:
+    """Return the ``max_connections`` that need no more open files; less than 1 is impossible."""
+    return open_files // _files_of_one(config) - MAX_HALF_OPEN
+
+
+def _files_of_one(config: PublishConfig) -> int:
+    """Return the open files of a connection to each socket."""
+    return FILES_OF_EACH * (3 if config.replay else 2)
+
+
 def _survive_the_lost(sock: zmq.Socket[bytes]) -> None:
     """Notice who is gone without a word, by TCP's means and not by ZMTP's heartbeats.
 
@@ -220,19 +234,6 @@ def _addresses(config: PublishConfig) -> dict[Name, Address]:
     return wanted
 
 
-def _make_room(files: int) -> None:
-    """Have the system allow so many open files, up to what it lets us have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY in (soft, hard) or files <= soft:
-        return
-    if files > hard:
-        raise ConfigError(
-            f"publish: max_connections: so many need {files} open files, and this process may have "
-            f"{hard}: ask for less, or raise the limit (ulimit -n)"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-
-
 def _bind(sock: zmq.Socket[bytes], address: Address, option: str) -> str:
     """Bind; the endpoint, with the port that it got."""
     if address.transport == "ipc":
@@ -247,7 +248,8 @@ def _bind(sock: zmq.Socket[bytes], address: Address, option: str) -> str:
             raise BindError(
                 f"{address} is taken by another program: choose another address with --{option}"
             ) from None
-        raise BindError(f"{address} can't be bound: {error}") from None
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        raise BindError(f"{address} can't be bound: {error}{remedy}") from None
     endpoint = sock.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(endpoint, bytes)
     return endpoint.rstrip(b"\0").decode()
