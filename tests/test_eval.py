@@ -11,6 +11,7 @@ import sys
 import time
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -30,6 +31,7 @@ from streamseg.data import coco_truth, open_dataset
 from streamseg.evaluate import evaluate_coco, to_dict
 from streamseg.evaluate.predictions import predict_dataset
 from streamseg.models import load_model
+from streamseg.models.nanomask.segmenter import NanoMask
 from streamseg.recipe import CocoData, load_evaluation
 from streamseg.terminal import ProgressReport
 
@@ -143,19 +145,24 @@ def test_out_has_pictures(streamseg: Run, folder: Path, tmp_path: Path) -> None:
     )
 
 
-def test_through_service_gives_the_same_numbers(
+def test_through_service_gives_the_numbers_that_the_same_settings_give(
     streamseg: Run, folder: Path, tmp_path: Path
 ) -> None:
+    """By default a service suppresses rival rows, and published settings don't."""
+    own = NanoMask.class_agnostic_iou
     config = own_config(folder, tmp_path / "eval.yaml")
-    assert streamseg("eval", config, "--json", "direct.json").returncode == 0
-    result = streamseg("eval", config, "--through-service", "--json", "served.json")
-    assert result.returncode == 0, result.stderr
-    direct, served = (
-        json.loads((tmp_path / name).read_text()) for name in ("direct.json", "served.json")
-    )
-    assert served["through_service"] is True
-    assert served["datasets"] == direct["datasets"]
-    assert len(direct["datasets"][0]["boxes"]["curves"]["recall"]) == 101
+
+    def numbers(*options: str) -> dict[str, Any]:
+        assert streamseg("eval", config, "--json", "n.json", *options).returncode == 0
+        return json.loads((tmp_path / "n.json").read_text())
+
+    served = numbers("--through-service")
+    assert (served["through_service"], served["class_agnostic_iou"]) == (True, own)
+    published = numbers()
+    assert (published["through_service"], published["class_agnostic_iou"]) == (False, None)
+    assert len(published["datasets"][0]["boxes"]["curves"]["recall"]) == 101
+    same = numbers("--set", f"class_agnostic_iou={own}")
+    assert served["datasets"] == same["datasets"] != published["datasets"]
 
 
 def test_weights_and_model_of_the_command_come_before_the_configs(
