@@ -14,6 +14,7 @@ from ports import free_port
 from publishing import result, service
 
 import streamseg
+from streamseg.client import subscriber as client_subscriber
 from streamseg.errors import UsageError
 
 KINDS = [{}, {"newest": True}, {"frames": "plain"}, {"frames": "plain", "newest": True}]
@@ -22,8 +23,9 @@ WITHIN = 3.0
 
 
 @pytest.fixture(params=KINDS, ids=str)
-def subscriber(request):
-    """To a service that isn't there, so that nothing else ends the loop."""
+def subscriber(request, monkeypatch):
+    """To a service that isn't there, and it never looks up: nothing else ends the loop."""
+    monkeypatch.setattr(client_subscriber, "_LOOK_UP_EVERY", 30.0)
     with streamseg.connect(f"tcp://127.0.0.1:{free_port()}", **request.param) as sub:
         yield sub
 
@@ -56,7 +58,9 @@ def test_another_thread_or_the_same_task_s_loop_ends_an_async_one(subscriber) ->
         assert asyncio.run(asyncio.wait_for(read(in_loop=in_loop), WITHIN)) == []
 
 
-def test_a_loop_of_tasks_ends_when_it_closes_what_it_reads() -> None:
+def test_a_loop_of_tasks_ends_when_it_closes_what_it_reads(monkeypatch) -> None:
+    monkeypatch.setattr(client_subscriber, "_LOOK_UP_EVERY", 30.0)
+
     async def read() -> list[object]:
         sub = streamseg.connect(f"tcp://127.0.0.1:{free_port()}", newest=True)
         asyncio.get_running_loop().call_later(0.15, sub.close)

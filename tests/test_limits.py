@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import socket
@@ -21,7 +22,7 @@ from streamseg import capacity, limits
 from streamseg.capacity import OWN_FILES, check_capacity
 from streamseg.config import PublishConfig, SourceConfig
 from streamseg.errors import ConfigError
-from streamseg.limits import check_open_files, check_threads
+from streamseg.limits import FileReserve, check_open_files, check_threads
 from streamseg.sinks.network.endpoints import max_connections_within, open_files_needed
 from streamseg.sources import open_source
 
@@ -141,6 +142,26 @@ def test_the_system_s_own_limit_of_threads_is_found() -> None:
 def test_open_files_are_counted_by_what_they_are_for() -> None:
     with pytest.raises(ConfigError, match=r"\(2 for this, 99999999 for that\)"):
         check_open_files({"this": 2, "nothing": 0, "that": 99_999_999})
+
+
+def test_a_descriptor_that_comes_back_is_never_free_in_between() -> None:
+    reserve = FileReserve()
+    try:
+        assert reserve.give_up_one()
+        ours, theirs = socket.socketpair()
+        descriptor = ours.detach()
+        reserve.take_back(descriptor)
+        assert theirs.recv(1) == b""  # the connection has ended
+        theirs.close()
+        assert Path(f"/proc/self/fd/{descriptor}").readlink() == Path(os.devnull)
+        more = os.dup(descriptor)
+        reserve.take_back(more)  # none is missing
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(more)
+    finally:
+        reserve.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 USED_UP = """
