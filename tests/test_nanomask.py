@@ -151,9 +151,8 @@ def test_an_unknown_class_and_a_wrong_number_of_thresholds_are_refused(model, fr
 @pytest.mark.parametrize(
     "image",
     [
-        np.zeros((5, 5), np.uint8),
-        np.zeros((5, 5, 4), np.uint8),
-        np.zeros((5, 5, 3), np.float32),
+        np.zeros((5, 5, 2), np.uint8),
+        np.zeros((5, 5, 3), np.int32),
         np.zeros((0, 5, 3), np.uint8),
         [[0, 0, 0]],
     ],

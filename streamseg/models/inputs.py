@@ -90,8 +90,8 @@ def _from_array(image: npt.NDArray[Any], what: str) -> Image:
     if image.ndim not in (2, 3) or image.size == 0:
         raise ArgumentError(f"{what} must be (H, W, 3) or (H, W), not {image.shape}")
     if image.ndim == 3 and image.shape[2] not in _CHANNELS:
-        first = " with channels first: transpose it to" if image.shape[0] in _CHANNELS else ", not"
-        raise ArgumentError(f"{what} is an array {image.shape}{first} (H, W, 3)")
+        hint = ": its channels come first, transpose it" if image.shape[0] in _CHANNELS else ""
+        raise ArgumentError(f"{what} must be (H, W, 3) or (H, W), not {image.shape}{hint}")
     return _rgb(_eight_bits(image, what))
 
 
@@ -102,8 +102,8 @@ def _from_tensor(image: Tensor, what: str) -> Image:
     if image.ndim not in (2, 3) or image.numel() == 0:
         raise ArgumentError(f"{what} must be a tensor (3, H, W) or (H, W), not {shape}")
     if image.ndim == 3 and image.shape[0] not in _CHANNELS:
-        last = " with channels last: permute it to" if shape[2] in _CHANNELS else ", not"
-        raise ArgumentError(f"{what} is a tensor {shape}{last} (3, H, W)")
+        hint = ": its channels come last, permute it" if shape[2] in _CHANNELS else ""
+        raise ArgumentError(f"{what} must be a tensor (3, H, W) or (H, W), not {shape}{hint}")
     dense = image.detach().resolve_conj().resolve_neg().cpu()
     dense = dense.float() if dense.dtype == torch.bfloat16 else dense
     values = dense.numpy()
