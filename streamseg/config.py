@@ -155,7 +155,8 @@ class SourceConfig(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.url:
             raise ImpossibleValueError("url is empty")
-        if "\0" in self.url or ("://" in self.url and not self.url.isprintable()):
+        url = str(self.url)  # the constructor does not check types
+        if "\0" in url or ("://" in url and not url.isprintable()):
             raise ImpossibleValueError("url has a character that can't be printed")
         if self.password_env and self.password_file:
             raise ImpossibleValueError(

@@ -617,7 +617,7 @@ def test_what_a_recipe_says_of_things_that_are_not_there_is_refused(tmp_path, ch
         ({"epoch": 3}, "tiny.yaml: epoch: unknown key; did you mean 'epochs'?"),
         ({"optimiser": {"lr": 1}}, "tiny.yaml: optimiser.lr: unknown key; known are name, rate"),
         ({"data": {"train": [{"format": "coco"}]}}, "data.train[0]: Object missing required"),
-        ({"data": {"train": [{"format": "voc"}]}}, "data.train[0].format: Invalid value 'voc'"),
+        ({"data": {"train": [{"format": "voc"}]}}, "data.train[0].format: Expected one of"),
         (
             {"data": {"train": [{"format": "pattern", "ulr": "x", "url": PATTERN}]}},
             "data.train[0].ulr: unknown key; did you mean 'url'?",

@@ -72,7 +72,7 @@ def die(number: int) -> int:
     [
         (signal.SIGKILL, "was killed, probably for lack of memory: set workers to 0"),
         (signal.SIGBUS, "was ended by SIGBUS: set workers to 0"),
-        (signal.SIGTERM, "was ended by SIGTERM: set workers to 0"),
+        (signal.SIGUSR1, "was ended by SIGUSR1: set workers to 0"),
     ],
 )
 def test_a_worker_that_dies_is_one_line(number: int, message: str):
