@@ -19,7 +19,7 @@ from viewing import page, source, viewer
 
 import streamseg
 from streamseg.errors import ReceiveTimeout
-from streamseg.watch import Watch
+from streamseg.watch import Recording, Watch
 
 STARTS = 2
 
@@ -38,7 +38,8 @@ class Reader:
         if kind in ("newest", "newest pictures"):
             options |= {"newest": True, "frames": "plain" if "pictures" in kind else False}
         self._subscriber = streamseg.connect(at, **options)
-        self._watch = Watch(self._subscriber, jsonl=folder / "out.jsonl", timeout=30)
+        self._folder = folder
+        self._watch = Watch(self._subscriber, timeout=30)
         run = {"async": self._run_async, "watch": self._run_watch}.get(kind, self._run)
         self._thread = threading.Thread(target=run)
         self._thread.start()
@@ -68,8 +69,9 @@ class Reader:
         asyncio.run(read())
 
     def _run_watch(self) -> None:
-        for received in self._watch._recorded(self._watch._messages()):
-            self._note(received)
+        with Recording(self._folder / "out.jsonl", None) as recording:
+            for received in recording.record(self._watch._messages()):
+                self._note(received)
 
     def close(self) -> None:
         self._stop.set()

@@ -263,6 +263,12 @@ def standing(id_: int, name: str = "car", x: int = 10) -> Instances:
     return Instances(masks.boxes, [0.9], [77], masks, {77: name}, [id_])
 
 
+def test_run_lengths_may_hold_what_separates_columns_elsewhere(pair: Pair):
+    truth = [mots(frame, 5, 1, 1, 0, 2, 11) for frame in range(3)]
+    assert ";" in truth[0]
+    assert pair.score(truth, truth).overall.hota == pytest.approx(1)
+
+
 def test_our_own_results(pair: Pair):
     """A class is known by its name, whatever id a model gives it."""
     truth = [mots(frame, 5, 1, 10, 10) for frame in range(3)]

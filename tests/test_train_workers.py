@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import resource
@@ -62,6 +63,7 @@ def test_a_fault_of_ours_says_where_it_was():
 
 
 def die(number: int) -> int:
+    faulthandler.disable()  # pytest's would print
     os.kill(os.getpid(), number)
     time.sleep(60)
     return 0

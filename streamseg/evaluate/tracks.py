@@ -163,7 +163,9 @@ def _reader(lines: list[bytes]) -> Reader:
 def _is_mots(line: bytes) -> bool:
     """Whether a line is MOTS text: five numbers and run lengths, which may look like a number."""
     columns = line.split()
-    if b"," in line or b";" in line or len(columns) > MOTS_COLUMNS or is_header(columns[:1]):
+    numbers = b" ".join(columns[: MOTS_COLUMNS - 1])  # run lengths may have a semicolon
+    has_separators = b"," in numbers or b";" in numbers
+    if has_separators or len(columns) > MOTS_COLUMNS or is_header(columns[:1]):
         return False
     if len(columns) < MOTS_COLUMNS or is_header(columns[-1:]):
         return True
