@@ -115,17 +115,19 @@ class FileReserve:
 
     def take_back(self, descriptor: int) -> None:
         """Close what ``descriptor`` stands for, and keep it if one is missing."""
-        if len(self._kept) < RESERVED_FILES:
+        if self._null >= 0 and len(self._kept) < RESERVED_FILES:
             os.dup2(self._null, descriptor, inheritable=False)
             self._kept.append(descriptor)
         else:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Give up all of them."""
+        """Give up all of them; may be called twice."""
         while self.give_up_one():
             pass
-        os.close(self._null)
+        if self._null >= 0:
+            os.close(self._null)
+            self._null = -1
 
 
 class ReservedListener(socket.socket):

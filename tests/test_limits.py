@@ -160,6 +160,7 @@ def test_a_descriptor_that_comes_back_is_never_free_in_between() -> None:
             os.fstat(more)
     finally:
         reserve.close()
+        reserve.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
 
