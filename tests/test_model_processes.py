@@ -130,8 +130,9 @@ model = streamseg.load_model("nanomask", device="cpu", score=0.01)
 here = len(model.predict(image))
 
 def work(answers):
+    first = len(model.predict(image))
     loaded = streamseg.load_model("nanomask", device="cpu", score=0.01)
-    answers.put((len(model.predict(image)), len(loaded.predict([image])[0])))
+    answers.put((first, len(loaded.predict([image])[0])))
 
 fork = multiprocessing.get_context("fork")
 answers = fork.SimpleQueue()

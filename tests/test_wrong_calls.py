@@ -1,5 +1,6 @@
 """Wrong calls of the Python interface: each gives one of the project's errors, in one line."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,11 @@ def received(timeout):
             results.receive(timeout)
 
     return receive
+
+
+def pickled():
+    with connect(ADDRESS) as results:
+        pickle.dumps(results)
 
 
 CALLS = {
@@ -113,6 +119,7 @@ CALLS = {
     "connect, max_pixels a text": subscriber(ADDRESS, max_pixels="many"),
     "connect, frames_address a number": subscriber(ADDRESS, frames="plain", frames_address=5),
     "receive, a text": received("1"),
+    "a subscriber, pickled": pickled,
     "receive, NaN": received(float("nan")),
     "config.load, a missing text": lambda: load("missing.yaml"),
     "config.load, a number": lambda: load(5),

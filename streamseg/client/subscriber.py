@@ -124,6 +124,9 @@ class Subscriber:
                 self._leave()
             return received
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise UsageError("a subscription can't be pickled or copied: connect in the other process")
+
     def __iter__(self) -> Iterator[Received]:
         while (received := self.receive()) is not None:
             yield received
