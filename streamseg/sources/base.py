@@ -20,6 +20,11 @@ from streamseg.config import SourceConfig
 from streamseg.errors import IncompleteError, NoFramesError, TooLargeError, redact
 from streamseg.types import Frame, Image, Size
 
+_CLOCK_TICK = 1e-3
+"""Seconds: the coarsest clock of a common container, Matroska's and FLV's."""
+_RATE_DIGITS = 0.005
+"""Frames per second by which a rate such as 29.97 or 23.98 is rounded."""
+
 
 class BadPictureError(Exception):
     """A single picture that can't be decoded; it is counted and skipped."""
@@ -181,9 +186,10 @@ def deliver(
     pictures: Generator[Picture, None, None],
     report: SourceReport,
     reins: Reins,
+    elapsed: Elapsed | None = None,
 ) -> Generator[Frame, None, None]:
     """The frames of a recording: those that ``selected`` gives, and then what is wrong with it."""
-    with closing(selected(name, config, pictures, report)) as frames:
+    with closing(selected(name, config, pictures, report, elapsed)) as frames:
         for frame in frames:
             if not reins.hold():
                 return
@@ -192,17 +198,23 @@ def deliver(
 
 
 def selected(
-    name: str, config: SourceConfig, pictures: Generator[Picture, None, None], report: SourceReport
+    name: str,
+    config: SourceConfig,
+    pictures: Generator[Picture, None, None],
+    report: SourceReport,
+    elapsed: Elapsed | None = None,
 ) -> Generator[Frame, None, None]:
     """Frames of the pictures that ``config`` chooses; closes ``pictures`` in the end."""
     choice = _Choice(config)
+    elapsed = elapsed or Elapsed()
     with closing(pictures):
         for picture in pictures:
-            if config.end is not None and picture.pts >= config.end:
+            seconds = elapsed.at(picture)
+            if config.end is not None and seconds >= config.end:
                 report.skipped += 1
                 break
             report.damaged += picture.damaged
-            if not choice.takes(picture):
+            if not choice.takes(picture, seconds):
                 report.skipped += 1
                 continue
             try:
@@ -243,31 +255,82 @@ def decoder_limit(max_pixels: int) -> int:
     return max_pixels + max_pixels // 50 + 2**16
 
 
+class Elapsed:
+    """Seconds from a recording's beginning, whatever its clock says.
+
+    A clock that is set back in a new epoch goes on after the frame before.
+
+    Args:
+        beginning: pts of the beginning, in seconds.
+    """
+
+    def __init__(self, beginning: float = 0.0) -> None:
+        self._offset = -beginning
+        self._epoch = 0
+        self._gap = 0.0
+        self._last = -math.inf
+
+    def at(self, picture: Picture) -> float:
+        """Return the time of the next picture."""
+        seconds = picture.pts + self._offset
+        if picture.epoch != self._epoch and seconds < self._last:
+            self._offset += self._last + self._gap - seconds
+            seconds = self._last + self._gap
+        elif math.isfinite(self._last):
+            self._gap = seconds - self._last
+        self._epoch, self._last = picture.epoch, seconds
+        return seconds
+
+
 class _Choice:
     """Which pictures are taken: from ``start``, every ``stride``-th, at most ``max_fps``."""
 
     def __init__(self, config: SourceConfig) -> None:
         self._config = config
+        self._max_fps = None if config.max_fps is None else _exact_rate(config.max_fps)
         self._started = config.start == 0
         self._seen = 0
-        self._slot: tuple[int, int] | None = None
+        self._epoch = 0
+        self._slot = -math.inf
+        self._taken_at = -math.inf
 
-    def takes(self, picture: Picture) -> bool:
-        self._started = self._started or picture.pts >= self._config.start
+    def takes(self, picture: Picture, seconds: float) -> bool:
+        """Return whether the next picture is taken.
+
+        Args:
+            picture: the picture.
+            seconds: from the recording's beginning.
+        """
+        self._started = self._started or seconds >= self._config.start
         if not self._started:
             return False
         self._seen += 1
         if (self._seen - 1) % self._config.stride:
             return False
-        return self._config.max_fps is None or self._is_due(picture, self._config.max_fps)
+        return self._max_fps is None or self._is_due(picture, self._max_fps)
 
     def _is_due(self, picture: Picture, max_fps: float) -> bool:
-        """One picture for each slot of 1 / max_fps seconds; the margin is for rounded times."""
-        slot = (picture.epoch, math.floor(picture.pts * max_fps + 1e-3))
-        if slot == self._slot:
+        """Take one picture for each slot of 1 / max_fps seconds.
+
+        Rounded times may put two pictures of a steady rate into one slot. The later one is taken
+        for the next slot if it is a whole interval after the one before and the slot is that near.
+        """
+        if picture.epoch != self._epoch:
+            self._epoch, self._slot, self._taken_at = picture.epoch, -math.inf, -math.inf
+        slot = math.floor(picture.pts * max_fps + 1e-3)
+        if slot <= self._slot and picture.pts - self._taken_at > 1 / max_fps - 1.1 * _CLOCK_TICK:
+            slot = math.floor((picture.pts + _CLOCK_TICK) * max_fps)
+        if slot <= self._slot:
             return False
-        self._slot = slot
+        self._slot, self._taken_at = slot, picture.pts
         return True
+
+
+def _exact_rate(rate: float) -> float:
+    """Return 30000 / 1001 for 29.97, and likewise for all rates that are named by their digits."""
+    whole = round(rate * 1.001)
+    exact = whole / 1.001
+    return exact if abs(rate - exact) < min(_RATE_DIGITS, abs(rate - whole)) else rate
 
 
 def _judge(config: SourceConfig, report: SourceReport) -> None:

@@ -11,7 +11,6 @@ dynamic range is converted plainly (no tone mapping).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from typing import cast
 
 import av.error
 import av.logging
-import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
@@ -38,7 +36,8 @@ from streamseg.sources.base import (
     check_pixels,
     decoder_limit,
 )
-from streamseg.sources.timeline import Timeline
+from streamseg.sources.orientation import UPRIGHT, Orientation, TiltError, orientation_of
+from streamseg.sources.timeline import DisplayOrder, Timeline
 from streamseg.types import Image
 
 # FFmpeg's log stays off: its lines hold URLs with their passwords, and a decoder's thread that
@@ -48,21 +47,29 @@ av.logging.set_level(None)
 _DEFAULT_RATE = Fraction(25)
 _MAX_RATE = 1000
 _WIDEST_PIXEL = 8
-_SLOPPY_DEGREES = 2
 _TRAILER_BYTES = 1024
+
+
+_NUMBERED_FORMAT = "avi"
+_NUMBERED_CODECS = ("h264", "hevc", "vvc")
+"""FFmpeg numbers AVI's packets in decoding order; for other codecs it finds the display order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where decoding begins: after so many packets, with the frame of that index and time.
+    """Where decoding begins.
 
-    ``epoch`` is that of the first frame.
+    Attributes:
+        packets: how many to pass over.
+        index: of the first frame.
+        epoch: of the first frame, unless the timeline has begun more.
+        timeline: that of the frames before, None if there are none.
     """
 
     packets: int = 0
     index: int = 0
-    seconds: float = -math.inf
     epoch: int = 0
+    timeline: Timeline | None = None
 
 
 class Reading:
@@ -76,6 +83,7 @@ class Reading:
         missing: bytes that the file should have and hasn't.
         report: where bad packets and what is missing are noted.
         by_arrival: take the time from the clock on the wall, because the stream has none.
+        repeats: how many of the frames that are promised repeat the one before, without a packet.
 
     Attributes:
         broken: why the container couldn't be read on; empty if it came to its end.
@@ -91,6 +99,7 @@ class Reading:
         report: SourceReport,
         *,
         by_arrival: bool = False,
+        repeats: int = 0,
     ) -> None:
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
@@ -100,32 +109,41 @@ class Reading:
         self._start = start
         self._missing = missing
         self._report = report
-        self._timeline = Timeline(float(1 / _frame_rate(stream)))
+        self._timeline = start.timeline or Timeline(float(1 / frame_rate(stream)))
+        self._order = _display_order(container, stream)
         self._reformatter = VideoReformatter()
         self._aspect = _pixel_aspect(stream)
+        self._repeats = repeats
         self._packets = 0
+        self._discarded = 0
         self._good = 0
         self._bad = 0
         self._last: Packet[VideoStream] | None = None
         self._began = time.monotonic() if by_arrival else None
-        self._size = (0, 0)
+        self._shape: tuple[int, int, Orientation] | None = None
         self.broken = ""
+
+    def continue_after(self) -> Start:
+        """Return where another reading goes on, with an epoch of its own."""
+        self._timeline.cut()
+        return Start(0, self._next_index, self._start.epoch, self._timeline)
+
+    @property
+    def _next_index(self) -> int:
+        return self._start.index + self._good + self._bad
 
     def pictures(self) -> Generator[Picture, None, None]:
         """All that can be decoded, in display order; then the report says what is missing."""
-        self._report.skipped = self._start.packets
         for frame in self._decoded():
-            seconds = self._seconds(frame)
-            if seconds is not None and seconds < self._start.seconds:
-                self._report.skipped += 1
-                continue
-            if self._size not in ((0, 0), (frame.height, frame.width)):
+            orientation = self._orientation(frame)
+            shape = frame.height, frame.width, orientation
+            if self._shape not in (None, shape):
                 self._timeline.cut()  # nothing is where it was
-            self._size = frame.height, frame.width
-            cuts, pts = self._timeline.place(seconds)
-            index = self._start.index + self._good + self._bad
+            self._shape = shape
+            cuts, pts = self._timeline.place(self._seconds(frame))
+            index = self._next_index
             self._good += 1
-            load = partial(self._load, frame)
+            load = partial(self._load, frame, orientation)
             epoch = self._start.epoch + cuts
             yield Picture(index, epoch, pts, load, damaged=bool(frame.is_corrupt))
         self._take_stock()
@@ -141,6 +159,11 @@ class Reading:
     def _decode(self, packet: Packet[VideoStream] | None) -> Iterator[VideoFrame]:
         """The frames that a packet completes; None gets out those that the decoder holds back."""
         limit = self._config.max_pixels
+        timestamp = None if packet is None else packet.pts
+        if packet is not None and packet.is_discard:
+            self._discarded += 1
+        if self._order is not None and timestamp is not None:
+            self._order.add(timestamp)
         try:
             frames = self._stream.codec_context.decode(packet)
         except av.error.FFmpegError as error:
@@ -148,6 +171,8 @@ class Reading:
             check_pixels(self._config.url, context.width, context.height, limit)
             self._bad += 1
             self._report.count_bad(reason_of(error))
+            if self._order is not None and timestamp is not None:
+                self._order.drop(timestamp)
             return
         for frame in frames:
             check_pixels(self._config.url, frame.width, frame.height, limit)
@@ -157,26 +182,29 @@ class Reading:
         if self._began is not None:
             return time.monotonic() - self._began
         base = self._stream.time_base
-        return None if frame.pts is None or base is None else float(frame.pts * base)
+        if frame.pts is None or base is None:
+            return None
+        pts = frame.pts
+        if self._order is not None:
+            pts = self._order.take(pts, is_key=frame.key_frame)
+        return float(pts * base)
 
-    def _load(self, frame: VideoFrame) -> tuple[Image, Fraction]:
+    def _orientation(self, frame: VideoFrame) -> Orientation:
+        try:
+            return orientation_of(frame)
+        except TiltError as error:
+            self._report.note(str(error))
+            return UPRIGHT
+
+    def _load(self, frame: VideoFrame, orientation: Orientation) -> tuple[Image, Fraction]:
         """The frame's pixels, uint8 (H, W, 3) RGB, upright, and the shape of a pixel."""
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24")
             pixels = cast(Image, rgb.to_ndarray())
         except (av.error.FFmpegError, ValueError) as error:
             raise BadPictureError(reason_of(error)) from None
-        turns = self._quarter_turns(frame.rotation)
-        image = np.ascontiguousarray(np.rot90(pixels, turns))
-        return image, 1 / self._aspect if turns % 2 else self._aspect
-
-    def _quarter_turns(self, degrees: int) -> int:
-        """How often to turn a frame anticlockwise."""
-        turns = round(degrees / 90)
-        if abs(degrees - 90 * turns) > _SLOPPY_DEGREES:
-            self._report.note(f"a rotation of {degrees} degrees is ignored")
-            return 0
-        return turns % 4
+        aspect = 1 / self._aspect if orientation.is_transposed else self._aspect
+        return orientation.apply(pixels), aspect
 
     def _note_break(self, reason: str) -> None:
         self.broken = reason
@@ -184,12 +212,14 @@ class Reading:
     def _take_stock(self) -> None:
         """Compare what came with what the container and the times promise."""
         report = self._report
-        report.incomplete = self._what_is_missing()
-        silent = self._packets - self._start.packets - self._good - self._bad
+        report.incomplete = report.incomplete or self._what_is_missing()
+        decoded = self._packets - self._start.packets
+        silent = decoded - self._discarded - self._good - self._bad
         if silent > 0 and not self._start.packets:
             report.note(f"{silent} packet(s) gave no frame")
-        if self._timeline.lost:
-            report.note(f"{self._timeline.lost} frame(s) missing, by the timestamps")
+        lost = self._timeline.lost - self._repeats
+        if lost > 0:
+            report.note(f"{lost} frame(s) missing, by the timestamps")
 
     def _what_is_missing(self) -> str:
         promised = self._stream.frames
@@ -200,7 +230,7 @@ class Reading:
             return f"it can't be read on ({self.broken}), {came}"
         if self._ends_in_a_frame():
             return f"it ends in the middle of a frame, {came}"
-        if self._packets < promised and self._ends_early():
+        if self._packets + self._repeats < promised and self._ends_early():
             return came
         return ""
 
@@ -284,12 +314,19 @@ def reason_of(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _frame_rate(stream: VideoStream) -> Fraction:
+def frame_rate(stream: VideoStream) -> Fraction:
     """Frames a second where a stream has no times: as the codec says, or else 25."""
     for rate in (stream.codec_context.framerate, stream.guessed_rate):
         if rate and 0 < rate <= _MAX_RATE:
             return rate
     return _DEFAULT_RATE
+
+
+def _display_order(container: InputContainer, stream: VideoStream) -> DisplayOrder | None:
+    """Return an order to number frames by, where packets are numbered in decoding order."""
+    is_numbered = container.format.name == _NUMBERED_FORMAT
+    codec = stream.codec_context.codec.canonical_name
+    return DisplayOrder() if is_numbered and codec in _NUMBERED_CODECS else None
 
 
 def _pixel_aspect(stream: VideoStream) -> Fraction:

@@ -8,6 +8,7 @@ integers) and RFC 9559, section 8 (Matroska's top level); Microsoft's RIFF.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +34,32 @@ def missing_bytes(path: Path) -> int:
         else:
             end = 0
     return max(0, end - size)
+
+
+def count_repeats(path: Path, stream: int) -> int:
+    """Return how many frames of an AVI's stream are empty chunks: the frame before, again.
+
+    Args:
+        path: any recording; other containers have none.
+        stream: the stream's number.
+    """
+    kinds = {b"%02d%s" % (stream, kind) for kind in (b"dc", b"db")}
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"AVI ":
+            return 0
+        return sum(kind in kinds and not size for kind, size in _avi_chunks(file))
+
+
+def _avi_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield the types and sizes of the chunks behind an AVI's head, within its lists as well."""
+    while len(header := file.read(8)) == 8:
+        kind, size = header[:4], int.from_bytes(header[4:], "little")
+        if kind in (b"RIFF", b"LIST"):
+            file.seek(4, 1)
+        else:
+            yield kind, size
+            file.seek(size + size % 2, 1)
 
 
 def _end_of_boxes(file: BinaryIO, size: int) -> int:

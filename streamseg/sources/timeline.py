@@ -1,11 +1,13 @@
 """From a stream's raw timestamps to times that can be relied on: none missing, none going back.
 
 Timestamps jump when a recording was pasted together, a counter wrapped or a camera restarted.
-What belongs together is an *epoch*; within one, times never go back.
+What belongs together is an *epoch*; within one, times never go back. Containers that store an order
+and no times are the business of ``DisplayOrder``.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from statistics import median
 
@@ -13,6 +15,8 @@ _JUMP_SECONDS = 10.0
 _JUMP_GAPS = 50
 _JITTER_SECONDS = 0.5
 _JITTER_GAPS = 3
+_MAX_REORDERED = 17
+"""Packets that a decoder may hold: the 16 frames of H.264 and HEVC, and the next."""
 _LEAST_GAP = 1e-6  # seconds: no stream's clock is that fine
 
 
@@ -101,3 +105,36 @@ class Timeline:
         else:
             self._lost += whole - 1
             self._irregular += 1
+
+
+class DisplayOrder:
+    """Timestamps of packets in the order in which their frames are shown.
+
+    A container such as AVI stores packets in decoding order and no times. FFmpeg numbers them in
+    that order; a decoder that reorders frames gives each the number of its own packet. Frames come
+    out in display order, so each takes the smallest number that no frame has taken yet.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[int] = []
+
+    def add(self, timestamp: int) -> None:
+        """Note the timestamp of a packet that is about to be decoded."""
+        heapq.heappush(self._pending, timestamp)
+
+    def drop(self, timestamp: int) -> None:
+        """Forget the timestamp of a packet that could not be decoded."""
+        self._pending.remove(timestamp)
+        heapq.heapify(self._pending)
+
+    def take(self, own: int, *, is_key: bool) -> int:
+        """Return the timestamp of the next frame.
+
+        Args:
+            own: timestamp of the packet that held the frame.
+            is_key: nothing that was decoded before a key frame is shown after it.
+        """
+        pending = self._pending
+        while len(pending) > _MAX_REORDERED or (is_key and pending and pending[0] < own):
+            heapq.heappop(pending)  # of a packet that gave no frame
+        return heapq.heappop(pending) if pending else own

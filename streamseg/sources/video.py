@@ -7,32 +7,40 @@ times is told in ``decoding.py``.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
+import copy
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import av
-import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from streamseg.config import SourceConfig
-from streamseg.errors import NoFramesError, SourceError, redact
-from streamseg.sources.base import Reins, SourceReport, decoder_limit, deliver
-from streamseg.sources.decoding import Reading, Start, choose_stream, packets_of, reason_of
-from streamseg.sources.promise import missing_bytes
+from streamseg.errors import NoFramesError, SourceError, TooLargeError, redact
+from streamseg.sources.base import Elapsed, Picture, Reins, SourceReport, decoder_limit, deliver
+from streamseg.sources.decoding import Reading, Start, choose_stream, frame_rate, packets_of
+from streamseg.sources.demuxers import open_container
+from streamseg.sources.promise import count_repeats, missing_bytes
+from streamseg.sources.random_access import AccessPoints
+from streamseg.sources.timeline import Timeline
+from streamseg.sources.transport import Part, PartFile, find_next_part
 from streamseg.types import Frame
 
 _MAX_RATE = 1000
+_TRANSPORT_STREAM = "mpegts"
+_WHOLE = Part()
 
 
 class VideoFile:
     """One video stream of a file; a :class:`~streamseg.sources.base.Source`.
 
     ``start`` doesn't seek, because containers seek inexactly: it reads the packets before the
-    last keyframe that is early enough, without decoding them. So a frame's index is the same
-    wherever one starts, as long as each packet before makes one frame.
+    last random access point that is early enough, without decoding them. Where that doesn't
+    surely give the frames of the whole recording, it decodes from the beginning.
+
+    A transport stream that goes on in another codec is read in parts, each an epoch.
 
     Raises:
         SourceError: the file can't be read, or hasn't the stream that is asked for.
@@ -48,27 +56,70 @@ class VideoFile:
         self._path = path
         self._config = config
         self._url = redact(config.url)
-        with closing(self._open()) as container:
-            self.report = _hints(container, choose_stream(container, self._config))
+        with self._opened() as (container, stream):
+            self.report = _hints(container, stream)
 
     def frames(self) -> Generator[Frame, None, None]:
         """See :class:`~streamseg.sources.base.Source`."""
-        start = self._find_start() if self._config.start else Start()
-        with closing(self._open()) as container:
-            stream = choose_stream(container, self._config)
-            self.report = _hints(container, stream)
-            missing = missing_bytes(self._path)
-            reading = Reading(container, stream, self._config, start, missing, self.report)
-            yield from deliver(self.name, self._config, reading.pictures(), self.report, self.reins)
+        config = self._config
+        with self._opened() as (container, stream):
+            self.report = report = _hints(container, stream)
+        is_cut = bool(config.start) or config.end is not None
+        beginning = self._find_beginning() if is_cut else 0.0
+        pictures = self._pictures(beginning, report)
+        elapsed = Elapsed(beginning)
+        yield from deliver(self.name, config, pictures, report, self.reins, elapsed)
 
-    def _open(self) -> InputContainer:
+    def _pictures(self, beginning: float, report: SourceReport) -> Generator[Picture, None, None]:
+        parts = self._parts()
+        part: Part | None = next(parts)
+        start = Start()
+        if self._config.start and part == _WHOLE:
+            start = self._find_start(beginning)
+        report.skipped = start.index
+        while part is not None:
+            with self._opened(part) as (container, stream):
+                missing = missing_bytes(self._path)
+                repeats = count_repeats(self._path, stream.index)
+                reading = Reading(
+                    *(container, stream, self._config, start, missing, report), repeats=repeats
+                )
+                yield from reading.pictures()
+            try:
+                part = next(parts, None)
+            except TooLargeError:
+                raise
+            except SourceError as error:
+                reason = str(error).removeprefix(f"{self._url}: ")
+                report.incomplete = f"it goes on with what can't be decoded: {reason}"
+                return
+            start = reading.continue_after()
+
+    def _parts(self) -> Iterator[Part]:
+        """Yield what must be opened as a recording of its own; most files are one."""
+        part: Part | None = _WHOLE
+        while part is not None:
+            following = None
+            with self._opened(part) as (container, stream):
+                if container.format.name == _TRANSPORT_STREAM:
+                    following = find_next_part(self._path, part, stream.id)
+            yield part if following is None else replace(part, end=following.begin)
+            part = following
+
+    @contextmanager
+    def _opened(self, part: Part = _WHOLE) -> Iterator[tuple[InputContainer, VideoStream]]:
+        """Open the file, or a part of it, and choose the stream."""
         self._check_readable()
-        # This limit holds in the decoder that FFmpeg probes with, before the size is known here.
-        options = {"max_pixels": str(decoder_limit(self._config.max_pixels))}
-        try:
-            return av.open(f"file:{self._path}", options=options, metadata_errors="replace")
-        except (av.error.FFmpegError, ValueError) as error:
-            raise NoFramesError(f"{self._url}: {self._explain(error)}") from None
+        limit = decoder_limit(self._config.max_pixels)
+        if part == _WHOLE:
+            with closing(open_container(self._path, self._url, limit)) as container:
+                yield container, choose_stream(container, self._config)
+            return
+        with (
+            PartFile(self._path, part) as file,
+            closing(open_container(self._path, self._url, limit, file)) as container,
+        ):
+            yield container, choose_stream(container, self._config)
 
     def _check_readable(self) -> None:
         try:
@@ -78,29 +129,43 @@ class VideoFile:
         except OSError as error:
             raise SourceError(f"{self._url}: can't be read: {error.strerror}") from None
 
-    def _explain(self, error: Exception) -> str:
-        with self._path.open("rb") as file:
-            head = file.read(12)
-        if head[4:8] == b"ftyp":
-            return "its index (moov) is missing: the recording was cut off before it was finished"
-        return f"isn't a video that can be read ({reason_of(error)})"
+    def _find_beginning(self) -> float:
+        """Return the time of the stream's first frame, in seconds; 0 if its clock begins at 0.
 
-    def _find_start(self) -> Start:
-        """The last keyframe that isn't after ``config.start``."""
-        start = Start()
-        with closing(self._open()) as container:
-            stream = choose_stream(container, self._config)
+        A clock that begins at 0 shows its first frame later where frames are reordered.
+        """
+        with self._opened() as (container, stream):
+            first = next(packets_of(container, stream), None)
+            decoded_at = first.dts if first else None
+            times = [decoded_at or 0, container.start_time or 0, stream.start_time or 0]
+            return float(times[-1] * (stream.time_base or 0)) if min(times) > 0 else 0.0
+
+    def _find_start(self, beginning: float) -> Start:
+        """Return the last random access point that isn't after ``config.start``.
+
+        Its timeline is that of the frames before, so that times and epochs are the same as well.
+        """
+        found = Start()
+        with self._opened() as (container, stream):
+            points = AccessPoints(stream)
+            timeline = Timeline(float(1 / frame_rate(stream)))
+            times: list[float] = []
+            shown = 0
             for count, packet in enumerate(packets_of(container, stream)):
-                if packet.pts is None:
-                    return Start()
-                seconds = float(packet.pts * packet.time_base)
-                if packet.is_keyframe and seconds <= self._config.start:
-                    start = Start(count, count, seconds)
-                elif seconds < start.seconds:  # shown before its keyframe, stored after it
-                    start = replace(start, index=start.index + 1)
-                if packet.dts is not None and packet.dts * packet.time_base >= self._config.start:
+                is_access_point = points.examine(packet)
+                if not points.is_exact or packet.pts is None:
                     break
-        return start
+                seconds = float(packet.pts * packet.time_base)
+                if is_access_point:
+                    epochs = [timeline.place(time)[0] for time in sorted(times)]
+                    times.clear()
+                    if any(epochs) or seconds - beginning > self._config.start:
+                        break
+                    found = Start(count, shown, timeline=copy.deepcopy(timeline))
+                if not packet.is_discard:
+                    times.append(seconds)
+                    shown += 1
+        return found
 
 
 def _hints(container: InputContainer, stream: VideoStream) -> SourceReport:
