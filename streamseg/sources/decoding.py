@@ -51,8 +51,8 @@ _TRAILER_BYTES = 1024
 
 
 _NUMBERED_FORMAT = "avi"
-_NUMBERED_CODECS = ("h264", "hevc", "vvc")
-"""FFmpeg numbers AVI's packets in decoding order; for other codecs it finds the display order."""
+_MAX_REORDERED = {"h264": 16, "hevc": 16, "vvc": 16}
+"""Packets that a decoder may hold; other codecs hold one if they have B-frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +159,12 @@ class Reading:
     def _decode(self, packet: Packet[VideoStream] | None) -> Iterator[VideoFrame]:
         """The frames that a packet completes; None gets out those that the decoder holds back."""
         limit = self._config.max_pixels
-        timestamp = None if packet is None else packet.pts
-        if packet is not None and packet.is_discard:
-            self._discarded += 1
-        if self._order is not None and timestamp is not None:
-            self._order.add(timestamp)
+        order = None
+        if packet is not None:
+            self._discarded += packet.is_discard
+            if packet.dts is not None and packet.pts is not None and self._order is not None:
+                order = self._order
+                order.add(packet.dts, packet.pts)
         try:
             frames = self._stream.codec_context.decode(packet)
         except av.error.FFmpegError as error:
@@ -171,9 +172,11 @@ class Reading:
             check_pixels(self._config.url, context.width, context.height, limit)
             self._bad += 1
             self._report.count_bad(reason_of(error))
-            if self._order is not None and timestamp is not None:
-                self._order.drop(timestamp)
+            if order is not None:
+                order.drop_last()
             return
+        if order is not None and not frames:
+            order.drop_silent()
         for frame in frames:
             check_pixels(self._config.url, frame.width, frame.height, limit)
             yield frame
@@ -182,19 +185,21 @@ class Reading:
         if self._began is not None:
             return time.monotonic() - self._began
         base = self._stream.time_base
-        if frame.pts is None or base is None:
-            return None
         pts = frame.pts
         if self._order is not None:
             pts = self._order.take(pts, is_key=frame.key_frame)
-        return float(pts * base)
+        return None if pts is None or base is None else float(pts * base)
 
     def _orientation(self, frame: VideoFrame) -> Orientation:
+        """Return how a frame is shown; what a stream's SEI says holds until the next key frame."""
         try:
-            return orientation_of(frame)
+            orientation = orientation_of(frame)
         except TiltError as error:
             self._report.note(str(error))
             return UPRIGHT
+        if orientation is None and self._shape is not None and not frame.key_frame:
+            return self._shape[2]
+        return orientation or UPRIGHT
 
     def _load(self, frame: VideoFrame, orientation: Orientation) -> tuple[Image, Fraction]:
         """The frame's pixels, uint8 (H, W, 3) RGB, upright, and the shape of a pixel."""
@@ -314,6 +319,11 @@ def reason_of(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
+def is_numbered(container: InputContainer) -> bool:
+    """Return whether a container stores an order of packets, which dts counts, and no times."""
+    return container.format.name == _NUMBERED_FORMAT
+
+
 def frame_rate(stream: VideoStream) -> Fraction:
     """Frames a second where a stream has no times: as the codec says, or else 25."""
     for rate in (stream.codec_context.framerate, stream.guessed_rate):
@@ -323,10 +333,12 @@ def frame_rate(stream: VideoStream) -> Fraction:
 
 
 def _display_order(container: InputContainer, stream: VideoStream) -> DisplayOrder | None:
-    """Return an order to number frames by, where packets are numbered in decoding order."""
-    is_numbered = container.format.name == _NUMBERED_FORMAT
-    codec = stream.codec_context.codec.canonical_name
-    return DisplayOrder() if is_numbered and codec in _NUMBERED_CODECS else None
+    """Return where times come from if the container has none of its own."""
+    if not is_numbered(container):
+        return None
+    context = stream.codec_context
+    depth = _MAX_REORDERED.get(context.codec.canonical_name, int(context.has_b_frames))
+    return DisplayOrder(depth)
 
 
 def _pixel_aspect(stream: VideoStream) -> Fraction:

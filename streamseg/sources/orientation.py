@@ -64,14 +64,14 @@ class TiltError(ValueError):
     """A display matrix that is none of the eight orientations."""
 
 
-def orientation_of(frame: VideoFrame) -> Orientation:
-    """Return how a decoded frame is shown.
+def orientation_of(frame: VideoFrame) -> Orientation | None:
+    """Return how a decoded frame is shown; None if nothing says so.
 
     Raises:
         TiltError: its matrix turns by no multiple of 90 degrees, or flattens the frame.
     """
     matrix = _display_matrix(frame)
-    return UPRIGHT if matrix is None else parse_matrix(matrix)
+    return None if matrix is None else parse_matrix(matrix)
 
 
 def parse_matrix(matrix: tuple[int, ...]) -> Orientation:

@@ -15,8 +15,6 @@ _JUMP_SECONDS = 10.0
 _JUMP_GAPS = 50
 _JITTER_SECONDS = 0.5
 _JITTER_GAPS = 3
-_MAX_REORDERED = 17
-"""Packets that a decoder may hold: the 16 frames of H.264 and HEVC, and the next."""
 _LEAST_GAP = 1e-6  # seconds: no stream's clock is that fine
 
 
@@ -108,33 +106,50 @@ class Timeline:
 
 
 class DisplayOrder:
-    """Timestamps of packets in the order in which their frames are shown.
+    """Times of frames in a container that stores packets in decoding order and no times.
 
-    A container such as AVI stores packets in decoding order and no times. FFmpeg numbers them in
-    that order; a decoder that reorders frames gives each the number of its own packet. Frames come
-    out in display order, so each takes the smallest number that no frame has taken yet.
+    FFmpeg numbers the packets of an AVI in decoding order, which is not the order in which their
+    frames are shown. Frames come out of a decoder in display order, so each takes the smallest
+    number that is left.
+
+    Args:
+        depth: how many packets the decoder may hold before it gives a frame.
     """
 
-    def __init__(self) -> None:
-        self._pending: list[int] = []
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._pending: list[tuple[int, int]] = []
 
-    def add(self, timestamp: int) -> None:
-        """Note the timestamp of a packet that is about to be decoded."""
-        heapq.heappush(self._pending, timestamp)
-
-    def drop(self, timestamp: int) -> None:
-        """Forget the timestamp of a packet that could not be decoded."""
-        self._pending.remove(timestamp)
-        heapq.heapify(self._pending)
-
-    def take(self, own: int, *, is_key: bool) -> int:
-        """Return the timestamp of the next frame.
+    def add(self, number: int, pts: int) -> None:
+        """Note a packet that is about to be decoded.
 
         Args:
-            own: timestamp of the packet that held the frame.
-            is_key: nothing that was decoded before a key frame is shown after it.
+            number: its decoding time, which counts packets.
+            pts: what FFmpeg takes for its time, and hands on to its frame.
         """
-        pending = self._pending
-        while len(pending) > _MAX_REORDERED or (is_key and pending and pending[0] < own):
-            heapq.heappop(pending)  # of a packet that gave no frame
-        return heapq.heappop(pending) if pending else own
+        heapq.heappush(self._pending, (number, pts))
+
+    def drop_last(self) -> None:
+        """Forget the latest packet, which could not be decoded."""
+        self._pending.remove(max(self._pending))
+        heapq.heapify(self._pending)
+
+    def drop_silent(self) -> None:
+        """Forget the latest packet, which gave no frame, if the decoder can't be holding it."""
+        if len(self._pending) > self._depth:
+            self.drop_last()
+
+    def take(self, pts: int | None, *, is_key: bool) -> int | None:
+        """Return the time of the next frame.
+
+        Args:
+            pts: what FFmpeg takes for its time.
+            is_key: nothing that was decoded before the frame is shown after it.
+        """
+        if is_key and pts is not None and self._depth > 1:
+            # Packets that gave no frame may be among those that the decoder could have held.
+            self._pending = [entry for entry in self._pending if entry[1] >= pts]
+            heapq.heapify(self._pending)
+        if not self._pending:
+            return pts
+        return heapq.heappop(self._pending)[0]

@@ -20,7 +20,14 @@ from av.video.stream import VideoStream
 from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError, SourceError, TooLargeError, redact
 from streamseg.sources.base import Elapsed, Picture, Reins, SourceReport, decoder_limit, deliver
-from streamseg.sources.decoding import Reading, Start, choose_stream, frame_rate, packets_of
+from streamseg.sources.decoding import (
+    Reading,
+    Start,
+    choose_stream,
+    frame_rate,
+    is_numbered,
+    packets_of,
+)
 from streamseg.sources.demuxers import open_container
 from streamseg.sources.promise import count_repeats, missing_bytes
 from streamseg.sources.random_access import AccessPoints
@@ -130,15 +137,19 @@ class VideoFile:
             raise SourceError(f"{self._url}: can't be read: {error.strerror}") from None
 
     def _find_beginning(self) -> float:
-        """Return the time of the stream's first frame, in seconds; 0 if its clock begins at 0.
+        """Return the pts at which the recording begins, in seconds.
 
-        A clock that begins at 0 shows its first frame later where frames are reordered.
+        That is 0 where decoding, or another stream, begins by then: the first frame is shown later
+        if frames are reordered. Else the clock began elsewhere, and it is the first frame's.
         """
         with self._opened() as (container, stream):
             first = next(packets_of(container, stream), None)
-            decoded_at = first.dts if first else None
-            times = [decoded_at or 0, container.start_time or 0, stream.start_time or 0]
-            return float(times[-1] * (stream.time_base or 0)) if min(times) > 0 else 0.0
+            shown_at, any_at = stream.start_time, container.start_time
+            if first is None or shown_at is None or any_at is None:
+                return 0.0
+            decoded_at = shown_at if first.dts is None else first.dts
+            is_zero_inside = min(decoded_at, any_at, shown_at) <= 0 <= shown_at
+            return 0.0 if is_zero_inside else float(shown_at * (stream.time_base or 0))
 
     def _find_start(self, beginning: float) -> Start:
         """Return the last random access point that isn't after ``config.start``.
@@ -153,9 +164,10 @@ class VideoFile:
             shown = 0
             for count, packet in enumerate(packets_of(container, stream)):
                 is_access_point = points.examine(packet)
-                if not points.is_exact or packet.pts is None:
+                ticks = packet.dts if is_numbered(container) else packet.pts
+                if not points.is_exact or ticks is None:
                     break
-                seconds = float(packet.pts * packet.time_base)
+                seconds = float(ticks * packet.time_base)
                 if is_access_point:
                     epochs = [timeline.place(time)[0] for time in sorted(times)]
                     times.clear()
