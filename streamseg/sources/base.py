@@ -20,8 +20,8 @@ from streamseg.config import SourceConfig
 from streamseg.errors import IncompleteError, NoFramesError, TooLargeError, redact
 from streamseg.types import Frame, Image, Size
 
-_CLOCK_TICK = 1e-3
-"""Seconds: the coarsest clock of a common container, Matroska's and FLV's."""
+MIN_TICK = 1e-3
+"""Seconds: the clock of Matroska and FLV; recordings are converted from those to finer ones."""
 _RATE_DIGITS = 0.005
 """Frames per second by which a rate such as 29.97 or 23.98 is rounded."""
 
@@ -186,10 +186,10 @@ def deliver(
     pictures: Generator[Picture, None, None],
     report: SourceReport,
     reins: Reins,
-    elapsed: Elapsed | None = None,
+    clock: RecordingClock | None = None,
 ) -> Generator[Frame, None, None]:
     """The frames of a recording: those that ``selected`` gives, and then what is wrong with it."""
-    with closing(selected(name, config, pictures, report, elapsed)) as frames:
+    with closing(selected(name, config, pictures, report, clock)) as frames:
         for frame in frames:
             if not reins.hold():
                 return
@@ -202,14 +202,14 @@ def selected(
     config: SourceConfig,
     pictures: Generator[Picture, None, None],
     report: SourceReport,
-    elapsed: Elapsed | None = None,
+    clock: RecordingClock | None = None,
 ) -> Generator[Frame, None, None]:
     """Frames of the pictures that ``config`` chooses; closes ``pictures`` in the end."""
-    choice = _Choice(config)
-    elapsed = elapsed or Elapsed()
+    clock = clock or RecordingClock()
+    choice = _Choice(config, clock.tick)
     with closing(pictures):
         for picture in pictures:
-            seconds = elapsed.at(picture)
+            seconds = clock.elapsed(picture)
             if config.end is not None and seconds >= config.end:
                 report.skipped += 1
                 break
@@ -255,23 +255,26 @@ def decoder_limit(max_pixels: int) -> int:
     return max_pixels + max_pixels // 50 + 2**16
 
 
-class Elapsed:
-    """Seconds from a recording's beginning, whatever its clock says.
-
-    A clock that is set back in a new epoch goes on after the frame before.
+class RecordingClock:
+    """The clock that a recording's pts are read from.
 
     Args:
-        beginning: pts of the beginning, in seconds.
+        beginning: pts of the recording's beginning, in seconds.
+        tick: by how many seconds a pts may be rounded.
     """
 
-    def __init__(self, beginning: float = 0.0) -> None:
+    def __init__(self, beginning: float = 0.0, tick: float = MIN_TICK) -> None:
+        self.tick = tick
         self._offset = -beginning
         self._epoch = 0
         self._gap = 0.0
         self._last = -math.inf
 
-    def at(self, picture: Picture) -> float:
-        """Return the time of the next picture."""
+    def elapsed(self, picture: Picture) -> float:
+        """Return the seconds from the beginning to the next picture.
+
+        Where pts go back in a new epoch, the time goes on after the picture before.
+        """
         seconds = picture.pts + self._offset
         if picture.epoch != self._epoch and seconds < self._last:
             self._offset += self._last + self._gap - seconds
@@ -285,8 +288,9 @@ class Elapsed:
 class _Choice:
     """Which pictures are taken: from ``start``, every ``stride``-th, at most ``max_fps``."""
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, tick: float) -> None:
         self._config = config
+        self._tick = tick
         self._max_fps = None if config.max_fps is None else _exact_rate(config.max_fps)
         self._started = config.start == 0
         self._seen = 0
@@ -318,8 +322,8 @@ class _Choice:
         if picture.epoch != self._epoch:
             self._epoch, self._slot, self._taken_at = picture.epoch, -math.inf, -math.inf
         slot = math.floor(picture.pts * max_fps + 1e-3)
-        if slot <= self._slot and picture.pts - self._taken_at > 1 / max_fps - 1.1 * _CLOCK_TICK:
-            slot = math.floor((picture.pts + _CLOCK_TICK) * max_fps)
+        if slot <= self._slot and picture.pts - self._taken_at > 1 / max_fps - 1.1 * self._tick:
+            slot = math.floor((picture.pts + self._tick) * max_fps)
         if slot <= self._slot:
             return False
         self._slot, self._taken_at = slot, picture.pts

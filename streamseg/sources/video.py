@@ -19,7 +19,15 @@ from av.video.stream import VideoStream
 
 from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError, SourceError, TooLargeError, redact
-from streamseg.sources.base import Elapsed, Picture, Reins, SourceReport, decoder_limit, deliver
+from streamseg.sources.base import (
+    MIN_TICK,
+    Picture,
+    RecordingClock,
+    Reins,
+    SourceReport,
+    decoder_limit,
+    deliver,
+)
 from streamseg.sources.decoding import (
     Reading,
     Start,
@@ -36,6 +44,7 @@ from streamseg.sources.transport import Part, PartFile, find_next_part
 from streamseg.types import Frame
 
 _MAX_RATE = 1000
+_MAX_TICK = 0.01
 _TRANSPORT_STREAM = "mpegts"
 _WHOLE = Part()
 
@@ -71,11 +80,12 @@ class VideoFile:
         config = self._config
         with self._opened() as (container, stream):
             self.report = report = _hints(container, stream)
+            tick = _tick(stream)
         is_cut = bool(config.start) or config.end is not None
         beginning = self._find_beginning() if is_cut else 0.0
         pictures = self._pictures(beginning, report)
-        elapsed = Elapsed(beginning)
-        yield from deliver(self.name, config, pictures, report, self.reins, elapsed)
+        clock = RecordingClock(beginning, tick)
+        yield from deliver(self.name, config, pictures, report, self.reins, clock)
 
     def _pictures(self, beginning: float, report: SourceReport) -> Generator[Picture, None, None]:
         parts = self._parts()
@@ -194,3 +204,12 @@ def _hints(container: InputContainer, stream: VideoStream) -> SourceReport:
         expected=stream.frames or None,
         duration=duration,
     )
+
+
+def _tick(stream: VideoStream) -> float:
+    """Return by how many seconds times may be rounded.
+
+    A clock that is coarser than a hundredth, GIF's, counts frames: nothing is rounded.
+    """
+    base = float(stream.time_base or 0)
+    return base if MIN_TICK < base <= _MAX_TICK else MIN_TICK
