@@ -48,6 +48,8 @@ _DEFAULT_RATE = Fraction(25)
 _MAX_RATE = 1000
 _WIDEST_PIXEL = 8
 _TRAILER_BYTES = 1024
+_LONG_RUN = 10
+"""Packets in a row that can't be decoded: damage heals at the next key frame, this didn't."""
 
 
 _NUMBERED_FORMAT = "avi"
@@ -118,6 +120,7 @@ class Reading:
         self._discarded = 0
         self._good = 0
         self._bad = 0
+        self._bad_at_end = 0
         self._last: Packet[VideoStream] | None = None
         self._began = time.monotonic() if by_arrival else None
         self._shape: tuple[int, int, Orientation] | None = None
@@ -171,10 +174,13 @@ class Reading:
             context = self._stream.codec_context
             check_pixels(self._config.url, context.width, context.height, limit)
             self._bad += 1
+            self._bad_at_end += 1
             self._report.count_bad(reason_of(error))
             if order is not None:
                 order.drop_last()
             return
+        if packet is not None and frames:
+            self._bad_at_end = 0
         if order is not None and not frames:
             order.drop_silent()
         for frame in frames:
@@ -233,6 +239,8 @@ class Reading:
             return f"the file ends {self._missing} bytes early, {came}"
         if self.broken and not self._is_at_end():
             return f"it can't be read on ({self.broken}), {came}"
+        if self._bad_at_end >= _LONG_RUN and self._good:
+            return f"none of the last {self._bad_at_end} packets could be decoded"
         if self._ends_in_a_frame():
             return f"it ends in the middle of a frame, {came}"
         if self._packets + self._repeats < promised and self._ends_early():

@@ -37,7 +37,7 @@ from streamseg.sources.decoding import (
     packets_of,
 )
 from streamseg.sources.demuxers import open_container
-from streamseg.sources.promise import count_repeats, missing_bytes
+from streamseg.sources.promise import count_repeats, missing_bytes, unread_part
 from streamseg.sources.random_access import AccessPoints
 from streamseg.sources.timeline import Timeline
 from streamseg.sources.transport import Part, PartFile, find_next_part
@@ -111,6 +111,7 @@ class VideoFile:
                 report.incomplete = f"it goes on with what can't be decoded: {reason}"
                 return
             start = reading.continue_after()
+        report.incomplete = report.incomplete or unread_part(self._path)
 
     def _parts(self) -> Iterator[Part]:
         """Yield what must be opened as a recording of its own; most files are one."""
