@@ -152,7 +152,8 @@ class Reading:
         self._take_stock()
 
     def _decoded(self) -> Iterator[VideoFrame]:
-        for packet in packets_of(self._container, self._stream, self._note_break):
+        packets = packets_of(self._container, self._stream, self._note_break, self._note_repeat)
+        for packet in packets:
             self._packets += 1
             self._last = packet
             if self._packets > self._start.packets:
@@ -220,6 +221,9 @@ class Reading:
     def _note_break(self, reason: str) -> None:
         self.broken = reason
 
+    def _note_repeat(self) -> None:
+        self._repeats += 1
+
     def _take_stock(self) -> None:
         """Compare what came with what the container and the times promise."""
         report = self._report
@@ -228,7 +232,7 @@ class Reading:
         silent = decoded - self._discarded - self._good - self._bad
         if silent > 0 and not self._start.packets:
             report.note(f"{silent} packet(s) gave no frame")
-        lost = self._timeline.lost - self._repeats
+        lost = self._timeline.lost - self._repeats - max(0, silent)
         if lost > 0:
             report.note(f"{lost} frame(s) missing, by the timestamps")
 
@@ -301,7 +305,10 @@ def choose_stream(container: InputContainer, config: SourceConfig) -> VideoStrea
 
 
 def packets_of(
-    container: InputContainer, stream: VideoStream, broken: Callable[[str], None] = lambda _: None
+    container: InputContainer,
+    stream: VideoStream,
+    broken: Callable[[str], None] = lambda _: None,
+    empty: Callable[[], None] = lambda: None,
 ) -> Iterator[Packet[VideoStream]]:
     """The packets of a stream that hold something.
 
@@ -309,12 +316,16 @@ def packets_of(
         container: open.
         stream: one of its streams.
         broken: told why, where the container can't be read on; the packets end there.
+        empty: called for each packet that holds nothing: the frame before, again.
     """
     try:
         for packet in container.demux(stream):
-            # An empty one would tell the decoder that there is no more to come.
+            # An empty one would tell the decoder that there is no more to come. PyAV adds one at
+            # the end, without a time.
             if packet.size:
                 yield packet
+            elif packet.dts is not None:
+                empty()
     except av.error.FFmpegError as error:
         broken(reason_of(error))
     except IndexError:
