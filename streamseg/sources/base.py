@@ -22,6 +22,8 @@ from streamseg.types import Frame, Image, Size
 
 MIN_TICK = 1e-3
 """Seconds: the clock of Matroska and FLV; recordings are converted from those to finer ones."""
+_DIGITS = 9
+"""Of a difference of times: more than any clock has, fewer than the noise of subtraction."""
 _RATE_DIGITS = 0.005
 """Frames per second by which a rate such as 29.97 or 23.98 is rounded."""
 
@@ -275,7 +277,9 @@ class RecordingClock:
 
         Where pts go back in a new epoch, the time goes on after the picture before.
         """
-        seconds = picture.pts + self._offset
+        seconds = picture.pts
+        if self._offset:
+            seconds = round(seconds + self._offset, _DIGITS)
         if picture.epoch != self._epoch and seconds < self._last:
             self._offset += self._last + self._gap - seconds
             seconds = self._last + self._gap

@@ -126,6 +126,11 @@ class Reading:
         self._shape: tuple[int, int, Orientation] | None = None
         self.broken = ""
 
+    @property
+    def frame_count(self) -> int:
+        """How many frames were decoded."""
+        return self._good
+
     def continue_after(self) -> Start:
         """Return where another reading goes on, with an epoch of its own."""
         self._timeline.cut()
@@ -277,12 +282,28 @@ class Reading:
 def choose_stream(container: InputContainer, config: SourceConfig) -> VideoStream:
     """The video stream that the config asks for, with a decoder and of a size that is allowed.
 
-    Cover art is one only where there is no other.
-
     Raises:
         NoFramesError: there is no video, or none whose codec is known.
         SourceError: there isn't the one that is asked for.
         TooLargeError: its frames have more than ``max_pixels``.
+    """
+    stream = find_stream(container, config)
+    context = stream.codec_context
+    if context is None:
+        raise NoFramesError(f"{redact(config.url)}: its video codec is unknown")
+    check_pixels(config.url, context.width, context.height, config.max_pixels)
+    context.options = {"max_pixels": str(decoder_limit(config.max_pixels))}
+    return stream
+
+
+def find_stream(container: InputContainer, config: SourceConfig) -> VideoStream:
+    """Return the video stream that the config asks for, whether or not it can be decoded.
+
+    Cover art is one only where there is no other.
+
+    Raises:
+        NoFramesError: there is no video.
+        SourceError: there isn't the one that is asked for.
     """
     url = redact(config.url)
     videos = container.streams.video
@@ -295,13 +316,7 @@ def choose_stream(container: InputContainer, config: SourceConfig) -> VideoStrea
         raise SourceError(
             f"{url}: has no video stream {config.stream}: there are {len(choices)}, counted from 0"
         )
-    stream = choices[config.stream]
-    context = stream.codec_context
-    if context is None:
-        raise NoFramesError(f"{url}: its video codec is unknown")
-    check_pixels(config.url, context.width, context.height, config.max_pixels)
-    context.options = {"max_pixels": str(decoder_limit(config.max_pixels))}
-    return stream
+    return choices[config.stream]
 
 
 def packets_of(

@@ -101,7 +101,7 @@ def _tilt(x: int, y: int) -> float:
 
 def _rotation(a: int, b: int, c: int, d: int) -> int:
     """Return the anticlockwise rotation in degrees, as av_display_rotation_get computes it."""
-    return int(-math.degrees(math.atan2(b / math.hypot(b, d), a / math.hypot(a, c))))
+    return round(-math.degrees(math.atan2(b / math.hypot(b, d), a / math.hypot(a, c))))
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,16 +42,13 @@ class Part:
         begin: position of its first byte.
         end: position after its last byte; None is the file's end.
         association: packet with the program association table, to be read in front.
+        following: the part behind it, None if there is none.
     """
 
     begin: int = 0
     end: int | None = None
     association: bytes = b""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether this is all of the file."""
-        return self.begin == 0 and self.end is None
+    following: Part | None = None
 
 
 class PartFile(io.RawIOBase):
@@ -99,25 +96,29 @@ class PartFile(io.RawIOBase):
         super().close()
 
 
-def find_next_part(path: Path, part: Part, pid: int) -> Part | None:
-    """Return what follows where a transport stream goes on with other video; None if it doesn't.
+def cut_part(path: Path, part: Part, pid: int, most: int | None = None) -> Part:
+    """Return a part up to where the transport stream goes on with other video.
 
     Args:
         path: the file.
-        part: where to look; its end is ignored.
+        part: where to look; it goes on to the file's end.
         pid: PID of the video that is read.
+        most: how many bytes to look through, None for all.
     """
     program = _Program(pid)
-    if part.association:
-        program.add(part.association[part.association.index(_SYNC) :][:_PACKET_BYTES])
     association = part.association
+    if association:
+        program.add(association[association.index(_SYNC) :][:_PACKET_BYTES])
     with path.open("rb") as file:
         for located in _table_packets(file, part.begin, program):
+            if most is not None and located.position - part.begin > most:
+                break
             if program.add(located.packet):
-                return Part(located.position, None, association)
+                following = Part(located.position, None, association)
+                return replace(part, end=located.position, following=following)
             if _pid(located.packet) == _ASSOCIATION_PID:
                 association = located.stored
-    return None
+    return part
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import av
@@ -32,6 +31,7 @@ from streamseg.sources.decoding import (
     Reading,
     Start,
     choose_stream,
+    find_stream,
     frame_rate,
     is_numbered,
     packets_of,
@@ -40,12 +40,14 @@ from streamseg.sources.demuxers import open_container
 from streamseg.sources.promise import count_repeats, missing_bytes, unread_part
 from streamseg.sources.random_access import AccessPoints
 from streamseg.sources.timeline import Timeline
-from streamseg.sources.transport import Part, PartFile, find_next_part
+from streamseg.sources.transport import Part, PartFile, cut_part
 from streamseg.types import Frame
 
 _MAX_RATE = 1000
 _MAX_TICK = 0.01
 _TRANSPORT_STREAM = "mpegts"
+_PROBED_BYTES = 8 * 2**20
+"""More than FFmpeg reads of a file to find out what it holds."""
 _WHOLE = Part()
 
 
@@ -72,29 +74,31 @@ class VideoFile:
         self._path = path
         self._config = config
         self._url = redact(config.url)
-        with self._opened() as (container, stream):
+        with self._opened(self._part_at(_WHOLE, _PROBED_BYTES)) as (container, stream):
             self.report = _hints(container, stream)
 
     def frames(self) -> Generator[Frame, None, None]:
         """See :class:`~streamseg.sources.base.Source`."""
         config = self._config
-        with self._opened() as (container, stream):
+        first = self._part_at(_WHOLE)
+        with self._opened(first) as (container, stream):
             self.report = report = _hints(container, stream)
             tick = _tick(stream)
         is_cut = bool(config.start) or config.end is not None
         beginning = self._find_beginning() if is_cut else 0.0
-        pictures = self._pictures(beginning, report)
+        pictures = self._pictures(first, beginning, report)
         clock = RecordingClock(beginning, tick)
         yield from deliver(self.name, config, pictures, report, self.reins, clock)
 
-    def _pictures(self, beginning: float, report: SourceReport) -> Generator[Picture, None, None]:
-        parts = self._parts()
-        part: Part | None = next(parts)
+    def _pictures(
+        self, part: Part, beginning: float, report: SourceReport
+    ) -> Generator[Picture, None, None]:
+        """The pictures of a part and of those that follow it."""
         start = Start()
         if self._config.start and part == _WHOLE:
             start = self._find_start(beginning)
         report.skipped = start.index
-        while part is not None:
+        while True:
             with self._opened(part) as (container, stream):
                 missing = missing_bytes(self._path)
                 repeats = count_repeats(self._path, stream.index)
@@ -102,42 +106,50 @@ class VideoFile:
                     *(container, stream, self._config, start, missing, report), repeats=repeats
                 )
                 yield from reading.pictures()
+            if start.index and not reading.frame_count:
+                report.incomplete = f"nothing that follows frame {start.index} could be decoded"
+            if part.following is None:
+                break
             try:
-                part = next(parts, None)
+                part = self._part_at(part.following)
+                with self._opened(part):
+                    pass
             except TooLargeError:
                 raise
             except SourceError as error:
                 reason = str(error).removeprefix(f"{self._url}: ")
                 report.incomplete = f"it goes on with what can't be decoded: {reason}"
-                return
+                break
             start = reading.continue_after()
         report.incomplete = report.incomplete or unread_part(self._path)
 
-    def _parts(self) -> Iterator[Part]:
-        """Yield what must be opened as a recording of its own; most files are one."""
-        part: Part | None = _WHOLE
-        while part is not None:
-            following = None
-            with self._opened(part) as (container, stream):
-                if container.format.name == _TRANSPORT_STREAM:
-                    following = find_next_part(self._path, part, stream.id)
-            yield part if following is None else replace(part, end=following.begin)
-            part = following
+    def _part_at(self, part: Part, most: int | None = None) -> Part:
+        """Return what there is of a part until the video's codec or PID changes.
+
+        Args:
+            part: with an unknown end.
+            most: how many bytes to look through, None for all.
+        """
+        with self._container(part) as container:
+            if container.format.name != _TRANSPORT_STREAM:
+                return part
+            pid = find_stream(container, self._config).id
+        return cut_part(self._path, part, pid, most)
 
     @contextmanager
     def _opened(self, part: Part = _WHOLE) -> Iterator[tuple[InputContainer, VideoStream]]:
         """Open the file, or a part of it, and choose the stream."""
+        with self._container(part) as container:
+            yield container, choose_stream(container, self._config)
+
+    @contextmanager
+    def _container(self, part: Part) -> Iterator[InputContainer]:
         self._check_readable()
         limit = decoder_limit(self._config.max_pixels)
-        if part == _WHOLE:
-            with closing(open_container(self._path, self._url, limit)) as container:
-                yield container, choose_stream(container, self._config)
-            return
-        with (
-            PartFile(self._path, part) as file,
-            closing(open_container(self._path, self._url, limit, file)) as container,
-        ):
-            yield container, choose_stream(container, self._config)
+        with ExitStack() as stack:
+            file = None if part == _WHOLE else stack.enter_context(PartFile(self._path, part))
+            container = open_container(self._path, self._url, limit, file)
+            yield stack.enter_context(closing(container))
 
     def _check_readable(self) -> None:
         try:
