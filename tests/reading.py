@@ -42,20 +42,54 @@ def config(sample, **options):
     return SourceConfig(url=str(MEDIA / sample), **options)
 
 
-def write_video(path, images, *, rate=25, pixel_format="yuv420p", gop=12, times=None):
-    """A small H.264 recording, of the sizes and at the times given (in ticks of 1 / rate)."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate)
+FAST = {"crf": "5", "preset": "ultrafast"}
+QUIET_HEVC = {"preset": "ultrafast", "x265-params": "log-level=none:keyint=12:open-gop=1"}
+
+
+def write_video(
+    path,
+    images,
+    *,
+    rate=25,
+    pixel_format="yuv420p",
+    gop=12,
+    times=None,
+    codec="libx264",
+    options=FAST,
+    container_format=None,
+    tag=None,
+):
+    """A small recording, of the sizes and at the times given (in ticks of 1 / rate)."""
+    with av.open(str(path), "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pixel_format
-        stream.options = {"crf": "5", "preset": "ultrafast"}
+        stream.options = options
         stream.codec_context.gop_size = gop
+        if tag is not None:
+            stream.codec_context.codec_tag = tag
         for number, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = number if times is None else times[number]
             frame.time_base = Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def moving_images(count, size=(48, 64)):
+    """Images without any symmetry, each with a bar further to the right."""
+    height, width = size
+    plain = np.full((height, width, 3), 60, np.uint8)
+    plain[: height // 3, : width // 3] = (220, 30, 30)
+    plain[: height // 3, -width // 3 :] = (30, 200, 30)
+    plain[-height // 3 :, : width // 3] = (30, 30, 220)
+    images = []
+    for number in range(count):
+        image = plain.copy()
+        at = 3 * number % (width - 8)
+        image[height // 3 : -height // 3, at : at + 8] = 255
+        images.append(image)
+    return images
 
 
 def same(a, b):

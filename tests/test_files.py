@@ -325,7 +325,7 @@ def test_the_stream_is_what_a_browser_plays(tmp_path):
 def test_times_of_a_variable_frame_rate_are_kept(tmp_path):
     moments = [1.4, 1.44, 1.5, 1.6, 1.6 + 1001 / 30000, 4.0, 4.01]
     found = record(tmp_path / "out.mp4", [(pts, 0) for pts in moments])
-    np.testing.assert_allclose(found, moments, rtol=0, atol=TICK)
+    np.testing.assert_allclose(found, np.array(moments) - 1.4, rtol=0, atol=TICK)
 
 
 def test_repeated_and_earlier_times_become_the_next_possible(tmp_path):
@@ -365,7 +365,17 @@ def test_the_last_picture_lasts_as_long_as_the_one_before(tmp_path):
 
 
 def test_one_picture_is_a_video(tmp_path):
-    assert record(tmp_path / "out.mp4", [(3.0, 0)]) == [3.0]
+    assert record(tmp_path / "out.mp4", [(3.0, 0)]) == [0.0]
+
+
+@pytest.mark.parametrize("first", [-95443.7, 0.08, 1800.0, 1_790_000_000.0])
+def test_a_video_begins_with_its_first_picture_whatever_the_clock_says(tmp_path, first):
+    path = tmp_path / "out.mp4"
+    found = record(path, [(first, 0), (first + 0.1, 0), (first + 0.3, 0)])
+    np.testing.assert_allclose(found, [0.0, 0.1, 0.3], rtol=0, atol=TICK)
+    with av.open(str(path)) as container:
+        assert container.start_time == 0
+        assert container.duration == pytest.approx(500_000, abs=2000)
 
 
 def test_no_picture_makes_no_video_and_takes_none_away(tmp_path):

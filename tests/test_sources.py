@@ -102,7 +102,7 @@ GOOD = {
 BAD = {
     "audio_only.mp4": (NoFramesError, "has no video, only audio"),
     "bomb_30000.png": (TooLargeError, "30000 x 30000 is over the limit of 64000000 pixels"),
-    "cam.sdp": (NoFramesError, "isn't a video that can be read"),
+    "cam.sdp": (NoFramesError, "isn't a video but an SDP description"),
     "encrypted_cenc.mp4": (NoFramesError, "2 of 44 frames could be decoded"),
     "ftyp_only.mp4": (NoFramesError, r"its index \(moov\) is missing"),
     "huge_8192.mp4": (TooLargeError, "8192 x 8192 is over the limit of 64000000 pixels"),

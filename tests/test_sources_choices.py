@@ -27,10 +27,9 @@ pytestmark = pytest.mark.timeout(60)
 @pytest.mark.parametrize(("start", "end"), [(0.5, None), (0.0, 0.7), (0.3, 0.75)])
 def test_start_and_end_cut_out_the_very_same_frames(name, start, end):
     whole = read(MEDIA / name).frames
-    offset = whole[0].pts
-    start = start + offset if start else 0.0
-    end = None if end is None else end + offset
-    wanted = [f for f in whole if f.pts >= start and (end is None or f.pts < end)]
+    first = whole[0].pts
+    wanted = [f for f in whole if f.pts - first >= start - 1e-9]
+    wanted = [f for f in wanted if end is None or f.pts - first < end - 1e-9]
     cut = read(MEDIA / name, start=start, end=end)
     assert cut.error is None
     assert wanted
@@ -50,9 +49,9 @@ def test_start_does_not_decode_what_lies_before_the_keyframe(tmp_path):
     assert source.report.skipped == 93
 
 
-def test_an_end_before_the_start_of_the_times_leaves_nothing():
+def test_a_start_after_the_end_of_the_recording_leaves_nothing():
     with pytest.raises(NoFramesError, match="no frame lies between start and end"):
-        list(open_source(config("a.ts", end=1.0)).frames())
+        list(open_source(config("a.ts", start=2.0)).frames())
     with pytest.raises(NoFramesError, match="no frame lies between start and end"):
         list(open_source(config("ok.mp4", start=99.0)).frames())
 

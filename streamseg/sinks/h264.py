@@ -66,9 +66,10 @@ class H264File:
     Fragments can be played as far as they go, whatever ends the program; the ordinary file, with
     its index at the front, can be played by everything and is quick to seek in.
 
-    Times are the pictures' own, to 1/90000 s, and need not begin at 0. They only go up: a time that
-    is repeated or goes back becomes the next possible one; a new epoch that goes back in time goes
-    on after the picture before it, and so does a leap of more than an hour.
+    Times are the pictures' own, to 1/90000 s, from the first one on, so that a player shows it at
+    once. They only go up: a time that is repeated or goes back becomes the next possible one; a new
+    epoch that goes back in time goes on after the picture before it, and so does a leap of more
+    than an hour.
 
     An odd width or height becomes even by repeating the last column or row. Pictures that are
     larger than the encoder takes are scaled down, with a warning. Pictures of another size than
@@ -201,9 +202,9 @@ class _Clock:
         return now
 
     def _is_set_anew(self, now: int, epoch: int) -> bool:
-        if now > self._last + LONGEST_PAUSE:
+        if self._epoch is None or now > self._last + LONGEST_PAUSE:
             return True
-        return now < 0 if self._epoch is None else epoch != self._epoch and now <= self._last
+        return epoch != self._epoch and now <= self._last
 
     def _next(self) -> int:
         return 0 if self._epoch is None else self._last + self.gap

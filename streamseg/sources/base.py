@@ -20,6 +20,13 @@ from streamseg.config import SourceConfig
 from streamseg.errors import IncompleteError, NoFramesError, TooLargeError, redact_address
 from streamseg.types import Frame, Image, Size
 
+MIN_TICK = 1e-3
+"""Seconds: the clock of Matroska and FLV; recordings are converted from those to finer ones."""
+_DIGITS = 9
+"""Of a difference of times: more than any clock has, fewer than the noise of subtraction."""
+_RATE_DIGITS = 0.005
+"""Frames per second by which a rate such as 29.97 or 23.98 is rounded."""
+
 
 class BadPictureError(Exception):
     """A single picture that can't be decoded; it is counted and skipped."""
@@ -181,9 +188,10 @@ def deliver(
     pictures: Generator[Picture, None, None],
     report: SourceReport,
     reins: Reins,
+    clock: RecordingClock | None = None,
 ) -> Generator[Frame, None, None]:
     """The frames of a recording: those that ``selected`` gives, and then what is wrong with it."""
-    with closing(selected(name, config, pictures, report)) as frames:
+    with closing(selected(name, config, pictures, report, clock)) as frames:
         for frame in frames:
             if not reins.hold():
                 return
@@ -192,17 +200,23 @@ def deliver(
 
 
 def selected(
-    name: str, config: SourceConfig, pictures: Generator[Picture, None, None], report: SourceReport
+    name: str,
+    config: SourceConfig,
+    pictures: Generator[Picture, None, None],
+    report: SourceReport,
+    clock: RecordingClock | None = None,
 ) -> Generator[Frame, None, None]:
     """Frames of the pictures that ``config`` chooses; closes ``pictures`` in the end."""
-    choice = _Choice(config)
+    clock = clock or RecordingClock()
+    choice = _Choice(config, clock.tick)
     with closing(pictures):
         for picture in pictures:
-            if config.end is not None and picture.pts >= config.end:
+            seconds = clock.elapsed(picture)
+            if config.end is not None and seconds >= config.end:
                 report.skipped += 1
                 break
             report.damaged += picture.damaged
-            if not choice.takes(picture):
+            if not choice.takes(picture, seconds):
                 report.skipped += 1
                 continue
             try:
@@ -243,31 +257,88 @@ def decoder_limit(max_pixels: int) -> int:
     return max_pixels + max_pixels // 50 + 2**16
 
 
+class RecordingClock:
+    """The clock that a recording's pts are read from.
+
+    Args:
+        beginning: pts of the recording's beginning, in seconds.
+        tick: by how many seconds a pts may be rounded.
+    """
+
+    def __init__(self, beginning: float = 0.0, tick: float = MIN_TICK) -> None:
+        self.tick = tick
+        self._offset = -beginning
+        self._epoch = 0
+        self._gap = 0.0
+        self._last = -math.inf
+
+    def elapsed(self, picture: Picture) -> float:
+        """Return the seconds from the beginning to the next picture.
+
+        Where pts go back in a new epoch, the time goes on after the picture before.
+        """
+        seconds = picture.pts
+        if self._offset:
+            seconds = round(seconds + self._offset, _DIGITS)
+        if picture.epoch != self._epoch and seconds < self._last:
+            self._offset += self._last + self._gap - seconds
+            seconds = self._last + self._gap
+        elif math.isfinite(self._last):
+            self._gap = seconds - self._last
+        self._epoch, self._last = picture.epoch, seconds
+        return seconds
+
+
 class _Choice:
     """Which pictures are taken: from ``start``, every ``stride``-th, at most ``max_fps``."""
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, tick: float) -> None:
         self._config = config
+        self._tick = tick
+        self._max_fps = None if config.max_fps is None else _exact_rate(config.max_fps)
         self._started = config.start == 0
         self._seen = 0
-        self._slot: tuple[int, int] | None = None
+        self._epoch = 0
+        self._slot = -math.inf
+        self._taken_at = -math.inf
 
-    def takes(self, picture: Picture) -> bool:
-        self._started = self._started or picture.pts >= self._config.start
+    def takes(self, picture: Picture, seconds: float) -> bool:
+        """Return whether the next picture is taken.
+
+        Args:
+            picture: the picture.
+            seconds: from the recording's beginning.
+        """
+        self._started = self._started or seconds >= self._config.start
         if not self._started:
             return False
         self._seen += 1
         if (self._seen - 1) % self._config.stride:
             return False
-        return self._config.max_fps is None or self._is_due(picture, self._config.max_fps)
+        return self._max_fps is None or self._is_due(picture, self._max_fps)
 
     def _is_due(self, picture: Picture, max_fps: float) -> bool:
-        """One picture for each slot of 1 / max_fps seconds; the margin is for rounded times."""
-        slot = (picture.epoch, math.floor(picture.pts * max_fps + 1e-3))
-        if slot == self._slot:
+        """Take one picture for each slot of 1 / max_fps seconds.
+
+        Rounded times may put two pictures of a steady rate into one slot. The later one is taken
+        for the next slot if it is a whole interval after the one before and the slot is that near.
+        """
+        if picture.epoch != self._epoch:
+            self._epoch, self._slot, self._taken_at = picture.epoch, -math.inf, -math.inf
+        slot = math.floor(picture.pts * max_fps + 1e-3)
+        if slot <= self._slot and picture.pts - self._taken_at > 1 / max_fps - 1.1 * self._tick:
+            slot = math.floor((picture.pts + self._tick) * max_fps)
+        if slot <= self._slot:
             return False
-        self._slot = slot
+        self._slot, self._taken_at = slot, picture.pts
         return True
+
+
+def _exact_rate(rate: float) -> float:
+    """Return 30000 / 1001 for 29.97, and likewise for all rates that are named by their digits."""
+    whole = round(rate * 1.001)
+    exact = whole / 1.001
+    return exact if abs(rate - exact) < min(_RATE_DIGITS, abs(rate - whole)) else rate
 
 
 def _judge(config: SourceConfig, report: SourceReport) -> None:

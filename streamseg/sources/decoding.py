@@ -22,7 +22,6 @@ from typing import cast
 
 import av.error
 import av.logging
-import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
@@ -39,7 +38,8 @@ from streamseg.sources.base import (
     check_pixels,
     decoder_limit,
 )
-from streamseg.sources.timeline import Timeline
+from streamseg.sources.orientation import UPRIGHT, Orientation, TiltError, orientation_of
+from streamseg.sources.timeline import DisplayOrder, Timeline
 from streamseg.types import Image
 
 # FFmpeg's log stays off: its lines hold URLs with their passwords, and a decoder's thread that
@@ -55,21 +55,33 @@ the others give nothing before the first one."""
 _DEFAULT_RATE = Fraction(25)
 _MAX_RATE = 1000
 _WIDEST_PIXEL = 8
-_SLOPPY_DEGREES = 2
 _TRAILER_BYTES = 1024
+_LONG_RUN = 10
+"""Packets in a row that can't be decoded: damage heals at the next key frame, this didn't."""
+
+
+_NUMBERED_FORMAT = "avi"
+_MAX_REORDERED = {"h264": 16, "hevc": 16, "vvc": 16}
+"""Packets that a decoder may hold; other codecs hold one if they have B-frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where decoding begins: after so many packets, with the frame of that index and time.
+    """Where decoding begins.
 
-    ``epoch`` is that of the first frame.
+    Attributes:
+        packets: how many to pass over.
+        index: of the first frame.
+        epoch: of the first frame, unless the timeline has begun more.
+        seconds: time of the first frame; earlier ones are passed over.
+        timeline: that of the frames before, None if there are none.
     """
 
     packets: int = 0
     index: int = 0
-    seconds: float = -math.inf
     epoch: int = 0
+    seconds: float = -math.inf
+    timeline: Timeline | None = None
 
 
 class Reading:
@@ -84,6 +96,7 @@ class Reading:
         report: where bad packets and what is missing are noted.
         by_arrival: take the time from the clock on the wall, because the stream has none.
         left: once set, no further packet is read; a live stream may have many and no frame.
+        repeats: how many of the frames that are promised repeat the one before, without a packet.
 
     Attributes:
         broken: why the container couldn't be read on; empty if it came to its end.
@@ -100,6 +113,7 @@ class Reading:
         *,
         by_arrival: bool = False,
         left: threading.Event | None = None,
+        repeats: int = 0,
     ) -> None:
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
@@ -109,40 +123,60 @@ class Reading:
         self._start = start
         self._missing = missing
         self._report = report
-        self._timeline = Timeline(float(1 / _frame_rate(stream)))
+        self._timeline = start.timeline or Timeline(float(1 / frame_rate(stream)))
+        self._order = _display_order(container, stream)
         self._reformatter = VideoReformatter()
         self._aspect = _pixel_aspect(stream)
+        self._repeats = repeats
         self._packets = 0
+        self._discarded = 0
         self._good = 0
         self._bad = 0
+        self._bad_at_end = 0
         self._last: Packet[VideoStream] | None = None
         self._began = time.monotonic() if by_arrival else None
         self._left = left or threading.Event()
         self._awaits_key = left is not None and stream.codec_context.name in _INVENT_REFERENCES
-        self._size = (0, 0)
+        self._shape: tuple[int, int, Orientation] | None = None
         self.broken = ""
+
+    @property
+    def frame_count(self) -> int:
+        """How many frames were decoded."""
+        return self._good
+
+    def continue_after(self) -> Start:
+        """Return where another reading goes on, with an epoch of its own."""
+        self._timeline.cut()
+        return Start(0, self._next_index, self._start.epoch, timeline=self._timeline)
+
+    @property
+    def _next_index(self) -> int:
+        return self._start.index + self._good + self._bad
 
     def pictures(self) -> Generator[Picture, None, None]:
         """All that can be decoded, in display order; then the report says what is missing."""
-        self._report.skipped = self._start.packets
         for frame in self._decoded():
             seconds = self._seconds(frame)
             if seconds is not None and seconds < self._start.seconds:
                 self._report.skipped += 1
                 continue
-            if self._size not in ((0, 0), (frame.height, frame.width)):
+            orientation = self._orientation(frame)
+            shape = frame.height, frame.width, orientation
+            if self._shape not in (None, shape):
                 self._timeline.cut()  # nothing is where it was
-            self._size = frame.height, frame.width
+            self._shape = shape
             cuts, pts = self._timeline.place(seconds)
-            index = self._start.index + self._good + self._bad
+            index = self._next_index
             self._good += 1
-            load = partial(self._load, frame)
+            load = partial(self._load, frame, orientation)
             epoch = self._start.epoch + cuts
             yield Picture(index, epoch, pts, load, damaged=bool(frame.is_corrupt))
         self._take_stock()
 
     def _decoded(self) -> Iterator[VideoFrame]:
-        for packet in packets_of(self._container, self._stream, self._note_break):
+        packets = packets_of(self._container, self._stream, self._note_break, self._note_repeat)
+        for packet in packets:
             if self._left.is_set():
                 return
             self._packets += 1
@@ -157,14 +191,27 @@ class Reading:
     def _decode(self, packet: Packet[VideoStream] | None) -> Iterator[VideoFrame]:
         """The frames that a packet completes; None gets out those that the decoder holds back."""
         limit = self._config.max_pixels
+        order = None
+        if packet is not None:
+            self._discarded += packet.is_discard
+            if packet.dts is not None and packet.pts is not None and self._order is not None:
+                order = self._order
+                order.add(packet.dts, packet.pts)
         try:
             frames = self._stream.codec_context.decode(packet)
         except av.error.FFmpegError as error:
             context = self._stream.codec_context
             check_pixels(self._config.url, context.width, context.height, limit)
             self._bad += 1
+            self._bad_at_end += 1
             self._report.count_bad(reason_of(error))
+            if order is not None:
+                order.drop_last()
             return
+        if packet is not None and frames:
+            self._bad_at_end = 0
+        if order is not None and not frames:
+            order.drop_silent()
         for frame in frames:
             check_pixels(self._config.url, frame.width, frame.height, limit)
             yield frame
@@ -173,39 +220,49 @@ class Reading:
         if self._began is not None:
             return time.monotonic() - self._began
         base = self._stream.time_base
-        return None if frame.pts is None or base is None else float(frame.pts * base)
+        pts = frame.pts
+        if self._order is not None:
+            pts = self._order.take(pts, is_key=frame.key_frame)
+        return None if pts is None or base is None else float(pts * base)
 
-    def _load(self, frame: VideoFrame) -> tuple[Image, Fraction]:
+    def _orientation(self, frame: VideoFrame) -> Orientation:
+        """Return how a frame is shown; what a stream's SEI says holds until the next key frame."""
+        try:
+            orientation = orientation_of(frame)
+        except TiltError as error:
+            self._report.note(str(error))
+            return UPRIGHT
+        if orientation is None and self._shape is not None and not frame.key_frame:
+            return self._shape[2]
+        return orientation or UPRIGHT
+
+    def _load(self, frame: VideoFrame, orientation: Orientation) -> tuple[Image, Fraction]:
         """The frame's pixels, uint8 (H, W, 3) RGB, upright, and the shape of a pixel."""
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24")
             pixels = cast(Image, rgb.to_ndarray())
         except (av.error.FFmpegError, ValueError) as error:
             raise BadPictureError(reason_of(error)) from None
-        turns = self._quarter_turns(frame.rotation)
-        image = np.ascontiguousarray(np.rot90(pixels, turns))
-        return image, 1 / self._aspect if turns % 2 else self._aspect
-
-    def _quarter_turns(self, degrees: int) -> int:
-        """How often to turn a frame anticlockwise."""
-        turns = round(degrees / 90)
-        if abs(degrees - 90 * turns) > _SLOPPY_DEGREES:
-            self._report.note(f"a rotation of {degrees} degrees is ignored")
-            return 0
-        return turns % 4
+        aspect = 1 / self._aspect if orientation.is_transposed else self._aspect
+        return orientation.apply(pixels), aspect
 
     def _note_break(self, reason: str) -> None:
         self.broken = reason
 
+    def _note_repeat(self) -> None:
+        self._repeats += 1
+
     def _take_stock(self) -> None:
         """Compare what came with what the container and the times promise."""
         report = self._report
-        report.incomplete = self._what_is_missing()
-        silent = self._packets - self._start.packets - self._good - self._bad
+        report.incomplete = report.incomplete or self._what_is_missing()
+        decoded = self._packets - self._start.packets
+        silent = decoded - self._discarded - self._good - self._bad
         if silent > 0 and not self._start.packets:
             report.note(f"{silent} packet(s) gave no frame")
-        if self._timeline.lost:
-            report.note(f"{self._timeline.lost} frame(s) missing, by the timestamps")
+        lost = self._timeline.lost - self._repeats - max(0, silent)
+        if lost > 0:
+            report.note(f"{lost} frame(s) missing, by the timestamps")
 
     def _what_is_missing(self) -> str:
         promised = self._stream.frames
@@ -214,9 +271,11 @@ class Reading:
             return f"the file ends {self._missing} bytes early, {came}"
         if self.broken and not self._is_at_end():
             return f"it can't be read on ({self.broken}), {came}"
+        if self._bad_at_end >= _LONG_RUN and self._good:
+            return f"none of the last {self._bad_at_end} packets could be decoded"
         if self._ends_in_a_frame():
             return f"it ends in the middle of a frame, {came}"
-        if self._packets < promised and self._ends_early():
+        if self._packets + self._repeats < promised and self._ends_early():
             return came
         return ""
 
@@ -246,12 +305,28 @@ class Reading:
 def choose_stream(container: InputContainer, config: SourceConfig) -> VideoStream:
     """The video stream that the config asks for, with a decoder and of a size that is allowed.
 
-    Cover art is one only where there is no other.
-
     Raises:
         NoFramesError: there is no video, or none whose codec is known.
         SourceError: there isn't the one that is asked for.
         TooLargeError: its frames have more than ``max_pixels``.
+    """
+    stream = find_stream(container, config)
+    context = stream.codec_context
+    if context is None:
+        raise NoFramesError(f"{redact_address(config.url)}: its video codec is unknown")
+    check_pixels(config.url, context.width, context.height, config.max_pixels)
+    context.options = {"max_pixels": str(decoder_limit(config.max_pixels))}
+    return stream
+
+
+def find_stream(container: InputContainer, config: SourceConfig) -> VideoStream:
+    """Return the video stream that the config asks for, whether or not it can be decoded.
+
+    Cover art is one only where there is no other.
+
+    Raises:
+        NoFramesError: there is no video.
+        SourceError: there isn't the one that is asked for.
     """
     url = redact_address(config.url)
     videos = container.streams.video
@@ -264,17 +339,14 @@ def choose_stream(container: InputContainer, config: SourceConfig) -> VideoStrea
         raise SourceError(
             f"{url}: has no video stream {config.stream}: there are {len(choices)}, counted from 0"
         )
-    stream = choices[config.stream]
-    context = stream.codec_context
-    if context is None:
-        raise NoFramesError(f"{url}: its video codec is unknown")
-    check_pixels(config.url, context.width, context.height, config.max_pixels)
-    context.options = {"max_pixels": str(decoder_limit(config.max_pixels))}
-    return stream
+    return choices[config.stream]
 
 
 def packets_of(
-    container: InputContainer, stream: VideoStream, broken: Callable[[str], None] = lambda _: None
+    container: InputContainer,
+    stream: VideoStream,
+    broken: Callable[[str], None] = lambda _: None,
+    empty: Callable[[], None] = lambda: None,
 ) -> Iterator[Packet[VideoStream]]:
     """The packets of a stream that hold something.
 
@@ -282,12 +354,16 @@ def packets_of(
         container: open.
         stream: one of its streams.
         broken: told why, where the container can't be read on; the packets end there.
+        empty: called for each packet that holds nothing: the frame before, again.
     """
     try:
         for packet in container.demux(stream):
-            # An empty one would tell the decoder that there is no more to come.
+            # An empty one would tell the decoder that there is no more to come. PyAV adds one at
+            # the end, without a time.
             if packet.size:
                 yield packet
+            elif packet.dts is not None:
+                empty()
     except av.error.FFmpegError as error:
         broken(reason_of(error))
     except IndexError:
@@ -300,12 +376,26 @@ def reason_of(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _frame_rate(stream: VideoStream) -> Fraction:
+def is_numbered(container: InputContainer) -> bool:
+    """Return whether a container stores an order of packets, which dts counts, and no times."""
+    return container.format.name == _NUMBERED_FORMAT
+
+
+def frame_rate(stream: VideoStream) -> Fraction:
     """Frames a second where a stream has no times: as the codec says, or else 25."""
     for rate in (stream.codec_context.framerate, stream.guessed_rate):
         if rate and 0 < rate <= _MAX_RATE:
             return rate
     return _DEFAULT_RATE
+
+
+def _display_order(container: InputContainer, stream: VideoStream) -> DisplayOrder | None:
+    """Return where times come from if the container has none of its own."""
+    if not is_numbered(container):
+        return None
+    context = stream.codec_context
+    depth = _MAX_REORDERED.get(context.codec.canonical_name, int(context.has_b_frames))
+    return DisplayOrder(depth)
 
 
 def _pixel_aspect(stream: VideoStream) -> Fraction:

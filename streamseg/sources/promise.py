@@ -8,6 +8,8 @@ integers) and RFC 9559, section 8 (Matroska's top level); Microsoft's RIFF.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,12 @@ _BOXES = frozenset(
     b"ftyp styp moov moof mdat mfra sidx free skip wide meta uuid udta pnot prft emsg".split()
 )
 _MAX_BOXES = 1_000_000
+_FLV = b"FLV"
+_FLV_TAG_BYTES = 15  # with the size of the tag before
+_FLV_VIDEO = 9
+_FLV_TAGS = (8, _FLV_VIDEO, 18)
+_FLV_COMMAND = 5
+_ANOTHER_BEHIND = "another recording begins at byte {}, and isn't read: split the file there"
 
 
 def missing_bytes(path: Path) -> int:
@@ -35,23 +43,123 @@ def missing_bytes(path: Path) -> int:
     return max(0, end - size)
 
 
-def _end_of_boxes(file: BinaryIO, size: int) -> int:
-    """Where the last top-level box ends; 0 if one isn't a box that is known, or is open-ended."""
+def count_repeats(path: Path, stream: int) -> int:
+    """Return how many frames of an AVI's stream are empty chunks: the frame before, again.
+
+    Args:
+        path: any recording; other containers have none.
+        stream: the stream's number.
+    """
+    kinds = {b"%02d%s" % (stream, kind) for kind in (b"dc", b"db")}
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"AVI ":
+            return 0
+        return sum(kind in kinds and not size for kind, size in _avi_chunks(file))
+
+
+def _avi_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield the types and sizes of the chunks behind an AVI's head, within its lists as well."""
+    while len(header := file.read(8)) == 8:
+        kind, size = header[:4], int.from_bytes(header[4:], "little")
+        if kind in (b"RIFF", b"LIST"):
+            file.seek(4, 1)
+        else:
+            yield kind, size
+            file.seek(size + size % 2, 1)
+
+
+def unread_part(path: Path) -> str:
+    """Return what a file holds that FFmpeg passes over without a word; empty if nothing.
+
+    That is a second movie behind the first (ISO media and FLV), as from joining files byte by byte,
+    and FLV that goes on in another codec.
+    """
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[4:8] in _BOXES:
+            return _unread_movie(file, path.stat().st_size)
+        return _unread_tags(file) if head[:3] == _FLV else ""
+
+
+def _unread_movie(file: BinaryIO, size: int) -> str:
+    boxes = list(_boxes(file, size))
+    kinds = [box.kind for box in boxes]
+    if kinds.count(b"moov") < 2 or b"moof" in kinds:  # fragments are read behind any movie box
+        return ""
+    first = kinds.index(b"moov")
+    later = [box for box in boxes[first + 1 :] if box.kind in (b"ftyp", b"moov")]
+    return _ANOTHER_BEHIND.format(later[0].begin)
+
+
+def _unread_tags(file: BinaryIO) -> str:
+    """Walk an FLV's tags: Adobe's Flash Video File Format Specification, annex E."""
+    file.seek(5)
+    at = int.from_bytes(file.read(4), "big")
+    codec = b""
+    while True:
+        file.seek(at)
+        tag = file.read(_FLV_TAG_BYTES + 5)
+        if tag[4:7] == _FLV:
+            return _ANOTHER_BEHIND.format(at + 4)
+        if len(tag) < _FLV_TAG_BYTES or tag[4] not in _FLV_TAGS:
+            return ""
+        if tag[4] == _FLV_VIDEO and len(tag) > _FLV_TAG_BYTES:
+            kind = _flv_codec(tag[_FLV_TAG_BYTES:])
+            if codec and kind and kind != codec:
+                return f"at byte {at} it goes on in another codec, and that isn't read"
+            codec = codec or kind
+        at += _FLV_TAG_BYTES + int.from_bytes(tag[5:8], "big")
+
+
+def _flv_codec(body: bytes) -> bytes:
+    """Return a video tag's codec, a number or four letters; empty if the tag holds no frame."""
+    kind = body[0] >> 4 & 7
+    if kind == _FLV_COMMAND:
+        return b""
+    return body[1:5] if body[0] & 0x80 else bytes([body[0] & 0x0F])
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """A top-level box of ISO media.
+
+    Attributes:
+        kind: its four letters.
+        begin: position of its first byte.
+        end: position behind its last byte, which the file may not have.
+    """
+
+    kind: bytes
+    begin: int
+    end: int
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[_Box]:
+    """Yield the top-level boxes up to the first that isn't known, or is open-ended."""
     at = 0
     for _ in range(_MAX_BOXES):
         if at >= size:
-            return at
+            return
         file.seek(at)
         header = file.read(16)
         if len(header) < 8 or header[4:8] not in _BOXES:
-            return 0
+            return
         length = int.from_bytes(header[:4], "big")
         if length == 1:
             length = int.from_bytes(header[8:16], "big")
         if length < 8:
-            return 0
+            return
+        yield _Box(header[4:8], at, at + length)
         at += length
-    return 0
+
+
+def _end_of_boxes(file: BinaryIO, size: int) -> int:
+    """Where the last top-level box ends; 0 if one isn't a box that is known, or is open-ended."""
+    end = 0
+    for box in _boxes(file, size):
+        end = box.end
+    return end if end >= size else 0
 
 
 def _end_of_segment(file: BinaryIO, size: int) -> int:

@@ -1,11 +1,13 @@
 """From a stream's raw timestamps to times that can be relied on: none missing, none going back.
 
 Timestamps jump when a recording was pasted together, a counter wrapped or a camera restarted.
-What belongs together is an *epoch*; within one, times never go back.
+What belongs together is an *epoch*; within one, times never go back. Containers that store an order
+and no times are the business of ``DisplayOrder``.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from statistics import median
 
@@ -101,3 +103,53 @@ class Timeline:
         else:
             self._lost += whole - 1
             self._irregular += 1
+
+
+class DisplayOrder:
+    """Times of frames in a container that stores packets in decoding order and no times.
+
+    FFmpeg numbers the packets of an AVI in decoding order, which is not the order in which their
+    frames are shown. Frames come out of a decoder in display order, so each takes the smallest
+    number that is left.
+
+    Args:
+        depth: how many packets the decoder may hold before it gives a frame.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._pending: list[tuple[int, int]] = []
+
+    def add(self, number: int, pts: int) -> None:
+        """Note a packet that is about to be decoded.
+
+        Args:
+            number: its decoding time, which counts packets.
+            pts: what FFmpeg takes for its time, and hands on to its frame.
+        """
+        heapq.heappush(self._pending, (number, pts))
+
+    def drop_last(self) -> None:
+        """Forget the latest packet, which could not be decoded."""
+        self._pending.remove(max(self._pending))
+        heapq.heapify(self._pending)
+
+    def drop_silent(self) -> None:
+        """Forget the latest packet, which gave no frame, if the decoder can't be holding it."""
+        if len(self._pending) > self._depth:
+            self.drop_last()
+
+    def take(self, pts: int | None, *, is_key: bool) -> int | None:
+        """Return the time of the next frame.
+
+        Args:
+            pts: what FFmpeg takes for its time.
+            is_key: nothing that was decoded before the frame is shown after it.
+        """
+        if is_key and pts is not None and self._depth > 1:
+            # Packets that gave no frame may be among those that the decoder could have held.
+            self._pending = [entry for entry in self._pending if entry[1] >= pts]
+            heapq.heapify(self._pending)
+        if not self._pending:
+            return pts
+        return heapq.heappop(self._pending)[0]

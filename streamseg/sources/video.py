@@ -7,32 +7,58 @@ times is told in ``decoding.py``.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
-from dataclasses import replace
+import copy
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import av
-import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from streamseg.config import SourceConfig
-from streamseg.errors import NoFramesError, SourceError, redact_address
-from streamseg.sources.base import Reins, SourceReport, decoder_limit, deliver
-from streamseg.sources.decoding import Reading, Start, choose_stream, packets_of, reason_of
-from streamseg.sources.promise import missing_bytes
+from streamseg.errors import NoFramesError, SourceError, TooLargeError, redact_address
+from streamseg.sources.base import (
+    MIN_TICK,
+    Picture,
+    RecordingClock,
+    Reins,
+    SourceReport,
+    decoder_limit,
+    deliver,
+)
+from streamseg.sources.decoding import (
+    Reading,
+    Start,
+    choose_stream,
+    find_stream,
+    frame_rate,
+    is_numbered,
+    packets_of,
+)
+from streamseg.sources.demuxers import open_container
+from streamseg.sources.promise import count_repeats, missing_bytes, unread_part
+from streamseg.sources.random_access import AccessPoints
+from streamseg.sources.timeline import Timeline
+from streamseg.sources.transport import Part, PartFile, cut_part
 from streamseg.types import Frame
 
 _MAX_RATE = 1000
+_MAX_TICK = 0.01
+_TRANSPORT_STREAM = "mpegts"
+_PROBED_BYTES = 8 * 2**20
+"""More than FFmpeg reads of a file to find out what it holds."""
+_WHOLE = Part()
 
 
 class VideoFile:
     """One video stream of a file; a :class:`~streamseg.sources.base.Source`.
 
     ``start`` doesn't seek, because containers seek inexactly: it reads the packets before the
-    last keyframe that is early enough, without decoding them. So a frame's index is the same
-    wherever one starts, as long as each packet before makes one frame.
+    last random access point that is early enough, without decoding them. Where that doesn't
+    surely give the frames of the whole recording, it decodes from the beginning.
+
+    A transport stream that goes on in another codec is read in parts, each an epoch.
 
     Raises:
         SourceError: the file can't be read, or hasn't the stream that is asked for.
@@ -48,27 +74,82 @@ class VideoFile:
         self._path = path
         self._config = config
         self._url = redact_address(config.url)
-        with closing(self._open()) as container:
-            self.report = _hints(container, choose_stream(container, self._config))
+        with self._opened(self._part_at(_WHOLE, _PROBED_BYTES)) as (container, stream):
+            self.report = _hints(container, stream)
 
     def frames(self) -> Generator[Frame, None, None]:
         """See :class:`~streamseg.sources.base.Source`."""
-        start = self._find_start() if self._config.start else Start()
-        with closing(self._open()) as container:
-            stream = choose_stream(container, self._config)
-            self.report = _hints(container, stream)
-            missing = missing_bytes(self._path)
-            reading = Reading(container, stream, self._config, start, missing, self.report)
-            yield from deliver(self.name, self._config, reading.pictures(), self.report, self.reins)
+        config = self._config
+        first = self._part_at(_WHOLE)
+        with self._opened(first) as (container, stream):
+            self.report = report = _hints(container, stream)
+            tick = _tick(stream)
+        is_cut = bool(config.start) or config.end is not None
+        beginning = self._find_beginning() if is_cut else 0.0
+        pictures = self._pictures(first, beginning, report)
+        clock = RecordingClock(beginning, tick)
+        yield from deliver(self.name, config, pictures, report, self.reins, clock)
 
-    def _open(self) -> InputContainer:
+    def _pictures(
+        self, part: Part, beginning: float, report: SourceReport
+    ) -> Generator[Picture, None, None]:
+        """The pictures of a part and of those that follow it."""
+        start = Start()
+        if self._config.start and part == _WHOLE:
+            start = self._find_start(beginning)
+        report.skipped = start.index
+        while True:
+            with self._opened(part) as (container, stream):
+                missing = missing_bytes(self._path)
+                repeats = count_repeats(self._path, stream.index)
+                reading = Reading(
+                    *(container, stream, self._config, start, missing, report), repeats=repeats
+                )
+                yield from reading.pictures()
+            if start.index and not reading.frame_count:
+                report.incomplete = f"nothing that follows frame {start.index} could be decoded"
+            if part.following is None:
+                break
+            try:
+                part = self._part_at(part.following)
+                with self._opened(part):
+                    pass
+            except TooLargeError:
+                raise
+            except SourceError as error:
+                reason = str(error).removeprefix(f"{self._url}: ")
+                report.incomplete = f"it goes on with what can't be decoded: {reason}"
+                break
+            start = reading.continue_after()
+        report.incomplete = report.incomplete or unread_part(self._path)
+
+    def _part_at(self, part: Part, most: int | None = None) -> Part:
+        """Return what there is of a part until the video's codec or PID changes.
+
+        Args:
+            part: with an unknown end.
+            most: how many bytes to look through, None for all.
+        """
+        with self._container(part) as container:
+            if container.format.name != _TRANSPORT_STREAM:
+                return part
+            pid = find_stream(container, self._config).id
+        return cut_part(self._path, part, pid, most)
+
+    @contextmanager
+    def _opened(self, part: Part = _WHOLE) -> Iterator[tuple[InputContainer, VideoStream]]:
+        """Open the file, or a part of it, and choose the stream."""
+        with self._container(part) as container:
+            yield container, choose_stream(container, self._config)
+
+    @contextmanager
+    def _container(self, part: Part) -> Iterator[InputContainer]:
         self._check_readable()
-        # This limit holds in the decoder that FFmpeg probes with, before the size is known here.
-        options = {"max_pixels": str(decoder_limit(self._config.max_pixels))}
-        try:
-            return av.open(f"file:{self._path}", options=options, metadata_errors="replace")
-        except (av.error.FFmpegError, ValueError) as error:
-            raise NoFramesError(f"{self._url}: {self._explain(error)}") from None
+        limit = decoder_limit(self._config.max_pixels)
+        with ExitStack() as stack:
+            file = None if part == _WHOLE else stack.enter_context(PartFile(self._path, part))
+            container = open_container(self._path, self._url, limit, file)
+            yield stack.enter_context(closing(container))
 
     def _check_readable(self) -> None:
         try:
@@ -78,29 +159,48 @@ class VideoFile:
         except OSError as error:
             raise SourceError(f"{self._url}: can't be read: {error.strerror}") from None
 
-    def _explain(self, error: Exception) -> str:
-        with self._path.open("rb") as file:
-            head = file.read(12)
-        if head[4:8] == b"ftyp":
-            return "its index (moov) is missing: the recording was cut off before it was finished"
-        return f"isn't a video that can be read ({reason_of(error)})"
+    def _find_beginning(self) -> float:
+        """Return the pts at which the recording begins, in seconds.
 
-    def _find_start(self) -> Start:
-        """The last keyframe that isn't after ``config.start``."""
-        start = Start()
-        with closing(self._open()) as container:
-            stream = choose_stream(container, self._config)
+        That is 0 where decoding, or another stream, begins by then: the first frame is shown later
+        if frames are reordered. Else the clock began elsewhere, and it is the first frame's.
+        """
+        with self._opened() as (container, stream):
+            first = next(packets_of(container, stream), None)
+            shown_at, any_at = stream.start_time, container.start_time
+            if first is None or shown_at is None or any_at is None:
+                return 0.0
+            decoded_at = shown_at if first.dts is None else first.dts
+            is_zero_inside = min(decoded_at, any_at, shown_at) <= 0 <= shown_at
+            return 0.0 if is_zero_inside else float(shown_at * (stream.time_base or 0))
+
+    def _find_start(self, beginning: float) -> Start:
+        """Return the last random access point that isn't after ``config.start``.
+
+        Its timeline is that of the frames before, so that times and epochs are the same as well.
+        """
+        found = Start()
+        with self._opened() as (container, stream):
+            points = AccessPoints(stream)
+            timeline = Timeline(float(1 / frame_rate(stream)))
+            times: list[float] = []
+            shown = 0
             for count, packet in enumerate(packets_of(container, stream)):
-                if packet.pts is None:
-                    return Start()
-                seconds = float(packet.pts * packet.time_base)
-                if packet.is_keyframe and seconds <= self._config.start:
-                    start = Start(count, count, seconds)
-                elif seconds < start.seconds:  # shown before its keyframe, stored after it
-                    start = replace(start, index=start.index + 1)
-                if packet.dts is not None and packet.dts * packet.time_base >= self._config.start:
+                is_access_point = points.examine(packet)
+                ticks = packet.dts if is_numbered(container) else packet.pts
+                if not points.is_exact or ticks is None:
                     break
-        return start
+                seconds = float(ticks * packet.time_base)
+                if is_access_point:
+                    epochs = [timeline.place(time)[0] for time in sorted(times)]
+                    times.clear()
+                    if any(epochs) or seconds - beginning > self._config.start:
+                        break
+                    found = Start(count, shown, timeline=copy.deepcopy(timeline))
+                if not packet.is_discard:
+                    times.append(seconds)
+                    shown += 1
+        return found
 
 
 def _hints(container: InputContainer, stream: VideoStream) -> SourceReport:
@@ -117,3 +217,12 @@ def _hints(container: InputContainer, stream: VideoStream) -> SourceReport:
         expected=stream.frames or None,
         duration=duration,
     )
+
+
+def _tick(stream: VideoStream) -> float:
+    """Return by how many seconds times may be rounded.
+
+    A clock that is coarser than a hundredth, GIF's, counts frames: nothing is rounded.
+    """
+    base = float(stream.time_base or 0)
+    return base if MIN_TICK < base <= _MAX_TICK else MIN_TICK

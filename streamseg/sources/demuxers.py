@@ -1,0 +1,114 @@
+"""Allow-list of FFmpeg's demuxers for recordings, and opening a file with one of them.
+
+FFmpeg chooses the demuxer by what a file holds, whatever the file is called. Some demuxers open
+what the file names: other files, addresses, sockets (concat, hls, dash, imf, sdp, rtsp, sap,
+vobsub, mlv, image2, lavfi …). A recording from elsewhere must never choose one of those, so only
+demuxers that read the one file they are given are on the list.
+"""
+
+from __future__ import annotations
+
+from io import RawIOBase
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import av
+import av.error
+from av.container import InputContainer
+
+from streamseg.errors import NoFramesError
+from streamseg.sources.decoding import reason_of
+
+_CONTAINERS = (
+    "3dostr,4xm,anm,apng,argo_brp,asf,asf_o,avi,avr,avs,bethsoftvid,bfi,bink,bmv,"
+    "c93,cdg,cdxl,cine,dfa,dhav,dsicin,dxa,ea,film_cpk,filmstrip,fits,flic,flv,"
+    "frm,gdv,gif,gxf,hnm,hxvs,idcin,iff,ifv,ipmovie,iv8,ivf,ivr,jpegxl_anim,jv,"
+    "kux,live_flv,lmlm4,luodat,lvf,lxf,matroska,mca,mgsts,mjpeg_2000,mm,mods,"
+    "moflex,mov,mpeg,mpegts,mpjpeg,msnwctcp,mtv,mv,mvi,mxf,mxg,nc,nsv,nut,nuv,"
+    "ogg,paf,pdv,pmp,psxstr,pva,r3d,rl2,rm,roq,rpl,rsd,ser,sga,siff,"
+    "simbiosis_imx,smjpeg,smk,smush,sol,swf,thp,tiertexseq,tmv,txd,ty,usm,vc1test,"
+    "vividas,vivo,vmd,wc3movie,wsvqa,wtv,xmv,yop,yuv4mpegpipe"
+)
+_ELEMENTARY_STREAMS = (
+    "apv,av1,avs2,avs3,cavsvideo,dirac,dnxhd,dv,evc,h261,h263,h264,hevc,ingenient,"
+    "ipu,m4v,mjpeg,mpegvideo,obu,vc1,vvc"
+)
+_STILLS = (
+    "bmp_pipe,cri_pipe,dds_pipe,dpx_pipe,exr_pipe,gem_pipe,gif_pipe,hdr_pipe,ico,"
+    "j2k_pipe,jpeg_pipe,jpegls_pipe,jpegxl_pipe,jpegxs_pipe,pam_pipe,pbm_pipe,pcx_pipe,"
+    "pfm_pipe,pgm_pipe,pgmyuv_pipe,pgx_pipe,phm_pipe,photocd_pipe,pictor_pipe,png_pipe,"
+    "ppm_pipe,psd_pipe,qdraw_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,tiff_pipe,vbn_pipe,"
+    "webp_pipe,xbm_pipe,xpm_pipe,xwd_pipe"
+)
+# Sound may carry cover art, and a file without any video is told apart from one that isn't media.
+_SOUND_AND_TEXT = (
+    "aac,aax,ac3,aiff,amr,ape,ass,au,caf,dsf,dts,dtshd,eac3,flac,iamf,mlp,mp3,"
+    "mpc,mpc8,oma,srt,tak,truehd,tta,w64,wav,webvtt,wv,xwma"
+)
+
+_OPTIONS = {
+    "format_whitelist": f"{_CONTAINERS},{_ELEMENTARY_STREAMS},{_STILLS},{_SOUND_AND_TEXT}",
+    "protocol_whitelist": "file",
+    "enable_drefs": "0",
+    "use_absolute_path": "0",
+}
+_DESCRIPTIONS = {
+    b"#EXTM3U": "an HLS playlist",
+    b"ffconcat version": "an ffconcat playlist",
+    b"v=0": "an SDP description",
+    b"# VobSub index": "a VobSub index",
+    b"[playlist]": "a playlist",
+    b"<MPD": "a DASH manifest",
+    b"<SmoothStreamingMedia": "a Smooth Streaming manifest",
+    b"<CompositionPlaylist": "an IMF composition playlist",
+    b"<AssetMap": "an IMF asset map",
+}
+_HEAD_BYTES = 4096
+
+
+def open_container(
+    path: Path, url: str, max_pixels: int, part: RawIOBase | None = None
+) -> InputContainer:
+    """Open a recording; nothing that it names is opened.
+
+    Args:
+        path: the file.
+        url: what to call it in errors.
+        max_pixels: limit of the decoder that FFmpeg probes with, before the size is known here.
+        part: what to read instead of the whole file.
+
+    Raises:
+        NoFramesError: it is no recording, or one that can't be read.
+    """
+    options = {**_OPTIONS, "max_pixels": str(max_pixels)}
+    try:
+        container = av.open(
+            cast(BinaryIO, part) if part else f"file:{path}",
+            "r",
+            options=options,
+            metadata_errors="replace",
+        )
+    except (av.error.FFmpegError, ValueError) as error:
+        raise NoFramesError(f"{url}: {_explain(path, error)}") from None
+    return container
+
+
+def _explain(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if head[4:8] == b"ftyp":
+        return "its index (moov) is missing: the recording was cut off before it was finished"
+    kind = _describe_playlist(head)
+    if kind:
+        return f"isn't a video but {kind}: process the recordings that it names instead"
+    return f"isn't a video that can be read ({reason_of(error)})"
+
+
+def _describe_playlist(head: bytes) -> str:
+    """Return what a file that only names others is called; empty if it is none of those."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    is_markup = text.startswith(b"<")
+    for mark, kind in _DESCRIPTIONS.items():
+        if text.startswith(mark) or (is_markup and mark.startswith(b"<") and mark in text):
+            return kind
+    return ""
