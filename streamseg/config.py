@@ -116,8 +116,9 @@ class SourceConfig(Section, frozen=True, kw_only=True):
         name: how it is called on the wire; by default made from ``url``.
         stride: take every n-th frame.
         max_fps: take no more frames than that for each second of pts.
-        start: seconds of pts to begin at; recordings only, as ``end``.
-        end: seconds of pts to stop before.
+        start: seconds from the recording's beginning to begin at, whatever its clock says;
+            recordings only, as ``end``.
+        end: seconds from the recording's beginning to stop before.
         max_pixels: refuse frames larger than that.
         stream: which of the file's video streams, from 0; cover art isn't counted.
         thresholds: this source's own thresholds, instead of the service's.

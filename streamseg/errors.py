@@ -39,9 +39,16 @@ from streamseg.redaction import redact_address as redact_address  # noqa: PLC041
 
 
 class StreamsegError(Exception):
-    """A failure whose message is one line for the user: what it is about, and what to do."""
+    """A failure whose message is one line for the user: what it is about, and what to do.
+
+    The message may quote what a file or a peer holds; characters that a terminal would obey are
+    escaped.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UsageError(StreamsegError):

@@ -1,13 +1,18 @@
 """Which frames of a recording are taken, how it is named, and what a command's inputs stand for."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
-from reading import MEDIA, config, read, same, write_video
+from hypothesis import given
+from hypothesis import strategies as st
+from reading import MEDIA, config, moving_images, read, same, write_video
 
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError, NoFramesError, SourceError
 from streamseg.sources import ImageFiles, TestPattern, VideoFile, expand_inputs, open_source
+from streamseg.sources.base import MIN_TICK, Picture, _Choice
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -157,3 +162,48 @@ def test_a_folder_or_glob_without_media_says_which_endings_are_known(tmp_path, w
 def test_options_of_the_pattern_are_checked_when_it_is_opened():
     with pytest.raises(ConfigError, match="'colour' is unknown"):
         open_source(SourceConfig(url="test:?colour=red"))
+
+
+@pytest.mark.parametrize(
+    ("rate", "asked"),
+    [
+        (Fraction(24000, 1001), 23.976),
+        (Fraction(24000, 1001), 23.98),
+        (Fraction(30000, 1001), 29.97),
+        (Fraction(30), 30.0),
+        (Fraction(60000, 1001), 59.94),
+        (Fraction(60), 60.0),
+        (Fraction(7), 7.0),
+    ],
+)
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "flv", "gif"])
+def test_max_fps_at_the_recordings_own_rate_takes_all(tmp_path, rate, asked, ending):
+    """Matroska and FLV round times to milliseconds, GIF to hundredths of a second."""
+    path = tmp_path / f"rate.{ending}"
+    images = moving_images(1, (16, 16)) * 150
+    codec = {"codec": "gif", "options": {}, "pixel_format": "rgb8"} if ending == "gif" else {}
+    write_video(path, images, rate=rate, **codec)
+    whole = read(path)
+    assert [f.index for f in read(path, max_fps=asked).frames] == [f.index for f in whole.frames]
+    half = read(path, max_fps=asked / 2)
+    assert len(half.frames) == pytest.approx(len(whole.frames) / 2, abs=1)
+
+
+@pytest.mark.parametrize("asked", [29.97, 30000 / 1001])
+def test_max_fps_named_by_its_digits_loses_nothing_in_hours(asked):
+    choice = _Choice(SourceConfig(url="-", max_fps=asked), MIN_TICK)
+    for number in range(120_000):
+        pts = float(number * Fraction(1001, 30000))
+        assert choice.takes(Picture(number, 0, pts, load=None), pts), number
+
+
+@given(st.floats(1, 120), st.lists(st.floats(0.0001, 0.2), min_size=2, max_size=200), st.booleans())
+def test_max_fps_never_takes_more_than_the_rate_but_for_rounding(max_fps, gaps, is_rounded):
+    choice = _Choice(SourceConfig(url="-", max_fps=max_fps), MIN_TICK)
+    now, taken = 0.0, []
+    for number, gap in enumerate(gaps):
+        now += gap
+        pts = round(now, 3) if is_rounded else now
+        if choice.takes(Picture(number, 0, pts, load=None), pts):
+            taken.append(pts)
+    assert len(taken) <= (now + 2 * MIN_TICK) * max_fps * 1.001 + 1

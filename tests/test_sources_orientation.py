@@ -105,11 +105,22 @@ def test_what_the_stream_says_holds_until_its_next_key_frame(tmp_path, quarter_t
 
 
 def test_a_start_is_upright_even_where_the_message_is_not_repeated(tmp_path):
-    path = tmp_path / "turned.h264"
-    write_h264(path, moving_images(24), [display_orientation(1, True), b"", b""], 8)
+    stream, path = tmp_path / "turned.h264", tmp_path / "turned.ts"
+    write_h264(stream, moving_images(24), [display_orientation(1, True), b"", b""], 8)
+    with av.open(str(stream)) as given, av.open(str(path), "w") as out:
+        track = out.add_stream_from_template(given.streams.video[0])
+        packets = [packet for packet in given.demux(video=0) if packet.size]
+        for number, packet in enumerate(packets):
+            packet.time_base = Fraction(1, 25)
+            packet.pts = packet.dts = number
+            packet.stream = track
+            out.mux(packet)
     whole = read(path).frames
-    part = read(path, start=0.2).frames
-    assert all(same(a, b) for a, b in zip(part, whole[5:], strict=True))
+    assert [frame.epoch for frame in whole] == [0] * 8 + [1] * 16
+    for start in (0.2, 0.5):
+        part = read(path, start=start).frames
+        expected = [frame for frame in whole if frame.pts >= start]
+        assert all(same(a, b) for a, b in zip(part, expected, strict=True))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

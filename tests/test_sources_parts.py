@@ -138,9 +138,11 @@ def test_a_stream_that_goes_on_under_another_pid_is_followed(tmp_path, pieces):
 
 def test_a_damaged_program_map_is_no_switch(tmp_path, pieces):
     path = tmp_path / "damaged.ts"
-    damaged = bytearray(pieces["hevc"][:376])
-    damaged[188 + 25] ^= 1
-    path.write_bytes(pieces["h264"] + damaged + pieces["h264"])
+    tables = bytearray(pieces["hevc"][: 3 * 188])  # SDT, PAT, PMT
+    path.write_bytes(pieces["h264"] + tables + pieces["h264"])
+    assert cut_part(path, Part(), 0x100).following is not None
+    tables[2 * 188 + 17] = 2  # another type of stream
+    path.write_bytes(pieces["h264"] + tables + pieces["h264"])
     assert cut_part(path, Part(), 0x100) == Part()
 
 

@@ -1,8 +1,11 @@
 """Files that name other files: refused in one line, and nothing that they name is opened."""
 
+import ctypes
 import os
 import socket
 import struct
+import sys
+from contextlib import contextmanager
 
 import av
 import pytest
@@ -12,7 +15,11 @@ from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError
 from streamseg.sources import open_source
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = [
+    pytest.mark.timeout(20),
+    pytest.mark.skipif(sys.platform != "linux", reason="watches files with inotify"),
+]
+IN_OPEN = 0x20
 
 PLAYLISTS = {
     "an ffconcat playlist": "ffconcat version 1.0\nfile 'canary.mp4'\nfile 'canary.mp4'\n",
@@ -30,16 +37,32 @@ PLAYLISTS = {
 }
 
 
+@contextmanager
+def never_opened(*paths):
+    """Fail if one of the files is opened meanwhile."""
+    libc = ctypes.CDLL(None)
+    watcher = libc.inotify_init1(os.O_NONBLOCK)
+    try:
+        for path in paths:
+            assert libc.inotify_add_watch(watcher, os.fsencode(path), IN_OPEN) >= 0
+        yield
+        with pytest.raises(BlockingIOError):  # there is no event to read
+            os.read(watcher, 4096)
+    finally:
+        os.close(watcher)
+
+
 @pytest.mark.parametrize("kind", PLAYLISTS)
 @pytest.mark.parametrize("name", ["list.mp4", "list.ts", "list.txt", "list.m3u8", "list.idx"])
 def test_a_playlist_is_no_recording_whatever_it_is_called(tmp_path, kind, name):
-    os.mkfifo(tmp_path / "canary.mp4")  # opening it would hang
-    os.mkfifo(tmp_path / "list.sub")
+    canary, subtitles = tmp_path / "canary.mp4", tmp_path / "list.sub"
+    canary.write_bytes((MEDIA / "one_frame.mp4").read_bytes())
+    subtitles.write_bytes(b"")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as camera:
         camera.bind(("127.0.0.1", 0))  # another reader of the port would fail
         text = PLAYLISTS[kind].replace("{port}", str(camera.getsockname()[1]))
         (tmp_path / name).write_text(text)
-        with pytest.raises(NoFramesError) as caught:
+        with never_opened(canary, subtitles), pytest.raises(NoFramesError) as caught:
             open_source(SourceConfig(url=str(tmp_path / name)))
     assert str(caught.value) == (
         f"{tmp_path / name}: isn't a video but {kind}: process the recordings that it names instead"
@@ -89,8 +112,7 @@ def test_a_movie_whose_media_are_in_another_file_does_not_open_it(tmp_path):
     follow = {"enable_drefs": "1", "use_absolute_path": "1"}
     with av.open(str(path), options=follow) as container:
         assert sum(packet.size > 0 for packet in container.demux(video=0)) == 3
-    canary.unlink()
-    os.mkfifo(canary)
-    result = read(path)
+    with never_opened(canary):
+        result = read(path)
     assert result.frames == []
     assert isinstance(result.error, NoFramesError)

@@ -117,6 +117,15 @@ def test_a_clock_that_wraps_within_the_file_goes_on(tmp_path):
     assert all(same(a, b) for a, b in zip(cut.frames, whole.frames[25:35], strict=True))
 
 
+def test_what_was_lost_before_the_start_is_told_as_well(tmp_path):
+    path = tmp_path / "hole.mp4"
+    times = [time for time in range(COUNT) if time not in (5, 6)]
+    write_video(path, moving_images(len(times)), times=times, options=FAST)
+    for start in (0.0, 0.3, 1.4):
+        result = read(path, start=start)
+        assert result.report.notes == ["2 frame(s) missing, by the timestamps"]
+
+
 def test_an_epoch_that_goes_back_goes_on_counting():
     whole = read(MEDIA / "res_change.ts").frames
     cut = read(MEDIA / "res_change.ts", start=2.4, end=4.4).frames

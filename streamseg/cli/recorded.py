@@ -62,8 +62,8 @@ def process(
     class_names: ClassNamesOption = None,
     stride: Annotated[int | None, typer.Option(help="Take every n-th frame.")] = None,
     max_fps: Annotated[float | None, typer.Option(help="Frames a second of video.")] = None,
-    start: Annotated[float | None, typer.Option(help="Seconds to begin at.")] = None,
-    end: Annotated[float | None, typer.Option(help="Seconds to stop before.")] = None,
+    start: Annotated[float | None, typer.Option(help="Seconds from its beginning.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds from its beginning.")] = None,
     panoptic: Annotated[
         bool,
         typer.Option("--panoptic", help="Things and stuff, too, as COCO's panoptic PNGs and JSON."),

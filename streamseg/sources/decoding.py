@@ -255,7 +255,7 @@ class Reading:
     def _take_stock(self) -> None:
         """Compare what came with what the container and the times promise."""
         report = self._report
-        report.incomplete = report.incomplete or self._what_is_missing()
+        report.incomplete = self._what_is_missing()
         decoded = self._packets - self._start.packets
         silent = decoded - self._discarded - self._good - self._bad
         if silent > 0 and not self._start.packets:
@@ -376,11 +376,6 @@ def reason_of(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def is_numbered(container: InputContainer) -> bool:
-    """Return whether a container stores an order of packets, which dts counts, and no times."""
-    return container.format.name == _NUMBERED_FORMAT
-
-
 def frame_rate(stream: VideoStream) -> Fraction:
     """Frames a second where a stream has no times: as the codec says, or else 25."""
     for rate in (stream.codec_context.framerate, stream.guessed_rate):
@@ -391,7 +386,7 @@ def frame_rate(stream: VideoStream) -> Fraction:
 
 def _display_order(container: InputContainer, stream: VideoStream) -> DisplayOrder | None:
     """Return where times come from if the container has none of its own."""
-    if not is_numbered(container):
+    if container.format.name != _NUMBERED_FORMAT:
         return None
     context = stream.codec_context
     depth = _MAX_REORDERED.get(context.codec.canonical_name, int(context.has_b_frames))

@@ -33,7 +33,6 @@ from streamseg.sources.decoding import (
     choose_stream,
     find_stream,
     frame_rate,
-    is_numbered,
     packets_of,
 )
 from streamseg.sources.demuxers import open_container
@@ -98,6 +97,7 @@ class VideoFile:
         if self._config.start and part == _WHOLE:
             start = self._find_start(beginning)
         report.skipped = start.index
+        incomplete = ""
         while True:
             with self._opened(part) as (container, stream):
                 missing = missing_bytes(self._path)
@@ -106,8 +106,9 @@ class VideoFile:
                     *(container, stream, self._config, start, missing, report), repeats=repeats
                 )
                 yield from reading.pictures()
+            incomplete = incomplete or report.incomplete
             if start.index and not reading.frame_count:
-                report.incomplete = f"nothing that follows frame {start.index} could be decoded"
+                incomplete = f"nothing that follows frame {start.index} could be decoded"
             if part.following is None:
                 break
             try:
@@ -118,10 +119,10 @@ class VideoFile:
                 raise
             except SourceError as error:
                 reason = str(error).removeprefix(f"{self._url}: ")
-                report.incomplete = f"it goes on with what can't be decoded: {reason}"
+                incomplete = f"it goes on with what can't be decoded: {reason}"
                 break
             start = reading.continue_after()
-        report.incomplete = report.incomplete or unread_part(self._path)
+        report.incomplete = incomplete or unread_part(self._path)
 
     def _part_at(self, part: Part, most: int | None = None) -> Part:
         """Return what there is of a part until the video's codec or PID changes.
@@ -187,10 +188,9 @@ class VideoFile:
             shown = 0
             for count, packet in enumerate(packets_of(container, stream)):
                 is_access_point = points.examine(packet)
-                ticks = packet.dts if is_numbered(container) else packet.pts
-                if not points.is_exact or ticks is None:
+                if not points.is_exact or packet.pts is None:
                     break
-                seconds = float(ticks * packet.time_base)
+                seconds = float(packet.pts * packet.time_base)
                 if is_access_point:
                     epochs = [timeline.place(time)[0] for time in sorted(times)]
                     times.clear()
