@@ -51,8 +51,8 @@ def raise_in_destructor(_folder, _name, _data):
     gc.collect()
 
 
-def refuse_in_two_lines(_folder, _name, _data):
-    raise StreamsegError("a.mp4:\nis no video")
+def refuse_without_reason(_folder, _name, _data):
+    raise StreamsegError(" ")
 
 
 def wait_without_end(_folder, _name, _data):
@@ -91,7 +91,7 @@ INPUTS = {
 SECONDS = {wait_without_end: 0.25, compute_without_end: 1}
 FAULTS = (
     *(read_well, refuse, abort, raise_error, raise_error_in_thread, raise_in_destructor),
-    *(refuse_in_two_lines, wait_without_end, compute_without_end, take_memory),
+    *(refuse_without_reason, wait_without_end, compute_without_end, take_memory),
     *(connect_elsewhere, send_elsewhere, read_elsewhere),
 )
 

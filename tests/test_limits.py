@@ -89,6 +89,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
     assert done.stdout == "300 (300, 300)\n"
 
 
+@pytest.mark.slow
 def test_a_service_that_has_no_room_is_refused_in_one_line(tmp_path) -> None:
     config = tmp_path / "many.yaml"
     rows = "".join(f"  - {{name: c{n}, url: 'rtsp://127.0.0.1:9/x'}}\n" for n in range(200))

@@ -107,6 +107,7 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(whole, tmp_path, epoch,
     assert rows_of(whole / "measures.csv") == rows_of(tmp_path / "measures.csv")
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_while_it_is_measured_measures_when_it_goes_on(whole, tmp_path):
     measured = []
 
@@ -169,6 +170,7 @@ def often_logged(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("often_logged")
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_with_the_same_mean_losses(tmp_path):
     changes = {**LOGGED, "epochs": 1, "save_every": 4, "data": LOGGED["data"] | {"val": []}}
     trainer(tmp_path / "whole", **changes).run()

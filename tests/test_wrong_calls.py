@@ -210,3 +210,8 @@ def test_what_an_extra_has_is_named_where_it_is_missing():
         streamseg.nope  # noqa: B018 - that is the test
     assert issubclass(MissingExtraError, StreamsegError)
     assert issubclass(ArgumentError, ValueError)
+
+
+def test_a_message_that_quotes_what_a_peer_sent_is_one_printable_line():
+    error = StreamsegError("rtsp://h: \x1b[2Jgone\n\udcff")
+    assert str(error) == r"rtsp://h: \x1b[2Jgone\n\udcff"

@@ -5,10 +5,11 @@
     python tools/fuzz.py --replay fuzz-out/stream/3f2a90c1-live
 
 Mutates seeds from the samples and from the project's own tests. Each trial runs in a child process
-with limits on memory and time. A finding is a signal, a traceback, an error of several lines, a
-hang, more memory than the target's limit, or a request to an address or file that is not allowed
-(``tools/fuzzing/canary.py``). Each kind of finding is kept once, as ``OUT/TARGET/ID-SEED``, and can
-be replayed. Exits 1 if there is any finding. What was found and mended is in ``tests/fuzzed``.
+with limits on memory and time. A finding is a signal, a traceback, an error that is not one
+printable line, a hang, more memory than the target's limit, or a request to an address or file that
+is not allowed (``tools/fuzzing/canary.py``). Each kind of finding is kept once, as
+``OUT/TARGET/ID-SEED``, and can be replayed. Exits 1 if there is any. What was found and mended is in
+``tests/fuzzed``.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Lane:
         canary = (files.MEDIA / "b.ts").read_bytes()
         self._canary = Canary(work, canary)
         self._trial: Trial | None = None
+        self._seed: Seed | None = None
 
     def start(self, target: Target, seed: Seed) -> None:
         """Start a trial of ``seed``, whose placeholders are filled in."""
@@ -77,6 +79,7 @@ class Lane:
         folder.mkdir()
         self._canary.arm()
         data = self._canary.fill_in(seed.data)
+        self._seed = seed
         self._trial = Trial(target, Seed(seed.name, data), folder)
         self._trial.start()
 
@@ -87,7 +90,7 @@ class Lane:
 
     def poll(self) -> Finding | None:
         """Return the finding of the trial that has just ended, if there is one."""
-        if self._trial is None:
+        if self._trial is None or self._seed is None:
             return None
         what = self._trial.poll()
         if what is None:
@@ -97,7 +100,7 @@ class Lane:
         shutil.rmtree(trial.folder)
         touched = self._canary.touched()
         what = what or (f"makes {touched}" if touched else "")
-        return Finding(trial.target.name, what, trial.seed, output) if what else None
+        return Finding(trial.target.name, what, self._seed, output) if what else None
 
     def close(self) -> None:
         """End what is running."""
