@@ -4,12 +4,12 @@
     python tools/fuzz.py --targets stream,recording
     python tools/fuzz.py --replay fuzz-out/stream/3f2a90c1-live
 
-Mutates seeds from the samples and from the project's own tests. Each trial runs in a child process
-with limits on memory and time. A finding is a signal, a traceback, an error that is not one
-printable line, a hang, more memory than the target's limit, or a request to an address or file
-that is not allowed (``tools/fuzzing/canary.py``). Each kind of finding is kept once, as
-``OUT/TARGET/ID-SEED``, and can be replayed. Exits 1 if there is any. What was found and mended is in
-``tests/fuzzed``.
+Mutates seeds from the samples and from the project's own tests. Each trial runs in a child
+process with limits on memory and time. A finding is a signal, a traceback, an error that is not
+one printable line, a hang, more memory than the target's limit, or a request to an address or
+file that is not allowed (``tools/fuzzing/canary.py``). Each kind of finding is kept once, as
+``OUT/TARGET/ID-SEED``, and can be replayed. Exits 1 if there is any. What was found and mended is
+in ``tests/fuzzed``.
 """
 
 from __future__ import annotations
