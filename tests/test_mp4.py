@@ -1,4 +1,4 @@
-"""MP4 over HTTP: it goes through as it is, unless its tables claim what it can't hold."""
+"""MP4 over HTTP and in files: read as it is, unless its tables claim what it can't hold."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from watching import resident, watching
 
-from streamseg.errors import SourceError
-from streamseg.sources import mp4
+from streamseg.config import SourceConfig
+from streamseg.errors import NoFramesError, SourceError
+from streamseg.sources import mp4, open_source
 from streamseg.sources.mp4 import check_tables, is_mp4
 
 pytestmark = pytest.mark.timeout(60)
@@ -113,6 +114,25 @@ def test_a_few_bytes_that_claim_millions_of_samples_take_no_memory(name) -> None
         seen.close()
     assert "claims over 2000000 samples" in str(seen.error)
     assert peak - before < 200 * 2**20
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_file_that_claims_millions_of_samples_takes_no_memory(tmp_path, name) -> None:
+    path = tmp_path / "bomb.mp4"
+    path.write_bytes(BOMBS[name])
+    before = resident()
+    with pytest.raises(NoFramesError, match=r"bomb\.mp4: an MP4 that claims over 2000000 samples"):
+        open_source(SourceConfig(url=str(path)))
+    assert resident() - before < 50 * 2**20
+
+
+@pytest.mark.parametrize("data", WHOLE)
+@pytest.mark.parametrize("tail", [b"", b"\0\0\0\x04junk", bytes(7), bytes(40)])
+def test_a_sound_file_is_read_whatever_follows_its_boxes(tmp_path, data, tail) -> None:
+    path = tmp_path / "sound.mp4"
+    path.write_bytes(data + tail)
+    mp4.check_file(path)
+    assert open_source(SourceConfig(url=str(path))).report.size == (48, 64)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import av
 import av.error
 from av.container import InputContainer
 
-from streamseg.errors import NoFramesError
+from streamseg.errors import NoFramesError, SourceError
+from streamseg.sources import mp4
 from streamseg.sources.decoding import reason_of
 
 _CONTAINERS = (
@@ -80,6 +81,8 @@ def open_container(
     Raises:
         NoFramesError: it is no recording, or one that can't be read.
     """
+    if part is None:
+        _check_tables(path, url)
     options = {**_OPTIONS, "max_pixels": str(max_pixels)}
     try:
         container = av.open(
@@ -91,6 +94,16 @@ def open_container(
     except (av.error.FFmpegError, ValueError) as error:
         raise NoFramesError(f"{url}: {_explain(path, error)}") from None
     return container
+
+
+def _check_tables(path: Path, url: str) -> None:
+    """Refuse what would take memory for more than the file holds."""
+    try:
+        mp4.check_file(path)
+    except SourceError as error:
+        raise NoFramesError(f"{url}: {error}") from None
+    except OSError:
+        return  # FFmpeg will report why it can't be read
 
 
 def _explain(path: Path, error: Exception) -> str:

@@ -10,6 +10,7 @@ import itertools
 import re
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 from streamseg.errors import SourceError
 
@@ -19,6 +20,11 @@ MAX_SAMPLES = 2_000_000
 """Samples of a stream without bytes of their own in a table: 11 hours of 50 frames a second."""
 MAX_BOX_BYTES = 32 * 2**20
 """Bytes of a box that may hold tables."""
+_MAX_READ = 512 * 2**20
+"""Bytes of one box of a file that are checked: the index of weeks."""
+_LONG_HEADER = 16
+"""Bytes of a box's header with a size of 64 bits."""
+_WITH_TABLES = (b"moov", b"moof")
 _BYTES_PER_SAMPLE = 8
 """Bytes of a stream for each more such sample."""
 _FIRST_BOXES = frozenset(
@@ -72,12 +78,42 @@ def check_tables(pieces: Iterator[bytes]) -> Iterator[bytes]:
                 if len(data) < size:
                     break
                 count = size
+                if b"cmov" in data[:size]:
+                    raise SourceError("an MP4 whose header is compressed, which can't be read")
                 claimed += _claimed_samples(bytes(data[:size]))
                 if claimed > MAX_SAMPLES + passed // _BYTES_PER_SAMPLE:
                     raise SourceError(f"an MP4 that claims over {MAX_SAMPLES} samples")
             passed += count
             yield bytes(data[:count])
             del data[:count]
+
+
+def check_file(path: Path) -> None:
+    """Check the tables of a file, if it is MP4; a damaged one is left to FFmpeg.
+
+    Raises:
+        SourceError: its tables claim too much.
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        length = path.stat().st_size
+        start = claimed = 0
+        while start < length:
+            file.seek(start)
+            head = file.read(_LONG_HEADER)
+            try:
+                box = _box_at_start(bytearray(head)) if start or is_mp4(head) else None
+            except SourceError:
+                break
+            if box is None:
+                break
+            kind, size = box
+            if kind in _WITH_TABLES:
+                file.seek(start)
+                claimed += _claimed_samples(file.read(min(size, _MAX_READ)))
+            start += size
+    if claimed > MAX_SAMPLES + length // _BYTES_PER_SAMPLE:
+        raise SourceError(f"an MP4 that claims over {MAX_SAMPLES} samples")
 
 
 def _box_at_start(data: bytearray) -> tuple[bytes, int] | None:
@@ -100,8 +136,6 @@ def _box_at_start(data: bytearray) -> tuple[bytes, int] | None:
 
 def _claimed_samples(box: bytes) -> int:
     """Return how many samples a box claims without giving each bytes of its own in a table."""
-    if b"cmov" in box:
-        raise SourceError("an MP4 whose header is compressed, which can't be read")
     starts = [0, *(match.start() for match in _TRACK.finditer(box)), len(box)]
     tracks = (box[a:b] for a, b in itertools.pairwise(starts))
     return sum(map(_fixed_size_samples, tracks)) + sum(map(_run_samples, _RUN.finditer(box)))
