@@ -192,11 +192,16 @@ def test_the_example_for_cameras_serves_cameras(
     (tmp_path / "yard").write_text("swordfish\n")
     monkeypatch.setenv("GATE_PASSWORD", "swordfish")
     monkeypatch.setattr(notify, "SOCKET", "NO_SYSTEMD")
-    with rtsp_camera("--password", "swordfish", "--fps", "10") as camera, http_camera(10) as http:
+    options = ("--password", "swordfish", "--fps", "10")
+    with (
+        rtsp_camera(*options) as gate_camera,
+        rtsp_camera(*options) as yard_camera,
+        http_camera(10) as http,
+    ):
         raw = load(ROOT / "configs" / "live.yaml")
         gate, yard, hall, desk = raw["sources"]
-        gate |= {"url": camera.url, "user": "user"}
-        yard |= {"url": camera.url, "user": "user", "password_file": str(tmp_path / "yard")}
+        gate |= {"url": gate_camera.url, "user": "user"}
+        yard |= {"url": yard_camera.url, "user": "user", "password_file": str(tmp_path / "yard")}
         hall |= {"url": f"{http.root}/cam"}
         desk |= {"url": "/dev/video99"}
         raw["publish"]["bind"] = "tcp://127.0.0.1:*"
