@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     __version__: str
     from streamseg.client import Received, Subscriber, connect
     from streamseg.errors import StreamsegError
-    from streamseg.masks import Mask, Masks
     from streamseg.models import load_model
-    from streamseg.tracker import Tracker
-    from streamseg.types import Frame, Instances, Result
+    from streamseg.structures.masks import Mask, Masks
+    from streamseg.structures.results import Frame, Instances, Result
+    from streamseg.tracking.tracker import Tracker
 
 _HOMES = {
-    "Frame": "types",
-    "Instances": "types",
-    "Mask": "masks",
-    "Masks": "masks",
+    "Frame": "structures",
+    "Instances": "structures",
+    "Mask": "structures",
+    "Masks": "structures",
     "Received": "client",
-    "Result": "types",
+    "Result": "structures",
     "StreamsegError": "errors",
     "Subscriber": "client",
-    "Tracker": "tracker",
+    "Tracker": "tracking",
     "connect": "client",
     "load_model": "models",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from streamseg import shutdown
+from streamseg.cli import shutdown
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

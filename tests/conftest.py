@@ -1,65 +1,37 @@
-"""What several tests need: the bundled model, loaded once, and the command line as a program."""
+"""Fixtures of the whole test suite, and hypothesis' profile."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from support.commands import Ended, Run
 
 from streamseg.cli import main
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
 
-MEDIA = Path(__file__).parent / "media"
-CLIP = Path(__file__).parents[1] / "streamseg" / "assets" / "street.mp4"
-SHARED = Path(__file__).parents[2] / "shared"
-
-PEAK = """
-def peak():
-    with open("/proc/self/status") as status:
-        return int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
-"""
-"""For programs that tests start: their own peak of memory, in KiB.
-
-``getrusage`` won't do: a new process begins with the peak of the one that started it.
-"""
-
-
 settings.register_profile(
     "streamseg", deadline=None, print_blob=True, derandomize="CI" in os.environ
 )
 settings.load_profile("streamseg")
-"""How long an example takes says more of the machine than of the program; and what CI refuses, it
-refuses for the change, not for new examples."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Ended]
+"""The duration of an example depends on the machine, so there is no deadline. In CI the examples
+are always the same: a failure there is due to the change."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Random weights are those of the test, whichever tests ran in this process before it."""
+    """Seed torch, so that random weights do not depend on the tests that ran before."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Sums are in one order, and threads don't wait for each other on a busy machine."""
+    """Run torch with one thread: sums are in one order, whatever else the machine does."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -68,6 +40,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def nanomask() -> Segmenter:
+    """Return the bundled model, loaded once."""
     return load_model("nanomask", score=0.35)
 
 
@@ -84,15 +57,7 @@ def streamseg(
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), said.out, said.err)
+        output = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), output.out, output.err)
 
     return run
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "streamseg", *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"COLUMNS": "200", "TERM": "dumb"}

@@ -20,14 +20,14 @@ import cv2
 import numpy as np
 import torch
 
-from streamseg.annotate import FILL_ALPHA, Colour, colours, fill
-from streamseg.data import AnnotatedImage, Augmentation, Dataset, load_sample, open_dataset
+from streamseg.config.training import Recipe, load_recipe
+from streamseg.datasets import AnnotatedImage, Augmentation, Dataset, load_sample, open_dataset
 from streamseg.errors import StreamsegError
-from streamseg.masks import Masks
-from streamseg.models.catalogue import find
-from streamseg.recipe import Recipe, load_recipe
-from streamseg.targets import Sample, Targets
-from streamseg.types import Image, Instances
+from streamseg.models.registry import find
+from streamseg.structures.masks import Masks
+from streamseg.structures.results import Image, Instances
+from streamseg.structures.targets import Sample, Targets
+from streamseg.visualization import FILL_ALPHA, Colour, colours, fill
 
 FONT = cv2.FONT_HERSHEY_DUPLEX
 GAP = 8

@@ -21,17 +21,17 @@ import msgspec
 import numpy as np
 
 from streamseg.config import SourceConfig, Thresholds, TrackerConfig
-from streamseg.data import Dataset, load_picture, open_dataset
-from streamseg.evaluate import confusion
-from streamseg.evaluate.predictions import Collector, measured_truth, score_dataset
-from streamseg.metrics import Metrics
+from streamseg.config.training import load_evaluation
+from streamseg.datasets import Dataset, load_picture, open_dataset
+from streamseg.evaluation import confusion
+from streamseg.evaluation.predictions import Collector, measured_truth, score_dataset
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
 from streamseg.models.selection import unsuppressed
-from streamseg.recipe import load_evaluation
+from streamseg.pipeline.metrics import Metrics
+from streamseg.pipeline.stages import track
 from streamseg.sources import open_source
-from streamseg.stages import track
-from streamseg.types import Instances, Result
+from streamseg.structures.results import Instances, Result
 
 RIVAL_IOU = 0.8
 SERVED_SCORE = 0.45

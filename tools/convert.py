@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streamseg.models import checkpoints, load_model
+from streamseg.models import load_model
 from streamseg.models.categories import COCO_THINGS
+from streamseg.models.weights import files
 
 
 def detector(source: Path, target: Path) -> None:
@@ -28,18 +29,18 @@ def detector(source: Path, target: Path) -> None:
         if own != set(arrays.files):
             sys.exit(f"{source}: isn't NanoDet-g: {sorted(own ^ set(arrays.files))[:3]} …")
         state |= {name: torch.from_numpy(arrays[name]).float() for name in own}
-    _write(checkpoints.Weights(state, "nanomask", COCO_THINGS), target)
+    _write(files.Weights(state, "nanomask", COCO_THINGS), target)
 
 
 def bundle(source: Path, target: Path) -> None:
     """A checkpoint's weights as fp16."""
-    weights = checkpoints.read(source)
+    weights = files.read(source)
     half = {name: tensor.half() for name, tensor in weights.state.items()}
     _write(replace(weights, state=half), target)
 
 
-def _write(weights: checkpoints.Weights, target: Path) -> None:
-    target.write_bytes(checkpoints.to_safetensors(weights))
+def _write(weights: files.Weights, target: Path) -> None:
+    target.write_bytes(files.to_safetensors(weights))
     values = sum(tensor.numel() for tensor in weights.state.values())
     print(f"{target}: {len(weights.state)} tensors, {values} values, {target.stat().st_size} bytes")
 

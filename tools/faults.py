@@ -33,12 +33,12 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from cameras import rtsp_camera
-from misbehaving import FAULTS, FPS, STALL_AFTER, USUAL, Fault
-from observing import Observer, balanced
-from ports import free_port
+from support.camera_faults import FAULTS, FPS, STALL_AFTER, USUAL, Fault
+from support.cameras import rtsp_camera
+from support.ports import free_port
+from support.recording_subscriber import Observer, balanced
 
-from streamseg.ctl import Controlled
+from streamseg.service.http_client import Controlled
 
 OTHERS = 3
 NOTICED_WITHIN = STALL_AFTER + 1.0

@@ -32,12 +32,12 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from ports import free_port
-from publishing import GREETING, ready
+from support.ports import free_port
+from support.publishers import GREETING, ready
 
 import streamseg
 from streamseg.errors import ReceiveTimeout
-from streamseg.keys import KeyFolder, new_pair
+from streamseg.protocol.curve import KeyFolder, new_pair
 
 FPS = 20
 ITSELF_MS = 100.0

@@ -51,8 +51,8 @@ from gpu_check_parts import Served, Speed, Trained, serve, speed, train
 from streamseg.errors import StreamsegError, UsageError
 from streamseg.models import CATALOGUE, load_model
 from streamseg.models.base import Precision, Segmenter
-from streamseg.models.catalogue import find
-from streamseg.types import Image, Instances
+from streamseg.models.registry import find
+from streamseg.structures.results import Image, Instances
 
 CLIP = Path(__file__).parents[1] / "streamseg" / "assets" / "street.mp4"
 CLIP_FRAMES, CLIP_STRIDE = 24, 8

@@ -21,7 +21,7 @@ from streamseg.config import Thresholds
 from streamseg.models import load_model
 from streamseg.models.base import Precision, Segmenter
 from streamseg.models.yolact.segmenter import cut_masks
-from streamseg.types import Image, Instances
+from streamseg.structures.results import Image, Instances
 
 BUNDLED = "nanomask"
 FOUND = Thresholds(score=0.05, max_instances=20)

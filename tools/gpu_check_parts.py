@@ -17,8 +17,7 @@ import torch
 from gpu_check_networks import BUNDLED
 
 from streamseg.config import Config, ModelConfig, PublishConfig, SourceConfig, WorkerConfig
-from streamseg.models.base import Precision, Segmenter
-from streamseg.recipe import (
+from streamseg.config.training import (
     AugmentConfig,
     DataConfig,
     OptimiserConfig,
@@ -26,9 +25,10 @@ from streamseg.recipe import (
     Recipe,
     ScheduleConfig,
 )
-from streamseg.serve import Service
-from streamseg.train import Trainer
-from streamseg.types import Image
+from streamseg.models.base import Precision, Segmenter
+from streamseg.service.service import Service
+from streamseg.structures.results import Image
+from streamseg.training import Trainer
 
 ROUNDS, ROUNDS_FOR = 30, 0.7
 """Most rounds of a measurement, and seconds after which it has enough of them."""

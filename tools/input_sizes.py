@@ -19,12 +19,12 @@ import av
 import msgspec
 
 from streamseg.config import Thresholds
-from streamseg.data import open_dataset
-from streamseg.evaluate.predictions import predict_dataset, score_dataset
+from streamseg.config.training import load_evaluation
+from streamseg.datasets import open_dataset
+from streamseg.evaluation.predictions import predict_dataset, score_dataset
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
-from streamseg.recipe import load_evaluation
-from streamseg.types import Image
+from streamseg.structures.results import Image
 
 CLIP = Path(__file__).parents[1] / "streamseg" / "assets" / "street.mp4"
 ROUNDS = 5

@@ -30,7 +30,7 @@ from torchvision.models.detection.image_list import ImageList
 from streamseg.config import Thresholds
 from streamseg.models import CATALOGUE, load_model
 from streamseg.models.base import Segmenter
-from streamseg.types import Image
+from streamseg.structures.results import Image
 
 ROUNDS = 3
 SIZE = (480, 640)

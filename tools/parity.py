@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from streamseg.masks import Masks
 from streamseg.models import load_model
 from streamseg.models.categories import COCO
+from streamseg.structures.masks import Masks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from published import Fixture, fixture, picture
+from support.parity import Fixture, fixture, picture
 
 FIXTURES = {
     "yolact_r50": ("yolact", "yolact_resnet50"),

@@ -16,27 +16,28 @@ from typing import Any
 
 import msgspec
 
-from streamseg import client, masks, wire
-from streamseg.sinks.network import endpoints, gate, replay
+from streamseg import client, protocol
+from streamseg.sinks.zmq import connection_limiter, endpoints, replay
+from streamseg.structures import masks
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "protocol.md"
 GOLDEN = ROOT / "tests" / "golden"
 MESSAGES = (
-    wire.MasksMessage,
-    wire.InstanceMessage,
-    wire.SegmentMessage,
-    wire.StatusMessage,
-    wire.RecordedMessage,
-    wire.ReplayRequest,
-    wire.ReplayAnswer,
+    protocol.MasksMessage,
+    protocol.InstanceMessage,
+    protocol.SegmentMessage,
+    protocol.StatusMessage,
+    protocol.RecordedMessage,
+    protocol.ReplayRequest,
+    protocol.ReplayAnswer,
 )
 EXAMPLES = {
-    "masks": wire.MasksMessage,
-    "masks_panoptic": wire.MasksMessage,
-    "status": wire.StatusMessage,
-    "replay_request": wire.ReplayRequest,
-    "replay_answer": wire.ReplayAnswer,
+    "masks": protocol.MasksMessage,
+    "masks_panoptic": protocol.MasksMessage,
+    "status": protocol.StatusMessage,
+    "replay_request": protocol.ReplayRequest,
+    "replay_answer": protocol.ReplayAnswer,
 }
 
 
@@ -70,15 +71,18 @@ def messages() -> str:
 def limits() -> str:
     mebi = 1024 * 1024
     rows = [
-        ("a JSON part", f"{wire.MAX_JSON_BYTES // mebi} MiB"),
-        ("a JPEG part", f"{wire.MAX_JPEG_BYTES // mebi} MiB"),
-        ("instances, or segments, of a frame", f"{wire.MAX_INSTANCES:,}"),
+        ("a JSON part", f"{protocol.MAX_JSON_BYTES // mebi} MiB"),
+        ("a JPEG part", f"{protocol.MAX_JPEG_BYTES // mebi} MiB"),
+        ("instances, or segments, of a frame", f"{protocol.MAX_INSTANCES:,}"),
         ("pixels of a frame (the client's `max_pixels`)", f"{masks.MAX_PIXELS:,}"),
-        ("a subscription", f"{wire.MAX_TOPIC_BYTES} bytes"),
+        ("a subscription", f"{protocol.MAX_TOPIC_BYTES} bytes"),
         ("a message from a subscriber", f"{endpoints.MAX_INCOMING} bytes"),
         (
             "all that a subscriber sends over TCP",
-            f"{gate.MAY_SEND_AT_ONCE // 1024} KiB, and {gate.MAY_SEND_A_SECOND} bytes a second",
+            (
+                f"{connection_limiter.MAY_SEND_AT_ONCE // 1024} KiB, and "
+                f"{connection_limiter.MAY_SEND_A_SECOND} bytes a second"
+            ),
         ),
         ("queued at the publisher, for one subscriber to masks", _messages(endpoints.MASKS_QUEUED)),
         (
@@ -104,15 +108,15 @@ def examples() -> str:
     parts = []
     for name, kind in EXAMPLES.items():
         raw = (GOLDEN / f"{name}.json").read_bytes()
-        pretty = msgspec.json.format(wire.encode(wire.decode(raw, kind)), indent=2).decode()
+        pretty = msgspec.json.format(protocol.encode(protocol.decode(raw, kind)), indent=2).decode()
         parts.append(f"`tests/golden/{name}.json`:\n\n```json\n{pretty}\n```")
     return "\n\n".join(parts)
 
 
-def _message(kind: type[wire.Message]) -> str:
+def _message(kind: type[protocol.Message]) -> str:
     documentation = getdoc(kind) or ""
     summary, _, attributes = documentation.partition("Attributes:\n")
-    inherited = dict(_attributes(getdoc(wire.RecordedMessage) or ""))
+    inherited = dict(_attributes(getdoc(protocol.RecordedMessage) or ""))
     meanings = inherited | dict(_attributes(attributes))
     schemas, components = msgspec.json.schema_components([kind], ref_template="{name}")
     schema = components[schemas[0]["$ref"]]

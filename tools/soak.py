@@ -38,7 +38,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from ports import free_port
+from support.ports import free_port
 
 import streamseg
 from streamseg.config import SourceConfig

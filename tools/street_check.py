@@ -20,11 +20,11 @@ import cv2
 import msgspec
 import numpy as np
 
-from streamseg.annotate import paint
 from streamseg.config import ModelConfig, Thresholds, convert, override
-from streamseg.masks import box_iou
 from streamseg.models import load_model
-from streamseg.types import Image, Instances
+from streamseg.structures.masks import box_iou
+from streamseg.structures.results import Image, Instances
+from streamseg.visualization import paint
 
 ROOT = Path(__file__).parents[1]
 LABELS = ROOT / "tests" / "labels" / "street_people.json"

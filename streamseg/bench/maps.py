@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from streamseg.bench.postprocess import SIZE, THRESHOLD, scene
-from streamseg.masks import Masks
 from streamseg.models.solo.segmenter import SoftMasks
 from streamseg.models.yolact.segmenter import PrototypeMasks, cut_masks
+from streamseg.structures.masks import Masks
 
 YOLACT_GRID = 138
 SOLO_SHAPE, SOLO_GRID = (750, 1333), (192, 336)

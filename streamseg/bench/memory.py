@@ -12,7 +12,7 @@ import zmq
 
 from streamseg.config import Config, PublishConfig, SourceConfig, WorkerConfig
 from streamseg.models import load_model
-from streamseg.serve import Service
+from streamseg.service.service import Service
 
 EARLY = 500
 LOOK_EVERY = 0.2

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamseg.annotate import FILL_ALPHA, fill
-from streamseg.bench import textbook
-from streamseg.masks import Masks
+from streamseg.bench import baseline
 from streamseg.models.categories import COCO
 from streamseg.models.layers.masks import paste_masks
-from streamseg.types import Image, Instances
+from streamseg.structures.masks import Masks
+from streamseg.structures.results import Image, Instances
+from streamseg.visualization import FILL_ALPHA, fill
 
 SIZE = (1080, 1920)
 THRESHOLD = 0.5
@@ -97,9 +97,9 @@ def scene(instances: int) -> tuple[Tensor, Tensor]:
 def _textbook(
     probabilities: Tensor, boxes: Tensor, frame: Image, times: dict[str, float]
 ) -> tuple[list[str], Image]:
-    masks = _timed(times, "paste", lambda: textbook.paste(probabilities, boxes, SIZE) > THRESHOLD)
-    rles = _timed(times, "encode", lambda: textbook.encode(masks))
-    return rles, _timed(times, "paint", lambda: textbook.draw(frame, masks))
+    masks = _timed(times, "paste", lambda: baseline.paste(probabilities, boxes, SIZE) > THRESHOLD)
+    rles = _timed(times, "encode", lambda: baseline.encode(masks))
+    return rles, _timed(times, "paint", lambda: baseline.draw(frame, masks))
 
 
 def _streamseg(

@@ -16,13 +16,13 @@ from statistics import median
 
 import numpy as np
 
-from streamseg.bench import textbook
+from streamseg.bench import baseline
 from streamseg.config import Config, PublishConfig, SourceConfig, WorkerConfig
 from streamseg.errors import StreamsegError
 from streamseg.models.base import Segmenter
-from streamseg.serve import Service
+from streamseg.service.service import Service
 from streamseg.sources import open_source
-from streamseg.types import Image
+from streamseg.structures.results import Image
 
 SUBSCRIBER = "import sys, streamseg; print(sum(1 for _ in streamseg.connect(sys.argv[1], {})))"
 ALL = 10**9
@@ -115,7 +115,7 @@ def _streamseg(model: Segmenter, path: Path, frames: int, pictures: bool, batch:
 
 
 def _textbook(model: Segmenter, path: Path, frames: int) -> _Run:
-    run = textbook.loop(model, path, "tcp://127.0.0.1:*", frames)
+    run = baseline.loop(model, path, "tcp://127.0.0.1:*", frames)
     p50, p99 = np.percentile(run.age_ms, [50, 99])
     timing = {stage: median(times) for stage, times in run.timing_ms.items()}
     return _Run(run.frames, run.seconds, {"p50": float(p50), "p99": float(p99)}, timing)

@@ -3,7 +3,7 @@
 The peers are SORT, ByteTrack, OC-SORT, BoT-SORT and C-BIoU as the PyPI package ``trackers`` has
 them, at their published defaults, told the frame rate. They are given boxes, scores and categories;
 what they leave without an identity counts as not tracked, as it does for streamseg. The metrics
-are those of :mod:`streamseg.evaluate.tracking`, all sequences taken together.
+are those of :mod:`streamseg.evaluation.tracking`, all sequences taken together.
 
 ``trackers`` is imported when used: it brings an OpenCV that must not be in the environment of the
 service.
@@ -22,10 +22,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from streamseg.evaluate import TrackedFrame, TrackedSequence, read_tracks, score_sequences
-from streamseg.masks import IntArray, Masks, Size, box_iou
-from streamseg.tracker import Tracker
-from streamseg.types import NOT_TRACKED, Instances
+from streamseg.evaluation import TrackedFrame, TrackedSequence, read_tracks, score_sequences
+from streamseg.structures.masks import IntArray, Masks, Size, box_iou
+from streamseg.structures.results import NOT_TRACKED, Instances
+from streamseg.tracking.tracker import Tracker
 
 KITTI_FPS = 10.0
 KITTI_NAMES = {1: "car", 2: "pedestrian"}

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from streamseg import logs, shutdown
-from streamseg.redaction import printable, redact
-from streamseg.shutdown import INTERRUPTED, Stoppable
+from streamseg.cli import logs, shutdown
+from streamseg.cli.shutdown import INTERRUPTED, Stoppable
+from streamseg.errors.redaction import printable, redact
 
 if TYPE_CHECKING:
     from streamseg.config import Config
@@ -148,7 +148,7 @@ def build_config(
         ConfigError: what ``config.load`` and ``config.validate`` say.
     """
     from streamseg import config
-    from streamseg.class_names import parse_class_names
+    from streamseg.config.class_names import parse_class_names
 
     raw = config.load(file)
     names = None if class_names is None else parse_class_names(class_names)

@@ -44,7 +44,7 @@ def list_sources(
 
     Example: `streamseg ctl list`
     """
-    from streamseg.terminal import listing
+    from streamseg.cli.terminal import listing
 
     sources = service(at, token_file).sources()
     if as_json:
@@ -159,7 +159,7 @@ def service(at: str, token_file: Path | None) -> Any:
     import os
 
     from streamseg.config import read_secret
-    from streamseg.ctl import Controlled
+    from streamseg.service.http_client import Controlled
 
     file = "" if token_file is None else str(token_file)
     token = read_secret("", file, "--token-file") or os.environ.get("STREAMSEG_TOKEN", "")

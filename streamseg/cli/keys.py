@@ -35,7 +35,7 @@ def new(
 
     Example: `streamseg keys new server --dir keys`
     """
-    from streamseg.keys import new_pair
+    from streamseg.protocol.curve import new_pair
 
     pair = new_pair(folder, name)
     note(f"{folder / name}.key is the secret, {folder / name}.pub is for everybody:")
@@ -58,7 +58,7 @@ def allow(
     Example: `streamseg keys allow keys alice.pub`
     """
     from streamseg.errors import KeyFileError
-    from streamseg.keys import KeyFolder, public_key
+    from streamseg.protocol.curve import KeyFolder, public_key
 
     public = public_key(key)
     if name is None:
@@ -78,7 +78,7 @@ def revoke(
 
     Example: `streamseg keys revoke keys alice`
     """
-    from streamseg.keys import KeyFolder
+    from streamseg.protocol.curve import KeyFolder
 
     KeyFolder(folder).revoke(name)
     return 0
@@ -90,7 +90,7 @@ def list_keys(folder: Folder) -> int:
 
     Example: `streamseg keys list keys`
     """
-    from streamseg.keys import KeyFolder
+    from streamseg.protocol.curve import KeyFolder
 
     allowed = KeyFolder(folder).allowed()
     for name, key in allowed.keys.items():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from streamseg.cli import shutdown
 from streamseg.cli.app import (
     ClassNamesOption,
     ModelName,
@@ -88,9 +89,9 @@ def serve(
         "wait_subscribers": wait_subscribers,
         "insecure": insecure or None,
     }
-    from streamseg.operate import Operation
-    from streamseg.serve import Service
-    from streamseg.terminal import summary_table
+    from streamseg.cli.terminal import summary_table
+    from streamseg.service.service import Service
+    from streamseg.service.supervisor import Supervisor
 
     sources = [{"url": url} for url in source or []]
 
@@ -100,13 +101,19 @@ def serve(
 
     config = load()
     service = Service(config)
-    operation = Operation(service, config, None if file is None else load)
-    endpoints = {**service.endpoints, "control": operation.control_address}
+    signals = shutdown.installed()
+    supervisor = Supervisor(
+        service,
+        config,
+        None if file is None else load,
+        None if signals is None else signals.hangup_calls,
+    )
+    endpoints = {**service.endpoints, "control": supervisor.control_address}
     for what, address in endpoints.items():
         if address is not None:
             note(f"{what} at {address}")
-    with stopped_by_signals(operation):
-        summary = operation.run()
+    with stopped_by_signals(supervisor):
+        summary = supervisor.run()
     out.print(summary_table(summary))
     for problem in service.problems:
         fail(problem)
@@ -138,9 +145,9 @@ def watch(
 
     Example: `streamseg watch tcp://127.0.0.1:5555 --save out.mp4 --jsonl out.jsonl`
     """
+    from streamseg.cli.watch import Watch
     from streamseg.client import connect
     from streamseg.errors import UsageError
-    from streamseg.watch import Watch
 
     if save is not None and len(set(source or ())) > 1:
         raise UsageError(f"--save {save}: a video is of one source: name one with --source")
@@ -186,7 +193,7 @@ def view(
     Example: `streamseg view tcp://127.0.0.1:5555`
     """
     try:
-        from streamseg.web import Viewer
+        from streamseg.viewer import Viewer
     except ImportError as error:
         fail(missing_extra(error, "view"))
         return 1

@@ -19,7 +19,7 @@ from streamseg.cli.app import (
     out,
     stopped_by_signals,
 )
-from streamseg.shutdown import INTERRUPTED
+from streamseg.cli.shutdown import INTERRUPTED
 
 
 @app.command()
@@ -40,9 +40,9 @@ def train(
 
     Example: `streamseg train configs/train/tiny.yaml --out runs/tiny`
     """
-    from streamseg.recipe import load_recipe
-    from streamseg.terminal import ProgressReport, listing
-    from streamseg.train import Trainer, joined
+    from streamseg.cli.terminal import ProgressReport, listing
+    from streamseg.config.training import load_recipe
+    from streamseg.training import Trainer, joined
 
     recipe = load_recipe(file, sets or [])
     target = folder or Path("runs") / file.stem
@@ -87,9 +87,10 @@ def evaluate(
 
     Example: `streamseg eval configs/eval/coco.yaml --weights runs/tiny/best.pt --out eval-out`
     """
-    from streamseg.measure import Measurement, listings, prepare, with_model, write
-    from streamseg.recipe import load_evaluation
-    from streamseg.terminal import ProgressReport, listing
+    from streamseg.cli.terminal import ProgressReport, listing
+    from streamseg.config.training import load_evaluation
+    from streamseg.evaluation.outputs import listings, prepare, write
+    from streamseg.evaluation.runner import Measurement, with_model
 
     if check:
         options = (weights, model, class_names, through_service, folder, json_file)
@@ -118,8 +119,8 @@ def models(
 
     Example: `streamseg models` or `streamseg models solov2_r50`
     """
-    from streamseg.models.catalogue import CATALOGUE, find
-    from streamseg.terminal import listing, model_description, model_row
+    from streamseg.cli.terminal import listing, model_description, model_row
+    from streamseg.models.registry import CATALOGUE, find
 
     if name is not None:
         out.print(model_description(find(name)), soft_wrap=True, highlight=False)
@@ -151,9 +152,10 @@ def bench(
 
     Example: `streamseg bench postprocess clip --out bench-out`
     """
-    from streamseg.bench.run import Bench
+    from streamseg.bench.runner import Bench
+    from streamseg.cli.terminal import listing
 
-    run = Bench(folder, data, quick=quick)
+    run = Bench(folder, data, quick=quick, console=out, table_of=listing)
     with interrupted_by_signals():
         run.run(part or [])
     return 0
@@ -165,10 +167,10 @@ def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
     Raises:
         ConfigError: what ``recipe.load_data`` says, or there are options beside ``--check``.
     """
-    from streamseg.data import check
+    from streamseg.config.training import load_data
+    from streamseg.datasets import check
     from streamseg.errors import ConfigError
-    from streamseg.measure import data_size
-    from streamseg.recipe import load_data
+    from streamseg.evaluation.runner import data_size
 
     if not alone:
         raise ConfigError("--check looks at the data alone: leave the other options out")

@@ -20,7 +20,7 @@ from streamseg.cli.app import (
     out,
     stopped_by_signals,
 )
-from streamseg.shutdown import INTERRUPTED
+from streamseg.cli.shutdown import INTERRUPTED
 
 
 @app.command()
@@ -33,8 +33,8 @@ def demo(
 
     Example: `streamseg demo --out demo-out`
     """
-    from streamseg.demo import Demo
-    from streamseg.terminal import ProgressReport, summary_table
+    from streamseg.cli.demo_run import Demo
+    from streamseg.cli.terminal import ProgressReport, summary_table
 
     with ProgressReport() as progress:
         run = Demo(folder, progress)
@@ -82,10 +82,10 @@ def process(
 
     Example: `streamseg process recordings/ --out results`
     """
-    from streamseg.process import Processor
-    from streamseg.serve import load_configured
+    from streamseg.cli.terminal import ProgressReport, listing
+    from streamseg.recording.process import Processor
+    from streamseg.service.service import load_configured
     from streamseg.sources import find_inputs, place_outputs
-    from streamseg.terminal import ProgressReport, listing
 
     cut = {"stride": stride, "max_fps": max_fps, "start": start, "end": end}
     given = {key: value for key, value in cut.items() if value is not None}

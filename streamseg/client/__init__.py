@@ -23,7 +23,7 @@ from typing import Literal
 from streamseg.client.received import Received
 from streamseg.client.session import HELD, MAX_SOURCES
 from streamseg.client.subscriber import FRAMES_QUEUED, MASKS_QUEUED, Pictures, Subscriber
-from streamseg.masks import MAX_PIXELS
+from streamseg.structures.masks import MAX_PIXELS
 
 __all__ = [
     "FRAMES_QUEUED",

@@ -13,8 +13,8 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from streamseg.errors import UsageError
-from streamseg.keys import KeyPair, public_key, read_pair
-from streamseg.wire import Address
+from streamseg.protocol.curve import KeyPair, public_key, read_pair
+from streamseg.protocol.messages import Address
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamseg.errors import UsageError, WireError
-from streamseg.masks import Size
-from streamseg.pickling import PickledByFields
-from streamseg.types import Image, Instances, Segment
-from streamseg.wire import MasksMessage
+from streamseg.protocol.messages import MasksMessage
+from streamseg.structures.masks import Size
+from streamseg.structures.pickling import PickledByFields
+from streamseg.structures.results import Image, Instances, Segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,11 +12,11 @@ import time
 
 import zmq
 
-from streamseg import wire
+from streamseg import protocol
 from streamseg.client.access import Keys
-from streamseg.client.link import prepare
 from streamseg.client.session import Session
-from streamseg.wire import Address
+from streamseg.client.sockets import prepare
+from streamseg.protocol.messages import Address
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Asker:
     def _open(self, address: Address) -> zmq.Socket[bytes]:
         sock = self._context.socket(zmq.DEALER)
         sock.rcvhwm = QUEUED
-        sock.setsockopt(zmq.MAXMSGSIZE, wire.MAX_JSON_BYTES)
+        sock.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_JSON_BYTES)
         prepare(sock, address, self._keys)
         try:
             sock.connect(str(address))

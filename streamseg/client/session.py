@@ -12,13 +12,19 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from streamseg import wire
+from streamseg import protocol
 from streamseg.client.order import Order
 from streamseg.client.received import Received
-from streamseg.client.vouching import ServiceCheck
+from streamseg.client.service_identity import ServiceCheck
 from streamseg.errors import UsageError, WireError
-from streamseg.types import SOURCE_NAME
-from streamseg.wire import Address, MasksMessage, ReplayAnswer, ReplayRequest, StatusMessage
+from streamseg.protocol.messages import (
+    Address,
+    MasksMessage,
+    ReplayAnswer,
+    ReplayRequest,
+    StatusMessage,
+)
+from streamseg.structures.results import SOURCE_NAME
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +61,7 @@ class Session:
     def __init__(
         self,
         sources: Sequence[str] | None,
-        kind: wire.Topic,
+        kind: protocol.Topic,
         max_pixels: int,
         *,
         replays: bool = False,
@@ -88,10 +94,10 @@ class Session:
     @property
     def topics(self) -> list[bytes]:
         """What to subscribe to."""
-        service = wire.topic("status", "")
+        service = protocol.topic("status", "")
         if self._sources is None:
             return [f"{self._kind}/".encode(), b"status/"]
-        named = [wire.topic(kind, s) for s in self._sources for kind in (self._kind, "status")]
+        named = [protocol.topic(kind, s) for s in self._sources for kind in (self._kind, "status")]
         return [*named, service]
 
     @property
@@ -147,7 +153,7 @@ class Session:
         """Take a message of the socket that only says where the pictures are."""
         try:
             status = _service_status(parts)
-            final = status.state in wire.FINAL
+            final = status.state in protocol.FINAL
             self._guide_ended_at = (
                 min(self._guide_ended_at, time.monotonic()) if final else math.inf
             )
@@ -180,9 +186,9 @@ class Session:
                 continue
             self._orders[source] = self._orders.pop(source)  # next time, others come first
             self._asked = source
-            return wire.encode(
+            return protocol.encode(
                 ReplayRequest(
-                    v=wire.VERSION,
+                    v=protocol.VERSION,
                     service=self._service or "",
                     source=source,
                     since=order.ask(),
@@ -219,7 +225,7 @@ class Session:
             self._ready += order.give_up()
 
     def _given_again(self, parts: Parts, source: str) -> Received:
-        if len(parts) != 2 or parts[0] != wire.topic("masks", source):
+        if len(parts) != 2 or parts[0] != protocol.topic("masks", source):
             raise WireError(f"{len(parts)} parts of replay under {parts[0][:80]!r}")
         received = self._received(parts, source)
         if received.service != self._service:
@@ -228,8 +234,8 @@ class Session:
 
     # What comes
 
-    def _wanted(self, parts: Parts) -> tuple[wire.Topic, str]:
-        kind, source = wire.parse_topic(parts[0])
+    def _wanted(self, parts: Parts) -> tuple[protocol.Topic, str]:
+        kind, source = protocol.parse_topic(parts[0])
         count = 3 if kind in ("frames", "video") else 2
         if kind not in (self._kind, "status") or len(parts) != count:
             raise WireError(f"{len(parts)} parts under {parts[0][:80]!r}")
@@ -269,8 +275,8 @@ class Session:
     def _received(self, parts: Parts, source: str) -> Received:
         """The result in a message, every part of it checked."""
         message = _decode(parts[1], MasksMessage, source)
-        instances = wire.decode_instances(message, self._max_pixels)
-        segments = wire.decode_segments(message, self._max_pixels)
+        instances = protocol.decode_instances(message, self._max_pixels)
+        segments = protocol.decode_segments(message, self._max_pixels)
         return Received(message, instances, segments, parts[2] if len(parts) == 3 else None)
 
     def _take_result(self, received: Received) -> None:
@@ -301,7 +307,7 @@ class Session:
 
     def _is_final(self, source: str) -> bool:
         status = self.statuses.get(source)
-        return status is not None and status.state in wire.FINAL
+        return status is not None and status.state in protocol.FINAL
 
     def _guide_is_final(self) -> bool:
         """Whether the service has ended and its pictures, which take another way, have too."""
@@ -327,8 +333,8 @@ def _check_room(known: Mapping[str, object], source: str) -> None:
         raise WireError(f"{source} is one source more than {MAX_SOURCES}")
 
 
-def _decode(raw: bytes, kind: type[wire.M], source: str) -> wire.M:
-    message = wire.decode(raw, kind)
+def _decode(raw: bytes, kind: type[protocol.MessageT], source: str) -> protocol.MessageT:
+    message = protocol.decode(raw, kind)
     said: str = message.source  # type: ignore[attr-defined]  # all of these kinds have one
     if said != source:
         raise WireError(f"a message of {said[:80]!r} under the topic of {source!r}")
@@ -336,6 +342,6 @@ def _decode(raw: bytes, kind: type[wire.M], source: str) -> wire.M:
 
 
 def _service_status(parts: Parts) -> StatusMessage:
-    if len(parts) != 2 or parts[0] != wire.topic("status", ""):
+    if len(parts) != 2 or parts[0] != protocol.topic("status", ""):
         raise WireError(f"{len(parts)} parts under {parts[0][:80]!r}")
     return _decode(parts[1], StatusMessage, "")

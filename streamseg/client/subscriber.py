@@ -15,17 +15,17 @@ from typing import Any, Literal, TypeAlias
 
 import zmq
 
-from streamseg import wire
+from streamseg import protocol
 from streamseg.client.access import Keys
-from streamseg.client.closing import Turn
-from streamseg.client.link import Link
 from streamseg.client.newest import NewestLink
 from streamseg.client.received import Received
 from streamseg.client.replay import Asker
 from streamseg.client.session import Session, connectable
+from streamseg.client.shutdown import Turn
+from streamseg.client.sockets import Link
 from streamseg.errors import ReceiveTimeout, UsageError
-from streamseg.masks import MAX_PIXELS
-from streamseg.wire import Address, StatusMessage
+from streamseg.protocol.messages import Address, StatusMessage
+from streamseg.structures.masks import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
@@ -306,7 +306,7 @@ class Subscriber:
             self._session.topics,
             keys=self._keys,
             queued=FRAMES_QUEUED if pictures else MASKS_QUEUED,
-            largest=wire.MAX_JPEG_BYTES if pictures else wire.MAX_JSON_BYTES,
+            largest=protocol.MAX_JPEG_BYTES if pictures else protocol.MAX_JSON_BYTES,
         )
         self._results = NewestLink(self._context, link) if self._newest else link
 
@@ -315,10 +315,10 @@ class Subscriber:
         self._guide = Link(
             self._context,
             self._address,
-            [wire.topic("status", "")],
+            [protocol.topic("status", "")],
             keys=self._keys,
             queued=MASKS_QUEUED,
-            largest=wire.MAX_JSON_BYTES,
+            largest=protocol.MAX_JSON_BYTES,
         )
 
     def _patience(self, wait: _Wait) -> float:
@@ -353,7 +353,7 @@ def _checked_timeout(timeout: float | None) -> float | None:
     return timeout
 
 
-def _result_topic(frames: Any) -> wire.Topic:
+def _result_topic(frames: Any) -> protocol.Topic:
     if frames is False:
         return "masks"
     if frames == "annotated":

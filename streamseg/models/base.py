@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from streamseg.config import Thresholds
 from streamseg.errors import ArgumentError, UsageError
-from streamseg.masks import Size
 from streamseg.models.categories import Categories
 from streamseg.models.forking import adapt_to_fork
 from streamseg.models.inputs import AnyImage, is_single, read_images, read_one
+from streamseg.models.layers.losses import Objective
 from streamseg.models.layers.masks import MaskSource
-from streamseg.models.objective import Objective
-from streamseg.models.origin import Origin, network_state, reload, reload_arguments
 from streamseg.models.selection import Selection, checked_thresholds
-from streamseg.types import Image, Instances, Segment
+from streamseg.models.weights.origin import Origin, network_state, reload, reload_arguments
+from streamseg.structures.masks import Size
+from streamseg.structures.results import Image, Instances, Segment
 
 if TYPE_CHECKING:
     from typing_extensions import Self

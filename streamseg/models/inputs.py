@@ -19,10 +19,10 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from streamseg.errors import ArgumentError, SourceError, TooLargeError, printable, redact
-from streamseg.masks import MAX_PIXELS
 from streamseg.sources.base import BadPictureError
 from streamseg.sources.imagefile import read_image
-from streamseg.types import Frame, Image
+from streamseg.structures.masks import MAX_PIXELS
+from streamseg.structures.results import Frame, Image
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from streamseg.class_names import ClassNames, numbered_names
 from streamseg.config import ModelConfig, Thresholds
+from streamseg.config.class_names import ClassNames, numbered_names
 from streamseg.errors import ArgumentError, UsageError, WeightsError, needs_extra
-from streamseg.models.catalogue import CATALOGUE, Entry, Family, find
+from streamseg.models.registry import CATALOGUE, Entry, Family, find
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from streamseg.models.base import ClassCounts, ClassRows, Precision, Segmenter, State
     from streamseg.models.categories import Categories
-    from streamseg.models.checkpoints import Weights
+    from streamseg.models.weights.files import Weights
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def load_model(
         WeightsError: the weights can't be had, are damaged or of another architecture.
     """
     from streamseg.models.forking import adapt_to_fork
-    from streamseg.models.origin import Origin, Stamp, network_state
+    from streamseg.models.weights.origin import Origin, Stamp, network_state
 
     if not isinstance(name, str):
         raise ArgumentError(f"load_model: name must be a text, not {type(name).__name__}")
@@ -273,19 +273,19 @@ def _build(entry: Entry, family: type[Segmenter], categories: Categories) -> nn.
 
 def _weights(entry: Entry, family: type[Segmenter], weights: str | Path) -> Weights | None:
     """What is to be loaded, if anything is."""
-    from streamseg.models import checkpoints
+    from streamseg.models.weights import files
 
     if weights == "none":
         return None
     if weights != "default":
-        return checkpoints.read(Path(weights))
+        return files.read(Path(weights))
     state = family.published(entry.name)
     if state is None:
         raise WeightsError(
             f"{entry.name}: its weights aren't downloaded by themselves: get "
             f"{entry.published[0].file} from {entry.published[0].url} and give its path as weights"
         )
-    return checkpoints.Weights(state)
+    return files.Weights(state)
 
 
 def _loaded(
@@ -325,9 +325,9 @@ def _loaded(
 def _check_fit(
     network: nn.Module, adopted: State, entry: Entry, given: Weights, where: str
 ) -> None:
-    from streamseg.models import checkpoints
+    from streamseg.models.weights import files
 
-    if wrong := checkpoints.differences(network, adopted):
+    if wrong := files.differences(network, adopted):
         raise WeightsError(
             f"{where}: doesn't fit {entry.name}: {wrong}{_resemblance(entry, given)}"
         )

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from streamseg.config import Thresholds
 from streamseg.errors import ArgumentError, UsageError
-from streamseg.masks import BoolArray, FloatArray, IntArray, box_iou
-from streamseg.types import Instances
+from streamseg.structures.masks import BoolArray, FloatArray, IntArray, box_iou
+from streamseg.structures.results import Instances
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 A source yields :class:`Picture`: where a picture stands in the source, and how to get at its
 pixels. ``deliver`` chooses among them (stride, frame rate, start and end), loads the chosen ones
-only, counts, and turns them into :class:`~streamseg.types.Frame`.
+only, counts, and turns them into :class:`~streamseg.structures.results.Frame`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Protocol
 
 from streamseg.config import SourceConfig
 from streamseg.errors import IncompleteError, NoFramesError, TooLargeError, redact_address
-from streamseg.types import Frame, Image, Size
+from streamseg.structures.results import Frame, Image, Size
 
 MIN_TICK = 1e-3
 """Seconds: the clock of Matroska and FLV; recordings are converted from those to finer ones."""

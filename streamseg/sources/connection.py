@@ -34,7 +34,7 @@ from streamseg.sources.http_media import open_streams
 from streamseg.sources.live import Abandonment, Beginning, LiveSource
 from streamseg.sources.udp import FORMATS as UDP_FORMATS
 from streamseg.sources.udp import UdpAddress, UdpReceiver
-from streamseg.types import Frame
+from streamseg.structures.results import Frame
 
 DEVICE_FORMAT = "v4l2"
 KNOCK_WITHIN = 2.0

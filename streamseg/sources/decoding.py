@@ -40,7 +40,7 @@ from streamseg.sources.base import (
 )
 from streamseg.sources.orientation import UPRIGHT, Orientation, TiltError, orientation_of
 from streamseg.sources.timeline import DisplayOrder, Timeline
-from streamseg.types import Image
+from streamseg.structures.results import Image
 
 # FFmpeg's log stays off: its lines hold URLs with their passwords, and a decoder's thread that
 # wants the interpreter's lock to log can wait for ever on the thread that closes the decoder.

@@ -24,10 +24,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from streamseg.sources.base import BadPictureError, check_pixels, decoder_limit
-from streamseg.sources.boxes import find_box, read_boxes
 from streamseg.sources.decoding import reason_of
 from streamseg.sources.imageheader import ImageHeader
-from streamseg.types import Image, Size
+from streamseg.sources.mp4_boxes import find_box, read_boxes
+from streamseg.structures.results import Image, Size
 
 _CODED: Final = frozenset((b"av01", b"hvc1", b"hev1", b"avc1", b"jpeg", b"j2k1"))
 _GRID: Final = b"grid"

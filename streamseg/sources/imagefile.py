@@ -46,7 +46,7 @@ from streamseg.sources.tiff import (
     is_for_ffmpeg,
     main_directory,
 )
-from streamseg.types import Image, Size
+from streamseg.structures.results import Image, Size
 
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jpe", ".jfif", ".mpo", ".apng"),

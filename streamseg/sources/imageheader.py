@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from streamseg.sources.boxes import find_box
+from streamseg.sources.mp4_boxes import find_box
 from streamseg.sources.tiff import ORIENTATION, Tags, read_directories
-from streamseg.types import Size
+from streamseg.structures.results import Size
 
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _END, _SCAN, _APP1, _APP2 = 0xD9, 0xDA, 0xE1, 0xE2

@@ -18,7 +18,7 @@ from streamseg.config import SourceConfig
 from streamseg.errors import TooLargeError
 from streamseg.sources.base import BadPictureError, Picture, Reins, SourceReport, deliver
 from streamseg.sources.imagefile import read_still
-from streamseg.types import Frame, Image
+from streamseg.structures.results import Frame, Image
 
 _SQUARE = Fraction(1)
 

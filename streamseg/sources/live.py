@@ -24,9 +24,9 @@ from typing import TypeAlias
 
 from streamseg.config import SourceConfig
 from streamseg.errors import NoAnswerError, SourceError, StalledError, redact_address
+from streamseg.protocol.messages import State
 from streamseg.sources.base import Reins, SourceReport
-from streamseg.types import Frame
-from streamseg.wire import State
+from streamseg.structures.results import Frame
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 
-from streamseg.types import Image
+from streamseg.structures.results import Image
 
 _MAX_TILT = 2.0
 """Degrees by which a writer's matrix may miss a quarter turn."""

@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError
-from streamseg.masks import BoolArray, Masks, Size
 from streamseg.sources.base import Picture, Reins, SourceReport, check_pixels, deliver
-from streamseg.types import Frame, Image, Instances
+from streamseg.structures.masks import BoolArray, Masks, Size
+from streamseg.structures.results import Frame, Image, Instances
 
 SCHEME = "test:"
 DISC, BOX = 1, 2

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 import numpy as np
 
 from streamseg.sources.base import BadPictureError
-from streamseg.types import Image
+from streamseg.structures.results import Image
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from streamseg.sources.base import BadPictureError, decoder_limit
 from streamseg.sources.pillow import decode_pillow, to_rgb
-from streamseg.types import Image
+from streamseg.structures.results import Image
 
 if TYPE_CHECKING:
     from streamseg.sources.pillow import PillowImage

@@ -36,11 +36,11 @@ from streamseg.sources.decoding import (
     packets_of,
 )
 from streamseg.sources.demuxers import open_container
-from streamseg.sources.promise import count_repeats, missing_bytes, unread_part
+from streamseg.sources.opening import count_repeats, missing_bytes, unread_part
 from streamseg.sources.random_access import AccessPoints
 from streamseg.sources.timeline import Timeline
 from streamseg.sources.transport import Part, PartFile, cut_part
-from streamseg.types import Frame
+from streamseg.structures.results import Frame
 
 _MAX_RATE = 1000
 _MAX_TICK = 0.01

@@ -18,10 +18,10 @@ from safetensors.torch import save as to_safetensors
 from fuzzing.mutation import mutate_bytes, mutate_text
 from fuzzing.trial import Seed, Target
 from streamseg.config import SourceConfig, load, override, validate
-from streamseg.data.check import check
-from streamseg.evaluate.tracks import read_tracks
-from streamseg.models.checkpoints import read as read_weights
-from streamseg.recipe import CocoData, DataConfig, load_evaluation, load_recipe
+from streamseg.config.training import CocoData, DataConfig, load_evaluation, load_recipe
+from streamseg.datasets.check import check
+from streamseg.evaluation.tracks import read_tracks
+from streamseg.models.weights.files import read as read_weights
 from streamseg.sources import open_source
 
 ROOT = Path(__file__).parents[2]

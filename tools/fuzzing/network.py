@@ -20,14 +20,23 @@ from fuzzing.trial import Seed, Target
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from publishing import GREETING, Service, eventually, instances, jpeg, raw_peer, ready, result
-from subscribing import lying_publisher, masks_json, status_json
+from support.publishers import (
+    GREETING,
+    Service,
+    eventually,
+    instances,
+    jpeg,
+    raw_peer,
+    ready,
+    result,
+)
+from support.subscribers import lying_publisher, masks_json, status_json
 
 from streamseg import connect, load_model
 from streamseg.config import Config, ControlConfig, ModelConfig, PublishConfig, SourceConfig
 from streamseg.errors import ReceiveTimeout
-from streamseg.operate import Operation
-from streamseg.serve import Service as LiveService
+from streamseg.service.service import Service as LiveService
+from streamseg.service.supervisor import Supervisor
 from streamseg.sources import open_source
 
 ENDLESS = b"@ENDLESS@"
@@ -329,7 +338,7 @@ def _send_request(_folder: Path, _name: str, data: bytes) -> None:
         control=ControlConfig(bind="127.0.0.1:0"),
     )
     service = LiveService(config, load_model("nanomask", weights="none", input_size=64))
-    operation = Operation(service, config, None)
+    operation = Supervisor(service, config, None)
     address = str(operation.control_address)
     thread = threading.Thread(target=operation.run, daemon=True)
     thread.start()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from streamseg.masks import BoolArray, Masks, Size
+from streamseg.structures.masks import BoolArray, Masks, Size
 
 
 @dataclass(frozen=True, slots=True, eq=False)

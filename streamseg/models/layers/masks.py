@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
-from streamseg.masks import BoolArray, Masks, Size
+from streamseg.structures.masks import BoolArray, Masks, Size
 
 _SMALL = 10_000
 """Pixels; up to here, interpolating a mask in two steps isn't faster."""

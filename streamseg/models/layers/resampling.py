@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from streamseg.masks import BoolArray, IntArray
+from streamseg.structures.masks import BoolArray, IntArray
 
 _MARGIN = 5e-7
 """More than the order of operations can change a value between 0 and 1."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, leaky_relu, max_pool2d, pad, relu
 from torchvision.ops import roi_align
 
-from streamseg.masks import FloatArray, Size
+from streamseg.structures.masks import FloatArray, Size
 
 BINS = 11
 PRIOR = 0.01

@@ -14,8 +14,6 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import batched_nms, roi_align
 
-from streamseg.masks import FloatArray, Size
-from streamseg.models import checkpoints
 from streamseg.models.base import (
     Batch,
     ClassCounts,
@@ -27,6 +25,8 @@ from streamseg.models.base import (
 )
 from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.layers.masks import BoxMasks
+from streamseg.models.layers.two_stage import Boxes, select_boxes, with_masks
+from streamseg.models.nanomask.loss import NanoMaskObjective
 from streamseg.models.nanomask.network import (
     BINS,
     C2_CHANNELS,
@@ -39,10 +39,10 @@ from streamseg.models.nanomask.network import (
     decode_boxes,
     grown,
 )
-from streamseg.models.nanomask.objective import NanoMaskObjective
 from streamseg.models.selection import Selection
-from streamseg.models.two_stage import Boxes, select_boxes, with_masks
-from streamseg.types import Image
+from streamseg.models.weights import files as weights_files
+from streamseg.structures.masks import FloatArray, Size
+from streamseg.structures.results import Image
 
 _PARTS = ("weight", "bias")
 
@@ -83,7 +83,7 @@ class NanoMask(Segmenter):
     @classmethod
     def published(cls, name: str) -> State:
         with as_file(files("streamseg") / "assets" / f"{name}.safetensors") as path:
-            return dict(checkpoints.read(path).state)
+            return dict(weights_files.read(path).state)
 
     def fit(self, size: Size) -> Size:
         scale = self.input_size / max(size)

@@ -19,8 +19,8 @@ from torch.nn.functional import interpolate
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from streamseg.masks import Size
 from streamseg.models.layers.backbones import DeformableConv2d, ResNet
+from streamseg.structures.masks import Size
 
 GRIDS = (40, 36, 24, 16, 12)
 """Cells along each side, by level."""

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from streamseg.errors import WeightsError
-from streamseg.masks import Masks, Size
 from streamseg.models.base import (
     Batch,
     ClassCounts,
@@ -35,15 +34,10 @@ from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.layers.matrix_nms import matrix_nms
 from streamseg.models.layers.resampling import bilinear_twice, resized_above
 from streamseg.models.selection import Selection
-from streamseg.models.solo.network import (
-    STRIDES,
-    Outputs,
-    SOLONetwork,
-    fit_offsets,
-    resized,
-)
-from streamseg.models.solo.objective import SOLOObjective
-from streamseg.types import Image
+from streamseg.models.solo.loss import SOLOObjective
+from streamseg.models.solo.network import STRIDES, Outputs, SOLONetwork, fit_offsets, resized
+from streamseg.structures.masks import Masks, Size
+from streamseg.structures.results import Image
 
 MASK_STRIDE = 4
 """Pixels of the prepared image for one of a mask."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from streamseg.masks import Size
 from streamseg.models.categories import Categories
 from streamseg.models.solo.network import (
     GRIDS,
@@ -28,6 +27,7 @@ from streamseg.models.solo.network import (
     with_coordinates,
 )
 from streamseg.models.solo.segmenter import LARGE, SMALL_DEFORMABLE, Scales, SOLOSegmenter
+from streamseg.structures.masks import Size
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from streamseg.masks import Size
 from streamseg.models.categories import Categories
 from streamseg.models.solo.network import (
     GRIDS,
@@ -27,6 +26,7 @@ from streamseg.models.solo.network import (
     with_coordinates,
 )
 from streamseg.models.solo.segmenter import LARGE, SMALL, SMALL_DEFORMABLE, Scales, SOLOSegmenter
+from streamseg.structures.masks import Size
 
 FEATURES = 128
 """Channels of the mask features before the last convolution."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from streamseg.errors import UsageError
-from streamseg.masks import Masks, Size
 from streamseg.models.base import (
     Batch,
     ClassCounts,
@@ -29,15 +28,10 @@ from streamseg.models.layers.darknet import DarkNet53
 from streamseg.models.layers.fast_nms import fast_nms
 from streamseg.models.layers.resampling import bilinear, resized_above
 from streamseg.models.selection import Selection
-from streamseg.models.yolact.network import (
-    Outputs,
-    Variant,
-    YOLACTNet,
-    decode,
-    inside_boxes,
-)
-from streamseg.models.yolact.objective import YOLACTObjective
-from streamseg.types import Image
+from streamseg.models.yolact.loss import YOLACTObjective
+from streamseg.models.yolact.network import Outputs, Variant, YOLACTNet, decode, inside_boxes
+from streamseg.structures.masks import Masks, Size
+from streamseg.structures.results import Image
 
 _VARIANTS = {
     "yolact_r50": Variant(50),

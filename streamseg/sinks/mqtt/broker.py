@@ -33,7 +33,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from streamseg.config import MqttConfig, read_secret
 from streamseg.errors import ConfigError, StreamsegError
-from streamseg.sinks.mqtt.outbox import Message, Outbox
+from streamseg.sinks.mqtt.queue import Message, Outbox
 
 log = logging.getLogger(__name__)
 

@@ -17,16 +17,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from streamseg.channel import Mailbox
 from streamseg.config import MqttConfig
-from streamseg.metrics import Metrics
+from streamseg.pipeline.mailbox import Mailbox
+from streamseg.pipeline.metrics import Metrics
+from streamseg.protocol.messages import FINAL, State
 from streamseg.sinks.mqtt.broker import Broker, Login
 from streamseg.sinks.mqtt.home_assistant import Announcement, HomeAssistant
-from streamseg.sinks.mqtt.outbox import Outbox
-from streamseg.sinks.mqtt.presence import Box, Event, Moment, Presence, sightings_in
+from streamseg.sinks.mqtt.object_presence import Box, Event, Moment, Presence, sightings_in
+from streamseg.sinks.mqtt.queue import Outbox
 from streamseg.sinks.mqtt.topics import Topics, part_of, shown
-from streamseg.types import Result
-from streamseg.wire import FINAL, State
+from streamseg.structures.results import Result
 
 RESULTS_WAITING = 64
 """Results a source may have waiting; the newest win."""

@@ -1,0 +1,148 @@
+"""How things look in a terminal: the progress of runs, tables of results and of models."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from streamseg.pipeline.summary import Summary
+
+if TYPE_CHECKING:
+    from streamseg.models.registry import Availability, Entry
+
+PLAIN_EVERY = 100
+"""Without a terminal, a line is printed every so many frames, or whatever is counted."""
+
+_WEIGHTS: dict[Availability, str] = {
+    "bundled": "its weights come with the package",
+    "downloaded": "its weights are downloaded when they are first used",
+    "yours": "its weights are yours to download; give the file's path as --weights",
+}
+
+
+class ProgressReport:
+    """A bar for each name on a terminal, plain lines elsewhere; on stderr.
+
+    Args:
+        unit: what is counted.
+    """
+
+    def __init__(self, unit: str = "frames") -> None:
+        self._unit = unit
+        self._console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
+
+    def __enter__(self) -> ProgressReport:  # noqa: PYI034 - Self came with Python 3.11
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, name: str, done: int, expected: int | None) -> None:
+        """``done`` of ``expected`` (None: unknown) are through."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=expected)
+        self._bars.update(self._tasks[name], completed=done, total=expected)
+        before = self._done.get(name, 0)
+        self._done[name] = done
+        if not self._console.is_terminal and done // PLAIN_EVERY > before // PLAIN_EVERY:
+            of = f" of {expected}" if expected else ""
+            print(f"{name}: {done}{of} {self._unit}", file=sys.stderr, flush=True)  # noqa: T201 - progress
+
+
+def summary_table(summary: Summary) -> Table:
+    """The closing table of a live run."""
+    table = Table(title=f"{summary.model}: {summary.frames} frames, {summary.fps:.1f} fps")
+    for column in ("source", "decoded", "published", "dropped", "failed", "instances", "tracks"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for source in summary.sources:
+        account = source.account
+        table.add_row(
+            source.source,
+            str(account.decoded),
+            str(account.published),
+            _reasons(account.dropped),
+            _reasons(account.failed),
+            str(source.instances),
+            str(source.tracks),
+        )
+    ages = ", ".join(f"{name} {age:.0f} ms" for name, age in summary.age_ms.items())
+    stages = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in summary.timing_ms.items())
+    table.caption = (
+        f"age of results: {ages or '-'}\n{stages or '-'}\n"
+        f"pictures dropped: {summary.pictures_dropped}"
+    )
+    return table
+
+
+def listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A plain table of strings."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def model_row(entry: Entry) -> tuple[str, ...]:
+    """An entry of the catalogue as the table shows it."""
+    usual = entry.published[0]
+    accuracies = (usual.box_ap, usual.mask_ap, usual.pq)
+    return (
+        entry.name,
+        f"{entry.parameters:.1f}M",
+        f"{entry.gflops:.1f}",
+        *("-" if value is None else f"{value:.1f}" for value in accuracies),
+        entry.weights,
+    )
+
+
+def model_description(entry: Entry) -> str:
+    """What is known of a model, and where its weights are published."""
+    cost = f"{entry.parameters:.2f} M parameters; {entry.gflops:.1f} GFLOPs for 640 x 480 pixels"
+    lines = [
+        f"{entry.name}: {entry.family}, classes: {entry.classes}",
+        f"input {entry.input_size}; {cost}",
+        _WEIGHTS[entry.weights],
+    ]
+    for file in entry.published:
+        accuracies = {"box AP": file.box_ap, "mask AP": file.mask_ap, "PQ": file.pq}
+        known = [f"{what} {value:.1f}" for what, value in accuracies.items() if value is not None]
+        lines += ["", f"{file.file}", f"  from {file.url}", f"  licence {file.licence}"]
+        lines += [f"  {', '.join([*known, file.measured_on])}"]
+        lines += [f"  sha256 {file.sha256}…"] if file.sha256 else []
+    return "\n".join(lines)
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {why}" for why, count in counts.items()) or "0"

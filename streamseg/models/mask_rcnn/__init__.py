@@ -1,0 +1,1 @@
+"""Mask R-CNN as torchvision builds it."""

@@ -1,0 +1,289 @@
+"""Mask R-CNN with a ResNet-50-FPN, as torchvision has it, without its full-frame masks.
+
+He et al., "Mask R-CNN", 2017. Trunk, proposals and heads are torchvision's modules, called one by
+one: the mask head sees only what the thresholds let through, and the 28 x 28 masks are resized
+inside their boxes. The results are those of torchvision's own model.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from http.client import HTTPException
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection import (
+    MaskRCNN_ResNet50_FPN_V2_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    maskrcnn_resnet50_fpn_v2,
+)
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+
+from streamseg.errors import WeightsError
+from streamseg.models.base import (
+    Batch,
+    ClassCounts,
+    ClassRows,
+    Detections,
+    Segmenter,
+    State,
+    rows_of,
+)
+from streamseg.models.categories import COCO, COCO_THINGS, Categories
+from streamseg.models.layers.grid_paste import SampledMasks
+from streamseg.models.layers.masks import BoxMasks
+from streamseg.models.layers.two_stage import Boxes, select_boxes, with_masks
+from streamseg.models.mask_rcnn.loss import MaskRCNNObjective
+from streamseg.models.selection import Selection
+from streamseg.structures.masks import Size
+from streamseg.structures.results import Image
+
+BACKGROUND = -1
+"""The label of what is no object; datasets may have a category 0."""
+COCO_OUTPUTS = 91
+"""Background and COCO's ids 1 to 90, holes included: an output's number is the category id."""
+
+_PUBLISHED = {
+    "mask_rcnn_r50_fpn": MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+    "mask_rcnn_r50_fpn_v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+}
+
+_RENAMED: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$"), r"\1.0.\2"),
+    (re.compile(r"^rpn\.head\.conv\.(weight|bias)$"), r"rpn.head.conv.0.0.\1"),
+    (
+        re.compile(r"^(roi_heads\.mask_head)\.mask_fcn([1-4])\.(weight|bias)$"),
+        lambda match: f"{match[1]}.{int(match[2]) - 1}.0.{match[3]}",
+    ),
+)
+
+
+class MaskRCNN(Segmenter):
+    """torchvision's Mask R-CNN. ``input_size`` is the short side that images are resized to.
+
+    The long side is held to 1333 / 800 of it, as published.
+    """
+
+    trained_on = COCO_THINGS
+    network: Any
+    long_to_short: ClassVar[float] = 1333 / 800
+    mask_source: ClassVar[type[BoxMasks | SampledMasks]] = BoxMasks
+    """What becomes of mask probabilities (N, M, M) and the boxes (N, 4) that they cover."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._ids = torch.tensor(self.ids_of_outputs(self.categories))
+        _fix_levels(self.network)
+        # torchvision works boxes out in the type of what it is given: in bf16 they would be
+        # whole multiples of eight pixels at the right edge of a wide image.
+        for module in (self.network.rpn.head, self.network.roi_heads.box_predictor):
+            module.register_forward_hook(lambda _module, _inputs, outputs: _in_fp32(outputs))
+        self.network.rpn.anchor_generator.register_forward_pre_hook(_maps_in_fp32)
+
+    @classmethod
+    def ids_of_outputs(cls, things: Mapping[int, str]) -> list[int]:
+        """Return the category id of each output; the first one is the background."""
+        return list(range(COCO_OUTPUTS)) if things == COCO else [BACKGROUND, *things]
+
+    @classmethod
+    def outputs_of(cls, things: Mapping[int, str]) -> list[int]:
+        """The number of the output that stands for each category."""
+        ids = cls.ids_of_outputs(things)
+        return [ids.index(number) for number in things]
+
+    @classmethod
+    def build(cls, name: str, categories: Categories) -> nn.Module:
+        outputs = len(cls.ids_of_outputs(categories.things))
+        if name == "mask_rcnn_r50_fpn_v2":
+            network: nn.Module = maskrcnn_resnet50_fpn_v2(
+                weights_backbone=None, num_classes=outputs
+            )
+        else:
+            trunk = resnet_fpn_backbone(
+                backbone_name="resnet50",
+                weights=None,
+                norm_layer=FrozenBatchNorm2d,
+                trainable_layers=5,
+            )
+            network = TorchvisionMaskRCNN(trunk, outputs)
+            _set_epsilon(network, 0.0)
+        return network
+
+    @classmethod
+    def class_rows(cls, network: nn.Module, categories: Categories) -> Mapping[str, ClassRows]:
+        del network  # all have the same
+        things = categories.things
+        outputs = dict(zip(things.values(), cls.outputs_of(things), strict=True))
+        single = {name: (row,) for name, row in outputs.items()}
+        four = {name: tuple(range(4 * row, 4 * row + 4)) for name, row in outputs.items()}
+        parts: dict[str, ClassRows] = {
+            "roi_heads.box_predictor.cls_score": single,
+            "roi_heads.box_predictor.bbox_pred": four,
+            "roi_heads.mask_predictor.mask_fcn_logits": single,
+        }
+        return {f"{name}.{kind}": parts[name] for name in parts for kind in ("weight", "bias")}
+
+    @classmethod
+    def class_counts(cls, categories: Categories) -> ClassCounts:
+        outputs = len(cls.ids_of_outputs(categories.things))
+        return ClassCounts(outputs - 1, len(categories.stuff))
+
+    @classmethod
+    def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
+        outputs = rows_of(state, "roi_heads.box_predictor.cls_score.bias")
+        return ClassCounts(outputs - 1) if outputs > 1 else None
+
+    def objective(self, weights: Mapping[str, float]) -> MaskRCNNObjective:
+        return MaskRCNNObjective(self.network, weights, self.outputs_of(self.categories))
+
+    @classmethod
+    def published(cls, name: str) -> State | None:
+        weights = _PUBLISHED[name]
+        try:
+            with redirect_stdout(sys.stderr):  # torch says there that it downloads
+                state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        except (OSError, HTTPException, RuntimeError) as error:
+            raise WeightsError(
+                f"{name}: the weights can't be downloaded ({error}): get {weights.url} where there "
+                "is a network and give its path as weights"
+            ) from None
+        return dict(state)
+
+    @classmethod
+    def adopt(cls, network: nn.Module, state: State) -> State:
+        """Take torchvision's files, with the names of its first versions or with today's.
+
+        The published weights of the first Mask R-CNN belong to frozen batch norms with an epsilon
+        of 0. A file that counts batches was made with ordinary ones, whose epsilon is 1e-5.
+        """
+        renamed = {_today(key): tensor for key, tensor in state.items() if not _constant(key)}
+        _fit_mask_predictor(network, renamed)
+        if any(isinstance(module, FrozenBatchNorm2d) for module in network.modules()):
+            counters = [key for key in renamed if key.endswith(".num_batches_tracked")]
+            _set_epsilon(network, 1e-5 if counters else 0.0)
+            for key in counters:
+                del renamed[key]
+        return renamed
+
+    def fit(self, size: Size) -> Size:
+        # In torchvision's order of operations: another one may differ by a pixel.
+        longest = round(self.input_size * self.long_to_short)
+        scale = min(self.input_size / min(size), longest / max(size))
+        return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
+
+    def write(self, image: Image, into: Tensor) -> None:
+        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).div_(255)
+        normalised = self.network.transform.normalize(pixels)
+        shape = tuple(into.shape[1:])
+        resized = interpolate(normalised[None], shape, mode="bilinear", align_corners=False)
+        into.copy_(resized[0])
+
+    def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
+        return self.detect_in(self.network.backbone(batch.tensor), batch, selections)
+
+    def detect_in(
+        self, features: dict[str, Tensor], batch: Batch, selections: Sequence[Selection]
+    ) -> list[Detections]:
+        """The same, with the pyramid's levels given."""
+        heads = self.network.roi_heads
+        shapes = list(batch.shapes)
+        proposals, _ = self.network.rpn(ImageList(batch.tensor, shapes), features)
+        pooled = heads.box_head(heads.box_roi_pool(features, proposals, shapes))
+        boxes, scores, outputs = heads.postprocess_detections(
+            *heads.box_predictor(pooled), proposals, shapes
+        )
+        labels = [self._ids.to(each.device)[each] for each in outputs]
+        kept = [
+            select_boxes(*each)
+            for each in zip(boxes, scores, labels, shapes, batch.sizes, selections, strict=True)
+        ]
+        counts = [len(boxes.scores) for boxes in kept]
+        probabilities = torch.split(self._masks(features, kept, shapes), counts)
+        masks = [
+            self.mask_source(own, boxes.source)
+            for own, boxes in zip(probabilities, kept, strict=True)
+        ]
+        return with_masks(batch, selections, kept, masks)
+
+    def _masks(
+        self, features: dict[str, Tensor], found: Sequence[Boxes], shapes: list[Size]
+    ) -> Tensor:
+        """Mask probabilities (N, 28, 28) for the boxes of all images."""
+        heads = self.network.roi_heads
+        cuts = heads.mask_roi_pool(features, [boxes.prepared for boxes in found], shapes)
+        logits = heads.mask_predictor(heads.mask_head(cuts))
+        labels = torch.cat([boxes.labels for boxes in found])
+        outputs = (labels[:, None] == self._ids.to(labels.device)).int().argmax(dim=1)
+        own: Tensor = logits[torch.arange(len(labels), device=labels.device), outputs]
+        return own.float().sigmoid()
+
+
+def _in_fp32(outputs: Any) -> Any:
+    """Nested tuples and lists of tensors, as float32."""
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return type(outputs)(_in_fp32(each) for each in outputs)
+
+
+def _maps_in_fp32(_anchors: nn.Module, inputs: tuple[Any, list[Tensor]]) -> Any:
+    """What anchors are made for: they take their type from the maps, and nothing from a channel."""
+    images, maps = inputs
+    return images, [each[:, :1].float() for each in maps]
+
+
+def _today(key: str) -> str:
+    """A key of torchvision's first files as today's modules have it; others as they are."""
+    for pattern, replacement in _RENAMED:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+def _constant(key: str) -> bool:
+    """Return whether a file's tensor is one that this code has as a constant."""
+    return key.startswith("rpn.anchor_generator.")
+
+
+def _fit_mask_predictor(network: Any, state: State) -> None:
+    """Give the mask predictor as many hidden channels as the one that was trained has."""
+    trained = state.get("roi_heads.mask_predictor.conv5_mask.weight")
+    if trained is None or trained.ndim != 4:
+        return
+    given, hidden = trained.shape[:2]
+    own = network.roi_heads.mask_predictor
+    if hidden != own.conv5_mask.out_channels and hidden > 0 and given == own.conv5_mask.in_channels:
+        outputs = own.mask_fcn_logits.out_channels
+        network.roi_heads.mask_predictor = MaskRCNNPredictor(given, hidden, outputs)
+
+
+def _set_epsilon(network: nn.Module, epsilon: float) -> None:
+    for module in network.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = epsilon
+
+
+def _fix_levels(network: Any) -> None:
+    """Have torchvision's poolers work out the strides of their levels now, from a plain square.
+
+    They would take them from the first image they see, for good, and a very thin one has them
+    wrong: its results, and those of all images after it, would depend on the order.
+    """
+    side = 256
+    levels = {
+        str(level): torch.zeros(
+            1, network.backbone.out_channels, side >> n, side >> n, device="cpu"
+        )
+        for level, n in enumerate((2, 3, 4, 5))
+    }
+    for pooler in (network.roi_heads.box_roi_pool, network.roi_heads.mask_roi_pool):
+        if isinstance(pooler, MultiScaleRoIAlign):
+            pooler(levels, [torch.zeros(0, 4)], [(side, side)])

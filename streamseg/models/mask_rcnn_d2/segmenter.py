@@ -1,0 +1,369 @@
+"""detectron2's Mask R-CNN with a ResNet-50-FPN, in torchvision's modules where they are the same.
+
+He et al., "Mask R-CNN", 2017. What differs from torchvision's model: the trunk's strides are in the
+first convolution of a block (as in the original ResNet), images are blue, green, red, anchors
+aren't rounded, RoIAlign has no half-pixel shift and as many samples as pixels, boxes are chosen by
+logits and never for their size alone, and masks are pasted by sampling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FrozenBatchNorm2d, batched_nms, clip_boxes_to_image, roi_align
+
+from streamseg.models.base import State
+from streamseg.models.categories import Categories
+from streamseg.models.layers.grid_paste import SampledMasks
+from streamseg.models.mask_rcnn.segmenter import BACKGROUND, MaskRCNN
+from streamseg.models.mask_rcnn_d2.loss import MaskRCNND2Objective
+from streamseg.structures.masks import Size
+from streamseg.structures.results import Image
+
+CHANNELS = 256
+STRIDES = (4, 8, 16, 32, 64)
+SIZES = ((32,), (64,), (128,), (256,), (512,))
+"""Of the anchors, pixels, one a level."""
+RATIOS = ((0.5, 1.0, 2.0),) * 5
+RESIDUAL, STEM = 0.25, 1 / 58
+"""What random weights begin with for the last norm of a block, and for the first norm of all.
+
+Norms are frozen, so what they begin with has to hold: blocks must not add up to an explosion, and
+pixels, which come with a deviation of some 58, must not stay as large as they are.
+"""
+
+_RENAMED: tuple[tuple[str, str], ...] = (
+    (r"^backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.body.bn1."),
+    (r"^backbone\.bottom_up\.stem\.conv1\.", "backbone.body.conv1."),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+    (r"^(backbone\.bottom_up\..*)\.conv(\d)\.norm\.", r"\1.bn\2."),
+    (r"^proposal_generator\.rpn_head\.conv\.", "rpn.head.conv.0.0."),
+    (r"^proposal_generator\.rpn_head\.objectness_logits\.", "rpn.head.cls_logits."),
+    (r"^proposal_generator\.rpn_head\.anchor_deltas\.", "rpn.head.bbox_pred."),
+    (r"^roi_heads\.box_head\.fc1\.", "roi_heads.box_head.fc6."),
+    (r"^roi_heads\.box_head\.fc2\.", "roi_heads.box_head.fc7."),
+    (r"^roi_heads\.mask_head\.deconv\.", "roi_heads.mask_predictor.conv5_mask."),
+    (r"^roi_heads\.mask_head\.predictor\.", "roi_heads.mask_predictor.mask_fcn_logits."),
+)
+
+_NUMBERED: tuple[tuple[re.Pattern[str], str, int], ...] = (
+    (re.compile(r"^backbone\.bottom_up\.res(\d)\."), "backbone.body.layer{}.", -1),
+    (re.compile(r"^backbone\.fpn_lateral(\d)\."), "backbone.fpn.inner_blocks.{}.0.", -2),
+    (re.compile(r"^backbone\.fpn_output(\d)\."), "backbone.fpn.layer_blocks.{}.0.", -2),
+    (re.compile(r"^roi_heads\.mask_head\.mask_fcn(\d)\."), "roi_heads.mask_head.{}.0.", -1),
+)
+"""What counts from another number here."""
+
+
+class MaskRCNND2(MaskRCNN):
+    """detectron2's Mask R-CNN. ``input_size`` is the short side that images are resized to."""
+
+    mean: ClassVar[tuple[float, ...]] = (103.53, 116.28, 123.675)
+    mask_source = SampledMasks
+
+    @classmethod
+    def ids_of_outputs(cls, things: Mapping[int, str]) -> list[int]:
+        return [BACKGROUND, *things]
+
+    @classmethod
+    def build(cls, name: str, categories: Categories) -> nn.Module:
+        del name  # the family has one member
+        return MaskRCNND2Net(len(categories.things))
+
+    def objective(self, weights: Mapping[str, float]) -> MaskRCNND2Objective:
+        return MaskRCNND2Objective(self.network, weights, self.outputs_of(self.categories))
+
+    @classmethod
+    def published(cls, name: str) -> State | None:
+        del name
+        return None
+
+    @classmethod
+    def adopt(cls, network: nn.Module, state: State) -> State:
+        """Take detectron2's files.
+
+        The background is its last class and torchvision's first, which has boxes and masks, too.
+        """
+        del network
+        if not any(key.startswith("proposal_generator.") for key in state):
+            return state
+        renamed = {_renamed(key): tensor for key, tensor in state.items() if not _constant(key)}
+        for part in ("weight", "bias"):
+            for layer, change in _REARRANGED.items():
+                key = f"roi_heads.{layer}.{part}"
+                if key in renamed:
+                    renamed[key] = change(renamed[key])
+        return renamed
+
+    def fit(self, size: Size) -> Size:
+        longest = round(self.input_size * self.long_to_short)
+        scale = self.input_size / min(size)
+        height, width = (
+            (self.input_size, scale * size[1])
+            if size[0] < size[1]
+            else (scale * size[0], self.input_size)
+        )
+        if max(height, width) > longest:
+            scale = longest / max(height, width)
+            height, width = height * scale, width * scale
+        return max(int(height + 0.5), 1), max(int(width + 0.5), 1)
+
+    def write(self, image: Image, into: Tensor) -> None:
+        height, width = into.shape[1:]
+        small = Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BILINEAR)
+        bgr = torch.from_numpy(np.array(small)[:, :, ::-1].copy()).permute(2, 0, 1)
+        torch.sub(bgr, torch.tensor(self.mean)[:, None, None], out=into)
+
+
+class MaskRCNND2Net(nn.Module):
+    """The network: trunk and pyramid, proposals, heads.
+
+    Args:
+        classes: without background.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.backbone = resnet_fpn_backbone(
+            backbone_name="resnet50",
+            weights=None,
+            norm_layer=FrozenBatchNorm2d,
+            trainable_layers=5,
+        )
+        _stride_first(self.backbone.body)
+        _soften(self.backbone.body)
+        self.rpn = _Proposals(
+            _Anchors(SIZES, RATIOS),
+            RPNHead(CHANNELS, len(RATIOS[0])),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": 2000, "testing": 1000},
+            post_nms_top_n={"training": 1000, "testing": 1000},
+            nms_thresh=0.7,
+        )
+        self.roi_heads = _Heads(
+            _RoIPool(7),
+            TwoMLPHead(CHANNELS * 7 * 7, 1024),
+            FastRCNNPredictor(1024, classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=512,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=0.05,
+            nms_thresh=0.5,
+            detections_per_img=100,
+            mask_roi_pool=_RoIPool(14),
+            mask_head=MaskRCNNHeads(CHANNELS, (CHANNELS,) * 4, 1),
+            mask_predictor=MaskRCNNPredictor(CHANNELS, CHANNELS, classes + 1),
+        )
+
+
+class _Anchors(AnchorGenerator):  # type: ignore[misc]
+    """Anchors that aren't rounded, at the levels' own strides."""
+
+    def generate_anchors(
+        self,
+        scales: Sequence[int],
+        aspect_ratios: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - as torchvision has it
+    ) -> Tensor:
+        (scale,) = scales
+        widths = [(scale**2 / ratio) ** 0.5 for ratio in aspect_ratios]
+        width = torch.tensor(widths, dtype=dtype, device=device)
+        height = width * torch.tensor(aspect_ratios, dtype=dtype, device=device)
+        return torch.stack([-width, -height, width, height], dim=1) / 2
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        first = feature_maps[0]
+        self.set_cell_anchors(first.dtype, first.device)
+        strides = [[torch.tensor(n, device=first.device)] * 2 for n in STRIDES]
+        grids = [list(each.shape[-2:]) for each in feature_maps]
+        every = torch.cat(self.grid_anchors(grids, strides))
+        return [every] * len(image_list.image_sizes)
+
+
+class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
+    """Proposals by logits: probabilities near 1 are equal where logits aren't."""
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[Size],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The best of each level, then of all levels: boxes (N, 4) and logits (N,) an image."""
+        logits = objectness.detach().reshape(len(proposals), -1)
+        chosen = [
+            self._of_image(boxes, own, shape, num_anchors_per_level)
+            for boxes, own, shape in zip(proposals.detach(), logits, image_shapes, strict=True)
+        ]
+        return [boxes for boxes, _ in chosen], [own for _, own in chosen]
+
+    def compute_loss(
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Of a sample of anchors: whether there is an object, and L1 of its box."""
+        count = self.fg_bg_sampler.batch_size_per_image * len(labels)
+        positive, negative = (
+            torch.cat(each).nonzero()[:, 0] for each in self.fg_bg_sampler(labels)
+        )
+        sampled = torch.cat([positive, negative])
+        wanted = torch.cat(labels)[sampled]
+        known = binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled], wanted, reduction="sum"
+        )
+        boxes = l1_loss(
+            pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum"
+        )
+        return known / count, boxes / count
+
+    def _of_image(
+        self, boxes: Tensor, logits: Tensor, shape: Size, counts: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        rows, levels, start = [], [], 0
+        for level, count in enumerate(counts):
+            own = logits[start : start + count]
+            best = own.topk(min(self.pre_nms_top_n(), count)).indices + start
+            rows.append(best)
+            levels.append(torch.full_like(best, level))
+            start += count
+        row, level_of = torch.cat(rows), torch.cat(levels)
+        clipped = clip_boxes_to_image(boxes[row], shape)
+        filled = (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
+        clipped, row, level_of = clipped[filled], row[filled], level_of[filled]
+        kept = batched_nms(clipped, logits[row], level_of, self.nms_thresh)
+        kept = kept[: self.post_nms_top_n()]
+        return clipped[kept], logits[row[kept]]
+
+
+class _Heads(RoIHeads):  # type: ignore[misc]
+    """Detections whatever their size."""
+
+    def postprocess_detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[Size],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Boxes (N, 4), scores (N,) and outputs int64 (N,) of each image, best first."""
+        counts = [len(each) for each in proposals]
+        decoded = torch.split(self.box_coder.decode(box_regression, proposals), counts)
+        probabilities = torch.split(class_logits.softmax(dim=1), counts)
+        found = [
+            self._of_image(*each) for each in zip(decoded, probabilities, image_shapes, strict=True)
+        ]
+        boxes, scores, outputs = zip(*found, strict=True)
+        return list(boxes), list(scores), list(outputs)
+
+    def _of_image(
+        self, boxes: Tensor, probabilities: Tensor, shape: Size
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows, outputs = (probabilities[:, 1:] > self.score_thresh).nonzero().T
+        outputs = outputs + 1  # the first one is the background
+        scores = probabilities[rows, outputs]
+        clipped = clip_boxes_to_image(boxes[rows, outputs], shape)
+        kept = batched_nms(clipped, scores, outputs, self.nms_thresh)[: self.detections_per_img]
+        kept = kept[(clipped[kept, 2:] > clipped[kept, :2]).all(dim=1)]
+        return clipped[kept], scores[kept], outputs[kept]
+
+
+class _RoIPool(nn.Module):
+    """RoIAlign without a half-pixel shift, each box from the level for its size.
+
+    Args:
+        cells: of what is cut out, on each side.
+    """
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[Size]
+    ) -> Tensor:
+        """(N, 256, cells, cells), of the boxes of all images one after the other."""
+        del image_shapes  # the strides are known
+        image = torch.cat([torch.full_like(own[:, :1], n) for n, own in enumerate(boxes)])
+        rois = torch.cat([image, torch.cat(list(boxes))], dim=1)
+        areas = (rois[:, 3:] - rois[:, 1:3]).prod(dim=1)
+        levels = torch.floor(4 + torch.log2(areas.sqrt() / 224 + 1e-8)).clamp(2, 5)
+        first = features["0"]
+        pooled = first.new_zeros(len(rois), first.shape[1], self.cells, self.cells)
+        for level, stride in enumerate(STRIDES[:4]):
+            own = (levels == level + 2).nonzero()[:, 0]
+            cut = roi_align(
+                features[str(level)], rois[own], self.cells, 1 / stride, 0, aligned=True
+            )
+            pooled[own] = cut.to(pooled.dtype)
+        return pooled
+
+
+def _stride_first(body: Any) -> None:
+    for stage in (body.layer2, body.layer3, body.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+
+
+def _soften(body: Any) -> None:
+    """Have random weights give numbers of about 1, see ``RESIDUAL``."""
+    body.bn1.weight.fill_(STEM)
+    for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
+        for block in stage:
+            block.bn3.weight.fill_(RESIDUAL)
+
+
+def _renamed(key: str) -> str:
+    for pattern, replacement in _RENAMED:
+        key = re.sub(pattern, replacement, key)
+    for numbered, template, shift in _NUMBERED:
+        if found := numbered.match(key):
+            return template.format(int(found[1]) + shift) + key[found.end() :]
+    return key
+
+
+def _constant(key: str) -> bool:
+    """Whether a file's tensor is one that this code has as a constant."""
+    return key in ("pixel_mean", "pixel_std") or ".anchor_generator." in key
+
+
+def _background_first(rows: Tensor) -> Tensor:
+    return torch.cat([rows[-1:], rows[:-1]])
+
+
+def _four_before(rows: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(rows[:4]), rows])
+
+
+def _one_before(rows: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(rows[:1]), rows])
+
+
+_REARRANGED = {
+    "box_predictor.cls_score": _background_first,
+    "box_predictor.bbox_pred": _four_before,
+    "mask_predictor.mask_fcn_logits": _one_before,
+}

@@ -1,0 +1,1 @@
+"""Panoptic FPN: instances and stuff in one network."""

@@ -1,0 +1,1 @@
+"""Pipeline of threads: mailboxes, runner, stages, frame accounts and metrics."""

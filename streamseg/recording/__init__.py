@@ -1,0 +1,1 @@
+"""Recorded composition: files and folders in, results and annotated video out."""

@@ -1,0 +1,1 @@
+"""File sinks: results as JSON lines, annotated video, panoptic PNGs."""

@@ -1,0 +1,250 @@
+"""Pictures as H.264 in an MP4 file that a browser can play: times, colours and geometry.
+
+The encoder is x264, which PyAV's wheels carry. It is set to be frugal, since the model needs the
+cores: one thread, the preset ``superfast``, no B-frames. Memory is constant while pictures come;
+the copy at the end takes about 300 bytes per picture.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import cast
+
+import av
+import cv2
+import numpy as np
+from av.container import OutputContainer
+from av.video.reformatter import ColorRange
+from av.video.stream import VideoStream
+
+from streamseg.errors import OutputError
+from streamseg.sinks.files.part_file import PartFile
+from streamseg.structures.masks import Size
+from streamseg.structures.results import Image
+
+log = logging.getLogger(__name__)
+
+ENCODER = "libx264"
+TICKS_PER_SECOND = 90_000
+LONGEST_PAUSE = 3600 * TICKS_PER_SECOND
+"""A leap in time beyond this is a clock that was set, not a camera that paused."""
+
+MAX_SIDE = 16_384
+"""Largest width and height that x264 encodes, in pixels."""
+
+_FRAGMENTED = "frag_every_frame+delay_moov+default_base_moof"
+"""Each picture is in the file as soon as the next one comes; times needn't begin at 0."""
+_ORDINARY = "+faststart"
+_AS_STORED = {"fflags": "noparse"}
+"""Packets are read as they were written: FFmpeg's parser would take all I-frames for key frames."""
+_OPTIONS = {"preset": "superfast", "crf": "23", "bf": "0"}
+# Numbers of ITU-T H.273: primaries and transfer of BT.709 (and sRGB), matrix of BT.601.
+_BT709 = 1
+_BT601_MATRIX = 6
+
+
+def require_encoder() -> None:
+    """Check that there is an encoder.
+
+    Raises:
+        OutputError: PyAV was built without x264.
+    """
+    try:
+        av.Codec(ENCODER, "w")
+    except av.codec.codec.UnknownCodecError:
+        raise OutputError(
+            f"video can't be written: this PyAV has no {ENCODER}; its wheels on PyPI have it"
+        ) from None
+
+
+class H264File:
+    """A fragmented MP4 with one video track, and its copy as an ordinary MP4.
+
+    Fragments can be played as far as they go, whatever ends the program; the ordinary file, with
+    its index at the front, can be played by everything and is quick to seek in.
+
+    Times are the pictures' own, to 1/90000 s, from the first one on, so that a player shows it at
+    once. They only go up: a time that is repeated or goes back becomes the next possible one; a new
+    epoch that goes back in time goes on after the picture before it, and so does a leap of more
+    than an hour.
+
+    An odd width or height becomes even by repeating the last column or row. Pictures that are
+    larger than the encoder takes are scaled down, with a warning. Pictures of another size than
+    the first are scaled into it, aspect kept, on black.
+
+    The matrix is BT.601 at every size, and the file says so: readers that heed the flag and those
+    that take BT.601 for granted, as OpenCV does, both get the right colours.
+
+    Args:
+        file: takes the fragments; it stays open.
+        size: (height, width) of the pictures.
+        pixel_aspect: width of a pixel over its height.
+        name: the video's name, for the warning.
+
+    Raises:
+        OSError: the file can't be written, or the encoder fails (all methods).
+    """
+
+    def __init__(self, file: PartFile, size: Size, pixel_aspect: Fraction, name: str) -> None:
+        self._file = file
+        self._first_size, self._size = size, encodable_size(size)
+        self._pixel_aspect = pixel_aspect
+        self._clock = _Clock()
+        if self._size != size:
+            log.warning(
+                "%s: pictures of %d x %d pixels are scaled to %d x %d: H.264 takes sides of %d",
+                name, *size[::-1], *self._size[::-1], MAX_SIDE,
+            )  # fmt: skip
+        with _os_errors():
+            self._container = av.open(file, "w", format="mp4", options={"movflags": _FRAGMENTED})
+            self._stream = self._add_stream(self._container)
+
+    def write(self, image: Image, pts: float, epoch: int, pixel_aspect: Fraction) -> None:
+        """Add a picture.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            pts: seconds.
+            epoch: the source's; a new one may set the clock back.
+            pixel_aspect: width of a pixel over its height.
+        """
+        stretch = pixel_aspect / self._pixel_aspect
+        if image.shape[:2] != self._first_size or stretch != 1:
+            image = _letterbox(image, self._size, stretch)
+        elif self._size != self._first_size:
+            image = _resize(image, (self._size[1], self._size[0]))
+        planes = cv2.cvtColor(_pad_to_even(image), cv2.COLOR_RGB2YUV_I420)
+        frame = av.VideoFrame.from_ndarray(np.asarray(planes, np.uint8), format="yuv420p")
+        frame.pts = self._clock.ticks(pts, epoch)
+        frame.time_base = Fraction(1, TICKS_PER_SECOND)
+        with _os_errors():
+            self._encode(frame)
+
+    def close(self) -> None:
+        """Write what the encoder still holds."""
+        with _os_errors():
+            try:
+                self._encode(None)
+            finally:
+                self._container.close()
+
+    def copy_into(self, whole: PartFile) -> None:
+        """Write the pictures, once closed, as an ordinary MP4; nothing is encoded again."""
+        with (
+            _os_errors(),
+            self._file.reopen() as fragments,
+            av.open(fragments, "r", format="mp4", options=_AS_STORED) as given,
+            av.open(
+                whole,
+                "w",
+                format="mp4",
+                options={"movflags": _ORDINARY},
+                io_open=lambda *_: whole.reopen(),  # to move the pictures behind their index
+            ) as container,
+        ):
+            stream = self._add_stream(container)
+            context = stream.codec_context
+            context.open()
+            context.extradata = given.streams.video[0].codec_context.extradata
+            for packet in given.demux(video=0):
+                if packet.dts is not None:  # else it is the end's
+                    packet.stream = stream
+                    container.mux(packet)
+
+    def _encode(self, frame: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
+            packet.duration = self._clock.gap  # the file keeps it for the last picture only
+            self._container.mux(packet)
+
+    def _add_stream(self, container: OutputContainer) -> VideoStream:
+        stream = cast(VideoStream, container.add_stream(ENCODER, options=_OPTIONS))
+        height, width = self._size
+        stream.height, stream.width = height + height % 2, width + width % 2
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = Fraction(1, TICKS_PER_SECOND)
+        context = stream.codec_context
+        context.time_base = Fraction(1, TICKS_PER_SECOND)
+        context.thread_count = 1
+        context.sample_aspect_ratio = self._pixel_aspect
+        context.colorspace = _BT601_MATRIX
+        context.color_range = ColorRange.MPEG
+        context.color_primaries = context.color_trc = _BT709
+        return stream
+
+
+class _Clock:
+    """Turns the times of pictures into ticks that only go up.
+
+    Attributes:
+        gap: ticks from one picture to the next, as last seen, at most a second.
+    """
+
+    def __init__(self) -> None:
+        self.gap = TICKS_PER_SECOND // 25
+        self._epoch: int | None = None
+        self._shift = 0
+        self._last = 0
+
+    def ticks(self, pts: float, epoch: int) -> int:
+        """When the next picture is shown."""
+        own = round(pts * TICKS_PER_SECOND)
+        if self._is_set_anew(own + self._shift, epoch):
+            self._shift = self._next() - own
+        now = own + self._shift
+        if self._epoch is not None and now <= self._last:
+            now = self._last + 1
+        elif self._epoch is not None:
+            self.gap = min(now - self._last, TICKS_PER_SECOND)
+        self._epoch, self._last = epoch, now
+        return now
+
+    def _is_set_anew(self, now: int, epoch: int) -> bool:
+        if self._epoch is None or now > self._last + LONGEST_PAUSE:
+            return True
+        return epoch != self._epoch and now <= self._last
+
+    def _next(self) -> int:
+        return 0 if self._epoch is None else self._last + self.gap
+
+
+def encodable_size(size: Size) -> Size:
+    """Return the (height, width) that pictures of ``size`` are encoded at, aspect kept."""
+    scale = min(1.0, MAX_SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _pad_to_even(image: Image) -> Image:
+    height, width = image.shape[:2]
+    if height % 2 == width % 2 == 0:
+        return image
+    padded = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    return np.asarray(padded, np.uint8)
+
+
+def _letterbox(image: Image, size: Size, stretch: Fraction) -> Image:
+    """``image`` scaled into ``size``, with ``stretch`` times wider pixels, on black."""
+    height, width = image.shape[0], float(image.shape[1] * stretch)
+    scale = min(size[0] / height, size[1] / width)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    box = np.zeros((*size, 3), np.uint8)
+    x, y = (size[1] - inner[0]) // 2, (size[0] - inner[1]) // 2
+    box[y : y + inner[1], x : x + inner[0]] = _resize(image, inner, smaller=scale < 1)
+    return box
+
+
+def _resize(image: Image, extent: tuple[int, int], *, smaller: bool = True) -> Image:
+    """``image`` at ``extent``, (width, height)."""
+    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, extent, interpolation=method), np.uint8)
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn FFmpeg's errors into ``OSError``, which is what callers handle."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.errno, error.strerror) from error

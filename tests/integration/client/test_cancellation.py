@@ -1,0 +1,96 @@
+"""How a subscriber is left: by a cancelled task, and by the child of a process that has one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+import threading
+
+import pytest
+from support.publishers import result, service
+from support.subscribers import lying_publisher, status_json
+
+import streamseg
+from streamseg import protocol
+
+
+def test_a_cancel_that_comes_with_a_message_is_not_forgotten() -> None:
+    chance = random.Random(0)
+
+    async def forgotten(pub, sub) -> int:
+        count = 0
+        for seq in range(300):
+            task = asyncio.ensure_future(sub.receive_async(None))
+            await asyncio.sleep(0.005)
+            pub.send_multipart([protocol.topic("status", ""), status_json(seq=seq)])
+            await asyncio.sleep(chance.uniform(0, 0.004))
+            task.cancel()
+            _, running = await asyncio.wait([task], timeout=1)
+            if running:
+                count += 1
+                task.cancel()
+                await asyncio.wait([task])
+        return count
+
+    with lying_publisher() as (pub, address), streamseg.connect(address) as sub:
+        assert asyncio.run(forgotten(pub, sub)) == 0
+
+
+LEAVES_IN_A_CHILD = """
+import gc, os, signal
+from streamseg.errors import UsageError
+import streamseg
+
+sub = streamseg.connect({address!r}, newest={newest}, timeout=20)
+first = sub.receive().index
+child = os.fork()
+if child:
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(sub.receive().index > first, sub.ended)
+    sub.close()
+else:
+    signal.alarm(10)
+    {leaves}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("newest", [False, True])
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        "sub.close(); sub.close(); assert sub.ended and sub.receive() is None",
+        "del sub; gc.collect()",
+        "pass",
+        "try: sub.receive()\n    except UsageError: pass\n    else: raise SystemExit(3)",
+    ],
+    ids=["close", "collected", "exit", "received in"],
+)
+def test_a_forked_child_leaves_at_once_and_the_parent_goes_on(leaves, newest) -> None:
+    with service() as running:
+        program = LEAVES_IN_A_CHILD.format(address=running.masks_at, newest=newest, leaves=leaves)
+        ended = threading.Event()
+        putting = threading.Thread(target=_put_until, args=(running, ended))
+        putting.start()
+        try:
+            done = subprocess.run(
+                # Python 3.12 warns of a fork beside threads
+                [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        finally:
+            ended.set()
+            putting.join()
+        assert (done.stdout, done.stderr) == ("0\nTrue False\n", "")
+
+
+def _put_until(running, ended) -> None:
+    index = 0
+    while not ended.wait(0.05):
+        running.put(result(index))
+        index += 1

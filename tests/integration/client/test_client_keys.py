@@ -1,0 +1,250 @@
+"""Keys at the client: who is let in, who is refused, and what is said to whom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import zmq
+from support.publishers import eventually
+from support.subscribers import masks_json, status_json
+from support.viewers import page, viewer
+from zmq.utils import z85
+
+import streamseg
+from streamseg import protocol
+from streamseg.client import sockets
+from streamseg.errors import KeyFileError, ReceiveTimeout, RefusedError, UsageError
+from streamseg.protocol.curve import new_pair
+from streamseg.sinks.zmq import replay
+from streamseg.sinks.zmq.replay import Replay
+from streamseg.viewer import Viewer
+
+
+class Locked:
+    """A publisher with keys, the simplest there is; ``allowed`` may be changed at any time."""
+
+    def __init__(self, pair, bind: str = "tcp://127.0.0.1:*") -> None:
+        self.allowed: set[str] = set()
+        self._pair = pair
+        self._context = zmq.Context()
+        self._zap = self._context.socket(zmq.REP)
+        self._zap.bind("inproc://zeromq.zap.01")
+        self.masks = self._lock(zmq.XPUB, bind)
+        self.router = self._lock(zmq.ROUTER)
+        self.at = self.masks.getsockopt(zmq.LAST_ENDPOINT).decode()
+        self.endpoints = {"replay": self.router.getsockopt(zmq.LAST_ENDPOINT).decode()}
+        self.history = Replay(60, replay.DEFAULT_BYTES, "one")
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._judge, daemon=True)
+        self._thread.start()
+
+    def _lock(self, kind, bind="tcp://127.0.0.1:*"):
+        sock = self._context.socket(kind)
+        sock.linger = 0
+        sock.curve_server = True
+        sock.curve_secretkey = self._pair.secret.encode()
+        sock.setsockopt(zmq.ZAP_DOMAIN, b"here")
+        sock.bind(bind)
+        return sock
+
+    def _judge(self) -> None:
+        while not self._stopped.is_set():
+            if self._zap.poll(10):
+                version, request, _, _, _, _, key = self._zap.recv_multipart()
+                code = b"200" if z85.encode(key).decode() in self.allowed else b"400"
+                self._zap.send_multipart([version, request, code, b"", b"", b""])
+            if self.router.poll(0):
+                self.history.answer(self.router)
+
+    def publish(self, seq, *, lost=False) -> None:
+        message = masks_json(seq)
+        self.history.keep(b"masks/gate/", seq, message)
+        if not lost:
+            self.masks.send_multipart([b"masks/gate/", message])
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join(5)
+        for sock in (self.masks, self.router, self._zap):
+            sock.close(linger=0)
+        self._context.term()
+
+
+@contextlib.contextmanager
+def locked(pair, **options) -> Iterator[Locked]:
+    publisher = Locked(pair, **options)
+    try:
+        yield publisher
+    finally:
+        publisher.close()
+
+
+@pytest.fixture
+def server(tmp_path):
+    return new_pair(tmp_path / "server", "server")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The subscriber's public key, and its secret's file."""
+    return new_pair(tmp_path / "own", "reader").public, tmp_path / "own" / "reader.key"
+
+
+def test_who_is_allowed_receives_and_what_it_missed_too(server, own, tmp_path) -> None:
+    key, file = own
+    with locked(server) as publisher:
+        publisher.allowed.add(key)
+        for server_key in (server.public, tmp_path / "server" / "server.pub"):
+            with streamseg.connect(
+                publisher.at, server_key=server_key, key_file=file, timeout=5
+            ) as sub:
+                assert publisher.masks.poll(5000)
+                while publisher.masks.poll(100):
+                    publisher.masks.recv()
+                told = status_json(endpoints=publisher.endpoints)
+                publisher.masks.send_multipart([b"status//", told])
+                publisher.publish(0)
+                publisher.publish(1, lost=True)
+                publisher.publish(2)
+                assert [sub.receive().seq for _ in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"newest": True}, {"frames": "plain"}])
+def test_a_key_that_is_refused_is_said_at_once(server, own, options) -> None:
+    key, file = own
+    with locked(server) as publisher:
+        keys = {"server_key": server.public, "key_file": str(file)}
+        began = time.monotonic()
+        with (
+            streamseg.connect(publisher.at, timeout=20, **keys, **options) as sub,
+            pytest.raises(RefusedError) as caught,
+        ):
+            sub.receive()
+        assert time.monotonic() - began < 10
+        said = str(caught.value)
+        assert said.startswith(publisher.at)
+        assert f"refuses the key {key}: `streamseg keys allow`" in said
+        with (
+            streamseg.connect(publisher.at, timeout=8, **keys) as sub,
+            pytest.raises(RefusedError),
+        ):
+            asyncio.run(sub.receive_async())
+
+
+def test_a_service_with_keys_says_to_who_has_none_that_it_needs_one(server) -> None:
+    with (
+        locked(server) as publisher,
+        streamseg.connect(publisher.at, timeout=8) as sub,
+        pytest.raises(RefusedError, match="asks for a key: connect with server_key and key_file"),
+    ):
+        sub.receive()
+
+
+def test_a_service_without_keys_says_to_who_has_one_that_it_needs_none(server, own) -> None:
+    with zmq.Context() as context, context.socket(zmq.XPUB) as sock:
+        sock.bind("tcp://127.0.0.1:*")
+        at = sock.getsockopt(zmq.LAST_ENDPOINT).decode()
+        with (
+            streamseg.connect(at, server_key=server.public, key_file=own[1], timeout=8) as sub,
+            pytest.raises(RefusedError, match="asks for no key"),
+        ):
+            sub.receive()
+
+
+def test_another_service_than_the_one_trusted_is_suspected(server, own, tmp_path, caplog) -> None:
+    other = new_pair(tmp_path / "other", "server")
+    with locked(server) as publisher:
+        publisher.allowed.add(own[0])
+        with streamseg.connect(publisher.at, server_key=other.public, key_file=own[1]) as sub:
+
+            def is_suspected() -> bool:
+                with pytest.raises(ReceiveTimeout) as caught:
+                    sub.receive(timeout=0.2)
+                return f"is {other.public} the service's key?" in str(caught.value)
+
+            eventually(is_suspected)
+            assert caplog.text.count("the service's key?") == 1
+
+
+def test_who_has_been_let_in_once_is_patient_when_it_is_refused_later(
+    server, own, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.5)
+    key, file = own
+    with locked(server) as publisher:
+        bind = publisher.at
+        publisher.allowed.add(key)
+        sub = streamseg.connect(bind, server_key=server.public, key_file=file, timeout=0.2)
+        assert publisher.masks.poll(5000)
+        time.sleep(0.1)
+        publisher.publish(0)
+        assert sub.receive(timeout=5).seq == 0
+    with locked(server, bind=bind) as publisher, sub:
+        said, seen = "", []
+
+        def refused() -> bool:
+            nonlocal said
+            with pytest.raises(ReceiveTimeout) as caught:
+                sub.receive()
+            said = str(caught.value)
+            return "refuses the key" in said
+
+        eventually(refused)
+        publisher.allowed.add(key)
+        reading = threading.Thread(target=lambda: seen.append(sub.receive(timeout=5).seq))
+        reading.start()
+        assert publisher.masks.poll(5000), "it has not asked again"
+        time.sleep(0.1)
+        publisher.publish(1)
+        reading.join(5)
+    assert seen == [1]
+    assert caplog.text.count("refuses the key") == 1
+
+
+def test_one_key_without_the_other_is_refused_by_its_name(server, own, tmp_path) -> None:
+    at = "tcp://127.0.0.1:5555"
+    with pytest.raises(UsageError, match="server_key without key_file"):
+        streamseg.connect(at, server_key=server.public)
+    with pytest.raises(UsageError, match="key_file without server_key"):
+        streamseg.connect(at, key_file=own[1])
+    with pytest.raises(KeyFileError, match="isn't a key of 40 characters"):
+        streamseg.connect(at, server_key="x", key_file=own[1])
+    with pytest.raises(KeyFileError, match=r"nobody\.key"):
+        streamseg.connect(at, server_key=server.public, key_file=tmp_path / "nobody.key")
+    with pytest.raises(KeyFileError, match="public key"):
+        streamseg.connect(at, server_key=server.public, key_file=tmp_path / "server" / "server.pub")
+
+
+@pytest.mark.slow
+def test_a_viewer_refused_from_the_beginning_ends_and_one_refused_later_waits(
+    server, own, monkeypatch
+) -> None:
+    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.5)
+    key, file = own
+    keys = {"server_key": server.public, "key_file": file}
+    with locked(server) as publisher:
+        bind = publisher.at
+        with pytest.raises(RefusedError):
+            Viewer(bind, port=0, **keys).run()
+        publisher.allowed.add(key)
+        stack = contextlib.ExitStack()
+        looker = stack.enter_context(page(stack.enter_context(viewer(bind, **keys))))
+        assert publisher.masks.poll(5000)
+        for source in ("gate", ""):
+            told = [protocol.topic("status", source), status_json(source=source)]
+            publisher.masks.send_multipart(told)
+        looker.board(lambda board: board["state"] == "live")
+    with stack:
+        with locked(server, bind=bind):
+            looker.look("gate")  # pictures are a subscription of their own
+            looker.board(lambda board: board["state"] == "silent")
+        with locked(server, bind=bind) as publisher:
+            publisher.allowed.add(key)
+            assert publisher.masks.poll(8000), "it has not asked again"
+            publisher.masks.send_multipart([b"status//", status_json(started="two")])
+            looker.board(lambda board: board["state"] == "live")

@@ -1,0 +1,346 @@
+"""What a subscriber missed is asked for: given in order, or counted as lost in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from unittest import mock
+
+import msgspec
+import pytest
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.ports import free_port
+from support.publishers import eventually
+from support.subscribers import fed, forgetful, lying_publisher, masks_json, status_json
+
+import streamseg
+from streamseg import protocol
+from streamseg.client import replay, session
+from streamseg.client.session import Session
+from streamseg.errors import ReceiveTimeout
+from streamseg.sinks.zmq.replay import ANSWER_MESSAGES
+
+
+@contextlib.contextmanager
+def subscribed(publisher, sources=None, **options):
+    """A subscriber that has its first message, and knows where to ask."""
+    with streamseg.connect(publisher.at, sources, timeout=8, **options) as sub:
+        publisher.joined()
+        publisher.say()
+        publisher.publish(0)
+        assert sub.receive().seq == 0
+        yield sub
+
+
+@pytest.fixture
+def long_wait(monkeypatch):
+    """An answer may take so long that what is had without one is had sooner on any machine."""
+    monkeypatch.setattr(replay, "ANSWER_WITHIN", 20.0)
+    return 10.0
+
+
+def until_asked(sub, asked) -> None:
+    """Read, which asks, until it was."""
+
+    def reads() -> object:
+        with pytest.raises(ReceiveTimeout):
+            sub.receive(timeout=0.05)
+        return asked()
+
+    eventually(reads)
+
+
+def seqs(sub, count) -> list[int]:
+    return [sub.receive().seq for _ in range(count)]
+
+
+def test_what_was_lost_on_the_way_is_given_in_its_place() -> None:
+    with forgetful() as publisher, subscribed(publisher) as sub:
+        publisher.publish(1, 2, 3, lost=True)
+        publisher.publish(4, 5)
+        assert seqs(sub, 5) == [1, 2, 3, 4, 5]
+        publisher.publish(6, lost=True)
+        publisher.publish(7)
+        assert seqs(sub, 2) == [6, 7]
+        assert (sub.gaps, sub.rejected) == ({"gate": 0}, 0)
+
+
+def test_more_than_one_answer_is_asked_for_and_more_than_can_be_held() -> None:
+    count = 3 * ANSWER_MESSAGES + session.HELD
+    with forgetful() as publisher, subscribed(publisher) as sub:
+        publisher.publish(*range(1, count), lost=True)
+        publisher.publish(*range(count, count + 2 * session.HELD))
+        assert seqs(sub, count + 2 * session.HELD - 1) == list(range(1, count + 2 * session.HELD))
+        assert sub.gaps == {"gate": 0}
+
+
+def test_what_was_lost_is_given_asynchronously_too() -> None:
+    async def read(sub) -> list[int]:
+        return [(await sub.receive_async()).seq for _ in range(60)]
+
+    with forgetful() as publisher, subscribed(publisher) as sub:
+        publisher.publish(*range(1, 60), lost=True)
+        publisher.publish(60)
+        assert asyncio.run(read(sub)) == list(range(1, 61))
+
+
+def test_each_source_gets_its_own_and_none_waits_for_another() -> None:
+    with forgetful() as publisher, subscribed(publisher) as sub:
+        publisher.publish(0, source="yard")
+        assert sub.receive().source == "yard"
+        publisher.publish(1, 2, lost=True)
+        publisher.publish(1, lost=True, source="yard")
+        publisher.publish(3)
+        publisher.publish(2, source="yard")
+        received = [sub.receive() for _ in range(5)]
+        for source, expected in (("gate", [1, 2, 3]), ("yard", [1, 2])):
+            assert [r.seq for r in received if r.source == source] == expected
+
+
+def test_what_is_kept_no_more_is_lost_and_what_is_kept_is_not() -> None:
+    with forgetful() as publisher, subscribed(publisher) as sub:
+        publisher.publish(1, 2, lost=True, kept=False)
+        publisher.publish(3, lost=True)
+        publisher.publish(4, lost=True, kept=False)
+        publisher.publish(5, kept=False)
+        assert seqs(sub, 2) == [3, 5]
+        assert sub.gaps == {"gate": 3}
+
+
+def test_the_last_messages_before_the_end_are_missed_by_the_status() -> None:
+    with forgetful() as publisher, subscribed(publisher, ["gate"]) as sub:
+        publisher.publish(1, 2, lost=True)
+        publisher.say("ended", 1, source="gate", published=3)
+        assert [r.seq for r in sub] == [1, 2]
+        assert sub.ended
+
+
+def test_a_gap_is_lost_after_two_seconds_if_nobody_answers_and_then_nobody_is_asked(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(replay, "REST", 60.0)
+    with forgetful(mute=True) as publisher, subscribed(publisher) as sub:
+        publisher.publish(1, lost=True)
+        publisher.publish(2)
+        began = time.monotonic()
+        assert seqs(sub, 1) == [2]
+        within = replay.ATTEMPTS * replay.ANSWER_WITHIN
+        assert within - 0.1 < time.monotonic() - began < within + 5
+        assert sub.gaps == {"gate": 1}
+        assert [r.since for r in publisher.asked] == [0] * replay.ATTEMPTS
+        monkeypatch.setattr(replay, "ANSWER_WITHIN", 20.0)
+        publisher.publish(4)
+        assert seqs(sub, 1) == [4], "within the subscriber's own timeout"
+        assert sub.gaps == {"gate": 2}
+        assert len(publisher.asked) == replay.ATTEMPTS
+
+
+def test_nobody_at_the_place_announced_is_as_good_as_no_answer(monkeypatch) -> None:
+    monkeypatch.setattr(replay, "ANSWER_WITHIN", 0.1)
+    with forgetful() as publisher, subscribed(publisher) as sub:
+        publisher.say(seq=1, endpoints={"replay": f"tcp://127.0.0.1:{free_port()}"})
+        publisher.publish(1, lost=True)
+        publisher.publish(2, 3)
+        assert seqs(sub, 2) == [2, 3]
+        assert sub.gaps == {"gate": 1}
+
+
+@pytest.mark.parametrize("told", [{}, {"replay": "nonsense"}, {"replay": "tcp://127.0.0.1:0"}])
+def test_without_a_place_to_ask_a_gap_is_lost_at_once(told, long_wait) -> None:
+    with forgetful() as publisher, subscribed(publisher) as sub:
+        publisher.say(seq=1, endpoints=told)
+        publisher.publish(2)
+        began = time.monotonic()
+        assert seqs(sub, 1) == [2]
+        assert time.monotonic() - began < long_wait
+        assert sub.gaps == {"gate": 1}
+
+
+@pytest.mark.parametrize("options", [{"replay": False}, {"newest": True}])
+def test_who_wants_no_replay_asks_for_none(options) -> None:
+    with forgetful(mute=True) as publisher, subscribed(publisher, **options) as sub:
+        publisher.publish(2)
+        assert seqs(sub, 1) == [2]
+        assert (sub.gaps, publisher.asked) == ({"gate": 1}, [])
+
+
+def test_a_restart_while_something_is_missing_ends_the_waiting(long_wait) -> None:
+    with forgetful(mute=True) as publisher, subscribed(publisher) as sub:
+        publisher.publish(2)
+        until_asked(sub, lambda: publisher.asked)
+        publisher.started = "two"
+        publisher.publish(0, 1)
+        began = time.monotonic()
+        received = [sub.receive() for _ in range(3)]
+        assert time.monotonic() - began < long_wait
+        assert [(r.service, r.seq) for r in received] == [("one", 2), ("two", 0), ("two", 1)]
+        assert (sub.gaps, sub.rejected) == ({"gate": 1}, 0)
+
+
+def test_after_a_restart_the_new_place_is_asked_at_once(long_wait) -> None:
+    with (
+        forgetful(mute=True) as publisher,
+        forgetful(started="two") as other,
+        subscribed(publisher) as sub,
+    ):
+        publisher.publish(2)
+        until_asked(sub, lambda: publisher.asked)
+        other.publish(0, 1, 2)
+        publisher.started = "two"
+        publisher.publish(0)
+        publisher.say(endpoints={"replay": other.replay_at})
+        publisher.publish(2)
+        time.sleep(0.1)
+        began = time.monotonic()
+        received = [sub.receive() for _ in range(4)]
+        assert time.monotonic() - began < long_wait
+        assert [(r.service, r.seq) for r in received[1:]] == [("two", 0), ("two", 1), ("two", 2)]
+        assert sub.gaps == {"gate": 1}
+
+
+def test_another_start_that_answers_has_nothing_of_what_is_missing(long_wait) -> None:
+    with (
+        forgetful(started="one") as publisher,
+        forgetful(started="two") as other,
+        subscribed(publisher) as sub,
+    ):
+        publisher.say(seq=1, endpoints={"replay": other.replay_at})
+        publisher.publish(1, lost=True)
+        publisher.publish(2)
+        began = time.monotonic()
+        assert seqs(sub, 1) == [2]
+        assert time.monotonic() - began < long_wait
+        assert (sub.gaps, sub.rejected) == ({"gate": 1}, 0)
+
+
+def test_a_slow_reader_is_not_taken_for_a_replay_that_does_not_answer() -> None:
+    with forgetful() as publisher, subscribed(publisher) as sub:
+        publisher.publish(*range(1, 50), lost=True)
+        publisher.publish(50)
+        first = sub.receive().seq
+        time.sleep(replay.ANSWER_WITHIN + 0.3)
+        assert [first, *seqs(sub, 49)] == list(range(1, 51))
+        assert sub.gaps == {"gate": 0}
+
+
+def test_a_place_on_every_interface_or_another_machine_is_looked_for_where_the_masks_are() -> None:
+    with streamseg.connect("tcp://192.0.2.7:5555") as sub:
+        for told in ("tcp://0.0.0.0:7", "tcp://[::]:7", "tcp://127.0.0.1:7"):
+            assert str(sub._seen_from_here(protocol.Address.parse(told))) == "tcp://192.0.2.7:7"
+        elsewhere = protocol.Address.parse("tcp://192.0.2.8:7")
+        assert sub._seen_from_here(elsewhere) == elsewhere
+    with streamseg.connect("ipc:///tmp/nobody") as sub:
+        told = protocol.Address.parse("tcp://0.0.0.0:7")
+        assert str(sub._seen_from_here(told)) == "tcp://127.0.0.1:7"
+
+
+# Answers that lie
+
+
+def missing_one() -> Session:
+    known = Session(None, "masks", 10_000, replays=True)
+    told = status_json(endpoints={"replay": "tcp://127.0.0.1:7"})
+    assert fed(known, [b"status//", told]) is None
+    assert fed(known, [b"masks/gate/", masks_json(0)]).seq == 0
+    assert fed(known, [b"masks/gate/", masks_json(2)]) is None
+    assert msgspec.json.decode(known.question())["since"] == 0
+    return known
+
+
+BAD = [
+    [b"masks/gate/", masks_json(1, started="two")],
+    [b"masks/yard/", masks_json(1, source="yard")],
+    [b"masks/yard/", masks_json(1)],
+    [b"masks/gate/", masks_json(1), b""],
+    [b"masks/gate/", b"{}"],
+    [b"video/gate/", masks_json(1)],
+    [b"{}"],
+    [b""],
+    [masks_json(1)],
+]
+
+
+@pytest.mark.parametrize("parts", BAD)
+def test_what_is_no_part_of_the_answer_is_counted_and_skipped(parts) -> None:
+    known = missing_one()
+    assert not known.feed_replay(parts)
+    assert known.rejected == 1
+    assert known.take() is None
+    assert known.feed_replay([b"masks/gate/", masks_json(1)])
+    assert not known.feed_replay([b"masks/gate/", masks_json(1)])
+    assert [known.take().seq for _ in range(2)] == [1, 2]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.binary(max_size=100), min_size=1, max_size=3))
+def test_no_bytes_crash_what_reads_the_answer(parts) -> None:
+    known = missing_one()
+    assert not known.feed_replay(parts)
+    assert known.rejected == 1
+
+
+def test_garbage_that_trickles_in_keeps_nobody_waiting(monkeypatch) -> None:
+    monkeypatch.setattr(replay, "ANSWER_WITHIN", 0.3)
+    stop = threading.Event()
+
+    def trickle(router) -> None:
+        peers = set()
+        while not stop.is_set():
+            if router.poll(50):
+                peers.add(router.recv_multipart()[0])
+            for peer in peers:
+                router.send_multipart([peer, b"masks/gate/", masks_json(0)])
+
+    with lying_publisher() as (sock, at):
+        router = sock.context.socket(zmq.ROUTER)
+        router.bind("tcp://127.0.0.1:*")
+        where = router.getsockopt(zmq.LAST_ENDPOINT).decode()
+        trickling = threading.Thread(target=trickle, args=(router,))
+        trickling.start()
+        try:
+            with streamseg.connect(at, timeout=10) as sub:
+                assert sock.poll(5000)
+                sock.send_multipart([b"status//", status_json(endpoints={"replay": where})])
+                for seq in (0, 2):
+                    sock.send_multipart([b"masks/gate/", masks_json(seq)])
+                assert [sub.receive().seq for _ in range(2)] == [0, 2]
+        finally:
+            stop.set()
+            trickling.join()
+            router.close(linger=0)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.lists(st.lists(st.binary(max_size=100), min_size=1, max_size=3), max_size=20))
+def test_garbage_in_the_place_of_an_answer_is_no_answer(garbage) -> None:
+    """What comes behind it is."""
+    nothing = protocol.ReplayAnswer(
+        v=1, service="one", source="gate", complete=True, first=None, last=None
+    )
+    with (
+        lying_publisher() as (sock, at),
+        mock.patch.object(replay, "ANSWER_WITHIN", 20.0),
+        sock.context.socket(zmq.ROUTER) as router,
+    ):
+        router.linger = 0
+        router.bind("tcp://127.0.0.1:*")
+        where = router.getsockopt(zmq.LAST_ENDPOINT).decode()
+        with streamseg.connect(at, timeout=10) as sub:
+            assert sock.poll(5000)
+            sock.send_multipart([b"status//", status_json(endpoints={"replay": where})])
+            for seq in (0, 2):
+                sock.send_multipart([b"masks/gate/", masks_json(seq)])
+            assert sub.receive().seq == 0
+            until_asked(sub, lambda: router.poll(0))
+            peer = router.recv_multipart()[0]
+            for parts in garbage:
+                router.send_multipart([peer, *parts])
+            with pytest.raises(ReceiveTimeout):
+                sub.receive(timeout=0.05)
+            router.send_multipart([peer, protocol.encode(nothing)])
+            assert sub.receive().seq == 2
+            assert sub.rejected == len(garbage)

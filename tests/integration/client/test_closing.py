@@ -1,0 +1,137 @@
+"""A subscription is closed from anywhere: the loop ends, as at the end of its service."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from support.ports import free_port
+from support.publishers import result, service
+
+import streamseg
+from streamseg.client import subscriber as client_subscriber
+from streamseg.errors import UsageError
+
+KINDS = [{}, {"newest": True}, {"frames": "plain"}, {"frames": "plain", "newest": True}]
+WITHIN = 3.0
+"""Seconds in which a loop must have ended; without being woken it would take far longer."""
+
+
+@pytest.fixture(params=KINDS, ids=str)
+def subscriber(request, monkeypatch):
+    """To a service that isn't there, and it never looks up: nothing else ends the loop."""
+    monkeypatch.setattr(client_subscriber, "_LOOK_UP_EVERY", 30.0)
+    with streamseg.connect(f"tcp://127.0.0.1:{free_port()}", **request.param) as sub:
+        yield sub
+
+
+def closed_soon(subscriber, after: float = 0.15) -> threading.Timer:
+    timer = threading.Timer(after, subscriber.close)
+    timer.start()
+    return timer
+
+
+def test_another_thread_ends_the_loop(subscriber) -> None:
+    began = time.monotonic()
+    timer = closed_soon(subscriber)
+    assert list(subscriber) == []
+    timer.join()
+    assert time.monotonic() - began < WITHIN
+    assert subscriber.ended
+    assert subscriber.receive() is None
+
+
+def test_another_thread_or_the_same_task_s_loop_ends_an_async_one(subscriber) -> None:
+    async def read(*, in_loop: bool) -> list[object]:
+        if in_loop:
+            asyncio.get_running_loop().call_later(0.15, subscriber.close)
+        else:
+            closed_soon(subscriber)
+        return [received async for received in subscriber]
+
+    for in_loop in (False, True):  # the second time, it is closed already
+        assert asyncio.run(asyncio.wait_for(read(in_loop=in_loop), WITHIN)) == []
+
+
+def test_a_loop_of_tasks_ends_when_it_closes_what_it_reads(monkeypatch) -> None:
+    monkeypatch.setattr(client_subscriber, "_LOOK_UP_EVERY", 30.0)
+
+    async def read() -> list[object]:
+        sub = streamseg.connect(f"tcp://127.0.0.1:{free_port()}", newest=True)
+        asyncio.get_running_loop().call_later(0.15, sub.close)
+        return [received async for received in sub]
+
+    assert asyncio.run(asyncio.wait_for(read(), WITHIN)) == []
+
+
+def test_a_signal_handler_ends_the_loop_of_the_thread_it_interrupts(subscriber) -> None:
+    """Again and again, so that it interrupts the closing, too."""
+    before = signal.signal(signal.SIGALRM, lambda *_: subscriber.close())
+    signal.setitimer(signal.ITIMER_REAL, 0.15, 0.001)
+    try:
+        assert list(subscriber) == []
+        assert subscriber.receive() is None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_many_threads_may_close_at_once_while_results_come() -> None:
+    with service() as running:
+        sub = streamseg.connect(running.masks_at)
+        closers = [threading.Thread(target=sub.close) for _ in range(8)]
+        running.wait_joined()
+        running.put(*(result(index) for index in range(10)))
+        received = []
+        for got in sub:
+            received.append(got.index)
+            if len(received) == 3:
+                for closer in closers:
+                    closer.start()
+        for closer in closers:
+            closer.join()
+    assert received[:3] == [0, 1, 2]
+
+
+def test_one_at_a_time_may_read(subscriber) -> None:
+    reader = threading.Thread(target=lambda: list(subscriber))
+    reader.start()
+    time.sleep(0.15)
+    with pytest.raises(UsageError, match="another thread or task"):
+        subscriber.receive()
+    subscriber.close()
+    reader.join(WITHIN)
+    assert not reader.is_alive()
+
+
+ENDS = """
+import atexit, threading, time
+import streamseg
+class Holder:
+    def __init__(self): self.sub = streamseg.connect("tcp://127.0.0.1:9", newest={newest})
+    def __del__(self): self.sub.close()
+holder = Holder()
+if {reading}:
+    threading.Thread(target=lambda: list(holder.sub), daemon=True).start()
+    time.sleep(0.1)
+if {at_exit}:
+    atexit.register(holder.sub.close)
+print("end")
+"""
+
+
+@pytest.mark.parametrize(
+    ("newest", "reading", "at_exit"),
+    [(False, True, False), (True, True, True), (True, False, False)],
+)
+def test_an_interpreter_that_ends_with_a_subscription_ends(newest, reading, at_exit) -> None:
+    program = ENDS.format(newest=newest, reading=reading, at_exit=at_exit)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")

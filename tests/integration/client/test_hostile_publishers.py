@@ -1,0 +1,216 @@
+"""The subscriber against publishers that lie."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import threading
+import time
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.publishers import eventually, jpeg, rss
+from support.subscribers import fed, lying_publisher, masks_json, status_json
+
+import streamseg
+from streamseg import client, protocol
+from streamseg.client import session, sockets
+from streamseg.client.session import Session
+from streamseg.errors import ReceiveTimeout
+from streamseg.protocol.messages import ReplayAnswer
+
+
+@pytest.mark.parametrize("kind", ["masks", "frames"])
+def test_after_a_message_that_is_too_large_a_subscriber_hears_again(monkeypatch, kind) -> None:
+    """libzmq gives such a connection up for ever."""
+    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.4)
+    monkeypatch.setattr(protocol, "MAX_JSON_BYTES", 100_000)
+    monkeypatch.setattr(protocol, "MAX_JPEG_BYTES", 100_000)
+    frames = False if kind == "masks" else "annotated"
+    where = {} if kind == "masks" else {"frames_address": None}
+    with lying_publisher() as (sock, at):
+        if kind == "frames":
+            where["frames_address"] = at
+        with streamseg.connect(at, timeout=0.1, frames=frames, **where) as sub:
+            assert sock.recv().startswith(b"\x01")
+            numbers = itertools.count()
+            for _ in range(2):
+                sock.send_multipart([f"{kind}/gate/".encode(), bytes(200_000)])
+                received, until = None, time.monotonic() + 10
+                while received is None and time.monotonic() < until:
+                    seq = next(numbers)
+                    tail = [jpeg()] if kind == "frames" else []
+                    sock.send_multipart([f"{kind}/gate/".encode(), masks_json(seq), *tail])
+                    with contextlib.suppress(ReceiveTimeout):
+                        received = sub.receive()
+                assert received is not None, "deaf"
+            assert sub.reopened >= 2
+
+
+def test_a_subscriber_that_does_not_read_keeps_a_bounded_number_of_messages() -> None:
+    with lying_publisher(queued=10) as (sock, at), streamseg.connect(at, timeout=1) as sub:
+        assert sock.recv()
+        noise = os.urandom(1_000_000)
+        before = rss()
+        for _ in range(400):
+            sock.send_multipart([b"masks/gate/", noise])
+            time.sleep(0.002)
+        assert rss() - before < (client.MASKS_QUEUED + 10 + 15) * len(noise)
+        with pytest.raises(ReceiveTimeout):
+            sub.receive()
+        assert sub.rejected >= client.MASKS_QUEUED
+
+
+def test_malformed_messages_are_counted_and_skipped() -> None:
+    good = masks_json(7)
+    bad = [
+        [b""],
+        [b"masks/gate/"],
+        [b"masks/gate/", good, b"more"],
+        [b"masks//", masks_json(1, source="gate")],
+        [b"masks/../", good],
+        [b"masks/other/", good],
+        [b"frames/gate/", good, b"jpeg"],
+        [b"nonsense/gate/", good],
+        [b"masks/gate/", b""],
+        [b"masks/gate/", b"[]"],
+        [b"masks/gate/", b"\xff\xfe"],
+        [b"masks/gate/", good[:-1]],
+        [b"masks/gate/", b"[" * 100_000],
+        [b"masks/gate/", good.replace(b'"v":1', b'"v":2')],
+        [b"masks/gate/", good.replace(b'"size":[40,60]', b'"size":[40,61]')],
+        [b"masks/gate/", good.replace(b'"size":[40,60]', b'"size":[-40,-60]')],
+        [b"masks/gate/", good.replace(b'"size":[40,60]', b'"size":[100000,100000]')],
+        [b"masks/gate/", good.replace(b'"track":1', b'"track":99999999999999999999')],
+        [b"masks/gate/", good.replace(b'"label":1', b'"label":null')],
+        [b"masks/gate/", good.replace(b'"score":0.8', b'"score":1e300,"s":0.8')],
+        [b"masks/gate/", good.replace(b'"rle":"', b'"rle":"0')],
+        [b"masks/gate/", good.replace(b'"rle":"', b'"rle":"\xc3\xa9')],
+        [b"status//", status_json().replace(b"live", b"lively")],
+        [b"status/x/", status_json()],
+        [b"status//", good],
+    ]
+    with lying_publisher() as (sock, at), streamseg.connect(at, timeout=5) as sub:
+        for _ in range(2):
+            assert sock.recv()
+        for parts in bad:
+            assert parts[-1] != good or parts[0] != b"masks/gate/"
+            sock.send_multipart(parts)
+        sock.send_multipart([b"masks/gate/", good])
+        assert sub.receive().seq == 7
+        heard = [parts for parts in bad if parts[0].startswith((b"masks/", b"status/"))]
+        assert sub.rejected == len(heard)
+
+
+@given(st.lists(st.binary(max_size=200), min_size=1, max_size=4))
+def test_no_bytes_crash_a_session(parts) -> None:
+    known = Session(None, "masks", 10_000)
+    assert fed(known, parts) is None
+    known.feed_guide(parts)
+    assert known.rejected == 2
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+_FIELDS = sorted(msgspec.json.decode(masks_json()))
+_ROW_FIELDS = sorted(msgspec.json.decode(masks_json())["instances"][0])
+
+
+@given(st.sampled_from(_FIELDS), st.sampled_from(_ROW_FIELDS), JSON, st.booleans())
+def test_no_value_of_a_field_crashes_a_session(field, row_field, value, in_row) -> None:
+    message = msgspec.json.decode(masks_json())
+    if in_row:
+        message["instances"][1][row_field] = value
+    else:
+        message[field] = value
+    known = Session(None, "masks", 10_000, replays=True)
+    known.feed([b"status//", status_json(endpoints={"replay": "tcp://127.0.0.1:7"})])
+    received = fed(known, [b"masks/gate/", msgspec.json.encode(message)])
+    assert (received is None) == (known.rejected == 1)
+    if received is not None:
+        assert received.instances.masks.areas.sum() <= 40 * 60 * len(received.instances)
+        assert received.instances.to_coco(1) is not None
+
+
+@given(st.integers() | st.integers(2**63 - 3, 2**64 + 3), st.booleans())
+def test_no_number_crashes_what_asks_for_the_missing(number, in_status) -> None:
+    known = Session(None, "masks", 10_000, replays=True)
+    told = {"replay": "tcp://127.0.0.1:7"}
+    known.feed([b"status//", status_json(endpoints=told)])
+    assert fed(known, [b"masks/gate/", masks_json(0)]).seq == 0
+    for said in (number, number + 2):
+        if in_status:
+            changes = {"published": said, "seq": said % 2**62}
+            status = msgspec.json.decode(status_json(source="gate", endpoints=told)) | changes
+            known.feed([b"status/gate/", json.dumps(status).encode()])
+        else:
+            message = msgspec.json.decode(masks_json(0)) | {"seq": said}
+            known.feed([b"masks/gate/", json.dumps(message).encode()])
+        _answer_all(known)
+
+
+def _answer_all(known) -> None:
+    """There is nothing that is missing any more, whatever is asked."""
+    for _ in range(5):
+        if known.question() is None:
+            return
+        answer = ReplayAnswer(
+            v=1, service="one", source="gate", complete=True, first=None, last=None
+        )
+        assert known.feed_replay([protocol.encode(answer)])
+    raise AssertionError("it asks for ever")
+
+
+def test_a_subscriber_takes_a_bounded_number_of_sources(monkeypatch) -> None:
+    monkeypatch.setattr(session, "MAX_SOURCES", 5)
+    known = Session(None, "masks", 10_000)
+    for i in range(20):
+        name = f"s{i}"
+        fed(known, [f"masks/{name}/".encode(), masks_json(source=name, started=str(i % 3))])
+        fed(known, [f"status/{name}/".encode(), status_json(source=name, started=str(i % 3))])
+    assert len(known.gaps) <= 5
+    assert len(known.statuses) <= 5
+    assert known.rejected > 0
+
+
+@pytest.mark.parametrize(
+    "told", ["", "tcp://127.0.0.1:0", "udp://1", "tcp://-:5", "inproc://x", "tcp://127.0.0.1:99999"]
+)
+def test_nonsense_about_where_the_pictures_are_is_rejected(told) -> None:
+    with lying_publisher() as (sock, at), streamseg.connect(at, frames="plain") as sub:
+        assert sock.recv()
+        sock.send_multipart([b"status//", status_json(endpoints={"frames": told})])
+
+        def is_heard() -> bool:
+            with pytest.raises(ReceiveTimeout):
+                sub.receive(timeout=0.1)
+            return sub.rejected > 0
+
+        eventually(is_heard)
+        assert sub.rejected == 1
+
+
+def test_pictures_bound_to_every_interface_are_looked_for_where_the_masks_are() -> None:
+    with lying_publisher() as (sock, at), lying_publisher() as (pictures, pictures_at):
+        port = protocol.Address.parse(pictures_at).port
+        with streamseg.connect(at, frames="plain", timeout=5) as sub:
+            assert sock.recv()
+            told = status_json(endpoints={"frames": f"tcp://0.0.0.0:{port}"})
+            sock.send_multipart([b"status//", told])
+            sending = threading.Thread(
+                target=lambda: (
+                    pictures.recv(),
+                    pictures.recv(),
+                    pictures.send_multipart([b"video/gate/", masks_json(), jpeg()]),
+                )
+            )
+            sending.start()
+            assert sub.receive().jpeg == jpeg()
+            sending.join()

@@ -1,0 +1,160 @@
+"""``newest``: a slow reader gets what is now; what it was too slow for is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+import time
+
+import pytest
+import zmq
+from support.publishers import eventually, jpeg, result, service
+from support.subscribers import lying_publisher, masks_json, status_json
+
+import streamseg
+from streamseg.client import sockets
+from streamseg.client.newest import NewestLink
+from streamseg.errors import ReceiveTimeout
+from streamseg.protocol.messages import Address
+
+
+def thread_names() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
+
+
+def test_a_reader_that_pauses_gets_the_newest_of_each_source_and_then_what_comes() -> None:
+    with service() as running, streamseg.connect(running.masks_at, newest=True, timeout=5) as sub:
+        running.wait_joined()
+        running.put_and_wait(result(0))
+        assert sub.receive().seq == 0
+        many = 500  # more than fits into libzmq's queues
+        running.put_and_wait(*[result(i) for i in range(1, many)])
+        running.put_and_wait(*[result(i, "yard") for i in range(3)])
+        eventually(lambda: waits_for(sub, "gate", many - 1) and waits_for(sub, "yard", 2))
+        assert {(r.source, r.seq) for r in (sub.receive(), sub.receive())} == {
+            ("gate", many - 1),
+            ("yard", 2),
+        }
+        assert sub.gaps == {"gate": many - 2, "yard": 0}
+        with pytest.raises(ReceiveTimeout):
+            sub.receive(timeout=0.05)
+        running.put_and_wait(result(many))
+        assert sub.receive().seq == many
+
+
+def waiting(sub, topic) -> bytes:
+    return sub._results._newest.get(topic, [b"", b""])[1]
+
+
+def waits_for(sub, source, seq) -> bool:
+    return f'"seq":{seq},'.encode() in waiting(sub, f"masks/{source}/".encode())
+
+
+def test_the_last_result_is_given_before_the_end() -> None:
+    with service() as running:
+        with streamseg.connect(running.masks_at, ["gate"], newest=True, timeout=5) as sub:
+            running.wait_joined()
+            running.publisher.set_state("gate", "live", "", 0)
+            eventually(lambda: b'"live"' in waiting(sub, b"status/gate/"))
+            running.put_and_wait(*[result(i) for i in range(5)])
+            running.publisher.set_state("gate", "ended", "", 0)
+            eventually(lambda: b'"ended"' in waiting(sub, b"status/gate/"))
+            assert [r.seq for r in sub] == [4]
+        assert "newest" not in thread_names()
+
+
+def test_one_link_after_the_other_can_be_opened() -> None:
+    """libzmq gives a name back some time after its socket was closed; id() is soon given again."""
+    context, nobody = zmq.Context(), Address("tcp", "127.0.0.1", 1)
+    for _ in range(300):
+        opened = sockets.Link(context, nobody, [b"masks/"], keys=None, queued=1, largest=1000)
+        NewestLink(context, opened).close()
+    context.term()
+
+
+def test_it_works_asynchronously_and_for_pictures() -> None:
+    async def read() -> list[int]:
+        async with streamseg.connect(
+            running.masks_at, frames="plain", newest=True, timeout=5
+        ) as sub:
+            first = asyncio.create_task(sub.receive_async())
+            await asyncio.to_thread(eventually, lambda: running.publisher.wants("video", "gate"))
+            running.show(result(0), None, jpeg())
+            seen = [(await first).index]
+            for i in range(1, 30):
+                running.show(result(i), None, jpeg())
+                await asyncio.sleep(0.005)
+            while seen[-1] != 29:
+                await asyncio.sleep(0.02)
+                seen.append((await sub.receive_async()).index)
+            return seen
+
+    with service() as running:
+        seen = asyncio.run(read())
+    assert seen[0] == 0
+    assert seen == sorted(set(seen))
+    assert len(seen) <= 10
+
+
+def test_what_waits_is_bounded_whatever_the_topics_are_called(monkeypatch) -> None:
+    monkeypatch.setattr("streamseg.client.newest.MAX_SOURCES", 10)
+    with lying_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=5) as sub:
+        assert sock.poll(5000)
+        for i in range(500):
+            sock.send_multipart([f"masks/s{i}/".encode(), b""])
+        sock.send_multipart([b"status//", status_json("ended")])
+        time.sleep(0.3)
+        assert len(sub._results._newest) <= 20
+
+
+def test_after_a_message_that_is_too_large_it_hears_again(monkeypatch) -> None:
+    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.4)
+    monkeypatch.setattr("streamseg.protocol.messages.MAX_JSON_BYTES", 100_000)
+    with lying_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=0.1) as sub:
+        assert sock.recv()
+        sock.send_multipart([b"masks/gate/", bytes(200_000)])
+        received, seq = None, 0
+        until = time.monotonic() + 10
+        while received is None and time.monotonic() < until:
+            sock.send_multipart([b"masks/gate/", masks_json(seq)])
+            seq += 1
+            try:
+                received = sub.receive()
+            except ReceiveTimeout:
+                continue
+        assert received is not None, "deaf"
+        assert sub.reopened >= 1
+
+
+def test_what_ends_the_thread_is_raised_where_somebody_waits(monkeypatch) -> None:
+    def fail(_self) -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    with lying_publisher() as (_, at), streamseg.connect(at, newest=True, timeout=5) as sub:
+        monkeypatch.setattr(sockets.Link, "look_after", fail)
+        with pytest.raises(zmq.ZMQError, match="open files"):
+            sub.receive()
+
+
+def test_closing_twice_ends_the_thread_at_once_even_under_a_flood() -> None:
+    stop = threading.Event()
+
+    def flood(sock) -> None:
+        while not stop.is_set():
+            sock.send_multipart([b"masks/gate/", b"x" * 1000])
+
+    with lying_publisher() as (sock, at):
+        sub = streamseg.connect(at, newest=True, timeout=5)
+        assert sock.poll(5000)
+        flooding = threading.Thread(target=flood, args=(sock,))
+        flooding.start()
+        time.sleep(0.2)
+        began = time.monotonic()
+        sub.close()
+        sub.close()
+        took = time.monotonic() - began
+        stop.set()
+        flooding.join()
+    assert took < 10, "the flood goes on for ever"
+    assert "newest" not in thread_names()

@@ -1,0 +1,204 @@
+"""Every kind of subscriber survives that its service is gone for a while, or starts again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from support.commands import command, environment
+from support.ports import free_port
+from support.publishers import eventually, instances, jpeg, result, service
+from support.subscribers import Cable
+from support.viewers import page, source, viewer
+
+import streamseg
+from streamseg.cli.watch import Recording, Watch
+from streamseg.errors import ReceiveTimeout
+
+STARTS = 2
+
+
+class Reader:
+    """A subscriber in a thread of its own, and of what frames its results were."""
+
+    def __init__(self, at: str, kind: str, folder: Path) -> None:
+        self.indices: list[int] = []
+        self.services: list[str] = []
+        self.sources: list[str] = []
+        self._stop = threading.Event()
+        options: dict[str, object] = {}
+        if kind == "pictures":
+            options["frames"] = "plain"
+        if kind in ("newest", "newest pictures"):
+            options |= {"newest": True, "frames": "plain" if "pictures" in kind else False}
+        self._subscriber = streamseg.connect(at, **options)
+        self._folder = folder
+        self._watch = Watch(self._subscriber, timeout=30)
+        run = {"async": self._run_async, "watch": self._run_watch}.get(kind, self._run)
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+
+    def _note(self, received) -> None:
+        self.indices.append(received.index)
+        self.services.append(received.service)
+        self.sources.append(received.source)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(ReceiveTimeout):
+                received = self._subscriber.receive(timeout=0.2)
+                if received is None:
+                    return
+                self._note(received)
+
+    def _run_async(self) -> None:
+        async def read() -> None:
+            while not self._stop.is_set():
+                with contextlib.suppress(ReceiveTimeout):
+                    received = await self._subscriber.receive_async(timeout=0.2)
+                    if received is None:
+                        return
+                    self._note(received)
+
+        asyncio.run(read())
+
+    def _run_watch(self) -> None:
+        with Recording(self._folder / "out.jsonl", None) as recording:
+            for received in recording.record(self._watch._messages()):
+                self._note(received)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._watch.stop()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        self._subscriber.close()
+
+
+@contextlib.contextmanager
+def reading(*arguments):
+    reader = Reader(*arguments)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "watch", "newest"])
+def test_masks_go_on_with_each_start_of_the_publisher(kind, tmp_path) -> None:
+    bind = f"tcp://127.0.0.1:{free_port()}"
+    with reading(bind, kind, tmp_path) as reader:
+        for start in range(STARTS):
+            with service(bind=bind) as running:
+                running.wait_joined()
+                for i in range(4):
+                    running.put_and_wait(result(i))
+                    eventually(lambda due=4 * start + i + 1: len(reader.indices) == due)
+                running.kill()
+        assert reader._subscriber.gaps == {"gate": 0}
+    assert reader.indices == [0, 1, 2, 3] * STARTS
+    assert len(set(reader.services)) == STARTS
+    if kind == "watch":
+        lines = (tmp_path / "out.jsonl").read_text().splitlines()
+        assert [json.loads(line)["frame"] for line in lines] == reader.indices
+
+
+@pytest.mark.parametrize("kind", ["pictures", "newest pictures"])
+def test_pictures_go_on_with_each_start_even_at_another_port(kind, tmp_path) -> None:
+    bind = f"tcp://127.0.0.1:{free_port()}"
+    with reading(bind, kind, tmp_path) as reader:
+        for start in range(STARTS):
+            with service(bind=bind, bind_frames="tcp://127.0.0.1:*") as running:
+                eventually(lambda r=running: r.publisher.wants("video", "gate"))
+                running.show(result(start), None, jpeg())
+                eventually(lambda due=start + 1: len(reader.indices) == due)
+                running.kill()
+    assert reader.indices == list(range(STARTS))
+
+
+def test_the_viewer_goes_on_with_each_start(tmp_path) -> None:
+    bind = f"tcp://127.0.0.1:{free_port()}"
+    with viewer(bind) as shown, page(shown, looks=("gate",)) as looker:
+        for start in range(2):
+            with service(bind=bind) as running:
+                running.publisher.set_state("gate", "live", "", 0)
+                eventually(lambda r=running: r.publisher.wants("video", "gate"), within=15)
+                looker.board(lambda b: source(b).get("state") == "live")
+                running.put_and_wait(result(start))
+                running.show(result(start), None, jpeg())
+                message = looker.frame()[0]
+                while message["frame"] != start:
+                    message = looker.frame()[0]
+                assert message["service"] == running.publisher.service
+                running.kill()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "watch"])
+def test_a_short_disconnection_loses_nothing(kind, tmp_path) -> None:
+    """Also of a source whose end has come meanwhile; the replay socket is reached as it is."""
+    with service() as running:
+        cable = Cable(running.masks_at)
+        with reading(cable.at, kind, tmp_path) as reader:
+            running.wait_joined()
+            running.put_and_wait(result(0), result(0, "yard"))
+            eventually(lambda: len(reader.indices) == 2)
+            cable.cut()
+            eventually(lambda: not running.publisher._anybody())
+            running.put_and_wait(*[result(i) for i in range(1, 200)])
+            running.put_and_wait(*[result(i, "yard") for i in range(1, 50)])
+            running.publisher.set_state("yard", "ended", "end of stream", 0)
+            cable.mend()
+            running.wait_joined()
+            running.put_and_wait(*[result(i) for i in range(200, 210)])
+            eventually(lambda: len(reader.indices) == 210 + 50)
+            assert reader._subscriber.gaps == {"gate": 0, "yard": 0}
+        cable.close()
+    for name, count in (("gate", 210), ("yard", 50)):
+        mine = zip(reader.indices, reader.sources, strict=True)
+        assert [index for index, source in mine if source == name] == list(range(count))
+
+
+def test_a_reader_slower_than_its_queues_loses_nothing_that_is_kept() -> None:
+    found, many = instances(100, (1080, 1920)), 700  # more than fits on the way
+    with service() as running, streamseg.connect(running.masks_at, timeout=10) as sub:
+        running.wait_joined()
+        running.publisher.set_state("gate", "live", "", 0)
+        running.put_and_wait(*[result(i, found=found) for i in range(many)])
+        assert [sub.receive().index for _ in range(many)] == list(range(many))
+        assert sub.gaps == {"gate": 0}
+
+
+@pytest.mark.slow
+def test_a_service_killed_and_started_again_is_heard_again_by_every_kind(tmp_path) -> None:
+    bind = f"tcp://127.0.0.1:{free_port()}"
+    live = "test:?live=1&size=320x240&fps=10"
+    kinds = ("sync", "async", "watch", "newest", "pictures", "newest pictures")
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(reading(bind, kind, tmp_path)) for kind in kinds]
+        looker = stack.enter_context(page(stack.enter_context(viewer(bind)), looks=("gate",)))
+        shown = set()
+        for start in range(2):
+            arguments = ("serve", "--source", live, "--set", "sources.0.name=gate", "--bind", bind)
+            with subprocess.Popen(
+                command(*arguments, "--set", "model.input_size=128"),
+                env=environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            ) as serving:
+                try:
+                    eventually(
+                        lambda due=start + 1: all(len(set(r.services)) == due for r in readers),
+                        within=60,
+                    )
+                    while (told := looker.frame(within=30)[0]["service"]) in shown:
+                        continue
+                    shown.add(told)
+                finally:
+                    serving.send_signal(signal.SIGKILL)
+    assert all(len(set(r.services)) == 2 for r in readers)

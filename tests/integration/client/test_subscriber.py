@@ -1,0 +1,435 @@
+"""The subscriber against a real publisher."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from support.ports import free_port
+from support.publishers import eventually, instances, jpeg, panoptic_result, result, service
+from support.subscribers import fed, lying_publisher, masks_json, status_json
+
+import streamseg
+from streamseg import protocol
+from streamseg.client import session, sockets
+from streamseg.client.session import Session
+from streamseg.errors import ReceiveTimeout, UsageError, WireError
+from streamseg.sinks.zmq import endpoints
+
+# A service that behaves
+
+
+def test_results_are_iterated_until_the_service_ends() -> None:
+    with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
+        running.wait_joined()
+        running.put_and_wait(*[result(i) for i in range(5)])
+        running.finish()
+        assert [r.index for r in sub] == [0, 1, 2, 3, 4]
+        assert sub.ended
+        assert sub.receive(timeout=0) is None
+        assert sub.gaps == {"gate": 0}
+        assert (sub.rejected, sub.reopened) == (0, 0)
+
+
+def test_results_are_iterated_asynchronously() -> None:
+    async def read() -> list[int]:
+        async with streamseg.connect(running.masks_at, timeout=5) as sub:
+            reading = asyncio.create_task(_indices(sub))
+            await asyncio.to_thread(running.wait_joined)
+            await asyncio.to_thread(running.put_and_wait, *[result(i) for i in range(50)])
+            await asyncio.to_thread(running.end)
+            return await reading
+
+    with service() as running:
+        assert asyncio.run(read(), debug=False) == list(range(50))
+
+
+async def _indices(sub):
+    return [r.index async for r in sub]
+
+
+def test_an_asynchronous_receive_can_be_cancelled_and_loses_nothing() -> None:
+    async def read() -> list[int]:
+        async with streamseg.connect(running.masks_at, timeout=5) as sub:
+            await asyncio.to_thread(running.wait_joined)
+            for _ in range(3):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(sub.receive_async(), 0.05)
+            running.put_and_wait(result(0), result(1))
+            return [(await sub.receive_async()).index for _ in range(2)]
+
+    with service() as running:
+        assert asyncio.run(read()) == [0, 1]
+
+
+def test_two_subscribers_share_an_event_loop() -> None:
+    async def read() -> list[list[int]]:
+        subs = [streamseg.connect(running.masks_at, timeout=5) for _ in range(2)]
+        tasks = [asyncio.create_task(_indices(sub)) for sub in subs]
+        await asyncio.to_thread(running.wait_joined, 2)
+        await asyncio.to_thread(running.put_and_wait, *[result(i) for i in range(20)])
+        await asyncio.to_thread(running.end)
+        received = await asyncio.gather(*tasks)
+        for sub in subs:
+            sub.close()
+        return received
+
+    with service() as running:
+        assert asyncio.run(read()) == [list(range(20))] * 2
+
+
+def test_a_late_joiner_gets_what_comes_from_now_on_and_misses_nothing() -> None:
+    with service() as running:
+        running.put_and_wait(*[result(i) for i in range(10)])
+        with streamseg.connect(running.masks_at, timeout=5) as sub:
+            running.wait_joined()
+            running.put_and_wait(result(10), result(11))
+            assert [sub.receive().seq, sub.receive().seq] == [10, 11]
+            assert sub.gaps == {"gate": 0}
+
+
+def test_a_late_joiner_learns_at_once_that_its_source_has_ended(monkeypatch) -> None:
+    monkeypatch.setattr("streamseg.sinks.zmq.status.STATUS_EVERY", 30.0)
+    with service() as running:
+        running.publisher.set_state("gate", "ended", "end of stream", 0)
+        time.sleep(0.2)
+        began = time.monotonic()
+        with streamseg.connect(running.masks_at, ["gate"], timeout=20) as sub:
+            assert list(sub) == []
+        assert time.monotonic() - began < 10
+
+
+def test_only_the_sources_named_come_and_iteration_ends_with_the_last_of_them() -> None:
+    with service() as running, streamseg.connect(running.masks_at, ["a", "c"], timeout=5) as sub:
+        running.wait_joined(2)
+        running.put_and_wait(result(0, "a"), result(0, "b"), result(0, "c"), result(0, "aa"))
+        running.publisher.set_state("a", "ended", "", 0)
+        running.put_and_wait(result(1, "c"))
+        running.publisher.set_state("c", "failed", "camera gone", 0)
+        running.put_and_wait(result(2, "b"))
+        assert [(r.source, r.index) for r in sub] == [("a", 0), ("c", 0), ("c", 1)]
+        assert set(sub.gaps) == {"a", "c"}
+        assert sub.statuses["c"].reason == "camera gone"
+
+
+def test_pictures_come_with_their_results_and_end_after_the_last() -> None:
+    red, blue = jpeg(colour=(255, 0, 0)), jpeg(colour=(0, 0, 255))
+
+    def show() -> None:
+        eventually(lambda: running.publisher.wants("video", "gate"))
+        for i in range(5):
+            running.show(result(i), red, blue)
+        running.finish()
+
+    with service() as running:
+        showing = threading.Thread(target=show)
+        showing.start()
+        with streamseg.connect(running.masks_at, frames="plain", timeout=5) as sub:
+            received = list(sub)
+        showing.join()
+    assert [r.index for r in received][-4:] == [1, 2, 3, 4]
+    assert received[0].jpeg == blue
+    frame = received[0].frame
+    assert (frame.shape, frame.dtype) == ((40, 60, 3), np.uint8)
+    assert (abs(frame.astype(int) - (0, 0, 255)) < 8).all()
+    assert received[0].instances.names == ["person", "car"]
+
+
+def test_the_pictures_can_be_asked_for_at_a_known_address() -> None:
+    with (
+        service() as running,
+        streamseg.connect(
+            "tcp://127.0.0.1:1", frames="annotated", frames_address=running.frames_at, timeout=5
+        ) as sub,
+    ):
+        eventually(lambda: running.publisher.wants("frames", "gate"))
+        running.show(result(7), jpeg())
+        running.finish()
+        assert [r.index for r in sub] == [7]
+
+
+def test_who_comes_for_pictures_when_only_the_guide_is_left_does_not_wait_for_ever(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(session, "LATE_PICTURES", 0.3)
+    with lying_publisher() as (sock, at):
+        nowhere = f"tcp://127.0.0.1:{free_port()}"
+        with streamseg.connect(at, frames="plain", timeout=5) as sub:
+            assert sock.poll(5000)
+            ended = status_json("ended", endpoints={"frames": nowhere})
+            sock.send_multipart([b"status//", ended])
+            assert list(sub) == []
+
+
+def test_panoptic_segments_are_checked_and_given() -> None:
+    known = Session(None, "masks", 10_000)
+    received = fed(known, [b"masks/gate/", masks_json(made=panoptic_result())])
+    assert [s.mask.area for s in received.segments] == [s.area for s in received.message.segments]
+
+
+def test_what_was_received_can_be_recorded_without_what_depends_on_the_day() -> None:
+    received = fed(Session(None, "masks", 10_000), [b"masks/gate/", masks_json(3)])
+    line = msgspec.json.decode(protocol.encode(protocol.record(received.message)))
+    assert not line.keys() & {
+        "service",
+        "captured_at",
+        "published_at",
+        "age_ms",
+        "timing",
+        "dropped",
+    }
+    assert protocol.record(received.message) == protocol.recorded_message(result(3), 3)
+
+
+# Losses, restarts and silence
+
+
+def test_messages_lost_are_counted_by_source() -> None:
+    known = Session(None, "masks", 10_000)
+    for source, seq in [("a", 5), ("a", 6), ("a", 9), ("b", 0), ("b", 2), ("a", 10)]:
+        assert fed(known, [f"masks/{source}/".encode(), masks_json(seq, source=source)])
+    assert known.gaps == {"a": 2, "b": 1}
+
+
+def test_a_message_that_comes_twice_is_given_once() -> None:
+    known = Session(None, "masks", 10_000)
+    message = [b"masks/gate/", masks_json(4)]
+    assert fed(known, message).seq == 4
+    assert fed(known, message) is None
+    assert (known.rejected, known.gaps) == (0, {"gate": 0})
+
+
+def test_a_status_sent_again_changes_nothing_and_an_old_one_neither() -> None:
+    known = Session(["gate"], "masks", 10_000)
+    fed(known, [b"status/gate/", status_json("live", 5, source="gate")])
+    fed(known, [b"status/gate/", status_json("ended", 4, source="gate")])
+    assert not known.ended
+    assert known.statuses["gate"].state == "live"
+
+
+def test_another_start_of_the_service_counts_afresh() -> None:
+    known = Session(["gate"], "masks", 10_000)
+    fed(known, [b"masks/gate/", masks_json(500)])
+    fed(known, [b"status//", status_json("ended", 9)])
+    assert known.ended
+    fed(known, [b"status//", status_json("live", 0, started="two")])
+    assert not known.ended
+    assert fed(known, [b"masks/gate/", masks_json(3, started="two")]).seq == 3
+    assert known.gaps == {"gate": 0}
+
+
+def test_a_subscriber_may_come_before_its_service() -> None:
+    bind = f"tcp://127.0.0.1:{free_port()}"
+    with streamseg.connect(bind, timeout=10) as sub:
+        with pytest.raises(ReceiveTimeout, match="is a service running there"):
+            sub.receive(timeout=0.2)
+        with service(bind=bind) as running:
+            running.wait_joined()
+            running.put(result())
+            assert sub.receive().index == 0
+
+
+def test_a_timeout_says_what_is_known_of_the_service() -> None:
+    with service() as running, streamseg.connect(running.masks_at) as sub:
+        running.publisher.set_state("gate", "stalled", "no frame for 3 s", 1)
+
+        def is_known() -> bool:
+            with pytest.raises(ReceiveTimeout):
+                sub.receive(timeout=0.1)
+            return "gate" in sub.statuses
+
+        eventually(is_known)
+        began = time.monotonic()
+        with pytest.raises(ReceiveTimeout, match=r"no result in 0\.4 s.*gate is stalled no frame"):
+            sub.receive(timeout=0.4)
+        assert 0.3 < time.monotonic() - began < 5
+        with pytest.raises(ReceiveTimeout):
+            sub.receive(timeout=0)
+        with pytest.raises(TimeoutError):
+            asyncio.run(sub.receive_async(timeout=0.1))
+
+
+def test_closing_twice_is_closing_once_and_ends_iteration() -> None:
+    sub = streamseg.connect("tcp://127.0.0.1:1")
+    sub.close()
+    sub.close()
+    assert sub.ended
+    assert list(sub) == []
+    assert sub.receive() is None
+
+
+@pytest.mark.slow
+def test_a_subscriber_that_pauses_for_long_with_a_full_queue_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a process of its own: with ZMTP heartbeats in the client, libzmq aborted it."""
+    monkeypatch.setattr(endpoints, "SILENT_AFTER_MS", 15_000)
+    program = """
+import sys, time, streamseg
+with streamseg.connect(sys.argv[1], timeout=30) as sub:
+    sub.receive()
+    time.sleep(float(sys.argv[2]))
+    print(sum(1 for _ in sub), sub.statuses[""].state)
+"""
+    found = instances(100, (1080, 1920))
+    with service() as running:
+        pause = sockets.DEAF_AFTER + endpoints.SILENT_AFTER_MS / 1000 + 5
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, running.masks_at, str(pause)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        running.wait_joined(within=30)
+        until = time.monotonic() + pause + 5
+        while time.monotonic() < until:
+            running.put_and_wait(*[result(i, found=found) for i in range(10)])
+            time.sleep(0.05)
+        running.end()
+        said, _ = child.communicate(timeout=60)
+        assert child.returncode == 0
+        assert said.endswith(" ended\n")
+
+
+# Pictures
+
+
+def received_with(picture):
+    known = Session(None, "frames", 10_000)
+    return fed(known, [b"frames/gate/", masks_json(), picture])
+
+
+@pytest.mark.parametrize("picture", [b"", b"\xff\xd8\xff", b"GIF89a", jpeg()[:200], bytes(1000)])
+def test_a_picture_that_cannot_be_decoded_is_a_wire_error(picture) -> None:
+    with pytest.raises(WireError, match="a picture that can't be decoded"):
+        _ = received_with(picture).frame
+
+
+def test_a_picture_larger_than_its_frame_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(WireError, match="a picture of 4000 x 4000"):
+        _ = received_with(jpeg((4000, 4000))).frame
+
+
+def test_a_picture_that_was_not_asked_for_is_a_usage_error() -> None:
+    received = fed(Session(None, "masks", 10_000), [b"masks/gate/", masks_json()])
+    with pytest.raises(UsageError, match="frames="):
+        _ = received.frame
+
+
+def test_without_pillow_a_picture_says_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["PIL"] = None
+from streamseg.client.received import decode_jpeg
+from streamseg.errors import UsageError
+try:
+    decode_jpeg(b"", (1, 1))
+except UsageError as error:
+    print(error)
+"""
+    assert "pip install 'streamseg[frames]'" in _python(program)
+
+
+# The call
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "5555",
+        "127.0.0.1:5555",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:99999",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:*",
+        "tcp://*:5555",
+        "tcp://bad host:5555",
+        "tcp://256.1.1.1:5555",
+        "tcp://[::zz]:5555",
+        "tcp://:5555",
+        "tcp://-:5555",
+        "http://127.0.0.1:5555",
+        "ipc://",
+        "ipc://" + "x" * 200,
+        "inproc://x",
+        "tcp://127.0.0.1:5555\n",
+    ],
+)
+def test_what_is_no_address_is_refused_at_once(address) -> None:
+    with pytest.raises(UsageError):
+        streamseg.connect(address)
+    with pytest.raises(UsageError):
+        streamseg.connect("tcp://127.0.0.1:5555", frames="plain", frames_address=address)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sources": "gate"},
+        {"sources": []},
+        {"sources": ["a/b"]},
+        {"sources": [""]},
+        {"sources": ["x" * 65]},
+        {"frames": True},
+        {"frames": "painted"},
+        {"timeout": -1},
+        {"timeout": float("nan")},
+    ],
+)
+def test_wrong_options_are_refused_at_once(options) -> None:
+    with pytest.raises(UsageError):
+        streamseg.connect("tcp://127.0.0.1:5555", **options)
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_ipv6_works_end_to_end() -> None:
+    with service(bind="tcp://[::1]:*") as running:
+        assert running.masks_at.startswith("tcp://[::1]:")
+        with streamseg.connect(running.masks_at, timeout=5) as sub:
+            running.wait_joined()
+            running.put(result())
+            assert sub.receive().index == 0
+
+
+def test_ipc_works_end_to_end_with_pictures(tmp_path) -> None:
+    where = f"ipc://{tmp_path}/masks"
+    with service(bind=where) as running, streamseg.connect(where, frames="plain", timeout=5) as sub:
+        reading: list[int] = []
+        thread = threading.Thread(target=lambda: reading.append(sub.receive().index))
+        thread.start()
+        eventually(lambda: running.publisher.wants("video", "gate"))
+        running.show(result(3), None, jpeg())
+        thread.join(5)
+    assert reading == [3]
+
+
+HEAVY = ("torch", "torchvision", "av", "cv2", "scipy", "yaml", "prometheus_client", "safetensors")
+
+
+def test_a_consumer_never_imports_what_the_service_needs() -> None:
+    program = f"""
+import sys
+import streamseg
+sub = streamseg.connect("tcp://127.0.0.1:1")
+try:
+    sub.receive(timeout=0.01)
+except streamseg.StreamsegError:
+    pass
+sub.close()
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    assert _python(program) == "[]\n"
+
+
+def _python(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout

@@ -1,0 +1,228 @@
+"""What an operator installs: the unit, the image, the compose file and the example.
+
+Here they are read by checkers of their own, and what they would start is started.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from support.cameras import http_camera, needs, rtsp_camera
+from support.deployment import CONTROL_PORT, DEPLOY, PATTERN, ROOT, checked, served
+
+from streamseg import connect
+from streamseg.config import SourceConfig, load, validate
+from streamseg.pipeline.runner import LATE_AFTER
+from streamseg.service import systemd
+from streamseg.service.http_api import STOP_WITHIN as CONTROL_STOPS_WITHIN
+from streamseg.service.service import STOP_WITHIN, Service
+from streamseg.service.supervisor import TELL_EVERY, Supervisor
+
+# systemd
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit, with a program that is there."""
+    needs(shutil.which("systemd-analyze") is not None, "systemd-analyze")
+    text = (DEPLOY / "streamseg.service").read_text()
+    assert text.count("/opt/streamseg/bin/streamseg") == 1
+    there = tmp_path / "streamseg.service"
+    there.write_text(text.replace("/opt/streamseg/bin/streamseg", sys.executable))
+    return there
+
+
+def settings() -> dict[str, str]:
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read(DEPLOY / "streamseg.service")
+    return dict(parser["Service"])
+
+
+def seconds(span: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)(min)?", span).groups()  # type: ignore[union-attr]
+    return float(number) * (60 if unit else 1)
+
+
+def test_systemd_takes_the_unit_and_finds_it_tight(unit: Path) -> None:
+    assert checked("systemd-analyze", "verify", unit) == ""
+    tight = ("--offline=true", "--threshold=20", "--no-pager")
+    assert "Overall exposure level" in checked("systemd-analyze", "security", *tight, unit)
+
+
+def test_a_wrong_unit_would_be_found(unit: Path) -> None:
+    unit.write_text(unit.read_text().replace("WatchdogSec=30", "WatchdogSec=soon"))
+    assert "ignoring: soon" in checked("systemd-analyze", "verify", unit)
+
+
+def test_the_unit_waits_for_as_long_as_the_service_may_take() -> None:
+    told = settings()
+    assert told["Type"] == "notify"
+    stopping = STOP_WITHIN + LATE_AFTER + CONTROL_STOPS_WITHIN
+    assert stopping + 5 <= seconds(told["TimeoutStopSec"]) <= 60
+    assert seconds(told["WatchdogSec"]) >= 2 * TELL_EVERY
+    assert told["RestartPreventExitStatus"] == "2"
+
+
+def test_the_command_of_the_unit_is_one_that_exists(streamseg, tmp_path: Path) -> None:
+    program, *arguments = settings()["ExecStart"].split()
+    assert Path(program).name == "streamseg"
+    arguments[arguments.index("/etc/streamseg/live.yaml")] = str(tmp_path / "none.yaml")
+    ended = streamseg(*arguments)
+    assert ended.returncode == 2
+    assert "there is no such file" in json.loads(ended.stderr)["message"]
+
+
+# Docker
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    needs(program.exists(), "hadolint")
+    assert checked(program, "--no-color", DEPLOY / "Dockerfile") == ""
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """Its instructions."""
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def test_the_image_s_health_is_that_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very program of HEALTHCHECK, asking a service that runs here."""
+    (check,) = [rest for word, rest in dockerfile() if word == "HEALTHCHECK"]
+    *program, asks = json.loads(check.partition("CMD ")[2])
+    assert program == ["python", "-c"]
+    assert f"127.0.0.1:{CONTROL_PORT}/healthz" in asks
+    with served(SourceConfig(url=PATTERN, name="gate")) as operation:
+        port = str(operation.control_address).rpartition(":")[2]
+        here = asks.replace(str(CONTROL_PORT), port)
+        checked(sys.executable, "-c", here)
+        monkeypatch.setattr(Service, "ailment", "the model hangs")
+        refused = subprocess.run(
+            [sys.executable, "-c", here], check=False, capture_output=True, timeout=30
+        )
+    assert refused.returncode == 1
+    assert b"503" in refused.stderr
+
+
+def test_the_image_holds_what_is_installed_and_runs_without_rights() -> None:
+    words = dockerfile()
+    assert [rest for word, rest in words if word == "USER"] == ["10001:10001"]
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    kept = [line[1:] for line in ignored if line.startswith("!")]
+    assert "*" in ignored
+    assert all((ROOT / name).exists() for name in kept)
+    project = (ROOT / "pyproject.toml").read_text()
+    for needed in ("pyproject.toml", "streamseg", *re.findall(r'"(LICENSE|NOTICE)"', project)):
+        assert needed in kept
+    stages = [rest.split(" AS ")[-1] for word, rest in words if word == "FROM"]
+    assert {"torch-cpu", "torch-cuda"} <= set(stages)
+    assert ("ARG", "TORCH=cpu") in words
+
+
+def compose() -> dict:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+def test_all_that_the_compose_file_refers_to_is_there() -> None:
+    made = compose()
+    assert set(made) == {"name", "services", "configs"}
+    services = made["services"]
+    for service in services.values():
+        assert ("image" in service) != ("build" in service)
+        for other in service.get("depends_on", []):
+            assert other in services
+        network = service.get("network_mode", "service:streamseg")
+        assert network.partition(":")[2] in services
+        for config in service.get("configs", []):
+            assert config["source"] in made["configs"]
+        for volume in service.get("volumes", []):
+            assert (DEPLOY / volume.split(":")[0]).is_file()
+    build = services["streamseg"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).samefile(DEPLOY / "Dockerfile")
+    watching = {name for name, each in services.items() if each.get("profiles") == ["watch"]}
+    assert watching == {"prometheus", "grafana"}
+
+
+def test_the_compose_file_s_ports_are_the_service_s_and_only_for_this_machine() -> None:
+    published = [port.split(":") for port in compose()["services"]["streamseg"]["ports"]]
+    assert {host for host, *_ in published} == {"127.0.0.1"}
+    assert {"5555", "5556"} <= {inside for *_, inside in published}
+
+
+def test_the_compose_file_s_service_sees_the_cameras_that_are_simulated() -> None:
+    contents = {name: yaml.safe_load(c["content"]) for name, c in compose()["configs"].items()}
+    config = validate(contents["live"], "compose.yaml")
+    simulated = contents["cameras"]["paths"]
+    urls = [source.url for source in config.sources]
+    assert urls == [f"rtsp://cameras:8554/{name}" for name in simulated]
+    for name, path in simulated.items():
+        program, *_, address = path["runOnInit"].split()
+        assert (program, address) == ("ffmpeg", f"rtsp://127.0.0.1:8554/{name}")
+    assert contents["datasources"]["datasources"][0]["url"] == "http://127.0.0.1:9090"
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg's command isn't installed")
+@pytest.mark.parametrize("name", ["gate", "yard"])
+def test_the_simulated_cameras_can_be_encoded(name: str, tmp_path: Path) -> None:
+    cameras = yaml.safe_load(compose()["configs"]["cameras"]["content"])
+    *command, _, _, _ = cameras["paths"][name]["runOnInit"].split()
+    command.remove("-re")
+    checked(*command, "-t", "1", "-f", "mp4", tmp_path / "camera.mp4")
+    assert (tmp_path / "camera.mp4").stat().st_size > 1000
+
+
+# The example
+
+
+def test_the_example_for_cameras_serves_cameras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is, but that the cameras are at other addresses; there is no /dev/video0."""
+    (tmp_path / "yard").write_text("swordfish\n")
+    monkeypatch.setenv("GATE_PASSWORD", "swordfish")
+    monkeypatch.setattr(systemd, "SOCKET", "NO_SYSTEMD")
+    options = ("--password", "swordfish", "--fps", "10")
+    with (
+        rtsp_camera(*options) as gate_camera,
+        rtsp_camera(*options) as yard_camera,
+        http_camera(10) as http,
+    ):
+        raw = load(ROOT / "configs" / "live.yaml")
+        gate, yard, hall, desk = raw["sources"]
+        gate |= {"url": gate_camera.url, "user": "user"}
+        yard |= {"url": yard_camera.url, "user": "user", "password_file": str(tmp_path / "yard")}
+        hall |= {"url": f"{http.root}/cam"}
+        desk |= {"url": "/dev/video99"}
+        raw["publish"]["bind"] = "tcp://127.0.0.1:*"
+        raw["control"]["bind"] = "127.0.0.1:0"
+        config = validate(raw, "live.yaml")
+        service = Service(config)
+        operation = Supervisor(service, config, None)
+        thread = threading.Thread(target=operation.run)
+        thread.start()
+        try:
+            wanted = {"gate", "yard", "hall"}
+            with connect(service.endpoints["masks"], timeout=30) as results:
+                for result in results:
+                    wanted.discard(result.source)
+                    if not wanted:
+                        break
+            states = {feed.name: feed.condition for feed in service.feeds()}
+        finally:
+            operation.stop()
+            thread.join(30)
+    assert {states[name].state for name in ("gate", "yard", "hall")} == {"live"}
+    assert states["desk"].state in ("waiting", "connecting")
+    assert service.thresholds_of("yard").score == 0.6

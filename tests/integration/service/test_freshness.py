@@ -1,0 +1,50 @@
+"""What keeps live results fresh: the newest frame wins, old ones are dropped, ages are known."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from streamseg.pipeline.mailbox import Mailbox
+from streamseg.pipeline.metrics import RECENT, RecentAges
+from streamseg.pipeline.stages import fresh
+from streamseg.structures.results import Frame
+
+
+def frame(source: str, index: int, age: float = 0.0) -> Frame:
+    image = np.zeros((4, 4, 3), np.uint8)
+    return Frame(source, index, 0, index / 25, time.time(), time.monotonic() - age, image)
+
+
+def test_of_a_live_source_only_the_newest_frame_waits_and_a_recording_loses_none() -> None:
+    inbox: Mailbox[Frame] = Mailbox(4)
+    overtaken: list[int] = []
+    newest = inbox.newest(lambda lost: overtaken.append(lost.index))
+    for index in range(3):
+        newest.put(frame("camera", index))
+        inbox.put(frame("file", index))
+    taken = [inbox.get(0) for _ in range(len(inbox))]
+    by_source = [(item.source, item.index) for item in taken if item is not None]
+    assert overtaken == [0, 1]
+    assert by_source == [("camera", 2), ("file", 0), ("file", 1), ("file", 2)]
+
+
+def test_frames_that_are_too_old_are_dropped_before_they_cost_anything_if_they_are_live() -> None:
+    old, young, recorded = frame("camera", 0, age=2), frame("camera", 1), frame("file", 0, age=9)
+    dropped: list[Frame] = []
+    batches = fresh([[old, young, recorded], [old]], 1.0, "camera".__eq__, dropped.append)
+    assert list(batches) == [[young, recorded]]
+    assert dropped == [old, old]
+
+
+def test_the_p99_is_of_the_latest_results_alone() -> None:
+    now = [0.0]
+    ages = RecentAges(lambda: now[0])
+    assert ages.p99() == 0
+    ages.add(100.0)
+    now[0] = RECENT + 1
+    for hundredths in range(1, 101):
+        ages.add(hundredths / 100)
+    assert ages.p99() == 0.99
+    assert len(ages) == 100, "what isn't looked at any more isn't kept either"

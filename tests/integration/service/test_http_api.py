@@ -1,0 +1,415 @@
+"""Control of a running service: over HTTP, by ``ctl``, by signals; and who may not."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import http.client
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+from support.commands import Run
+
+from streamseg import connect, load_model
+from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig, WorkerConfig
+from streamseg.errors import BindError, ConfigError
+from streamseg.models.base import Segmenter
+from streamseg.service import http_api as control_of_services
+from streamseg.service.http_api import Control, Reload
+from streamseg.service.http_client import Controlled
+from streamseg.service.service import Reloaded, Service
+from streamseg.service.supervisor import Supervisor
+
+pytestmark = pytest.mark.timeout(60)
+LIVE = "test:?live=1&size=160x120&fps=20"
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    return load_model("nanomask", input_size=128, score=0.1)
+
+
+def config(*sources: SourceConfig, **control: object) -> Config:
+    return Config(
+        sources=sources,
+        worker=WorkerConfig(max_batch=2),
+        publish=PublishConfig(bind="tcp://127.0.0.1:*"),
+        control=ControlConfig(bind="127.0.0.1:0", **control),  # type: ignore[arg-type]
+    )
+
+
+class Running:
+    """A service that runs in a thread."""
+
+    def __init__(self, made: Config, model: Segmenter, load: object = None) -> None:
+        self.service = Service(made, model)
+        self.operation = Supervisor(self.service, made, load)  # type: ignore[arg-type]
+        self.address = str(self.operation.control_address)
+        self.thread = threading.Thread(target=self.operation.run)
+        self.thread.start()
+
+    def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, str]:
+        port = int(self.address.rpartition(":")[2])
+        with_type = {"Content-Type": "application/json", **headers}
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request(method, path, json.dumps(body), with_type)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def state(self, name: str) -> str:
+        return {f.name: f.condition.state for f in self.service.feeds()}.get(name, "gone")
+
+    def until(self, name: str, state: str) -> None:
+        deadline = time.monotonic() + 15
+        while self.state(name) != state:
+            assert time.monotonic() < deadline, f"{name} is {self.state(name)}, not {state}"
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self.operation.stop()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def running(model: Segmenter) -> Iterator[Running]:
+    made = Running(config(SourceConfig(url=LIVE, name="gate")), model)
+    try:
+        made.until("gate", "live")
+        yield made
+    finally:
+        made.close()
+    for account in made.service.metrics.snapshots():
+        assert account.balanced
+        assert account.in_flight == 0
+
+
+def test_sources_come_go_and_come_back_in_a_later_epoch(running: Running) -> None:
+    with connect(running.service.endpoints["masks"], ["yard"], timeout=20) as results:
+        assert running.ask("POST", "/v1/sources", {"url": LIVE, "name": "yard"})[0] == 201
+        first = next(iter(results))
+        assert running.ask("DELETE", "/v1/sources/yard")[0] == 204
+        for _ in results:
+            pass
+        assert results.ended, "for who asked for it alone"
+    running.until("yard", "gone")
+    with connect(running.service.endpoints["masks"], ["yard"], timeout=20) as results:
+        assert running.ask("POST", "/v1/sources", {"url": LIVE, "name": "yard"})[0] == 201
+        again = next(iter(results))
+    assert (first.epoch, again.epoch) == (0, 1)
+    assert again.seq > first.seq
+    running.until("gate", "live")
+
+
+def test_a_service_whose_last_source_was_taken_away_waits_for_another(running: Running) -> None:
+    running.ask("DELETE", "/v1/sources/gate")
+    running.until("gate", "gone")
+    time.sleep(0.5)
+    assert running.thread.is_alive()
+    assert running.ask("POST", "/v1/sources", {"url": LIVE, "name": "gate"})[0] == 201
+    running.until("gate", "live")
+
+
+def test_a_paused_source_gives_nothing_until_it_is_resumed(running: Running) -> None:
+    assert running.ask("POST", "/v1/sources/gate/pause")[0] == 204
+    running.until("gate", "waiting")
+    time.sleep(0.3)
+    before = running.service.metrics.account("gate").snapshot().decoded
+    time.sleep(0.5)
+    assert running.service.metrics.account("gate").snapshot().decoded == before
+    assert running.ask("POST", "/v1/sources/gate/resume")[0] == 204
+    running.until("gate", "live")
+
+
+def test_thresholds_change_what_comes_out_from_then_on(running: Running) -> None:
+    def found() -> int:
+        """In what is captured from now on; what was on its way is as it was."""
+        now = time.time()
+        with connect(running.service.endpoints["masks"], timeout=20) as results:
+            later = (r for r in results if r.captured_at > now)
+            return sum(len(r.instances) for r in itertools.islice(later, 20))
+
+    assert running.ask("PUT", "/v1/sources/gate/thresholds", {"score": 0.01})[0] == 200
+    assert found() > 0
+    status, now = running.ask("PUT", "/v1/sources/gate/thresholds", {"score": 1.0})
+    assert (status, json.loads(now)["score"]) == (200, 1.0)
+    assert found() == 0
+    running.ask("PUT", "/v1/sources/gate/thresholds", None)
+    assert running.service.thresholds_of("gate").score == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "why"),
+    [
+        ("GET", "/v1/sources/none", None, 404, "no source called"),
+        ("DELETE", "/v1/sources/none", None, 404, "no source called"),
+        ("POST", "/v1/sources", {"url": LIVE, "name": "gate"}, 400, "already"),
+        ("POST", "/v1/sources", {"url": LIVE, "colour": 1}, 400, "colour"),
+        ("POST", "/v1/sources", {"url": "/no/such.mp4"}, 400, "no such file"),
+        ("POST", "/v1/sources", [1], 400, "object"),
+        (
+            "POST",
+            "/v1/sources",
+            {"url": "rtsp://h/x", "user": "a", "password_env": "PATH"},
+            400,
+            "only be named in the config file",
+        ),
+        ("PUT", "/v1/thresholds", {"score": 2}, 400, "score"),
+        ("PUT", "/v1/thresholds", {"classes": ["unicorn"]}, 400, "unicorn"),
+        ("PUT", "/v1/sources/gate/thresholds", {"score": "x" * 70000}, 413, "at most"),
+        ("POST", "/v1/reload", None, 409, "config file"),
+    ],
+)
+def test_what_can_t_be_is_refused_and_changes_nothing(
+    running: Running, method: str, path: str, body: object, status: int, why: str
+) -> None:
+    answered, text = running.ask(method, path, body)
+    assert (answered, why in text) == (status, True), text
+    assert [feed.name for feed in running.service.feeds()] == ["gate"]
+    assert running.state("gate") == "live"
+
+
+def test_pages_of_other_sites_and_other_names_are_refused(running: Running) -> None:
+    assert running.ask("GET", "/healthz", None, Host="evil.example")[0] == 403
+    assert running.ask("DELETE", "/v1/sources/gate", None, Origin="http://evil.example")[0] == 403
+    body = {"url": LIVE, "name": "x"}
+    refused = running.ask("POST", "/v1/sources", body, **{"Content-Type": "text/plain"})
+    assert refused[0] == 415
+    assert running.ask("GET", "/healthz") == (200, "ok")
+    assert running.ask("GET", "/readyz") == (200, "ready")
+
+
+class Well:
+    """As much of a service as ``/healthz`` asks."""
+
+    ailment = ""
+
+
+@contextlib.contextmanager
+def controlled(reload: Reload | None = None, **options: object) -> Iterator[Control]:
+    """Control alone, of a service that needs no model."""
+    control = Control(
+        cast(Service, Well()), config(SourceConfig(url=LIVE, name="gate"), **options), reload
+    )
+    control.start()
+    try:
+        yield control
+    finally:
+        control.stop()
+
+
+def port_of(control: Control) -> int:
+    return int(control.address.rpartition(":")[2])
+
+
+def health(control: Control, host: str) -> int:
+    address = ("127.0.0.1", port_of(control))
+    with contextlib.closing(http.client.HTTPConnection(*address, timeout=10)) as asking:
+        asking.request("GET", "/healthz", headers={"Host": host})
+        return asking.getresponse().status
+
+
+def test_it_answers_to_its_own_names_and_those_of_its_config_and_no_others() -> None:
+    with controlled(hosts=("cams.example", "Tunnel.example:9000")) as control:
+        port = port_of(control)
+        for known in ("localhost", "127.0.0.1", "[::1]", "cams.example", "CAMS.example"):
+            assert health(control, f"{known}:{port}") == 200
+        assert health(control, "tunnel.example:9000") == 200
+        assert health(control, "cams.example") == 200
+        for unknown in ("localhost:1", "tunnel.example", f"tunnel.example:{port}", "", "[::1]"):
+            assert health(control, unknown) == 403
+    with (
+        pytest.raises(ConfigError, match=r"control\.hosts 'http://x'"),
+        controlled(hosts=("http://x",)),
+    ):
+        pass
+
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost:%d\r\n"
+POST = b"POST /v1/sources HTTP/1.1\r\nHost: localhost:%d\r\nContent-Length: 9\r\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", REQUEST, REQUEST + b"\r\n" + REQUEST, POST + b"Content-Type: application/json\r\n\r\n{"],
+    ids=["nothing", "half a request", "half a second one", "half a body"],
+)
+def test_who_keeps_it_waiting_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: bytes
+) -> None:
+    monkeypatch.setattr(control_of_services, "ANSWER_WITHIN", 0.5)
+    with (
+        controlled() as control,
+        socket.create_connection(("127.0.0.1", port_of(control)), timeout=5) as peer,
+    ):
+        peer.sendall(said.replace(b"%d", b"%d" % port_of(control)))
+        with contextlib.suppress(ConnectionResetError):
+            while peer.recv(1000):
+                pass
+    assert not caplog.records, "what strangers do fills no log"
+
+
+def test_of_a_connection_that_is_over_nothing_is_kept() -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(type(thing).__name__ == "Hasty" for thing in gc.get_objects())
+
+    with controlled() as control:
+        for _ in range(10):
+            assert health(control, f"localhost:{port_of(control)}") == 200
+        deadline = time.monotonic() + 5
+        while kept():
+            assert time.monotonic() < deadline
+
+
+def test_a_crowd_of_connections_is_bounded_and_it_serves_again_when_they_have_left() -> None:
+    with controlled() as control, contextlib.ExitStack() as crowd:
+        for _ in range(control_of_services.MAX_CONNECTIONS):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", port_of(control))))
+        with contextlib.suppress(ConnectionResetError):
+            one_more = crowd.enter_context(
+                socket.create_connection(("127.0.0.1", port_of(control)))
+            )
+            one_more.settimeout(5)
+            assert one_more.recv(10) == b""
+        crowd.close()
+        deadline = time.monotonic() + 5
+        while True:
+            with contextlib.suppress(ConnectionError, http.client.HTTPException):
+                assert health(control, f"localhost:{port_of(control)}") == 200
+                return
+            assert time.monotonic() < deadline
+
+
+def test_it_says_that_it_is_well_while_as_much_is_asked_of_it_as_it_can_do_at_once() -> None:
+    over, under_way = threading.Event(), threading.Semaphore(0)
+
+    def reload() -> Reloaded:
+        under_way.release()
+        over.wait(40)
+        return Reloaded((), (), (), ())
+
+    with controlled(reload) as control, contextlib.ExitStack() as crowd:
+        address = ("127.0.0.1", port_of(control))
+        for _ in range(control_of_services.MAX_CONNECTIONS - 1):
+            asking = http.client.HTTPConnection(*address)
+            crowd.callback(asking.close)
+            asking.request("POST", "/v1/reload")
+        try:
+            for _ in range(40):  # threads that starlette has for what may take long
+                assert under_way.acquire(timeout=10)
+            assert health(control, f"localhost:{port_of(control)}") == 200
+        finally:
+            over.set()
+
+
+def test_a_token_is_asked_for_where_there_is_one(model: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    made = config(SourceConfig(url=LIVE, name="gate"), token_file=str(tmp_path / "token"))
+    run = Running(made, model)
+    try:
+        assert run.ask("GET", "/v1/sources")[0] == 401
+        assert run.ask("GET", "/metrics", None, Authorization="Bearer wrong")[0] == 401
+        assert run.ask("GET", "/metrics", None, Authorization="Bearer s3cret")[0] == 200
+        assert run.ask("GET", "/healthz")[0] == 200
+    finally:
+        run.close()
+
+
+def test_beyond_loopback_there_must_be_a_token(model: Segmenter) -> None:
+    made = Config(
+        sources=(SourceConfig(url=LIVE, name="gate"),),
+        publish=PublishConfig(bind="tcp://127.0.0.1:*"),
+    )
+    service = Service(made, model)
+    for control, error, why in (
+        (ControlConfig(bind="0.0.0.0:0"), ConfigError, "token"),
+        (ControlConfig(bind="127.0.0.1:0", token_env="NOT_SET_ANYWHERE"), ConfigError, "isn't set"),
+        (ControlConfig(bind="127.0.0.1:99999"), BindError, "65535"),
+    ):
+        with pytest.raises(error, match=why):
+            Control(service, Config(sources=made.sources, control=control), None)
+    service.close()
+
+
+def test_hostile_bytes_leave_it_serving(running: Running) -> None:
+    host, port = "127.0.0.1", int(running.address.rpartition(":")[2])
+    for garbage in (
+        b"\0" * 1000,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/sources HTTP/1.1\r\n",
+        b"A" * 100_000,
+    ):
+        with socket.create_connection((host, port), timeout=5) as connection:
+            connection.sendall(garbage)
+    assert running.ask("GET", "/healthz") == (200, "ok")
+
+
+def test_a_config_that_is_read_again_changes_sources_and_nothing_if_it_is_wrong(
+    model: Segmenter,
+) -> None:
+    wanted = [config(SourceConfig(url=LIVE, name="a"), SourceConfig(url=LIVE, name="b"))]
+
+    def load() -> Config:
+        if not wanted:
+            raise ConfigError("nonsense")
+        return wanted[0]
+
+    run = Running(wanted[0], model, load)
+    try:
+        run.until("b", "live")
+        faster = SourceConfig(url=LIVE + "&seed=2", name="b")
+        wanted[0] = config(faster, SourceConfig(url=LIVE, name="c"))
+        status, said = run.ask("POST", "/v1/reload")
+        assert (status, json.loads(said)) == (
+            200,
+            {"added": ["c"], "removed": ["a"], "restarted": ["b"], "waits": []},
+        )
+        run.until("c", "live")
+        run.until("b", "live")
+        run.until("a", "gone")
+        wanted.clear()
+        assert run.ask("POST", "/v1/reload")[0] == 400
+        assert run.state("c") == "live"
+    finally:
+        run.close()
+
+
+def test_ctl_shows_and_changes_a_service(running: Running, streamseg: Run) -> None:
+    at = ("--at", running.address)
+    assert "gate" in streamseg("ctl", "list", *at).stdout
+    assert streamseg("ctl", "add", LIVE, "--name", "yard", *at).stdout == "yard\n"
+    changed = streamseg("ctl", "thresholds", "yard", "--set", "score=0.7", *at).stdout
+    assert json.loads(changed)["score"] == 0.7
+    assert streamseg("ctl", "remove", "yard", *at).returncode == 0
+    missing = streamseg("ctl", "pause", "nobody", *at)
+    assert (missing.returncode, "no source called 'nobody'" in missing.stderr) == (1, True)
+    away = streamseg("ctl", "list", "--at", "http://127.0.0.1:9")
+    assert (away.returncode, "is a service running there" in away.stderr) == (1, True)
+
+
+def test_ctl_tells_the_token_to_no_proxy_of_the_environment(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    assert [s["name"] for s in Controlled(running.address, "token").sources()] == ["gate"]
+
+
+def test_metrics_tell_the_accounts_and_the_states(running: Running) -> None:
+    with connect(running.service.endpoints["masks"], timeout=20) as results:
+        next(iter(results))
+    text = running.ask("GET", "/metrics")[1]
+    assert 'streamseg_source_state{source="gate",state="live"} 1.0' in text
+    assert 'streamseg_decoded_frames_total{source="gate"}' in text
+    assert 'streamseg_result_age_p99_seconds{source="gate"}' in text

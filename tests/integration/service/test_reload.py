@@ -1,0 +1,209 @@
+"""A running service whose sources are changed while frames of theirs are still on their way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from support.cameras import free_port
+
+from streamseg import connect, load_model
+from streamseg.config import Config, PublishConfig, SourceConfig, Thresholds
+from streamseg.errors import ConfigError
+from streamseg.models.base import Segmenter
+from streamseg.service.service import Service
+
+pytestmark = pytest.mark.timeout(60)
+LIVE = "test:?live=1&size=160x120&fps=20"
+
+
+class Running:
+    """A service whose model can be held up."""
+
+    def __init__(self, model: Segmenter, *sources: SourceConfig, **publish: object) -> None:
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self._publish = PublishConfig(bind="tcp://127.0.0.1:*", **publish)  # type: ignore[arg-type]
+        self.service = Service(self.config(*sources), model)
+        self._forward = model.forward
+        model.forward = self._slowly  # type: ignore[method-assign]
+        self.service.start()
+        self._thread = threading.Thread(target=self.service.wait)
+        self._thread.start()
+
+    def config(self, *sources: SourceConfig, score: float = 0.1) -> Config:
+        thresholds = Thresholds(score=score)
+        return Config(sources=sources, publish=self._publish, thresholds=thresholds)
+
+    def _slowly(self, *given: object) -> object:
+        self.may_go_on.wait(30)
+        return self._forward(*given)  # type: ignore[arg-type]
+
+    def state(self, name: str) -> str:
+        return {f.name: f.condition.state for f in self.service.feeds()}.get(name, "gone")
+
+    def epoch(self, name: str) -> int:
+        return {f.name: f.condition.epoch for f in self.service.feeds()}[name]
+
+    def until(self, name: str, *states: str) -> None:
+        deadline = time.monotonic() + 20
+        while self.state(name) not in states:
+            assert time.monotonic() < deadline, f"{name} is {self.state(name)}, not {states}"
+            time.sleep(0.02)
+
+    def until_it_is(self, source: SourceConfig) -> None:
+        """Until the one of that name is this one."""
+        deadline = time.monotonic() + 20
+        while source not in [feed.config for feed in self.service.feeds()]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def hold(self, name: str) -> None:
+        """Let frames of a source be on their way, and no further."""
+        self.until(name, "live")
+        self.may_go_on.clear()
+        account = self.service.metrics.account(name)
+        deadline = time.monotonic() + 20
+        while not account.snapshot().in_flight:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def close(self, model: Segmenter) -> None:
+        self.may_go_on.set()
+        self.service.stop()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        model.forward = self._forward  # type: ignore[method-assign]
+        for account in self.service.metrics.snapshots():
+            assert account.balanced
+            assert account.in_flight == 0
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    return load_model("nanomask", input_size=128, score=0.1)
+
+
+@pytest.fixture
+def running(model: Segmenter) -> Iterator[Running]:
+    made = Running(model, SourceConfig(url=LIVE, name="gate"), SourceConfig(url=LIVE, name="yard"))
+    try:
+        yield made
+    finally:
+        made.close(model)
+
+
+def gate(seed: int) -> SourceConfig:
+    return SourceConfig(url=f"{LIVE}&seed={seed}", name="gate")
+
+
+def test_a_changed_source_comes_back_however_long_its_last_frames_take(running: Running) -> None:
+    running.hold("gate")
+    began = time.monotonic()
+    new = running.config(gate(2), SourceConfig(url=LIVE, name="door"), score=0.3)
+    changes = running.service.reload(new)
+    assert time.monotonic() - began < 5, "nobody waits for the model"
+    assert (changes.restarted, changes.added, changes.removed) == (("gate",), ("door",), ("yard",))
+    assert running.service.default_thresholds.score == 0.3
+    assert running.state("gate") != "gone"
+    again = running.service.reload(running.config(gate(3)))  # before it has come back
+    assert again.restarted == ("gate",)
+    running.may_go_on.set()
+    running.until("door", "gone")
+    running.until("yard", "gone")
+    running.until_it_is(gate(3))
+    running.until("gate", "live")
+    assert [feed.removed for feed in running.service.feeds()] == [False]
+    assert running.epoch("gate") > 0
+
+
+def test_who_asked_for_a_source_alone_goes_on_when_its_options_change(running: Running) -> None:
+    with connect(running.service.endpoints["masks"], ["gate"], timeout=20) as results:
+        assert next(iter(results)).epoch == 0
+        for seed in (2, 3):
+            running.service.reload(running.config(gate(seed)))
+            for received in results:
+                if received.epoch == seed - 1:
+                    break
+            assert not results.ended
+        assert results.gaps == {"gate": 0}
+
+
+def test_what_is_taken_away_before_it_came_back_stays_away(running: Running) -> None:
+    running.hold("gate")
+    running.service.reload(running.config(gate(2), SourceConfig(url=LIVE, name="yard")))
+    running.service.remove("gate")
+    running.may_go_on.set()
+    running.until("gate", "gone")
+    running.until("yard", "live")
+    time.sleep(0.3)
+    assert running.state("gate") == "gone"
+
+
+def test_a_paused_source_stays_paused_when_its_options_change(running: Running) -> None:
+    running.until("gate", "live")
+    running.service.pause("gate")
+    running.until("gate", "waiting")
+    for seed in (2, 3):
+        running.service.reload(running.config(gate(seed), SourceConfig(url=LIVE, name="yard")))
+    running.until_it_is(gate(3))
+    running.until("gate", "waiting")
+    decoded = running.service.metrics.account("gate").snapshot().decoded
+    time.sleep(0.5)
+    assert running.service.metrics.account("gate").snapshot().decoded == decoded
+    running.service.resume("gate")
+    running.until("gate", "live")
+
+
+def test_a_source_can_be_paused_and_resumed_before_it_has_come_back(running: Running) -> None:
+    running.hold("gate")
+    running.service.reload(running.config(gate(2)))
+    running.service.pause("gate")
+    running.may_go_on.set()
+    running.until_it_is(gate(2))
+    running.until("gate", "waiting")
+    running.service.reload(running.config(gate(3)))
+    running.service.resume("gate")
+    running.may_go_on.set()
+    running.until_it_is(gate(3))
+    running.until("gate", "live")
+
+
+def test_a_source_that_waits_for_subscribers_can_be_changed_and_taken_away(
+    model: Segmenter,
+) -> None:
+    made = Running(model, gate(1), SourceConfig(url=LIVE, name="yard"), wait_subscribers=1)
+    try:
+        made.until("gate", "waiting")
+        made.service.reload(made.config(gate(2), SourceConfig(url=LIVE, name="yard")))
+        made.service.remove("yard")
+        made.until("yard", "gone")
+        made.until("gate", "waiting")
+    finally:
+        made.close(model)
+
+
+def test_a_failure_that_was_mended_is_none_any_more(running: Running) -> None:
+    away = SourceConfig(url=f"rtsp://127.0.0.1:{free_port()}/x", name="door", max_attempts=1)
+    running.service.add(away)
+    running.until("door", "failed")
+    assert "given up after 1 attempts" in running.service.problems[0]
+    mended = SourceConfig(url=LIVE, name="door")
+    running.service.reload(running.config(mended, SourceConfig(url=LIVE, name="gate")))
+    running.until("door", "live")
+    assert running.service.problems == []
+
+
+def test_nothing_is_added_once_the_last_source_has_ended(model: Segmenter) -> None:
+    made = Running(model, SourceConfig(url="test:?frames=3&size=160x120", name="short"))
+    try:
+        made.until("short", "ended")
+        assert not made.service.ready
+        with pytest.raises(ConfigError, match="isn't running"):
+            made.service.add(gate(1))
+        with pytest.raises(ConfigError, match="isn't running"):
+            made.service.reload(made.config(gate(1)))
+    finally:
+        made.close(model)

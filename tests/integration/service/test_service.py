@@ -1,0 +1,265 @@
+"""The live service, end to end: real files, the real model, real sockets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.paths import CLIP, MEDIA, ROOT
+
+from streamseg import connect, load_model
+from streamseg.cli.watch import check_service
+from streamseg.config import (
+    Config,
+    ModelConfig,
+    PublishConfig,
+    SourceConfig,
+    Thresholds,
+    WorkerConfig,
+    load,
+    override,
+    validate,
+)
+from streamseg.errors import BindError, SourceError, StageError, StreamsegError, UsageError
+from streamseg.models.base import Prediction, Segmenter
+from streamseg.pipeline.metrics import AccountSnapshot
+from streamseg.pipeline.summary import Summary
+from streamseg.service.service import Service
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    """The bundled model on small pictures, letting much through."""
+    return load_model("nanomask", input_size=128, score=0.1)
+
+
+def config(*sources: SourceConfig, subscribers: int = 1, **more: object) -> Config:
+    return Config(
+        sources=sources,
+        worker=WorkerConfig(max_batch=2),
+        publish=PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=subscribers),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def pattern(name: str, frames: int = 30) -> SourceConfig:
+    return SourceConfig(url=f"test:?size=160x120&frames={frames}", name=name)
+
+
+def account_of(summary: Summary, name: str) -> AccountSnapshot:
+    return next(s.account for s in summary.sources if s.source == name)
+
+
+def test_a_subscriber_gets_every_frame_of_a_recording(model: Segmenter) -> None:
+    service = Service(config(SourceConfig(url=str(CLIP), name="street", end=2.05)), model)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        received = list(subscriber)
+        assert subscriber.gaps["street"] == 0
+        assert subscriber.statuses["street"].state == "ended"
+    summary = service.wait()
+    account = account_of(summary, "street")
+    assert [r.index for r in received] == list(range(21))
+    assert account.decoded == account.published == 21
+    assert account.balanced
+    assert account.in_flight == 0
+    assert all(r.instances.masks.size == (576, 768) for r in received)
+    assert any(len(r.instances) for r in received)
+
+
+def test_pictures_come_with_their_results_and_before_the_end(model: Segmenter) -> None:
+    service = Service(config(SourceConfig(url=str(CLIP), name="street", end=1.05)), model)
+    service.start()
+    with connect(service.endpoints["masks"], frames="annotated", timeout=30) as subscriber:
+        received = list(subscriber)
+    service.wait()
+    assert received[-1].index == 10
+    assert all(r.frame.shape == (576, 768, 3) for r in received)
+
+
+def test_two_sources_share_the_model_and_end_each_for_itself(model: Segmenter) -> None:
+    made = config(pattern("short", 10), pattern("long", 60), subscribers=2)
+    service = Service(made, model)
+    service.start()
+    address = service.endpoints["masks"]
+    ended: dict[str, float] = {}
+
+    def follow(name: str) -> None:
+        with connect(address, sources=[name], timeout=30) as subscriber:
+            count = sum(1 for _ in subscriber)
+        ended[name] = time.monotonic()
+        counts[name] = count
+
+    counts: dict[str, int] = {}
+    threads = [threading.Thread(target=follow, args=(name,)) for name in ("short", "long")]
+    for thread in threads:
+        thread.start()
+    summary = service.wait()
+    for thread in threads:
+        thread.join()
+    assert counts == {"short": 10, "long": 60}
+    assert ended["short"] < ended["long"]
+    assert all(s.account.balanced for s in summary.sources)
+
+
+@pytest.mark.parametrize("name", ["recording.yaml", "two-sources.yaml"])
+def test_the_example_configs_can_be_served(
+    name: str, nanomask: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    raw = load(ROOT / "configs" / name)
+    cut = [f"sources.{row}.end=0.5" for row in range(len(raw["sources"]))]
+    override(raw, ["publish.bind=tcp://127.0.0.1:*", "publish.wait_subscribers=1", *cut])
+    service = Service(validate(raw, name), nanomask)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        sources = {received.source for received in subscriber}
+    service.wait()
+    assert sources == {source["name"] for source in raw["sources"]}
+    assert service.problems == []
+
+
+def test_each_source_has_its_own_thresholds(nanomask: Segmenter) -> None:
+    only_cars = Thresholds(score=0.3, classes=("car",))
+    made = config(
+        SourceConfig(url=str(CLIP), name="all", end=0.35),
+        SourceConfig(url=str(CLIP), name="cars", end=0.35, thresholds=only_cars),
+    )
+    service = Service(made, nanomask)
+    service.start()
+    names: dict[str, set[str]] = {"all": set(), "cars": set()}
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        for received in subscriber:
+            names[received.source].update(received.instances.names)
+    service.wait()
+    assert "person" in names["all"]
+    assert names["cars"] == {"car"}
+
+
+def test_a_wrong_class_in_a_source_s_thresholds_is_said_before_anything_starts(
+    model: Segmenter,
+) -> None:
+    wrong = SourceConfig(url=str(CLIP), name="a", thresholds=Thresholds(classes=("persn",)))
+    with pytest.raises(UsageError, match="person"):
+        Service(config(wrong), model)
+
+
+def test_a_failed_service_tells_its_subscribers_that_there_should_have_been_more(
+    model: Segmenter,
+) -> None:
+    service = Service(config(pattern("a", 5000)), model)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        next(iter(subscriber))
+        service.abort()
+        for _ in subscriber:
+            pass
+        with pytest.raises(StreamsegError, match="the service failed"):
+            check_service(subscriber)
+    service.wait()
+
+
+def test_the_model_has_run_before_the_service_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+    predict = Segmenter.predict
+
+    def noted(self: Segmenter, images: list[np.ndarray]) -> object:
+        sizes.extend(image.shape for image in images)
+        return predict(self, images)
+
+    monkeypatch.setattr(Segmenter, "predict", noted)
+    service = Service(config(pattern("a"), model=ModelConfig(input_size=128)))
+    service.close()
+    assert sizes == [(720, 1280, 3)]
+
+
+def test_a_source_that_breaks_leaves_the_others_and_is_reported(model: Segmenter) -> None:
+    broken = SourceConfig(url=str(MEDIA / "truncated_moov_front.mp4"), name="broken")
+    service = Service(config(broken, pattern("good", 40)), model)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        frames = [r.source for r in subscriber]
+        assert subscriber.statuses["broken"].state == "failed"
+        assert "incomplete" in subscriber.statuses["broken"].reason
+    summary = service.wait()
+    assert frames.count("broken") == 25
+    assert frames.count("good") == 40
+    assert len(service.problems) == 1
+    assert "incomplete" in service.problems[0]
+    assert all(s.account.balanced for s in summary.sources)
+
+
+def test_a_model_that_raises_ends_the_run_and_loses_count_of_nothing() -> None:
+    class Broken(type(load_model("nanomask", input_size=128))):  # type: ignore[misc]
+        calls = 0
+
+        def postprocess(self, detections: object) -> list[Prediction]:
+            self.calls += 1
+            if self.calls == 3:
+                raise ZeroDivisionError("the model broke")
+            return super().postprocess(detections)
+
+    broken = load_model("nanomask", input_size=128)
+    broken.__class__ = Broken
+    service = Service(config(pattern("a", 200), subscribers=0), broken)
+    service.start()
+    with pytest.raises(StageError, match="worker: the model broke"):
+        service.wait()
+    account = account_of(service.summary(), "a")
+    assert account.balanced
+    assert account.in_flight == 0
+    assert account.dropped["stopped"] > 0
+
+
+@pytest.mark.parametrize("end", ["stop", "abort"])
+def test_an_interrupted_run_is_accounted_for(model: Segmenter, end: str) -> None:
+    service = Service(config(pattern("a", 5000), pattern("b", 5000)), model)
+    service.start()
+    with connect(service.endpoints["masks"], timeout=30) as subscriber:
+        received = [next(iter(subscriber)) for _ in range(20)]
+        getattr(service, end)()
+        received += list(subscriber)
+    summary = service.wait()
+    published = sum(s.account.published for s in summary.sources)
+    assert all(s.account.balanced and s.account.in_flight == 0 for s in summary.sources)
+    assert len(received) <= published < 10_000
+    if end == "stop":
+        assert len(received) == published
+        assert all(s.account.dropped == {} for s in summary.sources)
+
+
+def test_stopping_while_waiting_for_subscribers_ends_at_once(model: Segmenter) -> None:
+    service = Service(config(pattern("a"), subscribers=3), model)
+    service.start()
+    time.sleep(0.2)
+    service.stop()
+    begun = time.monotonic()
+    summary = service.wait()
+    assert time.monotonic() - begun < 5
+    assert summary.frames == 0
+
+
+def test_a_service_that_is_stopped_before_its_start_ends(model: Segmenter) -> None:
+    service = Service(config(pattern("a"), pattern("b"), subscribers=0), model)
+    service.stop()
+    service.start()
+    begun = time.monotonic()
+    service.wait()
+    assert time.monotonic() - begun < 5
+
+
+def test_what_is_wrong_at_the_start_starts_nothing(model: Segmenter, tmp_path: Path) -> None:
+    before = threading.active_count()
+    with pytest.raises(SourceError, match="gone"):
+        Service(config(SourceConfig(url=str(tmp_path / "gone.mp4"), name="x")), model)
+    taken = Service(config(pattern("a")), model)
+    address = taken.endpoints["masks"]
+    with pytest.raises(BindError, match=r"127\.0\.0\.1"):
+        Service(Config(sources=(pattern("a"),), publish=PublishConfig(bind=address)), model)
+    taken.close()
+    assert threading.active_count() == before

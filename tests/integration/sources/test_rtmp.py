@@ -1,0 +1,145 @@
+"""RTMP through a real server: nginx with its RTMP module, where that is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from support.live_sources import watching
+from support.ports import free_port
+
+from streamseg.sources.live import LONGEST_DELAY
+
+MODULE = Path("/usr/lib/nginx/modules/ngx_rtmp_module.so")
+FPS = 10
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(60),
+    pytest.mark.skipif(
+        not MODULE.exists() or shutil.which("nginx") is None,
+        reason="needs nginx with its RTMP module (Debian: nginx-light, libnginx-mod-rtmp)",
+    ),
+]
+
+
+class Publisher:
+    """A camera that sends to the server until told to end, or to say nothing."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._over = threading.Event()
+        self.silent = threading.Event()
+        self._thread = threading.Thread(target=self._publish)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _publish(self) -> None:
+        with (
+            contextlib.suppress(av.error.FFmpegError),
+            av.open(self._url, "w", format="flv") as container,
+        ):
+            stream = container.add_stream("libx264", rate=FPS)
+            stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+            stream.options = {"preset": "ultrafast", "tune": "zerolatency"}
+            stream.codec_context.gop_size = FPS
+            for index in itertools.count():
+                if self._over.wait(1 / FPS):
+                    return
+                if self.silent.is_set():
+                    continue
+                image = np.full((120, 160, 3), index % 250, np.uint8)
+                picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+                picture.pts = index
+                container.mux(stream.encode(picture))
+
+
+class RtmpServer:
+    """nginx, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = free_port()
+        self.url = f"rtmp://127.0.0.1:{self.port}/live/cam"
+        (folder / "nginx.conf").write_text(
+            f"load_module {MODULE};\ndaemon off;\nmaster_process off;\n"
+            f"pid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
+            f"rtmp {{ server {{ listen 127.0.0.1:{self.port}; "
+            "application live { live on; } } }\n"
+        )
+        self.start()
+
+    def start(self) -> None:
+        command = ["nginx", "-p", str(self._folder), "-c", str(self._folder / "nginx.conf")]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            time.sleep(0.05)
+        raise TimeoutError((self._folder / "error.log").read_text())
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RtmpServer]:
+    made = RtmpServer(tmp_path)
+    yield made
+    made.kill()
+
+
+@contextlib.contextmanager
+def publishing(url: str) -> Iterator[Publisher]:
+    publisher = Publisher(url)
+    try:
+        yield publisher
+    finally:
+        publisher.close()
+
+
+def test_a_stream_is_read_and_its_killed_server_found_again(server: RtmpServer) -> None:
+    seen = watching(server.url)
+    try:
+        with publishing(server.url):
+            seen.until(lambda: seen.frames_of(0) >= 5)
+            server.kill()
+            seen.until(lambda: seen.states()[-1] != "live" and len(seen.said) > 1)
+        server.start()
+        with publishing(server.url):
+            assert seen.until(lambda: seen.frames_of(1) >= 1) < 5 + LONGEST_DELAY
+    finally:
+        seen.close()
+    assert seen.came[0][1].size == (120, 160)
+
+
+def test_a_publisher_that_falls_silent_is_a_stall_and_one_that_ends_is_waited_for(
+    server: RtmpServer,
+) -> None:
+    seen = watching(server.url)
+    try:
+        with publishing(server.url) as publisher:
+            seen.until(lambda: seen.frames_of(0) >= 5)
+            publisher.silent.set()
+            seen.until(lambda: "stalled" in seen.states())
+            stalled = next(at for at, state, _ in seen.said if state == "stalled")
+            assert stalled - seen.came[-1][0] < 2.5
+        with publishing(server.url):
+            assert seen.until(lambda: seen.frames_of(1) >= 1) < 5 + LONGEST_DELAY
+    finally:
+        seen.close()

@@ -1,0 +1,162 @@
+"""MQTT brokers for tests: a real Mosquitto, killed and brought back, and a client that listens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion
+from support.cameras import needs
+from support.ports import free_port
+
+SERVER = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+
+
+def until(true: Callable[[], object], within: float = 10, say: Callable[[], object] = str) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + within
+    while not true():
+        assert time.monotonic() < deadline, say()
+        time.sleep(0.01)
+
+
+class Mosquitto:
+    """A broker on a port of its own, that forgets everything when it is killed."""
+
+    def __init__(
+        self, folder: Path, *, logins: dict[str, str] | None = None, tls: tuple[Path, Path] | None
+    ) -> None:
+        self.port = free_port()
+        self.root = f"mqtt{'s' if tls else ''}://localhost:{self.port}"
+        self._config = folder / f"mosquitto-{self.port}.conf"
+        lines = [f"listener {self.port} 127.0.0.1", "persistence false", "user root"]
+        lines += ["max_queued_messages 10000"]
+        if logins is None:
+            lines.append("allow_anonymous true")
+        else:
+            passwords = folder / f"passwords-{self.port}"
+            passwords.touch(0o600)
+            for login in logins.items():
+                subprocess.run(["mosquitto_passwd", "-b", str(passwords), *login], check=True)
+            lines += ["allow_anonymous false", f"password_file {passwords}"]
+        if tls is not None:
+            certificate, key = tls
+            lines += [f"certfile {certificate}", f"keyfile {key}"]
+        self._config.write_text("\n".join(lines) + "\n")
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [str(SERVER), "-c", str(self._config)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until(self._answers)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, "mosquitto doesn't start"
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def mosquitto(
+    folder: Path,
+    *,
+    logins: dict[str, str] | None = None,
+    tls: tuple[Path, Path] | None = None,
+) -> Iterator[Mosquitto]:
+    needs(SERVER is not None, "mosquitto")
+    broker = Mosquitto(folder, logins=logins, tls=tls)
+    try:
+        yield broker
+    finally:
+        broker.kill()
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message as it came."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+    def json(self) -> Any:
+        return json.loads(self.payload)
+
+
+class Listener:
+    """Subscribes to everything on a broker; ``latest`` is what each topic said last."""
+
+    def __init__(self, broker: Mosquitto, login: tuple[str, str] | None = None) -> None:
+        self.heard: list[Heard] = []
+        self.latest: dict[str, bytes] = {}
+        subscribed = threading.Event()
+        self._client = Client(CallbackAPIVersion.VERSION2)
+        if login is not None:
+            self._client.username_pw_set(*login)
+        self._client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
+        self._client.on_subscribe = lambda *_: subscribed.set()
+        self._client.on_message = self._on_message
+        self._client.connect("127.0.0.1", broker.port)
+        self._client.loop_start()
+        assert subscribed.wait(10)
+
+    def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        heard = Heard(message.topic, bytes(message.payload), message.retain)
+        self.heard.append(heard)
+        self.latest[heard.topic] = heard.payload
+
+    def until(self, topic: str, payload: bytes, within: float = 10) -> None:
+        until(
+            lambda: self.latest.get(topic) == payload,
+            within,
+            lambda: f"{topic} is {self.latest.get(topic)!r}, not {payload!r}: {self.latest}",
+        )
+
+    def until_state(self, topic: str, state: str, within: float = 10) -> None:
+        until(
+            lambda: json.loads(self.latest.get(topic, b"{}")).get("state") == state,
+            within,
+            lambda: f"{topic} is {self.latest.get(topic)!r}, not {state}",
+        )
+
+    def events(self, source: str, prefix: str = "streamseg") -> list[Any]:
+        return [h.json() for h in list(self.heard) if h.topic == f"{prefix}/{source}/event"]
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@contextlib.contextmanager
+def listening(broker: Mosquitto, login: tuple[str, str] | None = None) -> Iterator[Listener]:
+    listener = Listener(broker, login)
+    try:
+        yield listener
+    finally:
+        listener.close()

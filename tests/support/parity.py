@@ -1,0 +1,124 @@
+"""What the authors' own code gives for one picture, and weights that follow from their names.
+
+``fixtures/fill.py`` makes the weights and the picture; a fixture's JSON and NPZ have the tensors on
+the way and the detections. ``float_noise`` there is how far the authors' code is from itself when
+another library does its convolutions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from support.paths import TESTS
+
+from streamseg.models.categories import COCO
+from streamseg.structures.masks import Masks
+from streamseg.structures.results import Instances
+
+FOLDER = TESTS / "fixtures"
+NOISE = 20
+"""Times ``float_noise``: what may lie between two implementations."""
+PIXELS = 40
+"""Of a mask, that may lie so close to the threshold that noise decides."""
+
+
+def _fill():
+    spec = importlib.util.spec_from_file_location("fill", FOLDER / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fill = _fill()
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """One model's fixture."""
+
+    path: Path
+
+    @property
+    def rows(self) -> list[tuple[str, list[int], str]]:
+        """Name, shape and dtype of each tensor of the published file."""
+        return json.loads(self.path.with_suffix(".keys.json").read_text())
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return json.loads(self.path.with_suffix(".json").read_text())
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        with np.load(self.path.with_suffix(".npz")) as file:
+            return dict(file)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The published file's tensors, filled by the rule."""
+        shapes = [(name, shape) for name, shape, _ in self.rows]
+        filled = fill.fill_state(shapes, self.meta["fill_overrides"])
+        return {name: torch.from_numpy(np.array(value)) for name, value in filled.items()}
+
+    def empty(self, device: str = "meta") -> dict[str, torch.Tensor]:
+        """The published file's tensors, whatever is in them."""
+        return {
+            name: torch.empty(shape, dtype=getattr(torch, kind), device=device)
+            for name, shape, kind in self.rows
+        }
+
+
+def fixture(family: str, model: str) -> Fixture:
+    return Fixture(FOLDER / family / model)
+
+
+def picture() -> np.ndarray:
+    """The picture that all fixtures are of, uint8 (333, 437, 3) RGB."""
+    return np.ascontiguousarray(fill.synthetic_image(333, 437, 1)[:, :, ::-1])
+
+
+def assert_same_tensor(name: str, found: torch.Tensor, published: Fixture, noise: float) -> None:
+    """The samples of a tensor on the way; ``noise`` is in parts of its standard deviation."""
+    expected, samples = published.meta["intermediates"][name], published.arrays[f"inter/{name}"]
+    about, own = fill.summary(found.detach().float().cpu().numpy(), len(samples))
+    assert about["shape"] == expected["shape"], name
+    np.testing.assert_allclose(own, samples, atol=noise * expected["std"], rtol=0, err_msg=name)
+
+
+def assert_same_instances(found: Instances, published: Fixture) -> None:
+    """Classes, order, scores and areas of all, and the pixels of the first 25.
+
+    Two whose scores differ by noise alone may have changed places.
+    """
+    final = {key[6:]: value for key, value in published.arrays.items() if key.startswith("final/")}
+    noise = NOISE * published.meta["float_noise"]["score_maxdiff"]
+    assert len(found) == len(final["score"])
+    np.testing.assert_allclose(found.scores, final["score"], atol=noise, rtol=0)
+    ids = list(COCO)
+    classes, areas = np.array([ids.index(n) for n in found.labels]), found.masks.areas
+    row_of = _matched(classes, areas, found.scores, final, noise)
+    np.testing.assert_array_equal(classes[row_of], final["class"])
+    np.testing.assert_allclose(areas[row_of], final["mask_area"], atol=PIXELS, rtol=0)
+    counts = published.meta["rle_counts"]
+    for row, text in zip(row_of[: len(counts)], counts, strict=True):
+        expected = Masks.from_rle([text], tuple(published.meta["rle_size"]))[0].to_array()
+        assert np.count_nonzero(expected != found.masks[int(row)].to_array()) <= PIXELS
+
+
+def _matched(classes, areas, scores, final, noise):
+    """The row that stands for each of the fixture's; the same one unless scores tie."""
+    rows = list(range(len(scores)))
+    for at in range(len(rows)):
+        for other in range(at, len(rows)):
+            row = rows[other]
+            if abs(scores[row] - final["score"][at]) > noise:
+                break
+            alike = classes[row] == final["class"][at]
+            if alike and abs(areas[row] - final["mask_area"][at]) <= PIXELS:
+                rows.insert(at, rows.pop(other))
+                break
+    return np.array(rows)

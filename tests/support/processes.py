@@ -1,0 +1,28 @@
+"""Limits and measurements of processes."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PEAK = """
+def peak():
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
+"""
+"""Source of ``peak()``: the peak memory of the process that calls it, in KiB.
+
+``getrusage`` does not serve: a new process starts with the peak of the process that started it.
+"""
+
+
+@contextmanager
+def files_no_larger_than(limit: int) -> Iterator[None]:
+    """Limit the size of files, in bytes: the closest to a full disk that needs no privileges."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,0 +1,197 @@
+"""What the tests of publisher and client share: results to publish, a publisher that runs, and
+peers that speak just enough ZMTP to misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image as Pillow
+
+from streamseg.config import PublishConfig
+from streamseg.pipeline.metrics import Metrics
+from streamseg.pipeline.rendering import EncodedImages
+from streamseg.sinks.zmq.publisher import RESULTS_WAITING, Publisher
+from streamseg.structures.masks import Masks
+from streamseg.structures.results import Frame, Image, Instances, Result, Segment
+
+SIZE = (40, 60)
+GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+CATEGORIES = {1: "person", 3: "car"}
+
+
+def ready(kind: bytes) -> bytes:
+    """The READY command of a peer's socket of that kind (ZMTP 3.0, NULL mechanism)."""
+    body = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
+    return b"\x04" + bytes([len(body)]) + body
+
+
+def instances(count: int = 2, size: tuple[int, int] = SIZE) -> Instances:
+    """Ellipses in a row, the same every time."""
+    crops, origins, boxes = [], [], []
+    for row in range(count):
+        height, width = 8 + row % 5, 6 + row % 7
+        y, x = np.ogrid[:height, :width]
+        inside = (2 * y + 1 - height) ** 2 / height**2 + (2 * x + 1 - width) ** 2 / width**2 <= 1
+        crops.append(inside)
+        origins.append((3 * row % (size[1] - width), 5 * row % (size[0] - height)))
+        x1, y1 = origins[-1]
+        boxes.append((x1 + 0.1, y1 + 0.2, x1 + width - 0.3, y1 + height - 0.7))
+    return Instances(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.linspace(0.9, 0.3, count, dtype=np.float32),
+        np.array([1 if row % 2 == 0 else 3 for row in range(count)], np.int64),
+        Masks.from_crops(crops, origins, size),
+        CATEGORIES,
+        np.arange(count) + 1,
+    )
+
+
+def result(
+    index: int = 0, source: str = "gate", *, found: Instances | None = None, epoch: int = 0
+) -> Result:
+    found = instances() if found is None else found
+    now = time.time(), time.monotonic()
+    frame = Frame(source, index, epoch, index / 25, *now, _black(found.size))
+    return Result(frame, found, "nanomask", {"forward": 12.5})
+
+
+@functools.cache
+def _black(size: tuple[int, int]) -> Image:
+    """One picture for all frames of a size: a fresh one each would take most of a test's time."""
+    return np.zeros((*size, 3), np.uint8)
+
+
+def panoptic_result() -> Result:
+    found = instances()
+    plain = result(found=found)
+    segments = tuple(
+        Segment(row + 1, int(found.labels[row]), found.names[row], row == 0, found.masks[row])
+        for row in range(len(found))
+    )
+    return Result(plain.frame, found, "panoptic_fpn_r50", {"forward": 12.5}, segments)
+
+
+def jpeg(size: tuple[int, int] = SIZE, colour: tuple[int, int, int] = (255, 0, 0)) -> bytes:
+    out = io.BytesIO()
+    Pillow.new("RGB", (size[1], size[0]), colour).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+class Service:
+    """A publisher with its network thread, fed by hand."""
+
+    def __init__(self, bind: str = "tcp://127.0.0.1:*", **options: object) -> None:
+        self.metrics = Metrics()
+        self.publisher = Publisher(PublishConfig(bind=bind, **options), self.metrics)
+        self.publisher.results.add_writer()
+        self.publisher.pictures.add_writer()
+        self.done: list[Result] = []
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+
+    def _drain(self) -> None:
+        for item in self.publisher.drain():
+            self.done.append(item)
+
+    @property
+    def masks_at(self) -> str:
+        return self.publisher.endpoints["masks"]
+
+    @property
+    def frames_at(self) -> str:
+        return self.publisher.endpoints["frames"]
+
+    def start(self) -> Service:
+        self._thread.start()
+        return self
+
+    def wait_joined(self, count: int = 1, within: float = 10) -> None:
+        never = threading.Event()
+        timer = threading.Timer(within, never.set)
+        timer.start()
+        try:
+            assert self.publisher.wait_joined(count, never.is_set), (
+                f"no {count} subscribers in time"
+            )
+        finally:
+            timer.cancel()
+
+    def put(self, *items: Result, every: float = 0.0) -> None:
+        for item in items:
+            self.metrics.account(item.source).decode()
+            self.publisher.results.put(item)
+            time.sleep(every)
+
+    def put_and_wait(self, *items: Result) -> None:
+        """Put them and wait until they are out, so that none is late."""
+        for start in range(0, len(items), RESULTS_WAITING):
+            some = items[start : start + RESULTS_WAITING]
+            due = len(self.done) + len(some)
+            self.put(*some)
+            eventually(lambda due=due: len(self.done) >= due)
+
+    def show(self, item: Result, annotated: bytes | None, plain: bytes | None = None) -> None:
+        self.publisher.pictures.put(EncodedImages(item, annotated, plain))
+
+    def finish(self) -> None:
+        """There is no more to publish; the end of the sources says so."""
+        self.publisher.results.close()
+        self.publisher.pictures.close()
+
+    def end(self) -> None:
+        """Finish, and wait until the network thread has."""
+        self.finish()
+        self.join()
+
+    def kill(self) -> None:
+        """Without a last word, as if the process were gone."""
+        self.publisher._say_ended = lambda: None  # type: ignore[method-assign]
+        self.end()
+
+    def join(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the network thread hangs"
+
+
+@contextlib.contextmanager
+def service(**options: object) -> Iterator[Service]:
+    running = Service(**options).start()
+    try:
+        yield running
+    finally:
+        running.publisher.results.abort()
+        running.publisher.pictures.abort()
+        running.join()
+
+
+def eventually(true: object, within: float = 20) -> None:
+    """Wait until ``true()`` is."""
+    until = time.monotonic() + within
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < until, f"not true in {within} s"
+        time.sleep(0.005)
+
+
+def raw_peer(endpoint: str, *, handshake: bytes = b"") -> socket.socket:
+    """A TCP connection to an endpoint, with as much of a handshake as given."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    peer = socket.create_connection((host, int(port)), timeout=5)
+    if handshake:
+        peer.sendall(handshake)
+        answer = b""
+        while len(answer) < len(GREETING) and (some := peer.recv(len(GREETING) - len(answer))):
+            answer += some
+    return peer
+
+
+def rss() -> int:
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm") as statm:  # noqa: PTH123
+        return int(statm.read().split()[1]) * 4096

@@ -1,0 +1,118 @@
+"""A subscriber that keeps everything: when each result and each change of state came."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zmq
+
+from streamseg.protocol.messages import MasksMessage, StatusMessage, decode, parse_topic
+
+
+@dataclass(frozen=True)
+class Came:
+    """A result; ``at`` is monotonic seconds."""
+
+    at: float
+    epoch: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A state, when it was entered; ``at`` is monotonic seconds."""
+
+    at: float
+    state: str
+    reason: str
+    epoch: int
+
+
+class Observer:
+    """Reads ``address`` in a thread of its own.
+
+    Attributes:
+        came: results, by source.
+        said: states, by source; one that stays is there once.
+        latest: the latest status, by source.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.came: dict[str, list[Came]] = {}
+        self.said: dict[str, list[Said]] = {}
+        self.latest: dict[str, StatusMessage] = {}
+        self._over = threading.Event()
+        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        self._socket.rcvhwm = 0
+        self._socket.subscribe(b"masks/")
+        self._socket.subscribe(b"status/")
+        self._socket.connect(address)
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._socket.close(linger=0)
+
+    def until(self, true: Callable[[], object], within: float, what: str) -> float:
+        """Wait for something; the seconds that it took.
+
+        Raises:
+            TimeoutError: it wasn't so in time.
+        """
+        began = time.monotonic()
+        while not true():
+            if time.monotonic() - began > within:
+                latest = {name: said[-3:] for name, said in self.said.items()}
+                raise TimeoutError(f"not within {within:g} s: {what}; {latest}")
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+    def is_live(self, name: str) -> bool:
+        return bool(self.said.get(name)) and self.said[name][-1].state == "live"
+
+    def epochs(self, name: str) -> list[int]:
+        """The epochs of a source's results, in order."""
+        return list(dict.fromkeys(came.epoch for came in self.came.get(name, [])))
+
+    def first_of(self, name: str, epoch: int) -> Came | None:
+        """The first result of that epoch or a later one."""
+        return next((c for c in self.came.get(name, []) if c.epoch >= epoch), None)
+
+    def said_between(self, name: str, begin: float, end: float) -> list[Said]:
+        return [said for said in self.said.get(name, []) if begin <= said.at < end]
+
+    def per_second(self, name: str, begin: float, seconds: int) -> list[int]:
+        """How many results came in each second."""
+        counts = Counter(int((came.at - begin) // 1) for came in self.came.get(name, []))
+        return [counts[second] for second in range(seconds)]
+
+    def _read(self) -> None:
+        while not self._over.is_set():
+            if not self._socket.poll(100):
+                continue
+            topic, body = self._socket.recv_multipart()
+            kind, source = parse_topic(topic)
+            if kind == "masks":
+                message = decode(body, MasksMessage)
+                came = Came(time.monotonic(), message.epoch, message.size)
+                self.came.setdefault(source, []).append(came)
+            else:
+                self._note(source, decode(body, StatusMessage))
+
+    def _note(self, source: str, status: StatusMessage) -> None:
+        self.latest[source] = status
+        said = self.said.setdefault(source, [])
+        if not said or (said[-1].state, said[-1].reason) != (status.state, status.reason):
+            said.append(Said(time.monotonic(), status.state, status.reason, status.epoch))
+
+
+def balanced(status: StatusMessage) -> bool:
+    """Whether every decoded frame is accounted for."""
+    settled = status.published + sum(status.dropped.values()) + sum(status.failed.values())
+    return status.decoded == settled + status.in_flight

@@ -1,0 +1,126 @@
+"""Which file a name in a dataset means: the only one that can be meant, or none."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from support.annotations import coco, problems_of, write_coco, write_json, write_picture
+
+from streamseg.config.training import CocoData
+from streamseg.datasets import load_picture, open_dataset
+from streamseg.datasets.filenames import FileFinder
+from streamseg.datasets.findings import Fault
+from streamseg.errors import DataError
+
+COMPOSED = unicodedata.normalize("NFC", "café Ä.jpg")
+DECOMPOSED = unicodedata.normalize("NFD", "café Ä.jpg")
+
+
+def find(folder: Path, name: str, *there: str) -> str | Fault:
+    """What a name means where some files are; relative to the folder."""
+    for each in there:
+        path = folder / "root" / "images" / each
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    root = folder / "root"
+    found = FileFinder(root / "images", root).find([name])[name]
+    return found if isinstance(found, Fault) else str(found.relative_to(root / "images"))
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "expected"),
+    [
+        ("1.jpg", ["1.jpg", "a/1.jpg"], "1.jpg"),
+        ("a\\1.jpg", ["1.jpg", "a/1.jpg"], "a/1.jpg"),
+        ("a\\1.jpg", ["a\\1.jpg", "a/1.jpg"], "a\\1.jpg"),
+        (".\\a\\b\\1.jpg", ["a/b/1.jpg"], "a/b/1.jpg"),
+        ("./a/./1.jpg", ["a/1.jpg"], "a/./1.jpg"),
+        (COMPOSED, [DECOMPOSED], DECOMPOSED),
+        (DECOMPOSED, [COMPOSED], COMPOSED),
+        (DECOMPOSED, [COMPOSED, DECOMPOSED], DECOMPOSED),
+        ("A/IMG_1.JPG", ["a/img_1.jpg"], "a/img_1.jpg"),
+        ("IMG_1.JPG", ["img_1.JPG", "IMG_1.jpg", "a/IMG_1.JPG"], "a/IMG_1.JPG"),
+        ("C:\\Users\\bob\\data\\1.jpg", ["1.jpg"], "1.jpg"),
+        ("/home/bob/set/train/1.jpg", ["train/1.jpg", "val/1.jpg"], "train/1.jpg"),
+        ("/home/bob/images/1.jpg", ["deep/down/1.jpg"], "deep/down/1.jpg"),
+        ("my%20picture%231.jpg", ["my picture#1.jpg"], "my picture#1.jpg"),
+        ("100%.jpg", ["100%.jpg"], "100%.jpg"),
+        ("https://host/bucket/1.jpg?X-Sign=a%2Fb", ["bucket/1.jpg"], "bucket/1.jpg"),
+        ("/data/local-files/?d=set/1.jpg", ["set/1.jpg"], "set/1.jpg"),
+        ("images/1.jpg", ["1.jpg"], "1.jpg"),
+        ("1.jpg", ["a/1.jpg"], "a/1.jpg"),
+        ("../../elsewhere/1.jpg", ["1.jpg"], "1.jpg"),
+    ],
+)
+def test_the_file_that_is_meant(tmp_path: Path, name: str, there: list[str], expected: str):
+    found = find(tmp_path, name, *there)
+    assert not isinstance(found, Fault), found
+    assert Path(found) == Path(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "reason"),
+    [
+        ("1.jpg", ["a/1.jpg", "b/1.jpg"], "file name fits several files"),
+        ("c/1.jpg", ["a/1.jpg", "b/1.jpg"], "file name fits several files"),
+        ("Img.jpg", ["img.jpg", "IMG.jpg"], "file name fits several files"),
+        ("2.jpg", ["1.jpg", "2.png"], "file is missing"),
+        ("../../secret.jpg", ["1.jpg"], "file outside of the dataset's folder"),
+        ("/etc/passwd", ["1.jpg"], "file outside of the dataset's folder"),
+    ],
+)
+def test_a_file_that_nobody_can_tell(tmp_path: Path, name: str, there: list[str], reason: str):
+    (tmp_path / "secret.jpg").touch()
+    found = find(tmp_path, name, *there)
+    assert isinstance(found, Fault)
+    assert found.reason == reason
+
+
+def test_names_may_reach_into_the_root_and_no_further(tmp_path: Path):
+    other = tmp_path / "root" / "other"
+    other.mkdir(parents=True)
+    (other / "1.jpg").touch()
+    (tmp_path / "root" / "images").mkdir()
+    finder = FileFinder(tmp_path / "root" / "images", tmp_path / "root")
+    assert finder.find(["../other/1.jpg"])["../other/1.jpg"] == (
+        tmp_path / "root" / "images" / "../other/1.jpg"
+    )
+    narrow = FileFinder(tmp_path / "root" / "images", tmp_path / "root" / "images")
+    assert isinstance(narrow.find(["../other/1.jpg"])["../other/1.jpg"], Fault)
+
+
+def test_a_file_is_never_two_images_by_guessing(tmp_path: Path):
+    (tmp_path / "1.jpg").touch()
+    (tmp_path / "2.jpg").touch()
+    found = FileFinder(tmp_path, tmp_path).find(["train\\1.jpg", "val\\1.jpg", "2.jpg", "x/2.jpg"])
+    assert found["2.jpg"] == tmp_path / "2.jpg"
+    assert found["x/2.jpg"].reason == "file is missing"  # named by another entry as it is
+    assert found["val\\1.jpg"].reason == found["train\\1.jpg"].reason
+    assert found["val\\1.jpg"].reason == "several file names fit one file"
+
+
+def test_a_dataset_with_names_of_another_system(tmp_path: Path):
+    content = coco()
+    config = write_coco(tmp_path, content)
+    (tmp_path / "images" / "a.png").rename(tmp_path / "images" / DECOMPOSED)
+    write_picture(tmp_path / "images" / "sub" / "b.jpg")
+    (tmp_path / "images" / "b.jpg").unlink()
+    content["images"][0]["file_name"] = f"D:\\set\\{COMPOSED}"
+    content["images"][1]["file_name"] = "SUB\\b.JPG"
+    write_json(tmp_path / "set.json", content)
+    dataset = open_dataset(config, tmp_path)
+    assert [load_picture(image).shape for image in dataset.images] == [(16, 20, 3)] * 3
+    assert problems_of(config, tmp_path) == []
+
+
+def test_a_folder_without_any_of_the_images_is_refused_in_one_line(tmp_path: Path):
+    config = write_coco(tmp_path)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError) as refused:
+        open_dataset(CocoData(images="other", annotations=config.annotations), tmp_path, "skip")
+    assert str(refused.value) == (
+        f"set: none of its 3 images is in {tmp_path}/other, the first is 'a.png': set images and "
+        "data.root so that it is there"
+    )

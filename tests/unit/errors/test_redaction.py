@@ -1,0 +1,254 @@
+"""No password and no token is in anything that is printed, whatever the mistake beside it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from support.commands import Run
+
+from streamseg.cli import logs
+from streamseg.cli.app import build_config
+from streamseg.config import SourceConfig, load, override, source_names, training, validate
+from streamseg.errors import ConfigError, StreamsegError
+from streamseg.errors.redaction import redact, redact_address
+from streamseg.service.http_client import Controlled
+from streamseg.sources import open_source
+
+SECRET = "not-to-be-seen"
+LOGINS = (
+    "rtsp://admin:{}@10.0.0.7/live",
+    "rtsp://admin:{}@10.0.0.7:554/live?channel=1",
+    "rtsp://admin:80/{}@h/x",
+    "rtsp://:{}@10.0.0.7",
+    "RTSPS://admin:{}@h",
+    "rtsp:/admin:{}@h/x",
+    "rtsp:///admin:{}@h/x",
+    "rtsp://ad/min:{}@h/x",
+    "rtsp://admin%3A{}@h/x",
+    "rtsp//admin:{}@h/x",
+    "rtsp;//admin:{}@h/x",
+    "http://admin:{}@h:abc/x",
+    "http://h:99999/x?y=http://a:{}@b",
+    "udp://admin:{}@239.0.0.1:5000",
+    "mqtt://u:{}@h",
+    "ftp://u:{}@h/a.mp4",
+    "\u00a0rtsp://admin:{}@h/x",
+    "admin:{}@h/x",
+)
+PARAMETERS = (
+    "rtsp://h/x?p={}",
+    "rtsp://h/x?user=a&pw={}&channel=1",
+    "https://h/x?access_code={}",
+    "http://h/x.m3u8?session={}#t=1",
+    "http://h/x?{}",
+    "rtsp://h/x?password%3D{}",
+    "rtsp://h/x#{}",
+)
+MISTAKES = (
+    "sources:\n  - url: {}\n",
+    "sources:\n  - url: {}: x\n",
+    'sources:\n  - url: "{}\n    name: gate\n',
+    "sources:\n  - url: '{}'\n    transport: 3\n",
+    "sources: [{{url: {}, user: admin}}\n",
+    "sources:\n  - {}\n",
+    "sources:\n  - {}: 1\n",
+    "sources:\n  - {{url: x, name: '{}'}}\n",
+    "sources:\n  - {{url: x, transport: '{}'}}\n",
+    "sources:\n  - {{url: x, stall_after: '{}'}}\n",
+    "sources:\n  - {{url: x, input: {{'{}': '1'}}}}\n",
+    "sources:\n  - {{url: x, user: a, password_env: {}}}\n",
+    "sources:\n  - {{url: x, user: a, password_file: {}}}\n",
+    "{}: 1\n",
+    "? {}\n",
+    "- {}\n",
+    "&{} sources: *{}\n",
+    "sources: !{} x\n",
+    "sources:\n\t- {}\n",
+    "model: '{}'\n",
+)
+secrets = st.text(
+    st.characters(min_codepoint=0x21, max_codepoint=0x17F, exclude_categories=("Cc", "Cf", "Zs")),
+    min_size=8,
+    max_size=16,
+)
+"""Without white space, which ends a URL in a text; there is another test of it."""
+as_given = st.sampled_from([str, lambda secret: quote(secret, safe="")])
+
+
+def forms(secret: str) -> tuple[str, ...]:
+    """How a secret may be written."""
+    return secret, quote(secret, safe=""), quote(secret), repr(secret)[1:-1]
+
+
+def printed(action: object, *arguments: object) -> str:
+    """What a user sees of a failure, before anything else is redacted."""
+    try:
+        action(*arguments)  # type: ignore[operator]
+    except (StreamsegError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+@settings(max_examples=150)
+@given(
+    secrets,
+    as_given,
+    st.sampled_from([*LOGINS, *PARAMETERS]),
+    st.sampled_from(["", "it's '", "x: "]),
+)
+def test_an_address_is_shown_without_its_secret(secret, given_as, place, before) -> None:
+    url = place.format(given_as(secret))
+    shown = [
+        redact_address(url),
+        redact(f"{before}{url}: no answer"),
+        redact(redact_address(url)),
+        source_names([("", url)])[0],
+        logs.TextFormatter().format(logging.makeLogRecord({"msg": "%s", "args": (url,)})),
+        logs.JsonFormatter().format(logging.makeLogRecord({"msg": "x", "url": url})),
+        printed(lambda: open_source(SourceConfig(url=url, stream=3))),
+    ]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", secret).strip("-.")
+    assume(not any(form in place for form in (*forms(secret), name)))
+    for text in shown:
+        assert not any(form in text for form in forms(secret)), text
+    assert len(name) < 6 or name not in shown[3]
+
+
+@settings(max_examples=50)
+@given(st.lists(secrets, min_size=2, max_size=3), st.sampled_from(LOGINS[:4]))
+def test_a_password_with_spaces_in_it_is_hidden_as_a_whole(words, place) -> None:
+    url = place.format(" ".join(words))
+    for text in (redact_address(url), redact(f"{url}: no answer")):
+        assert not any(word in text for word in words if word not in place), text
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    secrets,
+    as_given,
+    st.sampled_from([*LOGINS, *PARAMETERS, "A1!{}"]),
+    st.sampled_from(MISTAKES),
+)
+def test_a_mistake_in_a_file_is_told_without_the_secret(
+    tmp_path, secret, given_as, place, mistake
+) -> None:
+    value = place.format(given_as(secret))
+    content = mistake.replace("{}", value).replace("{{", "{").replace("}}", "}")
+    file = tmp_path / "c.yaml"
+    file.write_text(content, encoding="utf-8")
+    texts = [
+        printed(lambda: validate(load(file), str(file))),
+        printed(training.load_recipe, file, []),
+        printed(training.load_evaluation, file, []),
+    ]
+    for text in texts:
+        assert not any(form in text for form in forms(secret)), text
+        assert "\n" not in text
+
+
+@settings(max_examples=100)
+@given(
+    secrets,
+    as_given,
+    st.sampled_from([*LOGINS, *PARAMETERS, "A1!{}"]),
+    st.sampled_from(
+        ["sources.5.url=", "sources.0.url=[", "sources.0.url:", "", "sources.0.transport="]
+    ),
+)
+def test_a_mistake_in_an_override_is_told_without_the_secret(secret, given_as, place, key) -> None:
+    raw = {"sources": [{"url": "x"}]}
+    text = printed(override, raw, [key + place.format(given_as(secret))])
+    text += printed(validate, raw, "the command")
+    assert not any(form in text for form in forms(secret)), text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rtsp://admin:{}@10.0.0.7",
+        "rtsp://h:554/user=admin&password={}&channel=1.sdp",
+        "rtsp://h/user=admin_password={}_channel=1.sdp",
+        "http://h?token={}",
+    ],
+)
+def test_a_name_made_from_a_url_has_no_secret_in_it(url: str) -> None:
+    assert SECRET not in source_names([("", url.format(SECRET))])[0]
+
+
+def test_where_a_secret_comes_from_is_not_quoted(tmp_path: Path) -> None:
+    """It may be the secret itself, written in the wrong place."""
+    for wrong in ({"password_env": SECRET}, {"password_file": SECRET}):
+        config = SourceConfig(url="rtsp://h/x", user="me", **wrong)
+        text = printed(open_source, config)
+        assert text.startswith("rtsp://h/x: password: the ")
+        assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://u:{}@h:1", "http://h:{}", "h:{}@x", "http://h/?token={}", "http://[{}", "http://{} x"],
+)
+def test_the_address_of_a_control_endpoint_is_not_quoted(address: str) -> None:
+    text = printed(Controlled(address.format(SECRET)).sources)
+    assert "write http://HOST:PORT" in text
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("serve", "--source", "rtsp://a:{}@h:99999/x"),
+        ("serve", "rtsp://a:{}@h/x"),
+        ("serve", "--sorce=rtsp://a:{}@h/x"),
+        ("serve", "--source", "x", "more", "rtsp://a:{}@h/x"),
+        ("serve", "--wait-subscribers", "rtsp://a:{}@h/x"),
+        ("serve", "--bind", "tcp://a:{}@h"),
+        ("process", "rtsp://a:{}@h/x", "--out", "out"),
+        ("process", "admin:{}@h/x", "--out", "out", "--debug"),
+        ("watch", "tcp://a:{}@h:1"),
+        ("ctl", "list", "--at", "http://a:{}@h"),
+        ("rtsp://a:{}@h/x",),
+    ],
+)
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_wrong_call_is_told_without_the_secret(streamseg: Run, call, style) -> None:
+    arguments = [argument.format(SECRET) for argument in call]
+    ended = streamseg("--log", style, *arguments)
+    assert ended.returncode in (1, 2)
+    assert ended.stderr
+    assert SECRET not in ended.stdout + ended.stderr
+
+
+def test_a_traceback_has_no_secret_in_it(streamseg: Run, monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise TypeError(f"rtsp://admin:{SECRET}@h/x?token={SECRET}")
+
+    monkeypatch.setattr("streamseg.config.load", fails)
+    ended = streamseg("serve", "--source", "x")
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert "streamseg: unexpected TypeError: rtsp://admin:***@h/x?token=***" in ended.stderr
+    assert SECRET not in ended.stderr
+
+
+def test_options_beside_a_section_that_is_none_are_refused_as_the_section() -> None:
+    for wrong in ("model: nanomask", "sources: x"):
+        raw = Path("c.yaml")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("streamseg.config.load", lambda _, wrong=wrong: dict([wrong.split(": ")]))
+            with pytest.raises(ConfigError, match=f"{wrong.split(':')[0]}: Expected"):
+                build_config(raw, [], [{"url": "y"}], "nanomask", None)
+
+
+@pytest.mark.parametrize("piece", ["a", "a://", "a:/x?", "_", "@:", "a://b:", "?key", "%3A", "a@ "])
+def test_redacting_takes_time_in_proportion_to_the_text(piece: str) -> None:
+    began = time.process_time()
+    redact(piece * (64 * 1024 // len(piece)) + "@")
+    assert time.process_time() - began < 2

@@ -1,0 +1,375 @@
+"""Average precision: the backends beside each other, cases that can be computed by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from importlib.util import find_spec
+from typing import get_args
+
+import numpy as np
+import pytest
+from support.paths import SHARED
+
+from streamseg.errors import DataError, StreamsegError
+from streamseg.evaluation import (
+    CocoScores,
+    coco_classes,
+    coco_summary,
+    confusion,
+    evaluate_coco,
+    to_dict,
+)
+from streamseg.evaluation import coco_backends as backends
+from streamseg.structures.masks import Masks
+
+SIZE = (80, 120)
+NAMES = {3: "car", 1: "person", 7: "kite"}
+QUICK = [
+    b for b in get_args(backends.Backend) if b != "pycocotools" and find_spec(backends.MODULES[b])
+]
+TWELVE = [
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+]
+
+
+def rle(box, size=SIZE) -> dict:
+    x, y, width, height = box
+    return Masks.from_boxes([(x, y, x + width, y + height)], size).to_rle()[0]
+
+
+def annotation(number, category, box, image=1, **more) -> dict:
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": list(box),
+        "area": box[2] * box[3],
+        "iscrowd": 0,
+        "segmentation": rle(box),
+        **more,
+    }
+
+
+def result(category, box, score=0.9, image=1, **more) -> dict:
+    return {
+        "image_id": image,
+        "category_id": category,
+        "bbox": list(box),
+        "score": score,
+        "segmentation": rle(box),
+        **more,
+    }
+
+
+def coco(*annotations, images=(1, 2)) -> dict:
+    return {
+        "images": [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in images],
+        "annotations": list(annotations),
+        "categories": [{"id": key, "name": name} for key, name in NAMES.items()],
+    }
+
+
+def noisy(seed=0, images=12) -> tuple[dict, list[dict]]:
+    """Truth with crowds, polygons, boxes without masks; results with all kinds of mistakes."""
+    random = np.random.default_rng(seed)
+    annotations, results = [], []
+    for image in range(1, images + 1):
+        for _ in range(random.integers(0, 7)):
+            x, y = random.integers(0, 80), random.integers(0, 50)
+            width, height = random.integers(3, 40), random.integers(3, 30)
+            box = tuple(float(n) for n in (x, y, width, height))
+            category = int(random.choice([1, 3]))
+            more = [
+                {},
+                {"iscrowd": 1},
+                {"segmentation": []},
+                {"segmentation": [[x, y, x + width, y, x + width, y + height, x, y + height]]},
+            ][random.choice(4, p=[0.7, 0.1, 0.1, 0.1])]
+            annotations.append(annotation(len(annotations), category, box, image, **more))
+            for _ in range(random.integers(0, 3)):
+                shift = random.normal(0, 2, 4)
+                moved = np.array(box) + shift
+                moved[2:] = np.maximum(moved[2:], 1)
+                moved[:2] = np.maximum(moved[:2], 0)
+                other = int(random.choice([category, 1, 3, 7], p=[0.7, 0.1, 0.1, 0.1]))
+                score = round(float(random.random()), 1)  # with ties
+                results.append(result(other, tuple(moved.tolist()), score, image))
+    return coco(*annotations, images=range(1, images + 1)), results
+
+
+@pytest.fixture(scope="module")
+def street() -> tuple[dict, list[dict]]:
+    """Real annotations of COCO, and results that are near them."""
+    file = SHARED / "data" / "coco80" / "val.json"
+    if not file.is_file():
+        pytest.skip(f"{file} isn't there (not ours to ship)")
+    truth = json.loads(file.read_text())
+    random = np.random.default_rng(1)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    results = []
+    for each in truth["annotations"]:
+        if random.random() < 0.8:
+            box = np.array(each["bbox"]) + random.normal(0, 3, 4)
+            box = np.maximum(box, (0, 0, 1, 1))
+            mask = rle(box.tolist(), sizes[each["image_id"]])
+            results.append(
+                result(each["category_id"], box.tolist(), random.random(), each["image_id"])
+                | {"segmentation": mask}
+            )
+    return truth, results
+
+
+def same(ours: CocoScores, theirs: CocoScores) -> None:
+    for name in TWELVE:
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        assert mine == (other if other is None else pytest.approx(other, abs=1e-6)), name
+    for mine, other in zip(ours.classes, theirs.classes, strict=True):
+        assert mine.ap == (None if other.ap is None else pytest.approx(other.ap, abs=1e-6))
+    for curve in ("at50", "at75", "mean"):
+        assert np.allclose(getattr(ours.curves, curve), getattr(theirs.curves, curve), atol=1e-6)
+
+
+def test_the_quick_backends_are_among_what_ci_installs():
+    assert QUICK == ["hotcoco", "faster-coco-eval"]
+
+
+@pytest.mark.parametrize("on", ["boxes", "masks"])
+@pytest.mark.parametrize("backend", QUICK)
+def test_backends_agree(on, backend, capfd):
+    for seed in range(4):
+        truth, results = noisy(seed)
+        reference = evaluate_coco(truth, results, on, "pycocotools")
+        same(evaluate_coco(truth, results, on, backend), reference)
+        assert 0.1 < reference.ap < 0.9
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("on", ["boxes", "masks"])
+@pytest.mark.parametrize("backend", QUICK)
+def test_backends_agree_on_real_annotations(street, on, backend):
+    reference = evaluate_coco(*street, on, "pycocotools")
+    same(evaluate_coco(*street, on, backend), reference)
+    assert reference.backend == "pycocotools"
+    assert 0.05 < reference.ap < 0.95
+
+
+@pytest.mark.parametrize("on", ["boxes", "masks"])
+def test_the_reference_is_used_as_it_is_meant_to_be(street, on, capsys):
+    """The twelve numbers are those of pycocotools' own ``loadRes`` and ``summarize``."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth, results = copy.deepcopy(street)
+    if on == "masks":
+        for row in results:
+            del row["bbox"]  # or else the areas would be those of boxes
+    coco_truth = COCO()
+    coco_truth.dataset = truth
+    coco_truth.createIndex()
+    found = coco_truth.loadRes(results)
+    evaluation = COCOeval(coco_truth, found, "bbox" if on == "boxes" else "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    ours = evaluate_coco(*street, on, "pycocotools")
+    assert [getattr(ours, name) for name in TWELVE] == pytest.approx(evaluation.stats.tolist())
+
+
+@pytest.mark.parametrize("on", ["boxes", "masks"])
+@pytest.mark.parametrize("backend", ["auto", *get_args(backends.Backend)])
+def test_perfect_results_and_none_at_all(on, backend):
+    truth = coco(annotation(1, 1, (10, 10, 20, 20)), annotation(2, 3, (50, 30, 40, 40), image=2))
+    perfect = [result(1, (10, 10, 20, 20)), result(3, (50, 30, 40, 40), image=2)]
+    scores = evaluate_coco(truth, perfect, on, backend)
+    assert (scores.ap, scores.ap50, scores.ar1) == pytest.approx((1, 1, 1))
+    assert (scores.ap_small, scores.ap_medium, scores.ap_large) == pytest.approx((1, 1, None))
+    assert scores.curves.mean.mean() == pytest.approx(scores.ap)
+    assert [(c.name, c.ap, c.truths) for c in scores.classes] == [
+        ("person", pytest.approx(1), 1),
+        ("car", pytest.approx(1), 1),
+        ("kite", None, 0),
+    ]
+    nothing_found = evaluate_coco(truth, [], on, backend)
+    assert (nothing_found.ap, nothing_found.ar100) == (0, 0)
+    nothing_there = evaluate_coco(coco(), perfect, on, backend)
+    assert (nothing_there.ap, nothing_there.curves) == (None, None)
+    assert evaluate_coco(coco(images=()), [], on, backend).ap is None
+
+
+def test_average_precision_by_hand():
+    """Two there; found: one right (.9), one wrong (.8), the other right (.7).
+
+    Precision is 1 up to recall .5, which is 51 of COCO's 101 recalls, and 2/3 up to 1.
+    """
+    truth = coco(annotation(1, 1, (10, 10, 20, 20)), annotation(2, 1, (50, 30, 20, 20)))
+    results = [
+        result(1, (10, 10, 20, 20), 0.9),
+        result(1, (90, 60, 10, 10), 0.8),
+        result(1, (50, 30, 20, 20), 0.7),
+    ]
+    scores = evaluate_coco(truth, results, "boxes")
+    assert scores.ap50 == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert scores.ar1 == 0.5
+    assert scores.ar10 == 1
+    assert np.allclose(scores.curves.at50, [1] * 51 + [2 / 3] * 50)
+
+
+def test_the_first_annotation_may_have_the_id_zero():
+    """Pycocotools takes a match with id 0 for none."""
+    truth = coco(annotation(0, 1, (10, 10, 20, 20)))
+    assert evaluate_coco(truth, [result(1, (10, 10, 20, 20))], "boxes", "pycocotools").ap > 0.999
+
+
+def test_areas_of_masks_are_the_masks():
+    """A thin mask in a large box is small: pycocotools' ``loadRes`` takes the box's area."""
+    sliver = rle((10, 10, 100, 2))
+    truth = coco(annotation(1, 1, (10, 10, 100, 60), segmentation=sliver, area=200))
+    wrong = result(1, (10, 10, 100, 60)) | {"segmentation": rle((10, 50, 100, 2))}
+    right = result(1, (10, 10, 100, 60), 0.5) | {"segmentation": sliver}
+    assert evaluate_coco(truth, [wrong, right], "masks").ap_small == pytest.approx(0.5)
+
+
+def test_a_mask_where_only_a_box_is_annotated_is_no_mistake():
+    there = annotation(1, 1, (10, 10, 20, 20))
+    only_box = annotation(2, 1, (50, 30, 30, 30), segmentation=None)
+    results = [result(1, (52, 32, 20, 20), 0.95), result(1, (10, 10, 20, 20), 0.9)]
+    scores = evaluate_coco(coco(there, only_box), results, "masks")
+    assert scores.ap == pytest.approx(1)
+    assert scores.classes[0].truths == 1
+    assert evaluate_coco(coco(there), results, "masks").ap == pytest.approx(0.5)
+    assert evaluate_coco(coco(there, only_box), results, "boxes").classes[0].truths == 2
+
+
+def test_categories_that_the_truth_has_not_are_left_out():
+    truth = coco(annotation(1, 1, (10, 10, 20, 20)), annotation(2, 9, (10, 10, 20, 20)))
+    results = [result(1, (10, 10, 20, 20)), result(8, (10, 10, 20, 20))]
+    assert evaluate_coco(truth, results, "boxes").ap > 0.999
+
+
+def test_nothing_that_was_given_is_changed():
+    truth, results = noisy()
+    before = copy.deepcopy((truth, results))
+    evaluate_coco(truth, results, "masks", "pycocotools")
+    assert (truth, results) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 9}, "result 1 is of image 9, which the truth hasn't"),
+        ({"score": float("nan")}, "result 1 has a score that isn't finite"),
+        ({"bbox": [1, 2, 3]}, "result 1 has no bbox of four finite numbers"),
+        ({"segmentation": None}, "result 1 has no segmentation: masks can't be compared"),
+        ({"segmentation": {"size": [80, 120], "counts": "0"}}, "result 1: run lengths of 0 pixels"),
+        (
+            {"segmentation": rle((1, 1, 5, 5), (81, 120))},
+            r"result 1 has run lengths of \[81, 120\]",
+        ),
+        ({"segmentation": [[1, 2, 3, 4]]}, "result 1 has a polygon that isn't three or more pairs"),
+    ],
+)
+def test_wrong_results_are_named(change, message):
+    truth = coco(annotation(1, 1, (10, 10, 20, 20)))
+    results = [result(1, (10, 10, 20, 20)), result(1, (10, 10, 20, 20)) | change]
+    on = "boxes" if "bbox" in change else "masks"
+    with pytest.raises(DataError, match=message) as error:
+        evaluate_coco(truth, results, on)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_truth_is_named():
+    without = annotation(17, 1, (10, 10, 20, 20))
+    del without["category_id"]
+    with pytest.raises(DataError, match="annotation 17 has no category_id"):
+        evaluate_coco(coco(without), [], "boxes")
+    unsized = coco(annotation(1, 1, (10, 10, 20, 20)))
+    del unsized["images"][0]["height"]
+    with pytest.raises(DataError, match="image 1 has no height and width"):
+        evaluate_coco(unsized, [], "masks")
+    assert evaluate_coco(unsized, [], "boxes").ap == 0
+
+
+def test_a_backend_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(backends, "find_spec", lambda module: module == "pycocotools" or None)
+    truth = coco(annotation(1, 1, (10, 10, 20, 20)))
+    assert evaluate_coco(truth, [], "boxes").backend == "pycocotools"
+    with pytest.raises(StreamsegError, match="hotcoco isn't installed: pip install hotcoco"):
+        evaluate_coco(truth, [], "boxes", "hotcoco")
+
+
+@pytest.mark.parametrize("on", ["boxes", "masks"])
+def test_what_is_taken_for_what(on):
+    truth = coco(
+        annotation(1, 1, (10, 10, 20, 20)),
+        annotation(2, 3, (50, 30, 20, 20)),
+        annotation(3, 7, (90, 10, 20, 20)),
+        annotation(4, 1, (0, 50, 40, 30), iscrowd=1),
+        annotation(5, 7, (10, 10, 20, 20), image=2),
+    )
+    results = [
+        result(1, (10, 10, 20, 20)),  # right
+        result(1, (11, 10, 20, 20), 0.95),  # less like it, if surer: found where nothing is
+        result(7, (50, 30, 20, 20)),  # a car taken for a kite
+        result(3, (5, 55, 10, 10)),  # in the crowd
+        result(3, (90, 60, 10, 10)),  # where nothing is
+        result(7, (90, 10, 20, 20), 0.4),  # not sure enough
+        result(1, (10, 10, 20, 20), 0.6, image=2),  # as like it as the next, but less sure
+        result(7, (10, 10, 20, 20), 0.7, image=2),
+    ]
+    matrix = confusion(truth, results, on)
+    assert matrix.names == ("person", "car", "kite")
+    expected = [
+        # person car kite missed
+        [1, 0, 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 1, 1],
+        [2, 1, 0, 0],
+    ]
+    assert matrix.counts.tolist() == expected
+    assert confusion(truth, results, on, score=0.3).counts[2, 3] == 0
+
+
+def test_the_largest_overlaps_are_matched_first():
+    """The first result is more like the person than like the car, so that the car is missed."""
+    truth = coco(annotation(1, 1, (10, 10, 20, 20)), annotation(2, 3, (18, 10, 20, 20)))
+    results = [result(1, (12, 10, 20, 20)), result(1, (5, 10, 20, 20))]
+    matrix = confusion(truth, results, "boxes")
+    assert matrix.counts.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
+
+
+def test_confusion_without_anything():
+    assert not confusion(coco(), [], "masks").counts.any()
+
+
+def test_tables_and_json():
+    truth, results = noisy()
+    scores = [evaluate_coco(truth, results, on) for on in ("boxes", "masks")]
+    table = coco_summary("noise", scores)
+    assert table.title == f"noise: 12 images, scored by {scores[0].backend}"
+    assert {len(row) for row in table.rows} == {len(table.columns)} == {13}
+    assert table.rows[1][:2] == ("masks", f"{100 * scores[1].ap:.1f}")
+    classes = coco_classes("noise", scores[0])
+    assert [row[0] for row in classes.rows] == ["person", "car"]
+    plain = json.loads(json.dumps(to_dict(scores[0]), allow_nan=False))
+    assert plain["ap"] == scores[0].ap
+    assert plain["classes"][2] == {
+        "category_id": 7,
+        "name": "kite",
+        "ap": None,
+        "ap50": None,
+        "truths": 0,
+    }
+    assert len(plain["curves"]["recall"]) == 101
+    assert to_dict(confusion(truth, results, "boxes"))["names"] == ["person", "car", "kite"]

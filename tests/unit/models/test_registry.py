@@ -1,0 +1,546 @@
+"""The catalogue, thresholds, weights files, and masks resized inside their boxes."""
+
+import pickle
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from streamseg.config import Thresholds
+from streamseg.errors import UnknownModelError, UsageError, WeightsError
+from streamseg.models import CATALOGUE, load_model
+from streamseg.models.categories import Categories
+from streamseg.models.layers.masks import paste_masks
+from streamseg.models.loading import _family
+from streamseg.models.nanomask.network import NanoMaskNet
+from streamseg.models.registry import find
+from streamseg.models.selection import Selection, unsuppressed
+from streamseg.models.weights import files
+from streamseg.pipeline.stages import ThresholdBook
+from streamseg.structures.masks import Masks
+from streamseg.structures.results import Instances
+
+NAMES = {1: "person", 3: "car", 7: "train"}
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# Masks inside their boxes
+
+
+def boxes_that_meet(size, count, rng):
+    """Boxes in, over and around the frame, some thinner than a pixel."""
+    height, width = size
+    kinds = rng.integers(0, 4, count)
+    reach = np.array([width, height], np.float64)
+    centres = rng.uniform(0, reach, (count, 2))
+    extents = rng.uniform(0.2, 1.0, (count, 2)) * reach
+    extents[kinds == 1] *= 2.5  # out of the frame on several sides
+    extents[kinds == 2, rng.integers(0, 2)] = rng.uniform(0, 1)  # thinner than a pixel
+    extents[kinds == 3] = rng.uniform(0.01, 4, (np.count_nonzero(kinds == 3), 2))
+    boxes = np.concatenate([centres - extents / 2, centres + extents / 2], axis=1)
+    return torch.tensor(boxes, dtype=torch.float32)
+
+
+def pasted_in_frames(probabilities, boxes, size, threshold):
+    return (paste_masks_in_image(probabilities[:, None], boxes, size)[:, 0] > threshold).numpy()
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 90), (90, 1), (7, 5), (64, 64), (120, 213), (200, 90), (200, 356)]
+)
+def test_masks_in_boxes_have_the_pixels_of_torchvision_full_frames(size):
+    rng = np.random.default_rng(size[0] * 1000 + size[1])
+    torch.manual_seed(0)
+    seen = 0
+    for threshold in (0.1, 0.3, 0.5, 0.7, 0.9):
+        boxes = boxes_that_meet(size, 25, rng)  # 8 sizes x 5 thresholds x 25 = 1,000
+        probabilities = torch.rand(25, 28, 28)
+        expected = pasted_in_frames(probabilities, boxes, size, threshold)
+        masks = paste_masks(probabilities, boxes, size, threshold)
+        np.testing.assert_array_equal(masks.to_arrays(), expected)
+        seen += np.count_nonzero(expected.any(axis=(1, 2)))
+    assert seen > 10
+
+
+def test_large_masks_that_lie_on_the_threshold_have_the_pixels_of_torchvision():
+    values = torch.tensor([0.0, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), 1.0])
+    torch.manual_seed(0)
+    probabilities = values[torch.randint(0, 4, (12, 28, 28))]
+    probabilities[0] = 0.5
+    boxes = boxes_that_meet((400, 600), 12, np.random.default_rng(1))
+    expected = pasted_in_frames(probabilities, boxes, (400, 600), 0.5)
+    masks = paste_masks(probabilities, boxes, (400, 600), 0.5)
+    np.testing.assert_array_equal(masks.to_arrays(), expected)
+
+
+def test_masks_of_boxes_outside_the_frame_are_empty():
+    boxes = torch.tensor(
+        [[-50.0, 5, -20, 30], [200, 5, 260, 30], [5, -40, 9, -20], [5, 99, 9, 120]]
+    )
+    masks = paste_masks(torch.ones(4, 28, 28), boxes, (60, 100), 0.5)
+    assert masks.areas.tolist() == [0, 0, 0, 0]
+
+
+def test_no_masks_make_no_masks():
+    assert len(paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (60, 100), 0.5)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "limit_ms"), [(20, 15), (100, 60)])
+def test_masks_at_1080p_take_a_small_part_of_the_time_of_full_frames(count, limit_ms):
+    """A tenth of what is measured on an idle machine, which this may not be."""
+    rng = np.random.default_rng(0)
+    corners = torch.tensor(rng.uniform(0, (1700, 800), (count, 2)), dtype=torch.float32)
+    boxes = torch.cat([corners, corners + torch.tensor([110, 220])], dim=1)
+    probabilities = torch.rand(count, 28, 28)
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        paste_masks(probabilities, boxes, (1080, 1920), 0.5)
+        times.append((time.perf_counter() - start) * 1000)
+    assert min(times) < limit_ms
+
+
+# Thresholds
+
+
+def rows(thresholds, scores, labels, boxes=None):
+    n = len(scores)
+    boxes = np.tile([0.0, 0, 10, 10], (n, 1)) if boxes is None else boxes
+    selection = Selection.of(thresholds, NAMES)
+    return selection.rows(
+        np.asarray(boxes, np.float32), np.asarray(scores, np.float32), np.asarray(labels)
+    ).tolist()
+
+
+def test_a_score_on_the_threshold_is_kept():
+    for threshold in (0.3, 0.5, 0.7, 0.9):
+        scores = np.float32([threshold, np.nextafter(np.float32(threshold), np.float32(0))])
+        assert rows(Thresholds(score=threshold), scores, [1, 1]) == [0]
+
+
+def test_a_class_has_its_own_threshold():
+    thresholds = Thresholds(score=0.5, score_by_class={"car": 0.8, "train": 0.1})
+    assert rows(thresholds, [0.9, 0.7, 0.7, 0.2, 0.2], [3, 3, 1, 7, 1]) == [0, 2, 3]
+
+
+def test_only_the_classes_that_are_wanted_come_out():
+    assert rows(Thresholds(score=0, classes=("car",)), [0.9, 0.8, 0.7], [1, 3, 7]) == [1]
+
+
+def test_an_output_without_a_name_comes_out_unless_classes_are_chosen():
+    assert rows(Thresholds(score=0.1), [0.9, 0.8], [2, 1]) == [0, 1]
+    assert rows(Thresholds(score=0.1, classes=("person",)), [0.9, 0.8], [2, 1]) == [1]
+
+
+def test_a_region_keeps_boxes_whose_centre_is_inside():
+    notched = ((0.0, 0.0), (100.0, 0.0), (100.0, 100.0), (50.0, 50.0), (0.0, 100.0))
+    boxes = [[0, 0, 20, 20], [40, 70, 60, 90], [5, 70, 15, 90], [190, 0, 210, 20]]
+    assert rows(Thresholds(score=0, region=notched), [0.9] * 4, [1] * 4, boxes) == [0, 2]
+
+
+@given(
+    st.lists(st.tuples(st.floats(-5, 25), st.floats(-5, 25)), min_size=1, max_size=20),
+    st.integers(0, 15),
+    st.integers(0, 15),
+)
+def test_a_rectangular_region_is_what_lies_between_its_sides(centres, x, y):
+    corners = ((x, y), (x + 6, y), (x + 6, y + 6), (x, y + 6))
+    points = np.float32(centres)
+    boxes = np.concatenate([points - 1, points + 1], axis=1)
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    on_a_side = np.isin(middle, [x, x + 6, y, y + 6]).any(axis=1)
+    inside = ((middle > (x, y)) & (middle < (x + 6, y + 6))).all(axis=1)
+    kept = np.isin(
+        np.arange(len(points)),
+        rows(Thresholds(score=0, region=corners), [0.5] * len(points), [1] * len(points), boxes),
+    )
+    assert (kept == inside)[~on_a_side].all()
+
+
+def test_the_best_are_kept_among_those_that_are_large_enough():
+    sides = [2, 8, 9, 3, 7]
+    masks = Masks.from_crops([np.ones((s, s), bool) for s in sides], np.zeros((5, 2)), (20, 20))
+    instances = Instances(np.zeros((5, 4)), np.linspace(0.9, 0.5, 5), np.ones(5), masks, NAMES)
+    thresholds = Thresholds(score=0, min_area=10, max_instances=2)
+    selection = Selection.of(thresholds, NAMES)
+    assert rows(thresholds, [0.9] * 5, [1] * 5) == [0, 1, 2, 3, 4]
+    assert selection.finish(instances).masks.areas.tolist() == [64, 81]
+    assert rows(Thresholds(score=0, max_instances=2), [0.9] * 5, [1] * 5) == [0, 1]
+
+
+# One object, one row
+
+
+def instances_of(crops, origins, size=(20, 20), labels=None):
+    masks = Masks.from_crops(crops, origins, size)
+    count = len(crops)
+    labels = [1, 3, 7][:count] if labels is None else labels
+    return Instances(masks.boxes, np.linspace(0.9, 0.5, count), labels, masks, NAMES)
+
+
+def finished(instances, **thresholds):
+    """The scores of the rows that are left, in tenths."""
+    left = Selection.of(Thresholds(score=0, **thresholds), NAMES).finish(instances)
+    return np.round(left.scores * 10).astype(int).tolist()
+
+
+def test_of_two_that_overlap_more_the_worse_goes_whatever_its_class():
+    square = np.ones((10, 10), bool)
+    three = instances_of([square] * 3, [(0, 0), (0, 1), (0, 4)])  # IoU 0.82, 0.43; 0.54
+    assert finished(three, class_agnostic_iou=None) == finished(three) == [9, 7, 5]  # auto is off
+    assert finished(three, class_agnostic_iou=0.8) == [9, 5]
+    assert finished(three, class_agnostic_iou=0.5) == [9, 5]  # who is gone takes no other along
+    assert finished(three, class_agnostic_iou=0.4) == [9]
+    same = instances_of([square] * 2, [(0, 0)] * 2, labels=[1, 1])
+    assert finished(same, class_agnostic_iou=0.99) == [9]
+    assert finished(same, class_agnostic_iou=1) == [9, 5]  # none overlaps more
+
+
+def test_an_overlap_on_the_limit_is_no_more():
+    halves = instances_of([np.ones((10, 10), bool), np.ones((5, 10), bool)], [(0, 0)] * 2)
+    assert finished(halves, class_agnostic_iou=0.5) == [9, 5]
+    assert finished(halves, class_agnostic_iou=0.49) == [9]
+
+
+def test_what_is_too_small_suppresses_none_and_the_best_are_taken_afterwards():
+    square = np.ones((10, 10), bool)
+    holed = square.copy()
+    holed[0, 0] = False
+    four = instances_of(
+        [holed, square, square, square], [(0, 0), (0, 0), (9, 9), (0, 10)], labels=[1] * 4
+    )
+    assert finished(four, class_agnostic_iou=0.9, max_instances=2) == [9, 6]
+    assert finished(four, class_agnostic_iou=0.9, min_area=100) == [8, 6, 5]
+    thresholds = Thresholds(score=0, class_agnostic_iou=0.9, max_instances=2)
+    assert rows(thresholds, [0.9] * 5, [1] * 5) == [0, 1, 2, 3, 4]
+
+
+def test_boxes_are_compared_where_there_is_no_mask():
+    box = [2.0, 2, 12, 12]
+    thin = Masks.from_crops([np.eye(10, dtype=bool)], [(2, 2)], (20, 20))
+    masks = Masks.concatenate([thin, Masks.from_boxes([box], (20, 20))])
+    both = Instances(np.array([box, box]), [0.9, 0.5], [1, 3], masks, NAMES)
+    assert finished(both, class_agnostic_iou=0.9) == [9]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 9), st.sampled_from([0.1, 0.5, 0.8]))
+def test_suppression_is_that_of_full_bitmaps(seed, count, iou):
+    rng = np.random.default_rng(seed)
+    bitmaps = np.zeros((count, 16, 20), bool)
+    for bitmap in bitmaps:
+        (y, x), (h, w) = rng.integers(0, 12, 2), rng.integers(0, 9, 2)
+        bitmap[y : y + h, x : x + w] = rng.random((16, 20))[y : y + h, x : x + w] < 0.9
+    masks = Masks.from_arrays(bitmaps, (16, 20))
+    found = Instances(masks.boxes, np.linspace(0.9, 0.5, count), np.ones(count), masks, NAMES)
+    left = []
+    for row in range(count):
+        shared = [(bitmaps[row] & bitmaps[better]).sum() for better in left]
+        union = [(bitmaps[row] | bitmaps[better]).sum() for better in left]
+        if not any(s > iou * u for s, u in zip(shared, union, strict=True)):
+            left.append(row)
+    assert unsuppressed(found, iou).tolist() == left
+
+
+@pytest.mark.parametrize("wrong", [0, -0.1, 1.01, "on", float("nan")])
+def test_an_impossible_overlap_is_refused(wrong):
+    with pytest.raises(UsageError, match="class_agnostic_iou") as refused:
+        load_model("nanomask", "none", class_agnostic_iou=wrong)
+    assert "\n" not in str(refused.value)
+
+
+def test_where_it_is_served_a_model_s_own_value_holds_unless_another_is_given(nanomask):
+    book = ThresholdBook(Thresholds(score=0.3), nanomask)
+    own = type(nanomask).class_agnostic_iou
+    assert own is not None
+    assert book["gate"] == Thresholds(score=0.3, class_agnostic_iou=own)
+    for chosen in (None, 0.5):
+        book.set("gate", Thresholds(class_agnostic_iou=chosen))
+        assert book["gate"].class_agnostic_iou == chosen
+    assert load_model("yolact_r50", "none").class_agnostic_iou is None
+
+
+@pytest.mark.parametrize("field", ["classes", "score_by_class"])
+def test_an_unknown_class_is_refused_with_near_matches(field):
+    value = ("persn",) if field == "classes" else {"persn": 0.5}
+    with pytest.raises(UsageError, match=rf"{field}: .*'persn'; did you mean 'person'"):
+        Selection.of(Thresholds(**{field: value}), NAMES)
+    value = ("zzz",) if field == "classes" else {"zzz": 0.5}
+    with pytest.raises(UsageError, match="it knows person, car, train"):
+        Selection.of(Thresholds(**{field: value}), NAMES)
+
+
+# The catalogue
+
+
+def test_an_unknown_model_is_refused_with_near_matches():
+    with pytest.raises(UnknownModelError, match="'nanomsk'; did you mean nanomask"):
+        load_model("nanomsk")
+    with pytest.raises(UnknownModelError, match="known are nanomask, mask_rcnn_r50_fpn"):
+        load_model("zzz")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scor": 0.3}, "no 'scor'; did you mean 'score'"),
+        ({"score": 1.5}, "<= 1"),
+        ({"precision": "int8"}, "int8"),
+        ({"device": "tpu"}, "device"),
+        ({"device": "cuda:63"}, "cuda:63.*CUDA devices"),
+        ({"input_size": 5}, ">= 32"),
+        ({"classes": ["persn"]}, "did you mean 'person'"),
+    ],
+)
+def test_a_wrong_argument_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        load_model("nanomask", weights="none", **options)
+
+
+def test_the_catalogue_can_be_read_without_torch():
+    code = (
+        "import sys, streamseg.models as m; assert m.CATALOGUE; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+def test_the_catalogue_has_the_true_number_of_parameters(entry):
+    family = _family(entry)
+    with torch.device("meta"):
+        network = family.build(entry.name, family.trained_on)
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    frozen = sum(b.numel() for n, b in network.named_buffers() if n.endswith((".weight", ".bias")))
+    assert entry.parameters in (round(millions, 2), round(millions + frozen / 1e6, 2))
+    assert find(entry.name) is entry
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, second = (load_model("nanomask", weights="none").network for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# Weights files
+
+
+@pytest.fixture(scope="module")
+def state():
+    return NanoMaskNet(80).state_dict()
+
+
+def refused(path, model="nanomask"):
+    """The message of the refusal, which must be one line that names the file."""
+    with pytest.raises(WeightsError) as caught:
+        load_model(model, weights=path, device="cpu")
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def test_weights_come_from_safetensors_and_from_torch_files(tmp_path, state):
+    save_file(state, tmp_path / "plain.safetensors")
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"model": state, "epoch": 3}, tmp_path / "wrapped.pt")
+    torch.save({"state_dict": state}, tmp_path / "renamed.bin")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_file({k: v.half() for k, v in state.items()}, tmp_path / "half.safetensors")
+    for path in tmp_path.iterdir():
+        network = load_model("nanomask", weights=str(path), device="cpu").network
+        tolerance = 1e-3 if path.stem == "half" else 0
+        for name, tensor in network.state_dict().items():
+            assert tensor.dtype == torch.float32
+            torch.testing.assert_close(tensor, state[name], rtol=tolerance, atol=tolerance)
+
+
+class Malicious:
+    """Unpickled by the book, this makes a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "bare"])
+def test_code_in_a_weights_file_never_runs(tmp_path, kind):
+    target, path = tmp_path / "ran", tmp_path / "weights.pth"
+    content = {"model": Malicious(target)}
+    if kind == "bare":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    message = refused(path)
+    assert "more than tensors" in message or "no weights file" in message
+    assert not target.exists()
+
+
+def test_a_missing_file_an_empty_one_a_folder_and_a_text_are_refused(tmp_path):
+    assert "no such" in refused(tmp_path / "missing.pth")
+    assert "folder" in refused(tmp_path)
+    (tmp_path / "empty.pth").touch()
+    assert "empty" in refused(tmp_path / "empty.pth")
+    (tmp_path / "text.pth").write_text("conv1.weight: 0.5\n")
+    assert "no weights file" in refused(tmp_path / "text.pth")
+    (tmp_path / "tiny").write_bytes(b"P")
+    assert "no weights file" in refused(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "old"])
+@pytest.mark.parametrize("share", [0.0001, 0.5, 0.9999])
+def test_a_truncated_file_is_refused(tmp_path, state, kind, share):
+    path = tmp_path / "weights"
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(int(len(whole) * share), 20)])
+    message = refused(path)
+    assert "cut off" in message or "no weights file" in message
+
+
+def test_an_archive_that_grows_when_it_is_unpacked_is_refused_before_it_does(tmp_path, state):
+    torch.save({"x": torch.zeros(50_000_000)}, tmp_path / "large.pth")
+    path = tmp_path / "bomb.pth"
+    with (
+        zipfile.ZipFile(tmp_path / "large.pth") as plain,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert path.stat().st_size < 1_000_000
+    start = time.perf_counter()
+    assert "compressed" in refused(path)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_file_over_the_limit_is_refused_without_being_read(tmp_path):
+    path = tmp_path / "huge.pth"
+    with path.open("wb") as file:
+        file.write(b"PK\x03\x04")
+        file.truncate(files.MAX_BYTES + 1)  # sparse: takes no room
+    assert "over the limit" in refused(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_refused(tmp_path, state, value):
+    broken = dict(state)
+    broken["mask.logits.bias"] = torch.tensor([value])
+    save_file(broken, tmp_path / "w.safetensors")
+    assert "mask.logits.bias" in refused(tmp_path / "w.safetensors")
+
+
+def test_what_is_no_state_dict_is_refused(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    assert "no state dict but a Tensor" in refused(tmp_path / "tensor.pth")
+    torch.save({"a": 1.5}, tmp_path / "number.pth")
+    assert "'a' is no tensor" in refused(tmp_path / "number.pth")
+    torch.save({}, tmp_path / "nothing.pth")
+    assert "no state dict" in refused(tmp_path / "nothing.pth")
+    save_file({}, tmp_path / "nothing.safetensors")
+    assert "no tensors" in refused(tmp_path / "nothing.safetensors")
+
+
+def test_what_is_missing_unexpected_or_of_another_shape_is_listed(tmp_path, state):
+    other = dict(state)
+    for name in list(other)[:5]:
+        del other[name]
+    other["extra"] = torch.zeros(2)
+    other["mask.logits.weight"] = torch.zeros(80, 96, 1, 1)
+    other["mask.logits.bias"] = torch.zeros(1, dtype=torch.int64)
+    save_file(other, tmp_path / "w.safetensors")
+    message = refused(tmp_path / "w.safetensors")
+    assert "5 missing (backbone.stem.conv.weight, " in message
+    assert ", …)" in message
+    assert "1 unexpected (extra)" in message
+    assert "2 of another shape" in message
+    assert "mask.logits.weight is (80, 96, 1, 1) instead of (1, 96, 1, 1)" in message
+    assert "mask.logits.bias is (1,) int64 instead of (1,)" in message
+
+
+def test_a_file_of_another_family_says_which_it_looks_like(tmp_path, state):
+    save_file(state, tmp_path / "w.safetensors")
+    message = refused(tmp_path / "w.safetensors", "mask_rcnn_r50_fpn_v2")
+    assert message.endswith("it looks like nanomask")
+    v2 = load_model("mask_rcnn_r50_fpn_v2", weights="none", device="cpu").network.state_dict()
+    torch.save(v2, tmp_path / "v2.pth")
+    assert refused(tmp_path / "v2.pth").endswith("it looks like mask_rcnn_r50_fpn_v2")
+    torch.save({"resnet.conv1.weight": torch.zeros(2)}, tmp_path / "unknown.pth")
+    assert "looks like" not in refused(tmp_path / "unknown.pth")
+
+
+def test_a_file_of_this_project_says_its_classes_in_either_format(tmp_path):
+    state = {"a": torch.ones(2)}
+    weights = files.Weights(state, "nanomask", Categories({3: "cat", 900_000_000: "dog"}))
+    (tmp_path / "a.safetensors").write_bytes(files.to_safetensors(weights))
+    torch.save(files.to_checkpoint(weights), tmp_path / "a.pt")
+    for name in ("a.safetensors", "a.pt"):
+        read = files.read(tmp_path / name)
+        assert (read.model, read.categories) == (
+            "nanomask",
+            Categories({3: "cat", 900_000_000: "dog"}),
+        )
+        assert torch.equal(read.state["a"], state["a"])
+
+
+@pytest.mark.parametrize("categories", ["[1]", "{", '{"one": "cat"}', "7"])
+def test_damaged_class_names_are_said_in_one_line(tmp_path, categories):
+    path = tmp_path / "a.pt"
+    held = files.to_checkpoint(files.Weights({"a": torch.ones(2)}, "nanomask"))
+    torch.save(held | {"categories": categories}, path)
+    with pytest.raises(WeightsError, match=r"a\.pt: its list of categories is damaged"):
+        files.read(path)
+
+
+def test_thresholds_hold_for_any_category_ids():
+    from streamseg.config import Thresholds
+    from streamseg.models.selection import Selection
+
+    categories = {7: "cat", 2_000_000_000: "dog"}
+    chosen = Thresholds(score=0.5, score_by_class={"dog": 0.9})
+    selection = Selection.of(chosen, categories)
+    assert selection.least_score == 0.5
+    labels = np.array([7, 2_000_000_000, 7, 2_000_000_000])
+    scores = np.array([0.95, 0.95, 0.6, 0.6], np.float32)
+    rows = selection.rows(np.zeros((4, 4), np.float32), scores, labels)
+    assert rows.tolist() == [0, 1, 2]
+    only = Selection.of(Thresholds(score=0.5, classes=("dog",)), categories)
+    assert only.rows(np.zeros((4, 4), np.float32), scores, labels).tolist() == [1, 3]
+
+
+def test_weights_for_academic_use_only_say_so_once(tmp_path, caplog):
+    network = load_model("solov2_light_r18", weights="none", device="cpu").network
+    state = dict(network.state_dict())
+    state["bbox_head.solo_cate.weight"] = state.pop("category.weight")  # WXinlong/SOLO's name
+    torch.save({"state_dict": state}, tmp_path / "theirs.pth")
+    for _ in range(2):
+        load_model("solov2_light_r18", tmp_path / "theirs.pth", device="cpu")
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == 1
+    assert "solov2_light_r18" in warned[0]
+    assert "academic use only" in warned[0]
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+def test_the_catalogue_says_where_weights_are_and_what_they_may_be_used_for(entry):
+    for file in entry.published:
+        assert file.licence
+        assert file.file
+        assert file.url.startswith("https://") or entry.weights == "bundled"

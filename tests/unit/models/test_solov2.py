@@ -1,0 +1,522 @@
+"""SOLOv2 gives what its authors' code gives, and its masks are made where they are, no further."""
+
+from __future__ import annotations
+
+import copy
+import re
+import statistics
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.overfitting import ap_by_heart, batch_norms
+from support.parity import NOISE, assert_same_instances, assert_same_tensor, fixture, picture
+from torch.nn.functional import interpolate
+
+from streamseg.config import ModelConfig, Thresholds
+from streamseg.errors import WeightsError
+from streamseg.models import load_model
+from streamseg.models.categories import COCO, COCO_THINGS, Categories
+from streamseg.models.layers.backbones import DeformableConv2d
+from streamseg.models.layers.matrix_nms import matrix_nms
+from streamseg.models.loading import start_model
+from streamseg.models.solo import SOLOv2
+from streamseg.models.solo.segmenter import SoftMasks, _peaks
+from streamseg.models.weights import files
+from streamseg.structures.targets import Targets
+
+VARIANTS = [
+    "solov2_r50",
+    "solov2_light_r18",
+    "solov2_light_r34",
+    "solov2_light_r50",
+    "solov2_light_r50_dcn",
+]
+WITH_OUTPUTS = "solov2_light_r50"
+SMALL = {"device": "cpu", "input_size": 96, "score": 0}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def meta_network(name):
+    with torch.device("meta"):
+        return SOLOv2.build(name, COCO_THINGS)
+
+
+def of_wxinlong(key):
+    """mmdetection's name of a tensor as WXinlong/SOLO has it."""
+    for pattern, replacement in (
+        (r"^mask_head\.mask_feature_head\.conv_pred\.", "mask_feat_head.conv_pred.0."),
+        (r"^mask_head\.mask_feature_head\.", "mask_feat_head."),
+        (r"^mask_head\.cls_convs\.", "bbox_head.cate_convs."),
+        (r"^mask_head\.conv_cls\.", "bbox_head.solo_cate."),
+        (r"^mask_head\.conv_kernel\.", "bbox_head.solo_kernel."),
+        (r"^mask_head\.", "bbox_head."),
+    ):
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+# The published files
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("renamed", [lambda key: key, of_wxinlong])
+def test_every_published_file_fits_its_network_exactly(name, renamed):
+    network = meta_network(name)
+    state = {renamed(key): tensor for key, tensor in fixture("solov2", name).empty().items()}
+    adopted = SOLOv2.adopt(network, state)
+    assert files.differences(network, adopted) is None
+    assert SOLOv2.adopt(network, adopted).keys() == adopted.keys()  # our own names stay
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_file_whose_convolutions_have_18_offsets_and_no_weights_fits_too(with_bias):
+    network = SOLOv2.build("solov2_light_r50_dcn", COCO_THINGS)
+    state = {}
+    for key, tensor in fixture("solov2", "solov2_light_r50_dcn").empty("cpu").items():
+        if "conv_offset" not in key:
+            state[of_wxinlong(key)] = tensor
+        elif with_bias or key.endswith("weight"):
+            state[of_wxinlong(key)] = torch.zeros(18, *tensor.shape[1:])
+    adopted = SOLOv2.adopt(network, state)
+    assert files.differences(network, adopted) is None
+    network.load_state_dict(adopted)
+    convs = [network.backbone.layer2[0].conv2, network.category_tower[2].conv]
+    for conv in convs:  # without an offset it is an ordinary convolution
+        torch.nn.init.normal_(conv.weight)
+        given = torch.randn(1, conv.in_channels, 9, 9)
+        expected = torch.nn.functional.conv2d(given, conv.weight, stride=conv.stride, padding=1)
+        torch.testing.assert_close(conv(given), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_file_of_adelaidet_is_refused_in_one_line():
+    state = {
+        "backbone.bottom_up.res2.0.conv1.weight": torch.zeros(1),
+        "ins_head.cate_pred.weight": torch.zeros(1),
+    }
+    with pytest.raises(WeightsError, match="AdelaiDet") as refused:
+        SOLOv2.adopt(meta_network("solov2_r50"), state)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_for_non_commercial_use_say_so():
+    state = fixture("solov2", "solov2_r50").empty()
+    assert SOLOv2.restriction(state) is None
+    assert SOLOv2.restriction({of_wxinlong(key): t for key, t in state.items()}) is not None
+
+
+def test_a_published_file_loads_by_its_path(tmp_path):
+    state = fixture("solov2", "solov2_light_r18").empty("cpu")
+    for tensor in state.values():
+        tensor.fill_(7)
+    torch.save({"meta": {"epoch": 36}, "state_dict": state}, tmp_path / "published.pth")
+    model = load_model("solov2_light_r18", tmp_path / "published.pth", device="cpu")
+    assert all((tensor == 7).all() for tensor in model.network.state_dict().values())
+
+
+# The same numbers
+
+
+@pytest.fixture(scope="module")
+def published():
+    return fixture("solov2", WITH_OUTPUTS)
+
+
+@pytest.fixture(scope="module")
+def model(published):
+    """With the fixture's weights."""
+    made = load_model(WITH_OUTPUTS, weights="none", device="cpu", score=0)
+    made.network.load_state_dict(SOLOv2.adopt(made.network, published.state()))
+    return made
+
+
+def test_the_prepared_image_is_the_published_one(model, published):
+    (batch,) = model.prepare([picture()])
+    assert batch.shapes == (tuple(published.meta["resized"]),)
+    assert tuple(batch.tensor.shape[2:]) == tuple(published.meta["padded"])
+    assert_same_tensor("input", batch.tensor, published, 1e-6)
+
+
+@pytest.mark.slow
+def test_every_tensor_on_the_way_is_the_published_one(model, published):
+    (batch,) = model.prepare([picture()])
+    with torch.inference_mode():
+        maps = model.network.backbone(batch.tensor)
+        pyramid = model.network.pyramid(batch.tensor)
+        outputs = model.network(batch.tensor)
+    tensors = {f"backbone.{n}": each for n, each in enumerate(maps)}
+    tensors |= {f"neck.{n}": each for n, each in enumerate(pyramid)}
+    tensors |= {f"cls.{n}": each for n, each in enumerate(outputs.categories)}
+    tensors |= {f"kernel.{n}": each for n, each in enumerate(outputs.kernels)}
+    tensors["mask_feats"] = outputs.features
+    assert len(tensors) == 20
+    noise = NOISE * published.meta["float_noise"]["cls_logit_maxdiff"]
+    for name, tensor in tensors.items():
+        assert_same_tensor(name, tensor, published, noise)
+
+
+def test_instances_are_the_published_ones(model, published):
+    assert_same_instances(model.predict([picture()])[0], published)
+
+
+def test_losses_are_the_published_ones(model, published):
+    (batch,) = model.prepare([picture()])
+    loss = published.meta["loss"]
+    boxes = torch.tensor(loss["gt_boxes_resized_pixels"])
+    height, width = batch.shapes[0]
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    centres, halves = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    masks = torch.stack(
+        [
+            ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1
+            for (cx, cy), (rx, ry) in zip(centres, halves, strict=True)
+        ]
+    )
+    objects = Targets(
+        image_id=1,
+        seed=0,
+        boxes=boxes,
+        labels=torch.tensor(loss["gt_labels"]),
+        masks=masks,
+        has_mask=torch.ones(3, dtype=torch.bool),
+        crowd=torch.zeros(3, dtype=torch.bool),
+        annotated=torch.ones(80, dtype=torch.bool),
+    )
+    with torch.inference_mode():
+        found = model.objective({})(batch.tensor, [objects])
+    assert found["mask"].item() == pytest.approx(loss["values"]["loss_mask"], abs=1e-4)
+    assert found["class"].item() == pytest.approx(loss["values"]["loss_cls"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("solov2_r50", (480, 640), (800, 1067)),
+        ("solov2_r50", (333, 1000), (444, 1333)),
+        ("solov2_light_r18", (1080, 1920), (432, 768)),
+        ("solov2_light_r50_dcn", (1080, 1920), (479, 852)),
+        ("solov2_light_r50_dcn", (4000, 3), (852, 1)),
+    ],
+)
+def test_images_are_fitted_between_a_short_and_a_long_side(name, size, expected):
+    sizes = {"solov2_r50": 800, "solov2_light_r18": 448, "solov2_light_r50_dcn": 512}
+    with torch.device("meta"):
+        network = SOLOv2.build(name, COCO_THINGS)
+    model = SOLOv2(name, network, COCO_THINGS, input_size=sizes[name], device=torch.device("meta"))
+    assert model.fit(size) == expected
+
+
+# Points, and masks that compete
+
+
+def test_a_point_stays_where_none_before_it_is_higher():
+    rng = np.random.default_rng(3)
+    values = torch.tensor(rng.integers(0, 5, (2, 3, 9, 9)) / 8, dtype=torch.float32)  # with ties
+    peaks = _peaks(values)
+    for index in np.ndindex(*values.shape):
+        image, category, y, x = index
+        before = values[image, category, max(y - 1, 0) : y + 1, max(x - 1, 0) : x + 1]
+        expected = values[index] if values[index] >= before.max() else 0
+        assert peaks[index] == expected
+
+
+def decayed(masks, scores, labels, sigma):
+    """Matrix NMS one pair after the other."""
+
+    def overlap(a, b):
+        return (masks[a] & masks[b]).sum() / (masks[a] | masks[b]).sum() * (labels[a] == labels[b])
+
+    worst = [max([overlap(i, j) for i in range(j)], default=0.0) for j in range(len(scores))]
+    return [
+        score
+        * min(
+            np.exp(-sigma * (overlap(i, j) if i < j else 0.0) ** 2) / np.exp(-sigma * worst[i] ** 2)
+            for i in range(len(scores))
+        )
+        for j, score in enumerate(scores)
+    ]
+
+
+@given(st.integers(1, 9), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_scores_decay_as_they_would_pair_by_pair(count, seed):
+    rng = np.random.default_rng(seed)
+    masks = rng.random((count, 6, 7)) > 0.5
+    masks[:, 0, 0] = True
+    scores = np.sort(rng.random(count))[::-1].astype(np.float32)
+    labels = rng.integers(0, 2, count)
+    found = matrix_nms(
+        torch.from_numpy(masks),
+        torch.from_numpy(scores.copy()),
+        torch.from_numpy(labels),
+        sigma=2.0,
+    )
+    np.testing.assert_allclose(found, decayed(masks, scores, labels, 2.0), rtol=1e-5)
+
+
+def test_what_the_network_says_is_worked_up_in_fp32_where_it_runs_in_bf16(light, monkeypatch):
+    image = blobs(96, 128, seed=1)
+    (batch,) = light.prepare([image])
+    with torch.inference_mode():
+        outputs = light.network(batch.tensor)
+    monkeypatch.setattr(light.network, "forward", lambda _images: outputs)
+    expected = light.predict([image])[0]
+    assert len(expected) > 3
+    monkeypatch.setattr(light, "precision", "bf16")
+    np.testing.assert_array_equal(light.predict([image])[0].scores, expected.scores)
+
+
+# Masks where they are
+
+
+def resized_whole(probabilities, shape, size, threshold):
+    """The textbook way: every map as large as the frame."""
+    height, width = probabilities.shape[1:]
+    large = interpolate(
+        probabilities[None], (4 * height, 4 * width), mode="bilinear", align_corners=False
+    )
+    shown = large[:, :, : shape[0], : shape[1]]
+    whole = interpolate(shown, size, mode="bilinear", align_corners=False)
+    return (whole[0] > threshold).numpy()
+
+
+def soft_maps(count, size, seed):
+    """Blobs with soft borders, some large, some of a pixel, some with nothing above one half."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    maps = []
+    for _ in range(count):
+        cy, cx = rng.uniform(-1, height + 1), rng.uniform(-1, width + 1)
+        ry, rx = rng.uniform(0.3, max(height, 2)), rng.uniform(0.3, max(width, 2))
+        distance = ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2
+        noise = rng.normal(0, 0.3, size)
+        steepness = rng.uniform(1, 8)
+        maps.append((1 - np.tanh(steepness * (distance - 1) + noise)) / 2)
+    return torch.tensor(np.stack(maps), dtype=torch.float32)
+
+
+@given(
+    maps=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    cut=st.tuples(st.floats(0.2, 1), st.floats(0.2, 1)),
+    size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    threshold=st.sampled_from([0.05, 0.3, 0.5, 0.7, 0.95]),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=150, deadline=None)
+def test_masks_have_the_pixels_of_full_frames(maps, cut, size, threshold, seed):
+    shape = tuple(max(int(4 * side * part), 1) for side, part in zip(maps, cut, strict=True))
+    probabilities = soft_maps(3, maps, seed)
+    found = SoftMasks(probabilities, shape).masks(size, threshold)
+    expected = resized_whole(probabilities, shape, size, threshold)
+    np.testing.assert_array_equal(found.to_arrays(), expected)
+
+
+def test_a_pixel_at_the_threshold_is_decided_by_the_full_frame():
+    """Flat maps whose every pixel is within rounding of the threshold."""
+    steps = torch.arange(-3, 4, dtype=torch.float32)[:, None, None]
+    probabilities = (0.5 + steps * 6e-8).expand(7, 9, 11).contiguous()
+    found = SoftMasks(probabilities, (33, 41)).masks((71, 83), 0.5)
+    expected = resized_whole(probabilities, (33, 41), (71, 83), 0.5)
+    np.testing.assert_array_equal(found.to_arrays(), expected)
+
+
+@pytest.mark.alone
+def test_masks_in_a_large_frame_take_a_fifth_of_the_textbook_way_at_most():
+    """Of twenty instances, the largest of which have a fifth of the frame."""
+    shape, size = (432, 768), (1080, 1920)
+    y, x = np.mgrid[:112, :192]
+    rng = np.random.default_rng(1)
+    places = zip(
+        rng.uniform(0, 112, 20), rng.uniform(0, 192, 20), np.linspace(3, 36, 20), strict=True
+    )
+    distances = [np.hypot((y - cy) / radius, (x - cx) / radius) for cy, cx, radius in places]
+    maps = (1 - np.tanh(6 * (np.stack(distances) - 1))) / 2
+    probabilities = torch.tensor(maps, dtype=torch.float32)
+    masks = SoftMasks(probabilities, shape)
+    ways = (
+        lambda: masks.masks(size, 0.5),
+        lambda: resized_whole(probabilities, shape, size, 0.5),
+    )
+    seconds = [[], []]
+    for _ in range(7):
+        for way, taken in zip(ways, seconds, strict=True):
+            start = time.perf_counter()
+            way()
+            taken.append(time.perf_counter() - start)
+    ours, textbook = (statistics.median(taken) for taken in seconds)
+    assert ours <= textbook / 5
+
+
+def test_no_instances_are_no_masks():
+    assert len(SoftMasks(torch.zeros(0, 5, 5), (20, 20)).masks((30, 40), 0.5)) == 0
+
+
+# A model as any other
+
+
+def blobs(height, width, seed):
+    rng = np.random.default_rng(seed)
+    coarse = torch.tensor(rng.integers(0, 256, (1, 3, 6, 8)), dtype=torch.float32)
+    smooth = interpolate(coarse, (height, width), mode="bicubic", align_corners=False)[0]
+    return smooth.clamp(0, 255).byte().permute(1, 2, 0).numpy().copy()
+
+
+def small(name="solov2_light_r18", categories=None, **options):
+    """A light one with random weights that is sure of something."""
+    made = load_model(name, weights="none", **{**SMALL, **options})
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer, deviation in ((made.network.category, 0.06), (made.network.kernel, 0.08)):
+            layer.weight.normal_(std=deviation, generator=draws)
+    return made
+
+
+@pytest.fixture(scope="module")
+def light():
+    return small()
+
+
+def assert_alike(found, expected):
+    assert len(found) == len(expected) > 3
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    differing = found.masks.to_arrays() != expected.masks.to_arrays()
+    assert np.count_nonzero(differing) <= 1e-3 * differing.size
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["solov2_light_r18", pytest.param("solov2_light_r50_dcn", marks=pytest.mark.slow)],
+)
+def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(name):
+    model = small(name)
+    image = blobs(120, 160, seed=3)
+    (alone,) = model.predict([image])
+    others = [blobs(120, 160, seed=5), blobs(8, 400, seed=4)]  # one shares its forward
+    assert_alike(model.predict([*others, image])[-1], alone)
+
+
+def test_predicting_never_changes_the_image(light):
+    image = blobs(96, 128, seed=3)
+    before = image.copy()
+    image.setflags(write=False)
+    light.predict([image])
+    np.testing.assert_array_equal(image, before)
+
+
+def test_boxes_are_those_of_the_masks(light):
+    found = light.predict([blobs(120, 160, seed=3)])[0]
+    np.testing.assert_array_equal(found.boxes, found.masks.boxes)
+
+
+def test_a_least_score_takes_away_and_changes_nothing_else(light):
+    image = blobs(120, 160, seed=3)
+    everything = light.predict([image])[0]
+    least = float(np.median(everything.scores))
+    wanted = light.predict([image], Thresholds(score=least))[0]
+    kept = np.flatnonzero(everything.scores >= np.float32(least))
+    assert 0 < len(kept) < len(everything)
+    assert_alike(wanted, everything[kept])
+
+
+def test_a_region_keeps_what_has_the_centre_of_its_mask_s_box_there(light):
+    image = blobs(120, 160, seed=3)
+    everything = light.predict([image])[0]
+    centres = (everything.boxes[:, 0] + everything.boxes[:, 2]) / 2
+    middle = (float(centres.min()) + float(centres.max())) / 2 + 0.1
+    left = ((0.0, 0.0), (middle, 0.0), (middle, 120.0), (0.0, 120.0))
+    inside = np.flatnonzero(centres < middle)
+    assert 1 < len(inside) < len(everything)
+    kept = light.predict([image], Thresholds(score=0, region=left))[0]
+    np.testing.assert_array_equal(kept.boxes, everything.boxes[inside])
+    best = light.predict([image], Thresholds(score=0, region=left, max_instances=1))[0]
+    np.testing.assert_array_equal(best.boxes, everything.boxes[inside[:1]])
+
+
+def test_where_nothing_is_sure_nothing_comes_out(light):
+    model = replace_category_bias(light, -50.0)
+    found = model.predict([blobs(120, 160, seed=3)])[0]
+    assert len(found) == 0
+    assert found.size == (120, 160)
+
+
+def replace_category_bias(model, bias):
+    network = copy.deepcopy(model.network)
+    with torch.no_grad():
+        network.category.bias.fill_(bias)
+    return model.with_network(network)
+
+
+def test_outputs_are_the_categories_of_any_dataset():
+    categories = Categories({7: "star", 900_000_001: "moon"})
+    network = SOLOv2.build("solov2_light_r18", categories)
+    model = SOLOv2(
+        "solov2_light_r18", network, categories, input_size=64, device=torch.device("cpu")
+    )
+    with torch.no_grad():
+        network.category.bias[:] = torch.tensor([-9.0, 9.0])
+        torch.nn.init.normal_(network.kernel.weight, std=0.1)
+    (found,) = model.predict([blobs(64, 64, seed=2)], Thresholds(score=0))
+    assert len(found)
+    assert set(found.labels.tolist()) == {900_000_001}
+    assert set(found.names) == {"moon"}
+
+
+@pytest.mark.parametrize("offsets", [18, 27])
+def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, offsets):
+    state = {
+        key: torch.zeros(offsets, *tensor.shape[1:]) if "conv_offset" in key else tensor.zero_()
+        for key, tensor in fixture("solov2", "solov2_light_r50_dcn").empty("cpu").items()
+    }
+    dog = list(COCO.values()).index("dog")
+    state["mask_head.conv_cls.weight"][dog] = 5
+    state["mask_head.conv_cls.bias"][dog] = 6
+    torch.save(state, tmp_path / "published.pth")
+    config = ModelConfig(
+        name="solov2_light_r50_dcn", weights=str(tmp_path / "published.pth"), device="cpu"
+    )
+    model, fresh = start_model(config, Categories({3: "star", 7: "dog"}), Thresholds())
+    assert fresh == ["star"]
+    layer = model.network.category
+    assert (layer.weight[1] == 5).all()
+    assert layer.bias[1] == 6
+    assert layer.weight[0].any()
+    assert model.network.kernel.weight.count_nonzero() == 0
+
+
+def test_deformable_convolutions_run_where_the_network_runs_in_bf16():
+    torch.manual_seed(0)
+    conv = DeformableConv2d(4, 5)
+    torch.nn.init.normal_(conv.offset.weight)
+    features = torch.randn(1, 4, 6, 7).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        found = conv(features)
+    assert found.shape == (1, 5, 6, 7)
+    assert torch.isfinite(found).all()
+
+
+@pytest.mark.by_hand
+@pytest.mark.timeout(600)
+def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
+    """Of 32 pixels enlarged four times: then a pixel of a mask, at stride 4, is one of theirs."""
+    ap = ap_by_heart(
+        tmp_path,
+        "solov2_light_r18",
+        "test:?size=32x32&frames=8&fps=4&objects=2&seed=14",
+        128,
+        epochs=3,
+        optimiser={
+            "rate": 4e-4,
+            "rates": {"kernel.": 0.05},  # it sums thousands of inputs that are never negative
+            "weight_decay": 0,
+            "clip": 10,
+            "frozen": batch_norms("solov2_light_r18"),
+        },
+        schedule={"warmup": 20},
+    )
+    assert ap >= 0.9

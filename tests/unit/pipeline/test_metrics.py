@@ -1,0 +1,213 @@
+"""Accounts: a frame is in exactly one place, whoever says what became of it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import generate_latest
+from support.cameras import needs
+
+from streamseg.errors import StreamsegError
+from streamseg.pipeline.metrics import AccountSnapshot, Metrics
+
+WAYS = st.sampled_from(["decode", "publish", "late", "stale", "corrupt"])
+
+
+def settle(account, way) -> None:
+    if way == "decode":
+        account.decode()
+    elif way == "publish":
+        account.publish()
+    elif way == "corrupt":
+        account.fail(way)
+    else:
+        account.drop(way)
+
+
+def test_an_account_says_where_every_frame_is() -> None:
+    account = Metrics().account("gate")
+    for _ in range(6):
+        account.decode()
+    account.publish()
+    account.drop("late")
+    account.drop("late")
+    account.drop("stale")
+    account.fail("corrupt")
+    assert account.snapshot() == AccountSnapshot(
+        "gate", 6, 1, {"late": 2, "stale": 1}, {"corrupt": 1}, 1
+    )
+    assert account.snapshot().balanced
+
+
+@pytest.mark.parametrize("way", ["publish", "late", "corrupt"])
+def test_a_frame_cannot_be_settled_twice(way) -> None:
+    account = Metrics().account("gate")
+    account.decode()
+    account.publish()
+    before = account.snapshot()
+    with pytest.raises(StreamsegError, match="gate: a frame was settled twice"):
+        settle(account, way)
+    assert account.snapshot() == before, "what was refused changes nothing"
+    assert before.balanced
+
+
+def test_an_account_that_lost_a_frame_is_not_balanced() -> None:
+    assert not AccountSnapshot("gate", 3, 1, {"late": 1}, {}, 0).balanced
+    assert not AccountSnapshot("gate", 3, 2, {}, {"corrupt": 1}, 1).balanced
+    assert AccountSnapshot("gate", 3, 1, {"late": 1}, {"corrupt": 1}, 0).balanced
+
+
+@given(st.lists(WAYS, max_size=60))
+def test_an_account_is_balanced_after_every_history(history) -> None:
+    account = Metrics().account("gate")
+    open_frames = 0
+    for way in history:
+        if way != "decode" and open_frames == 0:
+            with pytest.raises(StreamsegError):
+                settle(account, way)
+        else:
+            settle(account, way)
+            open_frames += 1 if way == "decode" else -1
+        snapshot = account.snapshot()
+        assert snapshot.balanced
+        assert snapshot.in_flight == open_frames
+
+
+def test_accounts_are_balanced_at_every_moment_while_many_threads_settle() -> None:
+    metrics = Metrics()
+    account = metrics.account("gate")
+    each, workers = 1000, 4
+    unbalanced, done = [], threading.Event()
+
+    def work(seed: int) -> None:
+        choice = random.Random(seed)
+        for _ in range(each):
+            account.decode()
+            settle(account, choice.choice(["publish", "late", "stale", "corrupt"]))
+
+    def watch() -> None:
+        while not done.is_set():
+            unbalanced.extend(s for s in metrics.snapshots() if not s.balanced)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(workers)]
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    done.set()
+    watcher.join(5)
+    assert not unbalanced
+    last = account.snapshot()
+    assert last.decoded == each * workers
+    assert last.in_flight == 0
+    assert last.balanced
+
+
+def test_one_frame_settled_by_two_threads_at_once_counts_once() -> None:
+    for _ in range(200):
+        account = Metrics().account("gate")
+        account.decode()
+        refused = []
+        barrier = threading.Barrier(2)
+
+        def race(way, account=account, barrier=barrier, refused=refused) -> None:
+            barrier.wait(5)
+            try:
+                settle(account, way)
+            except StreamsegError as error:
+                refused.append(error)
+
+        threads = [threading.Thread(target=race, args=(way,)) for way in ("publish", "late")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(5)
+        assert len(refused) == 1
+        assert account.snapshot().balanced
+
+
+def test_a_source_has_one_account_whoever_opens_it() -> None:
+    metrics = Metrics()
+    opened = []
+    threads = [
+        threading.Thread(target=lambda: opened.append(metrics.account("gate"))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert len({id(account) for account in opened}) == 1
+    metrics.account("yard")
+    assert [s.source for s in metrics.snapshots()] == ["gate", "yard"]
+
+
+def test_what_prometheus_reads_is_what_the_account_says() -> None:
+    metrics = Metrics()
+    account = metrics.account("gate")
+    for _ in range(5):
+        account.decode()
+    account.publish()
+    account.publish()
+    account.drop("late")
+    account.fail("corrupt")
+    page = generate_latest(metrics.registry).decode()
+    for line in (
+        'streamseg_decoded_frames_total{source="gate"} 5.0',
+        'streamseg_published_frames_total{source="gate"} 2.0',
+        'streamseg_dropped_frames_total{reason="late",source="gate"} 1.0',
+        'streamseg_failed_frames_total{reason="corrupt",source="gate"} 1.0',
+        'streamseg_in_flight_frames{source="gate"} 1.0',
+    ):
+        assert line in page
+
+
+def test_a_source_that_never_had_a_frame_can_be_seen() -> None:
+    metrics = Metrics()
+    metrics.account("gate")
+    page = generate_latest(metrics.registry).decode()
+    for name in ("decoded_frames", "published_frames", "reconnects", "stalls"):
+        assert f'streamseg_{name}_total{{source="gate"}} 0.0' in page
+
+
+def test_the_process_own_memory_files_and_threads_are_told() -> None:
+    registry = Metrics().registry
+    resident = registry.get_sample_value("process_resident_memory_bytes")
+    assert 0 < resident < 1e12
+    assert registry.get_sample_value("process_open_fds") > 0
+    assert registry.get_sample_value("streamseg_threads") == threading.active_count()
+
+
+def test_prometheus_own_tool_finds_nothing_wrong_with_the_page() -> None:
+    needs(shutil.which("promtool") is not None, "promtool")
+    metrics = Metrics()
+    account = metrics.account("gate")
+    for _ in range(3):
+        account.decode()
+    account.publish()
+    account.drop("late")
+    account.fail("corrupt")
+    metrics.observe_age("gate", 0.1)
+    metrics.set_state("gate", "live")
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"],
+        check=False,
+        input=generate_latest(metrics.registry),
+        capture_output=True,
+        timeout=30,
+    )
+    assert (checked.returncode, checked.stderr) == (0, b"")
+
+
+def test_two_services_in_one_process_do_not_share_numbers() -> None:
+    first, second = Metrics(), Metrics()
+    first.account("gate").decode()
+    assert second.snapshots() == []
+    assert second.registry.get_sample_value("streamseg_decoded_frames_total") is None

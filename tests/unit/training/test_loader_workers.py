@@ -1,0 +1,169 @@
+"""Processes that load: their order, and every way in which they can fail."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from streamseg.errors import DataError, TrainingError
+from streamseg.training import workers
+from streamseg.training.workers import load_ahead
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def square(key: int) -> tuple[int, torch.Tensor]:
+    return os.getpid(), torch.full((300, 300), key * key)
+
+
+@pytest.mark.parametrize(("count", "keys"), [(0, 5), (1, 0), (1, 5), (3, 20), (4, 3)])
+def test_batches_come_in_order_whatever_the_number_of_workers(count: int, keys: int):
+    found = list(load_ahead(square, range(keys), count))
+    assert [int(tensor[0, 0]) for _, tensor in found] == [key * key for key in range(keys)]
+    processes = {process for process, _ in found}
+    assert len(processes) == min(max(count, 1), keys)
+    assert (os.getpid() in processes) == (count == 0 and keys > 0)
+
+
+def test_an_error_is_raised_as_it_was_with_its_one_line():
+    def load(key: int) -> int:
+        if key == 3:
+            raise DataError("a.png: can't be read: No such file or directory")
+        return key
+
+    seen = []
+    with pytest.raises(DataError, match=r"^a\.png: can't be read: No such file or directory$"):
+        seen.extend(load_ahead(load, range(9), 2))
+    assert seen == [0, 1, 2]
+    with closing(load_ahead(load, range(9), 2)) as loaded:
+        assert [next(loaded) for _ in range(3)] == [0, 1, 2]
+
+
+def test_a_fault_of_ours_says_where_it_was():
+    def load(_: int) -> None:
+        raise KeyError("what")
+
+    with pytest.raises(RuntimeError, match=r"(?s)in a worker: Traceback.*in load\n.*KeyError"):
+        list(load_ahead(load, [1], 1))
+
+
+def die(number: int) -> int:
+    faulthandler.disable()  # pytest's would print
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGKILL, "was killed, probably for lack of memory: set workers to 0"),
+        (signal.SIGBUS, "was ended by SIGBUS: set workers to 0"),
+        (signal.SIGUSR1, "was ended by SIGUSR1: set workers to 0"),
+    ],
+)
+def test_a_worker_that_dies_is_one_line(number: int, message: str):
+    with pytest.raises(TrainingError, match=message):
+        list(load_ahead(die, [number] * 8, 2))
+
+
+def test_a_worker_that_is_killed_while_it_waits(tmp_path: Path):
+    with closing(load_ahead(square, range(100), 2)) as loaded:
+        process, _ = next(loaded)
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(TrainingError, match="was killed"):
+            list(loaded)
+
+
+def test_a_lack_of_memory_is_one_line():
+    def load(_: int) -> bytes:
+        raise MemoryError
+
+    with pytest.raises(TrainingError, match="lack of memory: set workers to 0"):
+        list(load_ahead(load, [1], 1))
+
+
+def test_few_descriptors_are_one_line():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, before[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"can't start .* open files: set workers"):
+            list(load_ahead(square, range(40), 40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_process_that_cant_be_started_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    started = []
+    start = workers._context.Process.start
+
+    def limited(process) -> None:
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(process)
+        start(process)
+
+    monkeypatch.setattr(workers._context.Process, "start", limited)
+    with pytest.raises(TrainingError, match="Resource temporarily unavailable: set workers to 0"):
+        list(load_ahead(square, range(4), 2))
+    assert not started[0].is_alive()
+
+
+def test_a_worker_that_hangs_does_not_keep_the_training_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(workers, "END_SECONDS", 0.1)
+
+    def load(key: int) -> int:
+        time.sleep(60 * key)
+        return key
+
+    with closing(load_ahead(load, range(9), 2)) as loaded:
+        assert next(loaded) == 0
+
+
+ORPHANS = """
+import os, sys, time
+from streamseg.training.workers import load_ahead
+def load(key):
+    return os.getpid()
+loaded = load_ahead(load, range(100), 3)
+print(next(loaded), next(loaded), next(loaded), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_training_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        children = [int(number) for number in run.stdout.readline().split()]
+        assert len(set(children)) == 3
+        run.kill()
+    end = time.monotonic() + 20
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
