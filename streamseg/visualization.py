@@ -18,7 +18,7 @@ from streamseg.errors import StreamsegError
 from streamseg.structures.masks import BoolArray, Masks
 from streamseg.structures.results import NOT_TRACKED, Image, Instances, Result, Segment
 
-Colour: TypeAlias = tuple[int, int, int]
+Color: TypeAlias = tuple[int, int, int]
 Rectangle: TypeAlias = tuple[int, int, int, int]
 
 MAX_JPEG_SIDE = 65_500
@@ -26,7 +26,7 @@ MAX_JPEG_SIDE = 65_500
 FILL_ALPHA = 0.5
 STUFF_ALPHA = 0.4
 
-PALETTE: tuple[Colour, ...] = (
+PALETTE: tuple[Color, ...] = (
     (0, 150, 255),
     (240, 0, 0),
     (240, 225, 0),
@@ -49,16 +49,18 @@ the least of those seen with normal vision and with protanopia, deuteranopia and
 (simulated after Machado, Oliveira and Fernandes, 2009): neighbouring ids differ for everybody."""
 
 _FONT = cv2.FONT_HERSHEY_DUPLEX
-_DARK: Colour = (16, 16, 16)
-_WHITE: Colour = (255, 255, 255)
+_DARK: Color = (16, 16, 16)
+_WHITE: Color = (255, 255, 255)
 
 
-def paint_result(result: Result) -> Image:
+def annotate_result(result: Result) -> Image:
     """The frame of ``result`` with what was found in it painted on, see :func:`paint`."""
-    return paint(result.frame.image, result.instances, result.segments)
+    return annotate(result.frame.image, result.instances, result.segments)
 
 
-def paint(image: Image, instances: Instances, segments: Iterable[Segment] | None = None) -> Image:
+def annotate(
+    image: Image, instances: Instances, segments: Iterable[Segment] | None = None
+) -> Image:
     """A copy of ``image`` with every instance's mask, outline and label.
 
     An instance has the colour of its track, or of its category where it isn't tracked. Lines and
@@ -104,11 +106,13 @@ def fill(canvas: Image, instances: Instances, alpha: float) -> None:
         raise StreamsegError(
             f"instances of a frame of {instances.size} don't fit an image of {canvas.shape[:2]}"
         )
-    for (bits, window), colour in zip(_placed(instances.masks), colours(instances), strict=True):
+    for (bits, window), colour in zip(
+        _placed(instances.masks), instance_colors(instances), strict=True
+    ):
         _blend(canvas, bits, window, colour, alpha)
 
 
-def colours(instances: Instances) -> list[Colour]:
+def instance_colors(instances: Instances) -> list[Color]:
     """The colour of each row: its track's, or its category's where it isn't tracked."""
     keys = np.where(instances.track_ids == NOT_TRACKED, instances.labels, instances.track_ids)
     return [_pick(key) for key in keys.tolist()]
@@ -129,11 +133,11 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
     return data.tobytes()
 
 
-def _pick(key: int) -> Colour:
+def _pick(key: int) -> Color:
     return PALETTE[key % len(PALETTE)]
 
 
-def _muted(colour: Colour) -> Colour:
+def _muted(colour: Color) -> Color:
     red, green, blue = ((part + 2 * 128) // 3 for part in colour)
     return red, green, blue
 
@@ -153,14 +157,14 @@ def _bits(crop: BoolArray) -> Image:
     return np.ascontiguousarray(crop).view(np.uint8)
 
 
-def _solid(colour: Colour, height: int, width: int) -> Image:
+def _solid(colour: Color, height: int, width: int) -> Image:
     """A block of one colour; filled row by row, which is far quicker than pixel by pixel."""
     block = np.empty((height, width * 3), np.uint8)
     block[:] = np.tile(np.array(colour, np.uint8), width)
     return block.reshape(height, width, 3)
 
 
-def _blend(canvas: Image, bits: Image, window: Rectangle, colour: Colour, alpha: float) -> None:
+def _blend(canvas: Image, bits: Image, window: Rectangle, colour: Color, alpha: float) -> None:
     x1, y1, x2, y2 = window
     if bits.size == 0:
         return
@@ -174,7 +178,9 @@ def _draw_outlines(canvas: Image, instances: Instances) -> None:
     """A line along the inside of each mask's edge, over all fills."""
     reach = 2 * _line_width(canvas) + 1
     kernel = np.ones((reach, reach), np.uint8)
-    for (bits, window), colour in zip(_placed(instances.masks), colours(instances), strict=True):
+    for (bits, window), colour in zip(
+        _placed(instances.masks), instance_colors(instances), strict=True
+    ):
         if bits.size == 0:
             continue
         x1, y1, x2, y2 = window
@@ -189,7 +195,7 @@ def _draw_tags(canvas: Image, instances: Instances) -> None:
     # What a tag should not hide: objects, and four times as much the other tags, once placed.
     obstacles = np.concatenate([instances.boxes, np.zeros_like(instances.boxes)])
     weights = np.repeat([1, 4], len(instances))
-    captioned = zip(_captions(instances), colours(instances), strict=True)
+    captioned = zip(_captions(instances), instance_colors(instances), strict=True)
     for row, (caption, colour) in enumerate(captioned):
         (width, height), descent = cv2.getTextSize(caption, _FONT, scale, 1)
         margin = max(2, round(height / 4))
@@ -245,7 +251,7 @@ def _shared_areas(
     return areas
 
 
-def _ink(colour: Colour) -> Colour:
+def _ink(colour: Color) -> Color:
     """Dark or white, whichever is read better on ``colour`` (luma of ITU-R BT.601)."""
     red, green, blue = colour
     return _DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else _WHITE

@@ -20,14 +20,14 @@ import cv2
 import numpy as np
 import torch
 
-from streamseg.config.training import Recipe, load_recipe
+from streamseg.config.training import TrainingConfig, load_training_config
 from streamseg.datasets import AnnotatedImage, Augmentation, Dataset, load_sample, open_dataset
 from streamseg.errors import StreamsegError
 from streamseg.models.registry import find
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Image, Instances
 from streamseg.structures.targets import Sample, Targets
-from streamseg.visualization import FILL_ALPHA, Colour, colours, fill
+from streamseg.visualization import FILL_ALPHA, Color, fill, instance_colors
 
 FONT = cv2.FONT_HERSHEY_DUPLEX
 GAP = 8
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:
-        recipe = load_recipe(given.recipe, given.sets)
+        recipe = load_training_config(given.recipe, given.sets)
         pictures = open_pictures(recipe, given.recipe.parent)
         image = sheet(recipe, pictures, given.rows, given.columns, given.seed)
     except StreamsegError as error:
@@ -70,7 +70,7 @@ def main() -> None:
     print(f"{given.out}: {image.shape[1]} x {image.shape[0]}")
 
 
-def open_pictures(recipe: Recipe, folder: Path) -> Pictures:
+def open_pictures(recipe: TrainingConfig, folder: Path) -> Pictures:
     """The training data of a recipe that lies in ``folder``."""
     datasets = [open_dataset(part, folder / recipe.data.root) for part in recipe.data.train]
     names = {name: None for dataset in datasets for name in dataset.categories.values()}
@@ -79,7 +79,7 @@ def open_pictures(recipe: Recipe, folder: Path) -> Pictures:
     )
 
 
-def sheet(recipe: Recipe, pictures: Pictures, rows: int, columns: int, seed: int) -> Image:
+def sheet(recipe: TrainingConfig, pictures: Pictures, rows: int, columns: int, seed: int) -> Image:
     """At most ``rows`` random pictures, each with ``columns`` - 1 views of it, RGB."""
     side = recipe.model.input_size or find(recipe.model.name).default_size
     vary = Augmentation(recipe.augment, side)
@@ -126,9 +126,9 @@ def painted(sample: Sample, classes: Sequence[str]) -> Image:
     fill(canvas, objects, FILL_ALPHA)
     # Names last: no box should cross them.
     boxes = objects.boxes.round().astype(int).tolist()
-    for (x1, y1, x2, y2), colour in zip(boxes, colours(objects), strict=True):
+    for (x1, y1, x2, y2), colour in zip(boxes, instance_colors(objects), strict=True):
         cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour, 1)
-    for box, colour, name in zip(boxes, colours(objects), objects.names, strict=True):
+    for box, colour, name in zip(boxes, instance_colors(objects), objects.names, strict=True):
         tag(canvas, box, name, colour)
     return canvas
 
@@ -145,7 +145,7 @@ def instances(targets: Targets, classes: Sequence[str]) -> Instances:
     )
 
 
-def tag(canvas: Image, box: Sequence[int], name: str, colour: Colour) -> None:
+def tag(canvas: Image, box: Sequence[int], name: str, colour: Color) -> None:
     """``name`` above ``box``, or in it where there is no room; what is too small has none."""
     x1, y1, x2, y2 = box
     (width, height), _ = cv2.getTextSize(name, FONT, 0.36, 1)

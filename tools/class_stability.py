@@ -21,8 +21,8 @@ import msgspec
 import numpy as np
 
 from streamseg.config import SourceConfig, Thresholds, TrackerConfig
-from streamseg.config.training import load_evaluation
-from streamseg.datasets import Dataset, load_picture, open_dataset
+from streamseg.config.training import load_evaluation_config
+from streamseg.datasets import Dataset, load_image, open_dataset
 from streamseg.evaluation import confusion
 from streamseg.evaluation.predictions import Collector, measured_truth, score_dataset
 from streamseg.models import load_model
@@ -103,7 +103,7 @@ def class_changes(tracked: Sequence[Instances]) -> tuple[int, int]:
 
 def print_images(config: Path, sets: list[str]) -> None:
     """Print a line for each dataset and each value."""
-    evaluation = load_evaluation(config, sets)
+    evaluation = load_evaluation_config(config, sets)
     if evaluation.data is None:
         raise SystemExit(f"{config}: has no data")
     model = load_model(**msgspec.structs.asdict(evaluation.model))
@@ -113,7 +113,7 @@ def print_images(config: Path, sets: list[str]) -> None:
     for data in evaluation.data.val:
         dataset = open_dataset(data, config.parent / evaluation.data.root)
         found = [
-            model.predict([load_picture(image)], Thresholds(score=evaluation.least_score))[0]
+            model.predict([load_image(image)], Thresholds(score=evaluation.least_score))[0]
             for image in dataset.images
         ]
         for iou in IOUS:

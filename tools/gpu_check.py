@@ -49,7 +49,7 @@ from gpu_check_networks import (
 from gpu_check_parts import Served, Speed, Trained, serve, speed, train
 
 from streamseg.errors import StreamsegError, UsageError
-from streamseg.models import CATALOGUE, load_model
+from streamseg.models import REGISTRY, load_model
 from streamseg.models.base import Precision, Segmenter
 from streamseg.models.registry import find
 from streamseg.structures.results import Image, Instances
@@ -125,7 +125,7 @@ class Report:
 def main() -> None:
     """Check, print the tables, write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [entry.name for entry in CATALOGUE]
+    names = [entry.name for entry in REGISTRY]
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, cpu or auto")
     parser.add_argument("--models", nargs="+", default=names, metavar="NAME")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, metavar="PART")

@@ -22,8 +22,8 @@ from streamseg.config.training import (
     DataConfig,
     OptimiserConfig,
     PatternData,
-    Recipe,
     ScheduleConfig,
+    TrainingConfig,
 )
 from streamseg.models.base import Precision, Segmenter
 from streamseg.service.service import Service
@@ -230,10 +230,10 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _recipe(name: str, precision: Precision, device: str, steps: int, batch: int) -> Recipe:
+def _recipe(name: str, precision: Precision, device: str, steps: int, batch: int) -> TrainingConfig:
     """Two epochs of so many steps, on pictures of one shape."""
     bundled = name == BUNDLED
-    return Recipe(
+    return TrainingConfig(
         model=ModelConfig(
             name=name,
             weights="default" if bundled else "none",

@@ -19,7 +19,7 @@ import av
 import msgspec
 
 from streamseg.config import Thresholds
-from streamseg.config.training import load_evaluation
+from streamseg.config.training import load_evaluation_config
 from streamseg.datasets import open_dataset
 from streamseg.evaluation.predictions import predict_dataset, score_dataset
 from streamseg.models import load_model
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="sets")
     parser.add_argument("--sizes", type=int, nargs="+", default=[320, 416, 448, 512, 640])
     options = parser.parse_args()
-    evaluation = load_evaluation(options.config, options.sets)
+    evaluation = load_evaluation_config(options.config, options.sets)
     data = evaluation.data
     if data is None:
         parser.error(f"{options.config}: has no data")

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.image_list import ImageList
 
 from streamseg.config import Thresholds
-from streamseg.models import CATALOGUE, load_model
+from streamseg.models import REGISTRY, load_model
 from streamseg.models.base import Segmenter
 from streamseg.structures.results import Image
 
@@ -59,7 +59,7 @@ class Costs:
 def main() -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=[entry.name for entry in CATALOGUE])
+    parser.add_argument("names", nargs="*", default=[entry.name for entry in REGISTRY])
     options = parser.parse_args()
     print("| model | M parameters | GFLOPs | prepare, ms | forward, ms | / modules alone |")
     print("|---|---|---|---|---|---|")

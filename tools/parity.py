@@ -43,7 +43,7 @@ def main() -> None:
 def row(name: str, published: Fixture) -> list[str]:
     """What one model gives beside what is published."""
     model = load_model(name, weights="none", device="cpu", score=0)
-    model.network.load_state_dict(type(model).adopt(model.network, published.state()))
+    model.network.load_state_dict(type(model).convert_state_dict(model.network, published.state()))
     (found,) = model.predict([picture()])
     final = {key[6:]: value for key, value in published.arrays.items() if key.startswith("final/")}
     scores = final.get("mask_score", final["score"])

@@ -24,7 +24,7 @@ from streamseg.config import ModelConfig, Thresholds, convert, override
 from streamseg.models import load_model
 from streamseg.structures.masks import box_iou
 from streamseg.structures.results import Image, Instances
-from streamseg.visualization import paint
+from streamseg.visualization import annotate
 
 ROOT = Path(__file__).parents[1]
 LABELS = ROOT / "tests" / "labels" / "street_people.json"
@@ -55,7 +55,7 @@ def main() -> None:
         found += hits
         people += sum(not person["ignore"] for person in label["people"])
         false += [f"frame {label['frame']}: {text}" for text in wrong]
-        pictures.append(paint(image, instances))
+        pictures.append(annotate(image, instances))
     print(f"input {model.input_size}, score {options.score}: recall {found / people:.3f}")
     print(f"{found} of {people} people, {len(false)} false instances", *false, sep="\n  ")
     if options.sheet:

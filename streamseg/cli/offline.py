@@ -41,10 +41,10 @@ def train(
     Example: `streamseg train configs/train/tiny.yaml --out runs/tiny`
     """
     from streamseg.cli.terminal import ProgressReport, listing
-    from streamseg.config.training import load_recipe
+    from streamseg.config.training import load_training_config
     from streamseg.training import Trainer, joined
 
-    recipe = load_recipe(file, sets or [])
+    recipe = load_training_config(file, sets or [])
     target = folder or Path("runs") / file.stem
     with joined() as processes:
         with ProgressReport("batches") as progress:
@@ -88,14 +88,14 @@ def evaluate(
     Example: `streamseg eval configs/eval/coco.yaml --weights runs/tiny/best.pt --out eval-out`
     """
     from streamseg.cli.terminal import ProgressReport, listing
-    from streamseg.config.training import load_evaluation
+    from streamseg.config.training import load_evaluation_config
     from streamseg.evaluation.outputs import listings, prepare, write
     from streamseg.evaluation.runner import Measurement, with_model
 
     if check:
         options = (weights, model, class_names, through_service, folder, json_file)
         return check_data(file, sets or [], alone=not any(options))
-    evaluation = with_model(load_evaluation(file, sets or []), model, weights, class_names)
+    evaluation = with_model(load_evaluation_config(file, sets or []), model, weights, class_names)
     prepare(folder, json_file)
     with ProgressReport("images") as progress:
         run = Measurement(evaluation, file.parent, progress, through_service=through_service)
@@ -120,13 +120,13 @@ def models(
     Example: `streamseg models` or `streamseg models solov2_r50`
     """
     from streamseg.cli.terminal import listing, model_description, model_row
-    from streamseg.models.registry import CATALOGUE, find
+    from streamseg.models.registry import REGISTRY, find
 
     if name is not None:
         out.print(model_description(find(name)), soft_wrap=True, highlight=False)
         return 0
     columns = ("name", "params", "GFLOPs", "box AP", "mask", "PQ", "weights")
-    out.print(listing("models", columns, [model_row(entry) for entry in CATALOGUE]))
+    out.print(listing("models", columns, [model_row(entry) for entry in REGISTRY]))
     out.print("streamseg models NAME says more: licence, input, where the weights are published.")
     return 0
 
@@ -165,16 +165,16 @@ def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
     """Print every problem of the datasets in ``file``, one a line; 1 if there are any.
 
     Raises:
-        ConfigError: what ``recipe.load_data`` says, or there are options beside ``--check``.
+        ConfigError: what ``recipe.load_data_config`` says, or there are options beside ``--check``.
     """
-    from streamseg.config.training import load_data
+    from streamseg.config.training import load_data_config
     from streamseg.datasets import check
     from streamseg.errors import ConfigError
     from streamseg.evaluation.runner import data_size
 
     if not alone:
         raise ConfigError("--check looks at the data alone: leave the other options out")
-    data = load_data(file, sets)
+    data = load_data_config(file, sets)
     problems = check(data, file.parent)
     for problem in problems:
         print(problem)  # noqa: T201 - data, one line each, however wide the terminal is

@@ -22,7 +22,7 @@ from rich.table import Table
 from streamseg.pipeline.summary import Summary
 
 if TYPE_CHECKING:
-    from streamseg.models.registry import Availability, Entry
+    from streamseg.models.registry import Availability, ModelInfo
 
 PLAIN_EVERY = 100
 """Without a terminal, a line is printed every so many frames, or whatever is counted."""
@@ -114,7 +114,7 @@ def listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
     return table
 
 
-def model_row(entry: Entry) -> tuple[str, ...]:
+def model_row(entry: ModelInfo) -> tuple[str, ...]:
     """An entry of the catalogue as the table shows it."""
     usual = entry.published[0]
     accuracies = (usual.box_ap, usual.mask_ap, usual.pq)
@@ -127,7 +127,7 @@ def model_row(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def model_description(entry: Entry) -> str:
+def model_description(entry: ModelInfo) -> str:
     """What is known of a model, and where its weights are published."""
     cost = f"{entry.parameters:.2f} M parameters; {entry.gflops:.1f} GFLOPs for 640 x 480 pixels"
     lines = [

@@ -195,11 +195,11 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
 
     Attributes:
         enabled: false leaves every track at -1.
-        lost_for: seconds that an identity outlives its object's disappearance.
+        lost_track_seconds: seconds that an identity outlives its object's disappearance.
         min_hits: frames before an object gets an identity.
-        confident: instances with this score or more are matched first; weaker ones can only
-            continue identities that were just seen.
-        begin: the least score of an instance that begins an identity.
+        high_score_threshold: minimum score of the instances that are matched first; weaker ones
+            only continue tracks that were matched in the frame before.
+        new_track_threshold: minimum score of an instance that starts a track.
         class_vote: an identity's published class is the one with the most weight among so many of
             its last observations, weighted by their scores; ``score`` stays the instance's own.
             An object then keeps its identity where the model takes it for another class. 0
@@ -207,16 +207,17 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
     """
 
     enabled: bool = True
-    lost_for: NotNegative = 2.0
+    lost_track_seconds: NotNegative = 2.0
     min_hits: Count = 2
-    confident: Fraction01 = 0.45
-    begin: Fraction01 = 0.5
+    high_score_threshold: Fraction01 = 0.45
+    new_track_threshold: Fraction01 = 0.5
     class_vote: Annotated[int, Meta(ge=0, le=1000)] = 30
 
     def __post_init__(self) -> None:
-        if self.confident > self.begin:
+        if self.high_score_threshold > self.new_track_threshold:
             raise ImpossibleValueError(
-                f"confident ({self.confident:g}) must not be over begin ({self.begin:g})"
+                f"high_score_threshold ({self.high_score_threshold:g}) must not be over "
+                f"new_track_threshold ({self.new_track_threshold:g})"
             )
 
 

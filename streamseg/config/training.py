@@ -200,7 +200,7 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     last: Fraction01 = 0.01
 
 
-class Recipe(Section, frozen=True, kw_only=True):
+class TrainingConfig(Section, frozen=True, kw_only=True):
     """A training, from data to checkpoints.
 
     Attributes:
@@ -278,7 +278,7 @@ class TrackingTask(Section, frozen=True, kw_only=True):
     name: str = ""
 
 
-class Evaluation(Section, frozen=True, kw_only=True):
+class EvaluationConfig(Section, frozen=True, kw_only=True):
     """What ``streamseg eval`` measures; at least one of the three.
 
     Attributes:
@@ -313,22 +313,22 @@ class Evaluation(Section, frozen=True, kw_only=True):
             raise ValueError("data.val is empty: name at least one dataset to measure on")
 
 
-def load_recipe(file: Path, sets: list[str]) -> Recipe:
+def load_training_config(file: Path, sets: list[str]) -> TrainingConfig:
     """A training's file with ``--set`` overrides.
 
     Raises:
         ConfigError: the file can't be read or something in it is wrong; the message says where.
     """
-    return convert(_load(file, sets), Recipe, str(file))
+    return convert(_load(file, sets), TrainingConfig, str(file))
 
 
-def load_evaluation(file: Path, sets: list[str]) -> Evaluation:
-    """An evaluation's file with ``--set`` overrides; see :func:`load_recipe` for errors."""
-    return convert(_load(file, sets), Evaluation, str(file))
+def load_evaluation_config(file: Path, sets: list[str]) -> EvaluationConfig:
+    """Load an evaluation config and apply ``--set`` overrides."""
+    return convert(_load(file, sets), EvaluationConfig, str(file))
 
 
-def load_data(file: Path, sets: list[str]) -> DataConfig:
-    """The datasets of a file: of its ``data``, or the file as a whole; see :func:`load_recipe`."""
+def load_data_config(file: Path, sets: list[str]) -> DataConfig:
+    """Return the datasets of a config: its ``data`` section, or the whole file."""
     raw = _load(file, sets)
     return convert(raw["data"] if isinstance(raw.get("data"), dict) else raw, DataConfig, str(file))
 

@@ -13,7 +13,7 @@ from streamseg.datasets.dataset import (
 )
 from streamseg.datasets.findings import Id, Problem, skipped_rows_counts, skipped_rows_summary
 from streamseg.datasets.inspection import inspect
-from streamseg.datasets.loading import coco_truth, load_picture, load_sample, load_segment_ids
+from streamseg.datasets.loading import coco_truth, load_image, load_sample, load_segment_ids
 from streamseg.datasets.opening import open_dataset
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "check_measurable",
     "coco_truth",
     "inspect",
-    "load_picture",
+    "load_image",
     "load_sample",
     "load_segment_ids",
     "open_dataset",

@@ -30,7 +30,7 @@ from streamseg.datasets.schema import (
 )
 from streamseg.datasets.spellings import as_written, canonical_entry, canonical_id, canonical_length
 from streamseg.errors import ConfigError, DataError, TooLargeError
-from streamseg.sources.base import BadPictureError
+from streamseg.sources.base import BadImageError
 from streamseg.sources.imagefile import read_size
 from streamseg.structures.masks import MAX_PIXELS, Size
 
@@ -258,7 +258,7 @@ def _locate(entry: ImageEntry, found: Path | Fault) -> ImageFile | Fault:
     if entry.width is None or entry.height is None:
         try:
             return ImageFile(entry.id, found, read_size(found, MAX_PIXELS))
-        except BadPictureError as error:
+        except BadImageError as error:
             return Fault("image can't be read", f"{found}: {error}")
         except TooLargeError as error:
             return Fault("image is too large", str(error))

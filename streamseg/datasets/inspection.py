@@ -13,7 +13,7 @@ from collections.abc import Collection
 from streamseg.datasets.dataset import AnnotatedImage, Dataset, PngSegment
 from streamseg.datasets.findings import Fault, Findings, Id, Problem
 from streamseg.datasets.labels import load_labels, regions
-from streamseg.datasets.loading import load_picture
+from streamseg.datasets.loading import load_image
 from streamseg.errors import DataError, TooLargeError
 
 
@@ -64,7 +64,7 @@ def _inspect_png(image: AnnotatedImage, skipped: Collection[Id], findings: Findi
 
 def _inspect_image(image: AnnotatedImage, findings: Findings) -> None:
     try:
-        load_picture(image)
+        load_image(image)
     except DataError as error:
         findings.add(Fault("image can't be used", str(error)), image.id)
     except TooLargeError as error:

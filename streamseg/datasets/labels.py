@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamseg.errors import DataError, TooLargeError
-from streamseg.sources.base import BadPictureError
+from streamseg.sources.base import BadImageError
 from streamseg.sources.imagefile import read_labels
 from streamseg.structures.masks import MAX_PIXELS
 
@@ -24,7 +24,7 @@ def load_labels(path: Path) -> Labels:
     """
     try:
         return read_labels(path, MAX_PIXELS)
-    except BadPictureError as error:
+    except BadImageError as error:
         raise DataError(f"{path}: {error}") from None
     except TooLargeError as error:
         raise DataError(str(error)) from None

@@ -20,7 +20,7 @@ from streamseg.datasets.labels import Labels, load_labels
 from streamseg.datasets.polygons import rasterise
 from streamseg.datasets.test_pattern import open_pattern
 from streamseg.errors import DataError
-from streamseg.sources.base import BadPictureError
+from streamseg.sources.base import BadImageError
 from streamseg.sources.imagefile import TURNED, read_image, read_orientation
 from streamseg.structures.masks import MAX_PIXELS, RLE, BoolArray, Mask, Masks
 from streamseg.structures.results import Image
@@ -42,7 +42,8 @@ def load_sample(
         classes: the names of the model's classes, in its order; what else is annotated is left
             out.
         seed: see :class:`~streamseg.structures.targets.Targets`.
-        stuff: the names of the model's classes of stuff, in its order; at most ``MOST_STUFF``.
+        stuff: the names of the model's classes of stuff, in its order; at most
+            ``MAX_STUFF_CLASSES``.
 
     Returns:
         The picture with targets of N objects and C classes. A class that the dataset doesn't
@@ -53,7 +54,7 @@ def load_sample(
         DataError: the picture or a PNG of masks can't be read or has another size.
         TooLargeError: the picture has more pixels than the limit.
     """
-    picture = load_picture(image)
+    picture = load_image(image)
     indices = {name: index for index, name in enumerate(classes)}
     chosen = [a for a in image.annotations if dataset.categories[a.category_id] in indices]
     names = {dataset.categories[number] for number in dataset.annotated}
@@ -74,7 +75,7 @@ def load_sample(
     return Sample(torch.from_numpy(picture).permute(2, 0, 1).contiguous(), targets)
 
 
-def load_picture(image: AnnotatedImage) -> Image:
+def load_image(image: AnnotatedImage) -> Image:
     """The pixels of a picture, uint8 (H, W, 3) RGB, upright.
 
     Raises:
@@ -87,7 +88,7 @@ def load_picture(image: AnnotatedImage) -> Image:
         picture = read_image(image.picture, MAX_PIXELS)
         fits = picture.shape[:2] == image.size
         orientation = 1 if fits else read_orientation(image.picture, MAX_PIXELS)
-    except BadPictureError as error:
+    except BadImageError as error:
         raise DataError(f"{image.picture}: {error}") from None
     if not fits:
         raise _wrong_size(image, image.picture, picture.shape, orientation)

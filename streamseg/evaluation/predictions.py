@@ -15,7 +15,7 @@ from streamseg.datasets import (
     Id,
     PngSegment,
     coco_truth,
-    load_picture,
+    load_image,
     load_segment_ids,
 )
 from streamseg.errors import DataError
@@ -178,7 +178,7 @@ def predict_dataset(
     found = Collector(model, dataset)
     for start in range(0, len(dataset.images), batch):
         chosen = dataset.images[start : start + batch]
-        prepared = model.prepare([load_picture(image) for image in chosen])
+        prepared = model.prepare([load_image(image) for image in chosen])
         predicted = model.postprocess(model.forward(prepared, thresholds))
         for image, prediction in zip(chosen, predicted, strict=True):
             found.add(image, prediction.instances, prediction.segments)

@@ -13,7 +13,7 @@ from streamseg.config.class_names import parse_class_names
 from streamseg.config.training import (
     DataConfig,
     DatasetConfig,
-    Evaluation,
+    EvaluationConfig,
     PanopticTask,
     ProblemPolicy,
 )
@@ -83,7 +83,7 @@ class Report:
         tracking: of each tracking task.
     """
 
-    evaluation: Evaluation
+    evaluation: EvaluationConfig
     through_service: bool
     datasets: tuple[DatasetReport, ...]
     panoptic: tuple[tuple[str, PanopticScores], ...]
@@ -110,7 +110,7 @@ class Measurement:
 
     def __init__(
         self,
-        evaluation: Evaluation,
+        evaluation: EvaluationConfig,
         root: Path,
         progress: Progress,
         *,
@@ -175,8 +175,11 @@ class Measurement:
 
 
 def with_model(
-    evaluation: Evaluation, name: str | None, weights: str | None, class_names: str | None = None
-) -> Evaluation:
+    evaluation: EvaluationConfig,
+    name: str | None,
+    weights: str | None,
+    class_names: str | None = None,
+) -> EvaluationConfig:
     """The same evaluation of another model, or of other weights; None keeps what it says.
 
     Raises:

@@ -27,7 +27,7 @@ from streamseg.config import (
     TrackerConfig,
     WorkerConfig,
 )
-from streamseg.datasets import AnnotatedImage, Dataset, load_picture
+from streamseg.datasets import AnnotatedImage, Dataset, load_image
 from streamseg.errors import OutputError, StreamsegError
 from streamseg.evaluation.predictions import Collector, Predictions
 from streamseg.models.base import Segmenter
@@ -109,10 +109,10 @@ def _served(
             if image is None:
                 raise StreamsegError(f"{dataset}: {received.item} came to more than one message")
             if received.size != image.size:
-                load_picture(image)  # says what is wrong with it
+                load_image(image)  # says what is wrong with it
             yield image, received
     for image in missing.values():
-        load_picture(image)  # one that couldn't be read is named as it is without a service
+        load_image(image)  # one that couldn't be read is named as it is without a service
     if missing:
         first = next(iter(missing.values()))
         raise StreamsegError(
@@ -165,7 +165,7 @@ def _put(image: AnnotatedImage, at: Path) -> None:
         if isinstance(image.picture, Path) and image.picture.is_file():
             at.symlink_to(image.picture.absolute())
             return
-        pixels = load_picture(image)  # of a file that isn't there, it says so
+        pixels = load_image(image)  # of a file that isn't there, it says so
         at.write_bytes(cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())
     except OSError as error:
         raise OutputError(f"{at}: can't be written: {error.strerror}") from None

@@ -24,7 +24,7 @@ from streamseg.errors import ArgumentError, UsageError
 from streamseg.models.categories import Categories
 from streamseg.models.forking import adapt_to_fork
 from streamseg.models.inputs import AnyImage, is_single, read_images, read_one
-from streamseg.models.layers.losses import Objective
+from streamseg.models.layers.losses import Criterion
 from streamseg.models.layers.masks import MaskSource
 from streamseg.models.selection import Selection, checked_thresholds
 from streamseg.models.weights.origin import Origin, network_state, reload, reload_arguments
@@ -192,7 +192,7 @@ class Segmenter(ABC):
         return None
 
     @abstractmethod
-    def objective(self, weights: Mapping[str, float]) -> Objective:
+    def criterion(self, weights: Mapping[str, float]) -> Criterion:
         """What the network is trained to do.
 
         Args:
@@ -206,7 +206,7 @@ class Segmenter(ABC):
         return None
 
     @classmethod
-    def adopt(cls, network: nn.Module, state: State) -> State:
+    def convert_state_dict(cls, network: nn.Module, state: State) -> State:
         """A file's tensors under the names that ``network`` has for them.
 
         Where a published file implies constants that it doesn't hold, they are set here.
@@ -215,17 +215,17 @@ class Segmenter(ABC):
         return state
 
     @classmethod
-    def restriction(cls, state: Mapping[str, Tensor]) -> str | None:
+    def license_notice(cls, state: Mapping[str, Tensor]) -> str | None:
         """What a published file mustn't be used for, if its keys tell; mostly None."""
         del state
         return None
 
     @abstractmethod
-    def fit(self, size: Size) -> Size:
+    def resized_shape(self, size: Size) -> Size:
         """The (height, width) that an image of ``size`` is resized to, without padding."""
 
     @abstractmethod
-    def write(self, image: Image, into: Tensor) -> None:
+    def preprocess(self, image: Image, into: Tensor) -> None:
         """Resize and normalise ``image``; ``into`` is a float32 (3, h, w) view of its place."""
 
     def training_shape(self, shape: Size) -> Size:
@@ -350,7 +350,7 @@ class Segmenter(ABC):
         """Resize, normalise and pad; images of equal padded shape come into one batch."""
         self._check_process()
         groups: dict[Size, list[int]] = {}
-        shapes = [self.fit(_checked_size(image, row)) for row, image in enumerate(images)]
+        shapes = [self.resized_shape(_checked_size(image, row)) for row, image in enumerate(images)]
         for row, (height, width) in enumerate(shapes):
             padded = _round_up(height, self.multiple), _round_up(width, self.multiple)
             groups.setdefault(padded, []).append(row)
@@ -397,7 +397,7 @@ class Segmenter(ABC):
         tensor = torch.zeros(len(rows), *padded, 3).permute(0, 3, 1, 2)  # channels last
         for place, row in zip(tensor, rows, strict=True):
             height, width = shapes[row]
-            self.write(images[row], place[:, :height, :width])
+            self.preprocess(images[row], place[:, :height, :width])
         return Batch(
             tuple(rows),
             tuple((images[row].shape[0], images[row].shape[1]) for row in rows),

@@ -19,7 +19,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from streamseg.errors import ArgumentError, SourceError, TooLargeError, printable, redact
-from streamseg.sources.base import BadPictureError
+from streamseg.sources.base import BadImageError
 from streamseg.sources.imagefile import read_image
 from streamseg.structures.masks import MAX_PIXELS
 from streamseg.structures.results import Frame, Image
@@ -131,7 +131,7 @@ def _from_file(path: str | os.PathLike[str], what: str) -> Image:
         return read_image(Path(path), MAX_PIXELS)
     except TooLargeError:
         raise  # it names the file
-    except (BadPictureError, ValueError) as error:
+    except (BadImageError, ValueError) as error:
         raise SourceError(f"{name}: {error}") from None
 
 

@@ -19,7 +19,7 @@ import msgspec
 from streamseg.config import ModelConfig, Thresholds
 from streamseg.config.class_names import ClassNames, numbered_names
 from streamseg.errors import ArgumentError, UsageError, WeightsError, needs_extra
-from streamseg.models.registry import CATALOGUE, Entry, Family, find
+from streamseg.models.registry import REGISTRY, Family, ModelInfo, find
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +137,9 @@ def start_model(
     if given is not None:
         known = known_categories(entry, family, given, config.class_names, config.weights)
         source = _loaded(entry, family, given, known, config.weights)
-        family.adopt(network, dict(given.state))  # for what the file implies beside its tensors
+        family.convert_state_dict(
+            network, dict(given.state)
+        )  # for what the file implies beside its tensors
         fresh = _take_over(network, source, family, categories, known)
     model = family(
         config.name,
@@ -194,14 +196,14 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _family(entry: Entry) -> type[Segmenter]:
+def _family(entry: ModelInfo) -> type[Segmenter]:
     module, name = _FAMILIES[entry.family]
     family: type[Segmenter] = getattr(import_module(f"streamseg.models.{module}"), name)
     return family
 
 
 def known_categories(
-    entry: Entry,
+    entry: ModelInfo,
     family: type[Segmenter],
     given: Weights | None,
     class_names: ClassNames | None,
@@ -236,13 +238,13 @@ def known_categories(
     return _named(family, numbered_names(counts.things + counts.stuff), counts, where)
 
 
-def _counted(entry: Entry, family: type[Segmenter], given: Weights) -> ClassCounts | None:
+def _counted(entry: ModelInfo, family: type[Segmenter], given: Weights) -> ClassCounts | None:
     """How many classes a file of other authors is for."""
     import torch
 
     with torch.device("meta"):
         network = family.build(entry.name, family.trained_on)
-    return family.count_classes(family.adopt(network, dict(given.state)))
+    return family.count_classes(family.convert_state_dict(network, dict(given.state)))
 
 
 def _named(
@@ -262,7 +264,7 @@ def _named(
     return named
 
 
-def _build(entry: Entry, family: type[Segmenter], categories: Categories) -> nn.Module:
+def _build(entry: ModelInfo, family: type[Segmenter], categories: Categories) -> nn.Module:
     """The network of an entry with random weights, always the same ones."""
     import torch
 
@@ -271,7 +273,7 @@ def _build(entry: Entry, family: type[Segmenter], categories: Categories) -> nn.
         return family.build(entry.name, categories)
 
 
-def _weights(entry: Entry, family: type[Segmenter], weights: str | Path) -> Weights | None:
+def _weights(entry: ModelInfo, family: type[Segmenter], weights: str | Path) -> Weights | None:
     """What is to be loaded, if anything is."""
     from streamseg.models.weights import files
 
@@ -289,7 +291,7 @@ def _weights(entry: Entry, family: type[Segmenter], weights: str | Path) -> Weig
 
 
 def _loaded(
-    entry: Entry,
+    entry: ModelInfo,
     family: type[Segmenter],
     given: Weights | None,
     categories: Categories,
@@ -317,13 +319,13 @@ def _loaded(
             f"class_{len(names)}: name them with class_names=[…], --class-names A,B|FILE, or "
             "model.class_names in a config"
         )
-    if restriction := family.restriction(given.state):
-        _warn(f"{entry.name}: {restriction}")
+    if license_notice := family.license_notice(given.state):
+        _warn(f"{entry.name}: {license_notice}")
     return network
 
 
 def _check_fit(
-    network: nn.Module, adopted: State, entry: Entry, given: Weights, where: str
+    network: nn.Module, adopted: State, entry: ModelInfo, given: Weights, where: str
 ) -> None:
     from streamseg.models.weights import files
 
@@ -341,7 +343,7 @@ def _adopted(network: nn.Module, family: type[Segmenter], given: Weights) -> Sta
     """
     expected = network.state_dict()
     counters = {key: expected[key] for key in expected if key.endswith(".num_batches_tracked")}
-    return {**counters, **family.adopt(network, dict(given.state))}
+    return {**counters, **family.convert_state_dict(network, dict(given.state))}
 
 
 @lru_cache
@@ -384,14 +386,14 @@ def _rest(tensor: Tensor, rows: ClassRows) -> list[int]:
     return [row for row in range(len(tensor)) if row not in taken]
 
 
-def _resemblance(entry: Entry, given: Weights) -> str:
+def _resemblance(entry: ModelInfo, given: Weights) -> str:
     """Which other model a file's tensors would fit best, if they would fit it well."""
-    shares = {other.name: _share(other, given) for other in CATALOGUE if other is not entry}
+    shares = {other.name: _share(other, given) for other in REGISTRY if other is not entry}
     likely = max(shares, key=shares.__getitem__)
     return f"; it looks like {likely}" if shares[likely] > 0.5 else ""
 
 
-def _share(entry: Entry, given: Weights) -> float:
+def _share(entry: ModelInfo, given: Weights) -> float:
     """Of the tensors of a model and of a file, those that they have in common."""
     import torch
 
@@ -399,7 +401,7 @@ def _share(entry: Entry, given: Weights) -> float:
     with torch.device("meta"):
         network = family.build(entry.name, family.trained_on)
     try:
-        adopted = family.adopt(network, dict(given.state))
+        adopted = family.convert_state_dict(network, dict(given.state))
     except WeightsError:
         return 0.0
     own = {name: tensor.shape for name, tensor in network.state_dict().items()}

@@ -15,7 +15,7 @@ Family: TypeAlias = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedWeights:
     """Weights that the authors of an architecture publish.
 
     Attributes:
@@ -40,7 +40,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ModelInfo:
     """What is known of a model.
 
     Attributes:
@@ -66,11 +66,11 @@ class Entry:
     input_size: str
     default_size: int
     weights: Availability
-    published: tuple[Published, ...]
+    published: tuple[PublishedWeights, ...]
 
 
-CATALOGUE: tuple[Entry, ...] = (
-    Entry(
+REGISTRY: tuple[ModelInfo, ...] = (
+    ModelInfo(
         name="nanomask",
         family="nanomask",
         classes="80 (COCO)",
@@ -80,7 +80,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=416,
         weights="bundled",
         published=(
-            Published(
+            PublishedWeights(
                 file="nanomask.safetensors",
                 url="streamseg/assets/nanomask.md",
                 licence="Apache-2.0 (NanoDet), MIT (human-models)",
@@ -88,7 +88,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="mask_rcnn_r50_fpn",
         family="mask_rcnn",
         classes="80 (COCO)",
@@ -98,7 +98,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=800,
         weights="downloaded",
         published=(
-            Published(
+            PublishedWeights(
                 file="maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
                 url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
                 licence="BSD-3-Clause (torchvision)",
@@ -109,7 +109,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="mask_rcnn_r50_fpn_v2",
         family="mask_rcnn",
         classes="80 (COCO)",
@@ -119,7 +119,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=800,
         weights="downloaded",
         published=(
-            Published(
+            PublishedWeights(
                 file="maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
                 url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
                 licence="BSD-3-Clause (torchvision)",
@@ -130,7 +130,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="mask_rcnn_r50_fpn_d2",
         family="mask_rcnn_d2",
         classes="80 (COCO)",
@@ -140,7 +140,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=800,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="model_final_f10217.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl",
                 licence="CC BY-SA 3.0 (detectron2)",
@@ -148,7 +148,7 @@ CATALOGUE: tuple[Entry, ...] = (
                 mask_ap=37.2,
                 measured_on="COCO val2017",
             ),
-            Published(
+            PublishedWeights(
                 file="model_final_a54504.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x/137260431/model_final_a54504.pkl",
                 licence="CC BY-SA 3.0 (detectron2)",
@@ -158,7 +158,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="panoptic_fpn_r50",
         family="panoptic_fpn",
         classes="80 things, 53 stuff (COCO)",
@@ -168,7 +168,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=800,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="model_final_c10459.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-PanopticSegmentation/panoptic_fpn_R_50_3x/139514569/model_final_c10459.pkl",
                 licence="CC BY-SA 3.0 (detectron2)",
@@ -177,7 +177,7 @@ CATALOGUE: tuple[Entry, ...] = (
                 pq=41.5,
                 measured_on="COCO val2017",
             ),
-            Published(
+            PublishedWeights(
                 file="model_final_dbfeb4.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-PanopticSegmentation/panoptic_fpn_R_50_1x/139514544/model_final_dbfeb4.pkl",
                 licence="CC BY-SA 3.0 (detectron2)",
@@ -188,7 +188,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="yolact_r50",
         family="yolact",
         classes="80 (COCO)",
@@ -198,7 +198,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=550,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="yolact_resnet50_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
                 licence="MIT (YOLACT)",
@@ -207,7 +207,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="yolact_r101",
         family="yolact",
         classes="80 (COCO)",
@@ -217,7 +217,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=550,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="yolact_base_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
                 licence="MIT (YOLACT)",
@@ -226,7 +226,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="yolact_darknet53",
         family="yolact",
         classes="80 (COCO)",
@@ -236,7 +236,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=550,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="yolact_darknet53_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
                 licence="MIT (YOLACT)",
@@ -245,7 +245,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="yolact_im700",
         family="yolact",
         classes="80 (COCO)",
@@ -255,7 +255,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=700,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="yolact_im700_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
                 licence="MIT (YOLACT)",
@@ -264,7 +264,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="yolact_plus_r50",
         family="yolact",
         classes="80 (COCO)",
@@ -274,7 +274,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=550,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="yolact_plus_resnet50_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
                 licence="MIT (YOLACT)",
@@ -283,7 +283,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="yolact_plus_r101",
         family="yolact",
         classes="80 (COCO)",
@@ -293,7 +293,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=550,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="yolact_plus_base_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
                 licence="MIT (YOLACT)",
@@ -302,7 +302,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="solov2_r50",
         family="solov2",
         classes="80 (COCO)",
@@ -312,7 +312,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=800,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="solov2_r50_fpn_3x_coco_20220512_125856-fed092d4.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solov2/solov2_r50_fpn_3x_coco/solov2_r50_fpn_3x_coco_20220512_125856-fed092d4.pth",
                 licence="Apache-2.0 (mmdetection)",
@@ -320,7 +320,7 @@ CATALOGUE: tuple[Entry, ...] = (
                 mask_ap=37.5,
                 measured_on="COCO val2017",
             ),
-            Published(
+            PublishedWeights(
                 file="SOLOv2_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
                 licence="academic use only (WXinlong/SOLO)",
@@ -329,7 +329,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="solov2_light_r18",
         family="solov2",
         classes="80 (COCO)",
@@ -339,7 +339,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=448,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="solov2_light_r18_fpn_3x_coco_20220511_083717-75fa355b.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solov2/solov2_light_r18_fpn_3x_coco/solov2_light_r18_fpn_3x_coco_20220511_083717-75fa355b.pth",
                 licence="Apache-2.0 (mmdetection)",
@@ -347,7 +347,7 @@ CATALOGUE: tuple[Entry, ...] = (
                 mask_ap=29.7,
                 measured_on="COCO val2017",
             ),
-            Published(
+            PublishedWeights(
                 file="SOLOv2_LIGHT_448_R18_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
                 licence="academic use only (WXinlong/SOLO)",
@@ -356,7 +356,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="solov2_light_r34",
         family="solov2",
         classes="80 (COCO)",
@@ -366,7 +366,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=448,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="SOLOv2_LIGHT_448_R34_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
                 licence="academic use only (WXinlong/SOLO)",
@@ -375,7 +375,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="solov2_light_r50",
         family="solov2",
         classes="80 (COCO)",
@@ -385,7 +385,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=448,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="solov2_light_r50_fpn_3x_coco_20220512_165256-c93a6074.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solov2/solov2_light_r50_fpn_3x_coco/solov2_light_r50_fpn_3x_coco_20220512_165256-c93a6074.pth",
                 licence="Apache-2.0 (mmdetection)",
@@ -393,7 +393,7 @@ CATALOGUE: tuple[Entry, ...] = (
                 mask_ap=33.7,
                 measured_on="COCO val2017",
             ),
-            Published(
+            PublishedWeights(
                 file="SOLOv2_LIGHT_448_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
                 licence="academic use only (WXinlong/SOLO)",
@@ -402,7 +402,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="solov2_light_r50_dcn",
         family="solov2",
         classes="80 (COCO)",
@@ -412,7 +412,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=512,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="SOLOv2_LIGHT_512_DCN_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
                 licence="academic use only (WXinlong/SOLO)",
@@ -421,7 +421,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="decoupled_solo_light_r50",
         family="solo",
         classes="80 (COCO)",
@@ -431,7 +431,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=512,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="decoupled_solo_light_r50_fpn_3x_coco_20210906_142703-e70e226f.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solo/decoupled_solo_light_r50_fpn_3x_coco/decoupled_solo_light_r50_fpn_3x_coco_20210906_142703-e70e226f.pth",
                 licence="Apache-2.0 (mmdetection)",
@@ -439,7 +439,7 @@ CATALOGUE: tuple[Entry, ...] = (
                 mask_ap=32.9,
                 measured_on="COCO val2017",
             ),
-            Published(
+            PublishedWeights(
                 file="DECOUPLED_SOLO_LIGHT_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
                 licence="academic use only (WXinlong/SOLO)",
@@ -448,7 +448,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ),
         ),
     ),
-    Entry(
+    ModelInfo(
         name="solo_r50",
         family="solo",
         classes="80 (COCO)",
@@ -458,7 +458,7 @@ CATALOGUE: tuple[Entry, ...] = (
         default_size=800,
         weights="yours",
         published=(
-            Published(
+            PublishedWeights(
                 file="solo_r50_fpn_3x_coco_20210901_012353-11d224d7.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solo/solo_r50_fpn_3x_coco/solo_r50_fpn_3x_coco_20210901_012353-11d224d7.pth",
                 licence="Apache-2.0 (mmdetection)",
@@ -466,7 +466,7 @@ CATALOGUE: tuple[Entry, ...] = (
                 mask_ap=35.9,
                 measured_on="COCO val2017",
             ),
-            Published(
+            PublishedWeights(
                 file="SOLO_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
                 licence="academic use only (WXinlong/SOLO)",
@@ -478,15 +478,15 @@ CATALOGUE: tuple[Entry, ...] = (
 )
 
 
-def find(name: str) -> Entry:
+def find(name: str) -> ModelInfo:
     """The entry of that name.
 
     Raises:
         UnknownModelError: there is none; near matches are listed.
     """
-    names = [entry.name for entry in CATALOGUE]
+    names = [entry.name for entry in REGISTRY]
     if name not in names:
         near = difflib.get_close_matches(name, names, 3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
         raise UnknownModelError(f"no model is called {name!r}; {hint}")
-    return CATALOGUE[names.index(name)]
+    return REGISTRY[names.index(name)]

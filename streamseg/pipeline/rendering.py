@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from streamseg.pipeline.metrics import Metrics
 from streamseg.structures.results import Result
-from streamseg.visualization import MAX_JPEG_SIDE, encode_jpeg, paint_result
+from streamseg.visualization import MAX_JPEG_SIDE, annotate_result, encode_jpeg
 
 ImageKind: TypeAlias = Literal["frames", "video"]
 Wants: TypeAlias = Callable[[ImageKind, str], bool]
@@ -69,7 +69,7 @@ def encode_images(
         begun = time.perf_counter()
         picture = EncodedImages(
             result,
-            encode_jpeg(paint_result(result), quality) if annotated else None,
+            encode_jpeg(annotate_result(result), quality) if annotated else None,
             encode_jpeg(result.frame.image, quality) if plain else None,
         )
         metrics.stage_seconds.labels("paint").observe(time.perf_counter() - begun)

@@ -24,7 +24,7 @@ from streamseg.tracking.tracker import Tracker
 CORRUPT = "corrupt"
 
 
-class ThresholdBook:
+class SourceThresholds:
     """The thresholds of each source; may be changed from any thread while frames are processed.
 
     Args:
@@ -41,7 +41,7 @@ class ThresholdBook:
         self.default = self._checked(default)
 
     @classmethod
-    def of(cls, config: Config, model: Segmenter) -> ThresholdBook:
+    def of(cls, config: Config, model: Segmenter) -> SourceThresholds:
         """Those of a config.
 
         Raises:
@@ -124,7 +124,7 @@ def fresh(
 def infer(
     batches: Iterable[Sequence[Frame]],
     model: Segmenter,
-    thresholds: ThresholdBook,
+    thresholds: SourceThresholds,
     metrics: Metrics,
 ) -> Iterator[Result]:
     """Find the instances in each frame of each batch, and the panoptic parts if the model has any.
@@ -168,10 +168,10 @@ class _Identities:
     @classmethod
     def begin(cls, epoch: int, settings: TrackerConfig) -> _Identities:
         tracker = Tracker(
-            settings.lost_for,
+            settings.lost_track_seconds,
             min_hits=settings.min_hits,
-            confident=settings.confident,
-            begin=settings.begin,
+            high_score_threshold=settings.high_score_threshold,
+            new_track_threshold=settings.new_track_threshold,
             across_classes=settings.class_vote > 0,
         )
         return cls(epoch, tracker, LabelVote(settings.class_vote) if settings.class_vote else None)

@@ -72,7 +72,7 @@ class Summary:
         return asdict(self) | {"fps": self.fps}
 
 
-class Tally:
+class RunStatistics:
     """Counts results as they pass; bounded, whatever the length of the run."""
 
     def __init__(self, model: str, metrics: Metrics) -> None:

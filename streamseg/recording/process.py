@@ -30,13 +30,13 @@ from streamseg.errors import (
     redact_address,
 )
 from streamseg.models.base import Segmenter
-from streamseg.models.registry import CATALOGUE
+from streamseg.models.registry import REGISTRY
 from streamseg.pipeline.allocator import share_heap
 from streamseg.pipeline.mailbox import Mailbox
 from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.runner import Pipeline
-from streamseg.pipeline.stages import ThresholdBook, infer, read, track
-from streamseg.pipeline.summary import Progress, Summary, Tally
+from streamseg.pipeline.stages import SourceThresholds, infer, read, track
+from streamseg.pipeline.summary import Progress, RunStatistics, Summary
 from streamseg.sinks.files.panoptic import PanopticFiles
 from streamseg.sinks.files.part_file import make_folder, make_subfolder, writing
 from streamseg.sinks.files.results import (
@@ -119,14 +119,14 @@ class Processor:
         inputs: Mapping[str, Input] = MappingProxyType({}),
     ) -> None:
         if panoptic and not model.stuff:
-            able = [entry.name for entry in CATALOGUE if entry.published[0].pq is not None]
+            able = [entry.name for entry in REGISTRY if entry.published[0].pq is not None]
             raise UsageError(
                 f"--panoptic: {model.name} has no panoptic results; these have: {', '.join(able)}"
             )
         share_heap()
         self._config = config
         self._model = model
-        self._thresholds = ThresholdBook.of(config, model)
+        self._thresholds = SourceThresholds.of(config, model)
         self._out = out
         self._progress = progress
         self._panoptic = panoptic
@@ -214,7 +214,7 @@ class _Run:
         self._progress = progress
         self._remark = remark
         self._problem: Exception | None = None
-        self._tally = Tally(model.name, self._metrics)
+        self._tally = RunStatistics(model.name, self._metrics)
         self._account = self._metrics.account(source.name)
         self._results = IsolatedOutput(lambda: ResultsFile(folder / "results.jsonl"))
         video = IsolatedOutput(lambda: VideoFile(folder / "annotated.mp4"))
@@ -232,7 +232,7 @@ class _Run:
     def _failures(self) -> list[OutputError]:
         return [output.failure for output in self._outputs if output.failure is not None]
 
-    def start(self, config: Config, thresholds: ThresholdBook) -> None:
+    def start(self, config: Config, thresholds: SourceThresholds) -> None:
         """Start every stage; returns at once."""
         pipeline, worker = self.pipeline, config.worker
         inbox: Mailbox[Frame] = Mailbox(worker.max_batch)

@@ -38,7 +38,7 @@ from streamseg.errors import (
 from streamseg.protocol.messages import Address
 from streamseg.service.http_access import Names, hasty
 from streamseg.service.service import Reloaded, Service
-from streamseg.service.source_session import Feed
+from streamseg.service.source_session import SourceSession
 from streamseg.service.system_limits import FileReserve, ReservedListener
 
 AFTER_MASKS = 3
@@ -202,8 +202,8 @@ class _Api:
         self._reload = reload
 
     async def health(self, _: Request) -> Response:
-        ailment = self._service.ailment
-        return PlainTextResponse(ailment or "ok", 503 if ailment else 200)
+        health_problem = self._service.health_problem
+        return PlainTextResponse(health_problem or "ok", 503 if health_problem else 200)
 
     async def readiness(self, _: Request) -> Response:
         ready = self._service.ready
@@ -214,11 +214,11 @@ class _Api:
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     def sources(self, _: Request) -> Response:
-        return _json([self._status(feed) for feed in self._service.feeds()])
+        return _json([self._status(feed) for feed in self._service.sessions()])
 
     def source(self, request: Request) -> Response:
         name = request.path_params["name"]
-        found = [self._status(feed) for feed in self._service.feeds() if feed.name == name]
+        found = [self._status(feed) for feed in self._service.sessions() if feed.name == name]
         return _json(found[0]) if found else _error(404, f"there is no source called {name!r}")
 
     async def add(self, request: Request) -> Response:
@@ -266,7 +266,7 @@ class _Api:
         except StreamsegError as error:
             return _refusal(error)
 
-    def _status(self, feed: Feed) -> SourceStatus:
+    def _status(self, feed: SourceSession) -> SourceStatus:
         metrics = self._service.metrics
         account = metrics.account(feed.name).snapshot()
         return SourceStatus(

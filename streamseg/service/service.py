@@ -31,12 +31,12 @@ from streamseg.pipeline.mailbox import Mailbox
 from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.rendering import encode_images
 from streamseg.pipeline.runner import Pipeline
-from streamseg.pipeline.stages import ThresholdBook, fresh, infer, track
-from streamseg.pipeline.summary import Summary, Tally
+from streamseg.pipeline.stages import SourceThresholds, fresh, infer, track
+from streamseg.pipeline.summary import RunStatistics, Summary
 from streamseg.protocol.messages import FINAL, State
 from streamseg.service.capacity import check_capacity
-from streamseg.service.source_drain import Endings
-from streamseg.service.source_session import Feed, Opened
+from streamseg.service.source_drain import SourceDrain
+from streamseg.service.source_session import Opened, SourceSession
 from streamseg.sinks.zmq.publisher import Publisher
 from streamseg.sources import open_source
 from streamseg.structures.results import Frame, Result
@@ -92,14 +92,14 @@ class Service:
         opened = [open_source(source) for source in config.sources]
         check_capacity(config.publish, (), opened)
         self._model = model or _warmed_up(load_configured(config))
-        self._thresholds = ThresholdBook.of(config, self._model)
-        self._tally = Tally(self._model.name, self.metrics)
+        self._thresholds = SourceThresholds.of(config, self._model)
+        self._tally = RunStatistics(self._model.name, self.metrics)
         self._pipeline = Pipeline()
         self._mqtt = self._open_mqtt()
         self._publisher = Publisher(config.publish, self.metrics)
-        self._endings = Endings(self.metrics, self._over)
+        self._drain = SourceDrain(self.metrics, self._over)
         self._changing = threading.RLock()
-        self._feeds: dict[str, Feed] = {}
+        self._feeds: dict[str, SourceSession] = {}
         self._problems: dict[str, str] = {}
         self._next_epochs: dict[str, int] = {}
         self._inbox: Mailbox[Frame] = Mailbox(config.worker.max_batch)
@@ -131,11 +131,11 @@ class Service:
         to_paint: Mailbox[Result] = Mailbox(
             PAINTER_CAPACITY, "drop_oldest", on_drop=self._picture_dropped
         )
-        pipeline.spawn(publisher.name, self._endings.published(publisher.drain()))
+        pipeline.spawn(publisher.name, self._drain.published(publisher.drain()))
         pipeline.spawn(
             "painter",
             encode_images(
-                self._endings.painted(to_paint),
+                self._drain.painted(to_paint),
                 publisher.wants,
                 config.publish.jpeg_quality,
                 self.metrics,
@@ -148,7 +148,7 @@ class Service:
             pipeline.spawn(self._mqtt.name, self._mqtt.drain())
             into.insert(0, self._mqtt.results)  # has it before its source can be said to be over
         tracked = track(found, config.tracker, self.metrics)
-        pipeline.spawn("tracker", self._endings.to_paint(self._tally.count(tracked)), into=into)
+        pipeline.spawn("tracker", self._drain.to_paint(self._tally.count(tracked)), into=into)
         pipeline.spawn(
             "worker",
             infer(self._watched(self._batches()), self._model, self._thresholds, self.metrics),
@@ -162,7 +162,7 @@ class Service:
 
     def stop(self) -> None:
         """Let the sources end and finish what was taken."""
-        self._publisher.hurry()
+        self._publisher.begin_fast_shutdown()
         self._pipeline.stop()
         with self._changing:
             for feed in self._feeds.values():
@@ -211,16 +211,16 @@ class Service:
             return list(self._problems.values())
 
     @property
-    def ailment(self) -> str:
+    def health_problem(self) -> str:
         """What is wrong with the service itself, not with a source; empty if it is well."""
         now = time.monotonic()
         if now - self._busy_since > STUCK_AFTER:
             return f"the model has worked on one batch for {now - self._busy_since:.0f} s"
-        if self._started and now - self._publisher.looked_up_at > STUCK_AFTER:
-            return f"the publisher has done nothing for {now - self._publisher.looked_up_at:.0f} s"
+        if self._started and now - self._publisher.last_poll_at > STUCK_AFTER:
+            return f"the publisher has done nothing for {now - self._publisher.last_poll_at:.0f} s"
         return ""
 
-    def feeds(self) -> list[Feed]:
+    def sessions(self) -> list[SourceSession]:
         """The sources that it has now."""
         with self._changing:
             return list(self._feeds.values())
@@ -238,13 +238,13 @@ class Service:
             ConfigError: there is one of that name, or its options can't be.
             SourceError: it can't be opened; live sources are opened later, and again and again.
         """
-        known = [(feed.name, feed.name) for feed in self.feeds()]
+        known = [(feed.name, feed.name) for feed in self.sessions()]
         name = source_names([*known, (source.name, source.url)])[-1]
         named = msgspec.structs.replace(source, name=name)
         opened = Opened(open_source(named), named)  # may take long, and nobody shall wait for it
         with self._changing:
             self._check_running()
-            running = [feed.source for feed in self.feeds()]
+            running = [feed.source for feed in self.sessions()]
             check_capacity(self._config.publish, running, [opened.source])
             self._begin(opened)
         return name
@@ -299,12 +299,12 @@ class Service:
         Raises:
             StreamsegError: a source or a threshold can't be; then nothing was changed.
         """
-        ThresholdBook.of(config, self._model)
+        SourceThresholds.of(config, self._model)
         new = {source.name: source for source in config.sources}
         # May take long, and nobody shall wait for it.
         opened = {name: Opened(open_source(new[name]), new[name]) for name in self._unlike(new)}
         kept = [
-            feed.source for feed in self.feeds() if feed.name in new and feed.name not in opened
+            feed.source for feed in self.sessions() if feed.name in new and feed.name not in opened
         ]
         check_capacity(self._config.publish, kept, [each.source for each in opened.values()])
         with self._changing:
@@ -331,7 +331,7 @@ class Service:
         if not self.ready:
             raise ConfigError("the service isn't running: nothing can be added to it")
 
-    def _named(self, name: str) -> Feed:
+    def _named(self, name: str) -> SourceSession:
         with self._changing:
             if name not in self._feeds:
                 known = ", ".join(self._feeds) or "none"
@@ -340,7 +340,7 @@ class Service:
 
     def _unlike(self, new: Mapping[str, SourceConfig]) -> list[str]:
         """The names of those that aren't there, or not like that."""
-        now = {feed.name: feed for feed in self.feeds()}
+        now = {feed.name: feed for feed in self.sessions()}
         return [name for name in new if name not in now or now[name].must_reopen(new[name])]
 
     def _begin(self, opened: Opened) -> None:
@@ -352,20 +352,20 @@ class Service:
         self._feeds[name] = self._feed(opened)
         self._start_feed(self._feeds[name])
 
-    def _take_away(self, feed: Feed, successor: Opened | None) -> None:
+    def _take_away(self, feed: SourceSession, successor: Opened | None) -> None:
         """End a source; its successor begins when all of it has gone out, paused if it is."""
         going_on = feed.source if feed.successor is None else feed.successor.source
-        if successor is not None and going_on.reins.paused:
-            successor.source.reins.pause()
+        if successor is not None and going_on.control.paused:
+            successor.source.control.pause()
         feed.removed = True
         feed.successor = successor
         feed.stop()
         if feed.condition.state in FINAL:
             self._let_go(feed)
 
-    def _feed(self, opened: Opened) -> Feed:
+    def _feed(self, opened: Opened) -> SourceSession:
         first_epoch = self._next_epochs.get(opened.source.name, 0)
-        return Feed(opened, first_epoch, self.metrics, self._say_state)
+        return SourceSession(opened, first_epoch, self.metrics, self._say_state)
 
     def _open_mqtt(self) -> MqttSink | None:
         config = self._config.mqtt
@@ -387,14 +387,14 @@ class Service:
         if self._mqtt is not None:
             self._mqtt.set_state(source, state, reason, epoch)
 
-    def _start_feed(self, feed: Feed) -> None:
+    def _start_feed(self, feed: SourceSession) -> None:
         def failed(error: Exception) -> None:
             if not isinstance(error, StreamsegError):
                 log.error("source %s", feed.name, exc_info=error)
             reason = redact(str(error))
             with self._changing:
                 self._problems[feed.name] = reason
-            self._endings.source_ended(feed.name, reason, failed=True)
+            self._drain.source_ended(feed.name, reason, failed=True)
 
         self._pipeline.spawn(
             f"source:{feed.name}",
@@ -403,18 +403,18 @@ class Service:
             on_error=failed,
         )
 
-    def _announced(self, feed: Feed) -> Iterator[Frame]:
+    def _announced(self, feed: SourceSession) -> Iterator[Frame]:
         """A source's frames; the first waits for the subscribers, the last is said."""
         wanted = self._config.publish.wait_subscribers
         if wanted:
             feed.set("waiting", f"for {wanted} subscribers")
             if not self._publisher.wait_joined(wanted, lambda: feed.stopped):
-                self._endings.source_ended(feed.name, self._why_ended(feed))
+                self._drain.source_ended(feed.name, self._why_ended(feed))
                 return
         yield from feed.frames()
-        self._endings.source_ended(feed.name, self._why_ended(feed))
+        self._drain.source_ended(feed.name, self._why_ended(feed))
 
-    def _why_ended(self, feed: Feed) -> str:
+    def _why_ended(self, feed: SourceSession) -> str:
         if feed.removed:
             return "it was taken away"
         return "the service was stopped" if self._pipeline.stopping.is_set() else "end of stream"
@@ -430,7 +430,7 @@ class Service:
             elif all(other.condition.state in FINAL for other in self._feeds.values()):
                 self._let_end()
 
-    def _let_go(self, feed: Feed) -> None:
+    def _let_go(self, feed: SourceSession) -> None:
         """Of a source that was taken away, nothing is on its way any more."""
         self._next_epochs[feed.name] = feed.next_epoch
         self._problems.pop(feed.name, None)
@@ -473,11 +473,11 @@ class Service:
 
     def _too_old(self, frame: Frame) -> None:
         self.metrics.account(frame.source).drop("too_old")
-        self._endings.look(frame.source)
+        self._drain.look(frame.source)
 
     def _picture_dropped(self, result: Result) -> None:
         self.metrics.pictures_dropped.labels(result.source).inc()
-        self._endings.painting_done(result.source)
+        self._drain.painting_done(result.source)
 
     def _settle(self) -> None:
         """After an abort, say what became of the frames that were on their way."""

@@ -13,7 +13,7 @@ from streamseg.pipeline.metrics import Metrics
 from streamseg.structures.results import Result
 
 
-class Endings:
+class SourceDrain:
     """Says that a source has ended when the last of its results and pictures has gone out.
 
     Args:

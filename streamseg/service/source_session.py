@@ -57,7 +57,7 @@ class Opened:
     config: SourceConfig
 
 
-class Feed:
+class SourceSession:
     """See above; its methods may be called from any thread.
 
     Args:
@@ -100,12 +100,12 @@ class Feed:
     @property
     def paused(self) -> bool:
         """Whether it was told to wait."""
-        return self.source.reins.paused
+        return self.source.control.paused
 
     @property
     def stopped(self) -> bool:
         """Whether it was told to end."""
-        return self.source.reins.stopped
+        return self.source.control.stopped
 
     def must_reopen(self, new: SourceConfig) -> bool:
         """Whether it failed or is going, or ``new`` has other options.
@@ -128,21 +128,21 @@ class Feed:
 
     def pause(self) -> None:
         """No more frames until ``resume``."""
-        self.source.reins.pause()
+        self.source.control.pause()
         if self.successor is not None:
-            self.successor.source.reins.pause()
+            self.successor.source.control.pause()
         if not self._tells:
             self.set("waiting", "paused")
 
     def resume(self) -> None:
         """Go on; the next frame says that it is live."""
-        self.source.reins.resume()
+        self.source.control.resume()
         if self.successor is not None:
-            self.successor.source.reins.resume()
+            self.successor.source.control.resume()
 
     def stop(self) -> None:
         """End it, soon."""
-        self.source.reins.stop()
+        self.source.control.stop()
 
     def set(self, state: State, reason: str) -> None:
         """Note a new state, and tell of it; after a final one, nothing is said any more.

@@ -70,7 +70,7 @@ class Supervisor:
             StageError: what ``Service.wait`` says.
         """
         self._service.metrics.ready.set_function(lambda: float(self._service.ready))
-        self._service.metrics.well.set_function(lambda: float(not self._service.ailment))
+        self._service.metrics.well.set_function(lambda: float(not self._service.health_problem))
         threading.Thread(target=self._report, name="watchdog", daemon=True).start()
         # What is there now stays: looking through all of it for garbage again and again would stop
         # every thread for a fifth of a second each time.
@@ -128,23 +128,23 @@ class Supervisor:
         results = _Rate()
         was_well = True
         while not self._over.wait(pause):
-            ailment = self._service.ailment
+            health_problem = self._service.health_problem
             rate = results.now(self._published())
-            if ailment:
-                systemd.status(f"not well: {ailment}")
+            if health_problem:
+                systemd.status(f"not well: {health_problem}")
                 if was_well:
-                    log.error("not well: %s", ailment)
+                    log.error("not well: %s", health_problem)
             else:
                 systemd.status(f"{self._lively()}, {rate:.0f} results/s")
                 systemd.watchdog()
-            was_well = not ailment
+            was_well = not health_problem
 
     def _published(self) -> int:
         return sum(account.published for account in self._service.metrics.snapshots())
 
     def _lively(self) -> str:
         """How many of the sources are live, and which aren't."""
-        feeds = self._service.feeds()
+        feeds = self._service.sessions()
         others = [f"{f.name} {f.condition.state}" for f in feeds if f.condition.state != "live"]
         named = f" ({', '.join(others[:MOST_NAMED])})" if others else ""
         return f"{len(feeds) - len(others)} of {len(feeds)} sources live{named}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from streamseg.config import SourceConfig, source_config, source_names
 from streamseg.errors import ConfigError, NoFramesError, SourceError, redact_address
-from streamseg.sources.base import Reins, Source, SourceReport
+from streamseg.sources.base import Source, SourceControl, SourceReport
 from streamseg.sources.connection import is_live, live_source
 from streamseg.sources.files import (
     Input,
@@ -33,8 +33,8 @@ __all__ = [
     "ImageFiles",
     "Input",
     "LiveSource",
-    "Reins",
     "Source",
+    "SourceControl",
     "SourceReport",
     "TestPattern",
     "VideoFile",

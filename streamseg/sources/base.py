@@ -1,6 +1,6 @@
 """What every source of frames is, and the part that all of them share: choosing and counting.
 
-A source yields :class:`Picture`: where a picture stands in the source, and how to get at its
+A source yields :class:`LazyFrame`: where a picture stands in the source, and how to get at its
 pixels. ``deliver`` chooses among them (stride, frame rate, start and end), loads the chosen ones
 only, counts, and turns them into :class:`~streamseg.structures.results.Frame`.
 """
@@ -28,7 +28,7 @@ _RATE_DIGITS = 0.005
 """Frames per second by which a rate such as 29.97 or 23.98 is rounded."""
 
 
-class BadPictureError(Exception):
+class BadImageError(Exception):
     """A single picture that can't be decoded; it is counted and skipped."""
 
 
@@ -83,7 +83,7 @@ class SourceReport:
         self.trouble = trouble
 
 
-class Reins:
+class SourceControl:
     """What others may do to a source while its frames are read, from any thread."""
 
     def __init__(self) -> None:
@@ -140,18 +140,18 @@ class Source(Protocol):
             waits for its reader.
         report: what became of its frames so far; a recorded source has a new one at each
             ``frames()``.
-        reins: to stop and pause it.
+        control: to stop and pause it.
     """
 
     name: str
     live: bool
     report: SourceReport
-    reins: Reins
+    control: SourceControl
 
     def frames(self) -> Generator[Frame, None, None]:
         """The frames in order; what is open is closed when this ends, fails or is closed.
 
-        They end early, without a word on what is missing, once ``reins`` have been used to stop.
+        They end early, without a word on what is missing, once ``control`` have been used to stop.
 
         Raises:
             IncompleteError: after the last good frame of a recording that isn't whole.
@@ -161,7 +161,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class LazyFrame:
     """A frame that isn't loaded yet.
 
     Attributes:
@@ -169,7 +169,7 @@ class Picture:
         epoch: as in ``Frame``.
         pts: seconds.
         load: gives its pixels, uint8 (H, W, 3) RGB, upright and contiguous, and the width of a
-            pixel over its height; raises :class:`BadPictureError`.
+            pixel over its height; raises :class:`BadImageError`.
         item: the file's name, for folders.
         damaged: the decoder had to patch it up.
     """
@@ -185,15 +185,15 @@ class Picture:
 def deliver(
     name: str,
     config: SourceConfig,
-    pictures: Generator[Picture, None, None],
+    pictures: Generator[LazyFrame, None, None],
     report: SourceReport,
-    reins: Reins,
+    control: SourceControl,
     clock: RecordingClock | None = None,
 ) -> Generator[Frame, None, None]:
     """The frames of a recording: those that ``selected`` gives, and then what is wrong with it."""
     with closing(selected(name, config, pictures, report, clock)) as frames:
         for frame in frames:
-            if not reins.hold():
+            if not control.hold():
                 return
             yield frame
     _judge(config, report)
@@ -202,7 +202,7 @@ def deliver(
 def selected(
     name: str,
     config: SourceConfig,
-    pictures: Generator[Picture, None, None],
+    pictures: Generator[LazyFrame, None, None],
     report: SourceReport,
     clock: RecordingClock | None = None,
 ) -> Generator[Frame, None, None]:
@@ -221,7 +221,7 @@ def selected(
                 continue
             try:
                 image, pixel_aspect = picture.load()
-            except BadPictureError as error:
+            except BadImageError as error:
                 report.count_bad(str(error))
                 continue
             report.delivered += 1
@@ -272,7 +272,7 @@ class RecordingClock:
         self._gap = 0.0
         self._last = -math.inf
 
-    def elapsed(self, picture: Picture) -> float:
+    def elapsed(self, picture: LazyFrame) -> float:
         """Return the seconds from the beginning to the next picture.
 
         Where pts go back in a new epoch, the time goes on after the picture before.
@@ -302,7 +302,7 @@ class _Choice:
         self._slot = -math.inf
         self._taken_at = -math.inf
 
-    def takes(self, picture: Picture, seconds: float) -> bool:
+    def takes(self, picture: LazyFrame, seconds: float) -> bool:
         """Return whether the next picture is taken.
 
         Args:
@@ -317,7 +317,7 @@ class _Choice:
             return False
         return self._max_fps is None or self._is_due(picture, self._max_fps)
 
-    def _is_due(self, picture: Picture, max_fps: float) -> bool:
+    def _is_due(self, picture: LazyFrame, max_fps: float) -> bool:
         """Take one picture for each slot of 1 / max_fps seconds.
 
         Rounded times may put two pictures of a steady rate into one slot. The later one is taken

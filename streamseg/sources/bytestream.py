@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 
 from streamseg.errors import SourceError, redact
-from streamseg.sources.base import Picture
+from streamseg.sources.base import LazyFrame
 
 MAX_FRAME_BYTES = 64 * 2**20
 """Bytes of a stream in which there must be a frame. A demuxer or parser holds what it has read of
@@ -81,7 +81,7 @@ class ByteStream:
         self.failure = self.failure or SourceError(f"{redact(url)}: a stream may not lead to this")
         return io.BytesIO()
 
-    def watch(self, pictures: Generator[Picture, None, None]) -> Generator[Picture, None, None]:
+    def watch(self, pictures: Generator[LazyFrame, None, None]) -> Generator[LazyFrame, None, None]:
         """Yield the pictures that are decoded from this stream, at their pace."""
         with closing(pictures):
             for picture in pictures:

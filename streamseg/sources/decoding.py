@@ -32,8 +32,8 @@ from av.video.stream import VideoStream
 from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError, SourceError, redact_address
 from streamseg.sources.base import (
-    BadPictureError,
-    Picture,
+    BadImageError,
+    LazyFrame,
     SourceReport,
     check_pixels,
     decoder_limit,
@@ -154,7 +154,7 @@ class Reading:
     def _next_index(self) -> int:
         return self._start.index + self._good + self._bad
 
-    def pictures(self) -> Generator[Picture, None, None]:
+    def pictures(self) -> Generator[LazyFrame, None, None]:
         """All that can be decoded, in display order; then the report says what is missing."""
         for frame in self._decoded():
             seconds = self._seconds(frame)
@@ -171,7 +171,7 @@ class Reading:
             self._good += 1
             load = partial(self._load, frame, orientation)
             epoch = self._start.epoch + cuts
-            yield Picture(index, epoch, pts, load, damaged=bool(frame.is_corrupt))
+            yield LazyFrame(index, epoch, pts, load, damaged=bool(frame.is_corrupt))
         self._take_stock()
 
     def _decoded(self) -> Iterator[VideoFrame]:
@@ -242,7 +242,7 @@ class Reading:
             rgb = self._reformatter.reformat(frame, format="rgb24")
             pixels = cast(Image, rgb.to_ndarray())
         except (av.error.FFmpegError, ValueError) as error:
-            raise BadPictureError(reason_of(error)) from None
+            raise BadImageError(reason_of(error)) from None
         aspect = 1 / self._aspect if orientation.is_transposed else self._aspect
         return orientation.apply(pixels), aspect
 

@@ -23,7 +23,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from streamseg.sources.base import BadPictureError, check_pixels, decoder_limit
+from streamseg.sources.base import BadImageError, check_pixels, decoder_limit
 from streamseg.sources.decoding import reason_of
 from streamseg.sources.imageheader import ImageHeader
 from streamseg.sources.mp4_boxes import find_box, read_boxes
@@ -71,14 +71,14 @@ def decode_heif(data: bytes, max_pixels: int) -> Image:
     """Decode the primary image: uint8 (H, W, 3) RGB, upright; alpha is dropped.
 
     Raises:
-        BadPictureError: it is damaged, or made in a way that isn't known.
+        BadImageError: it is damaged, or made in a way that isn't known.
         TooLargeError: a tile has more than ``max_pixels``.
     """
     primary = _read_primary(data)
     tiles = _decode_items(data, primary.parts, max_pixels)
     image = _join_tiles(tiles, primary.size) if primary.is_grid else tiles[0]
     if image.shape[:2] != primary.size:
-        raise BadPictureError("its size isn't the one that its header states")
+        raise BadImageError("its size isn't the one that its header states")
     for kind, body in primary.transforms:
         image = _TRANSFORMS[kind](image, body)
     return np.ascontiguousarray(image)
@@ -87,7 +87,7 @@ def decode_heif(data: bytes, max_pixels: int) -> Image:
 def _read_primary(data: bytes) -> _Primary:
     meta = find_box(data, b"meta")
     if meta is None:
-        raise BadPictureError("there is no picture in it")
+        raise BadImageError("there is no picture in it")
     boxes = dict(read_boxes(meta[4:]))
     try:
         kinds, hidden = _read_kinds(boxes[b"iinf"])
@@ -100,7 +100,7 @@ def _read_primary(data: bytes) -> _Primary:
         )
         kind = kinds[primary]
     except (KeyError, IndexError, ValueError, struct.error):
-        raise BadPictureError("its header is damaged") from None
+        raise BadImageError("its header is damaged") from None
     parts = references.get((b"dimg", primary), ()) if kind == _GRID else (primary,)
     if (
         not parts
@@ -108,7 +108,7 @@ def _read_primary(data: bytes) -> _Primary:
         or any(kinds.get(part) not in _CODED for part in parts)
     ):
         name = kind.decode("latin-1")
-        raise BadPictureError(f"is made in a way that isn't known ({name}): convert it to PNG")
+        raise BadImageError(f"is made in a way that isn't known ({name}): convert it to PNG")
     transforms = tuple((kind, body) for kind, body in properties if kind in _TRANSFORMS)
     images = _count_images(kinds, hidden, references) + (find_box(data, b"moov") is not None)
     return _Primary((size[1], size[0]), kind == _GRID, parts, transforms, max(images, 1))
@@ -126,7 +126,7 @@ def _read_kinds(body: bytes) -> tuple[dict[int, bytes], set[int]]:
         if entry[3] & _HIDDEN_FLAG:
             hidden.add(item)
         if len(kinds) > _MAX_ITEMS:
-            raise BadPictureError(f"has more than {_MAX_ITEMS} items")
+            raise BadImageError(f"has more than {_MAX_ITEMS} items")
     return kinds, hidden
 
 
@@ -195,16 +195,16 @@ def _decode_items(data: bytes, items: Sequence[int], max_pixels: int) -> list[Im
                 for frame in stream.codec_context.decode(packet):
                     images.setdefault(stream.id, _to_rgb(frame))
     except (av.error.FFmpegError, ValueError) as error:
-        raise BadPictureError(f"can't be decoded: {reason_of(error)}") from None
+        raise BadImageError(f"can't be decoded: {reason_of(error)}") from None
     if not images.keys() >= set(items):
-        raise BadPictureError("can't be decoded: a part of it is missing")
+        raise BadImageError("can't be decoded: a part of it is missing")
     return [images[item] for item in items]
 
 
 def _stream_of(streams: Sequence[VideoStream], item: int) -> VideoStream:
     found = [stream for stream in streams if stream.id == item]
     if len(found) != 1 or found[0].codec_context is None:
-        raise BadPictureError(f"item {item} of it can't be decoded")
+        raise BadImageError(f"item {item} of it can't be decoded")
     return found[0]
 
 
@@ -218,7 +218,7 @@ def _join_tiles(tiles: Sequence[Image], size: Size) -> Image:
     tile_height, tile_width = tiles[0].shape[:2]
     columns, rows = -(-width // tile_width), -(-height // tile_height)
     if columns * rows != len(tiles) or any(tile.shape != tiles[0].shape for tile in tiles):
-        raise BadPictureError("its tiles don't make up the size that its header states")
+        raise BadImageError("its tiles don't make up the size that its header states")
     image = np.empty((height, width, 3), np.uint8)
     for number, tile in enumerate(tiles):
         y, x = number // columns * tile_height, number % columns * tile_width
@@ -234,11 +234,11 @@ def _clean_aperture(body: bytes, size: Size) -> tuple[int, int, int, int]:
             Fraction(numbers[n], numbers[n + 1]) for n in range(0, len(numbers), 2)
         )
     except (struct.error, ZeroDivisionError):
-        raise BadPictureError("its header is damaged") from None
+        raise BadImageError("its header is damaged") from None
     top = math.floor(down + (size[0] - height) / 2)
     left = math.floor(right + (size[1] - width) / 2)
     if not (0 <= top < top + height <= size[0] and 0 <= left < left + width <= size[1]):
-        raise BadPictureError("its clean aperture lies outside of it")
+        raise BadImageError("its clean aperture lies outside of it")
     return top, left, math.floor(height), math.floor(width)
 
 

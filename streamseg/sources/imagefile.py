@@ -24,7 +24,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from streamseg.sources.base import BadPictureError, check_pixels, decoder_limit
+from streamseg.sources.base import BadImageError, check_pixels, decoder_limit
 from streamseg.sources.decoding import reason_of
 from streamseg.sources.heif import decode_heif, parse_heif
 from streamseg.sources.imageheader import (
@@ -118,7 +118,7 @@ def read_image(path: Path, max_pixels: int) -> Image:
     """The pixels of an image file, uint8 (H, W, 3) RGB, upright; alpha is dropped.
 
     Raises:
-        BadPictureError: it can't be read or decoded.
+        BadImageError: it can't be read or decoded.
         TooLargeError: it has more than ``max_pixels``.
     """
     return read_still(path, max_pixels).pixels
@@ -128,7 +128,7 @@ def read_still(path: Path, max_pixels: int) -> Still:
     """Read an image file: the main image of several, as ``read_image`` gives it, and the header.
 
     Raises:
-        BadPictureError: it can't be read or decoded.
+        BadImageError: it can't be read or decoded.
         TooLargeError: it has more than ``max_pixels``.
     """
     data = _read(path, max_pixels)
@@ -146,14 +146,14 @@ def read_labels(path: Path, max_pixels: int) -> npt.NDArray[np.int32]:
     or R + 256 G + 65536 B; alpha is dropped.
 
     Raises:
-        BadPictureError: it can't be read or decoded, isn't a PNG, or has pixels of another kind.
+        BadImageError: it can't be read or decoded, isn't a PNG, or has pixels of another kind.
         TooLargeError: it has more than ``max_pixels``.
     """
     data = _read(path, max_pixels)
     known = _format_of(data)
     # Nothing else will do: where pixels are stored with loss, labels grow rims of other labels.
     if known.name != "PNG":
-        raise BadPictureError("isn't a PNG")
+        raise BadImageError("isn't a PNG")
     header = _checked_header(path, known, data, max_pixels)
     labels = _decode_ffmpeg(data, header, max_pixels, codec="png", convert=_to_labels)
     check_pixels(str(path), labels.shape[1], labels.shape[0], max_pixels)
@@ -164,7 +164,7 @@ def read_orientation(path: Path, max_pixels: int) -> int:
     """EXIF's orientation of an image file, 1 to 8: what ``read_image`` undoes; 1 is upright.
 
     Raises:
-        BadPictureError: it can't be read, or isn't an image.
+        BadImageError: it can't be read, or isn't an image.
     """
     data = _read(path, max_pixels)
     return _format_of(data).parse(data).orientation
@@ -176,7 +176,7 @@ def read_size(path: Path, max_pixels: int) -> Size:
     Nothing is decoded.
 
     Raises:
-        BadPictureError: it can't be read, isn't an image, or its header is damaged.
+        BadImageError: it can't be read, isn't an image, or its header is damaged.
         TooLargeError: it has more than ``max_pixels``.
     """
     data = _read(path, max_pixels)
@@ -189,13 +189,13 @@ def _format_of(data: bytes) -> _Format:
     for known in _FORMATS:
         if known.magic.match(data):
             return known
-    raise BadPictureError("isn't an image of a known format")
+    raise BadImageError("isn't an image of a known format")
 
 
 def _checked_header(path: Path, known: _Format, data: bytes, max_pixels: int) -> ImageHeader:
     header = known.parse(data)
     if header.size is None:
-        raise BadPictureError("its header is damaged")
+        raise BadImageError("its header is damaged")
     height, width = header.size
     check_pixels(str(path), width, height, max_pixels)
     return header
@@ -207,9 +207,9 @@ def _read(path: Path, max_pixels: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             data = file.read(min(size, _BYTES_PER_PIXEL * max_pixels + _HEADER_BYTES))
     except OSError as error:
-        raise BadPictureError(f"can't be read: {error.strerror}") from None
+        raise BadImageError(f"can't be read: {error.strerror}") from None
     if not data:
-        raise BadPictureError("the file is empty")
+        raise BadImageError("the file is empty")
     return data
 
 
@@ -229,10 +229,10 @@ def _decode_ffmpeg(
     try:
         frames = decoder.decode(Packet(data)) or decoder.decode(None)
         if not frames:
-            raise BadPictureError("there is no picture in it")
+            raise BadImageError("there is no picture in it")
         return _upright((convert or _to_rgb)(frames[0]), header.orientation)
     except (av.error.FFmpegError, ValueError) as error:
-        raise BadPictureError(f"can't be decoded: {reason_of(error)}") from None
+        raise BadImageError(f"can't be decoded: {reason_of(error)}") from None
 
 
 def _decode_webp(data: bytes, header: ImageHeader, max_pixels: int) -> _Pixels:
@@ -272,7 +272,7 @@ def _to_rgb_in_range(frame: VideoFrame) -> _Pixels:
     if "f32" in frame.format.name:
         floats = frame.to_ndarray()
         if not (floats.min() >= 0 and floats.max() <= 1):
-            raise BadPictureError("its samples are floats that don't lie between 0 and 1")
+            raise BadImageError("its samples are floats that don't lie between 0 and 1")
     return _to_rgb(frame)
 
 
@@ -288,7 +288,7 @@ def _to_labels(frame: VideoFrame) -> _Pixels:
     if kind in ("rgb24", "rgba"):
         rgb = _to_rgb(frame).astype(np.int32)
         return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
-    raise BadPictureError(f"isn't a PNG of labels: its pixels are {kind}")
+    raise BadImageError(f"isn't a PNG of labels: its pixels are {kind}")
 
 
 def _upright(image: _Pixels, orientation: int) -> _Pixels:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from streamseg.config import SourceConfig
 from streamseg.errors import TooLargeError
-from streamseg.sources.base import BadPictureError, Picture, Reins, SourceReport, deliver
+from streamseg.sources.base import BadImageError, LazyFrame, SourceControl, SourceReport, deliver
 from streamseg.sources.imagefile import read_still
 from streamseg.structures.results import Frame, Image
 
@@ -37,7 +37,7 @@ class ImageFiles:
 
     def __init__(self, name: str, files: Sequence[Path], config: SourceConfig) -> None:
         self.name = name
-        self.reins = Reins()
+        self.control = SourceControl()
         self._files = tuple(files)
         self._items = _item_names(self._files)
         self._several: tuple[Path, int] | None = None
@@ -48,17 +48,17 @@ class ImageFiles:
     def frames(self) -> Generator[Frame, None, None]:
         """See :class:`~streamseg.sources.base.Source`."""
         self.report = self._hints()
-        yield from deliver(self.name, self._config, self._pictures(), self.report, self.reins)
+        yield from deliver(self.name, self._config, self._pictures(), self.report, self.control)
 
     def _hints(self) -> SourceReport:
         return SourceReport(fps=1.0, expected=len(self._files), duration=float(len(self._files)))
 
-    def _pictures(self) -> Generator[Picture, None, None]:
+    def _pictures(self) -> Generator[LazyFrame, None, None]:
         self._several, self._several_count = None, 0
         try:
             for index, (file, item) in enumerate(zip(self._files, self._items, strict=True)):
                 load = partial(self._load, file)
-                yield Picture(index, 0, float(index), load, item=item)
+                yield LazyFrame(index, 0, float(index), load, item=item)
         finally:
             self._note_several()
 
@@ -69,7 +69,7 @@ class ImageFiles:
             if len(self._files) == 1:
                 raise
             trouble = str(error)
-        except BadPictureError as error:
+        except BadImageError as error:
             trouble = f"{file}: {error}"
         else:
             if still.header.images > 1:
@@ -77,7 +77,7 @@ class ImageFiles:
                 self._several_count += 1
             return still.pixels, _SQUARE
         self.report.note(trouble)
-        raise BadPictureError(trouble)
+        raise BadImageError(trouble)
 
     def _note_several(self) -> None:
         if self._several is None:

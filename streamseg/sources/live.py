@@ -25,7 +25,7 @@ from typing import TypeAlias
 from streamseg.config import SourceConfig
 from streamseg.errors import NoAnswerError, SourceError, StalledError, redact_address
 from streamseg.protocol.messages import State
-from streamseg.sources.base import Reins, SourceReport
+from streamseg.sources.base import SourceControl, SourceReport
 from streamseg.structures.results import Frame
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class LiveSource:
 
     def __init__(self, name: str, config: SourceConfig, read: Read) -> None:
         self.name = name
-        self.reins = Reins()
+        self.control = SourceControl()
         self.report = SourceReport()
         self.tell: Tell = lambda state, reason: log.info("%s: %s %s", name, state, reason)
         self._config = config
@@ -142,14 +142,14 @@ class LiveSource:
 
     def _may_connect(self) -> bool:
         """Wait while that isn't wanted or isn't possible; False once the source is stopped."""
-        while not self.reins.stopped:
+        while not self.control.stopped:
             self._late = [thread for thread in self._late if thread.is_alive()]
-            if self.reins.paused:
+            if self.control.paused:
                 self.tell("waiting", "paused")
-                self.reins.hold()
+                self.control.hold()
             elif len(self._late) >= MOST_LATE:
                 self.tell("waiting", f"{len(self._late)} reads of it are blocked")
-                self.reins.sleep(LONGEST_DELAY)
+                self.control.sleep(LONGEST_DELAY)
             else:
                 return True
         return False
@@ -159,7 +159,7 @@ class LiveSource:
         reader = _Reader(self.name, self._read, self._next, self.report, again=again)
         try:
             reader.start()
-            for frame in reader.frames(self._config, self.reins):
+            for frame in reader.frames(self._config, self.control):
                 self._next = Beginning(frame.index + 1, frame.epoch + 1)
                 yield frame
         finally:
@@ -180,7 +180,7 @@ class LiveSource:
         delay *= random.uniform(0.5, 1)  # noqa: S311 - no secret
         state: State = "stalled" if isinstance(error, StalledError) else "waiting"
         self.tell(state, f"{reason}; next attempt in {delay:.1f} s")
-        self.reins.sleep(delay)
+        self.control.sleep(delay)
 
 
 class _Reader:
@@ -202,8 +202,8 @@ class _Reader:
         """Don't wait for it any longer; it ends by itself."""
         self._left.set()
 
-    def frames(self, config: SourceConfig, reins: Reins) -> Generator[Frame, None, None]:
-        """What is read, until ``reins`` are pulled.
+    def frames(self, config: SourceConfig, control: SourceControl) -> Generator[Frame, None, None]:
+        """What is read, until ``control`` are pulled.
 
         Raises:
             SourceError: what the reader met; that the stream ended; or nothing came in time.
@@ -211,7 +211,7 @@ class _Reader:
         patience = config.open_timeout
         since = time.monotonic()
         stalled: SourceError = NoAnswerError(f"no frame within {patience:g} s")
-        while not (reins.stopped or reins.paused):
+        while not (control.stopped or control.paused):
             try:
                 item = self._came.get(timeout=LOOK_UP_EVERY)
             except queue.Empty:

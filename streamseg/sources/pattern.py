@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError
-from streamseg.sources.base import Picture, Reins, SourceReport, check_pixels, deliver
+from streamseg.sources.base import LazyFrame, SourceControl, SourceReport, check_pixels, deliver
 from streamseg.structures.masks import BoolArray, Masks, Size
 from streamseg.structures.results import Frame, Image, Instances
 
@@ -142,7 +142,7 @@ class TestPattern:
 
     def __init__(self, name: str, config: SourceConfig) -> None:
         self.name = name
-        self.reins = Reins()
+        self.control = SourceControl()
         self.options = PatternOptions.parse(config.url)
         self.live = self.options.live
         height, width = self.options.size
@@ -156,7 +156,7 @@ class TestPattern:
     def frames(self) -> Generator[Frame, None, None]:
         """See :class:`~streamseg.sources.base.Source`."""
         self.report = self._hints()
-        yield from deliver(self.name, self._config, self._pictures(), self.report, self.reins)
+        yield from deliver(self.name, self._config, self._pictures(), self.report, self.control)
 
     def truth(self, index: int) -> Instances:
         """What is visible in a frame: masks without what is hidden, tight boxes, identities."""
@@ -197,12 +197,12 @@ class TestPattern:
             duration=options.frames / options.fps,
         )
 
-    def _pictures(self) -> Generator[Picture, None, None]:
+    def _pictures(self) -> Generator[LazyFrame, None, None]:
         began = time.monotonic()
         for index in range(self.options.frames):
             if self.live:
-                self.reins.sleep(began + index / self.options.fps - time.monotonic())
-            yield Picture(index, 0, index / self.options.fps, partial(self._load, index))
+                self.control.sleep(began + index / self.options.fps - time.monotonic())
+            yield LazyFrame(index, 0, index / self.options.fps, partial(self._load, index))
 
     def _load(self, index: int) -> tuple[Image, Fraction]:
         return self.render(index), _SQUARE

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import numpy as np
 
-from streamseg.sources.base import BadPictureError
+from streamseg.sources.base import BadImageError
 from streamseg.structures.results import Image
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def to_rgb(image: PillowImage) -> Image:
     """Return the pixels as uint8 (H, W, 3) RGB; alpha is dropped.
 
     Raises:
-        BadPictureError: the pixels have no defined colour in 8 bits.
+        BadImageError: the pixels have no defined colour in 8 bits.
     """
     if image.mode not in _RGB_MODES:
-        raise BadPictureError(f"its pixels are of the mode {image.mode}")
+        raise BadImageError(f"its pixels are of the mode {image.mode}")
     straight = image.convert(_INDIRECT[image.mode]) if image.mode in _INDIRECT else image
     return cast(Image, np.array(straight.convert("RGB")))
 
@@ -50,15 +50,15 @@ def decode_pillow(
     """Decode the first image of a file in the format ``name``.
 
     Raises:
-        BadPictureError: it can't be decoded.
+        BadImageError: it can't be decoded.
     """
     module, opener = _CLASSES[name]
     try:
         with getattr(import_module(module), opener)(BytesIO(data)) as image:
             image.load()
             return convert(image)
-    except BadPictureError:
+    except BadImageError:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged file raises errors of any class
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadPictureError(f"can't be decoded: {reason}") from None
+        raise BadImageError(f"can't be decoded: {reason}") from None

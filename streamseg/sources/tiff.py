@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from streamseg.sources.base import BadPictureError, decoder_limit
+from streamseg.sources.base import BadImageError, decoder_limit
 from streamseg.sources.pillow import decode_pillow, to_rgb
 from streamseg.structures.results import Image
 
@@ -115,13 +115,13 @@ def main_directory(data: bytes) -> tuple[Directory, int]:
     Reduced copies and masks that are marked are no images of their own.
 
     Raises:
-        BadPictureError: there is no directory with a size.
+        BadImageError: there is no directory with a size.
     """
     directories = [each for each in read_directories(data) if each.pixels]
     full = [each for each in directories if not _is_reduced_or_mask(each.tags)]
     candidates = full or directories
     if not candidates:
-        raise BadPictureError("its header is damaged")
+        raise BadImageError("its header is damaged")
     return max(candidates, key=lambda each: each.pixels), len(candidates)
 
 
@@ -151,7 +151,7 @@ def begin_with(data: bytes, directory: Directory) -> bytes:
     """Return the file with a directory as its first: the one that decoders read."""
     layout = _layout(data, 0)
     if layout is None:
-        raise BadPictureError("its header is damaged")
+        raise BadImageError("its header is damaged")
     link = struct.pack(layout.offset, directory.offset)
     head, rest = data[: layout.link], data[layout.link + len(link) :]
     return data if data[layout.link :].startswith(link) else head + link + rest
@@ -164,18 +164,18 @@ def decode_tiff(data: bytes, tags: Tags, max_pixels: int) -> Image:
         uint8 (H, W, 3) RGB, upright.
 
     Raises:
-        BadPictureError: it is damaged, or its samples have no defined brightness in 8 bits.
+        BadImageError: it is damaged, or its samples have no defined brightness in 8 bits.
     """
     layout = _layout(data, 0)
     if layout is not None and layout.big and layout.order == ">":
-        raise BadPictureError("Pillow misreads BigTIFFs that are big-endian: convert the file")
+        raise BadImageError("Pillow misreads BigTIFFs that are big-endian: convert the file")
     tile = tags.get(_TILE_WIDTH, (0,))[0] * tags.get(_TILE_HEIGHT, (0,))[0]
     if tile > decoder_limit(max_pixels):
-        raise BadPictureError(f"its tiles have {tile} pixels")
+        raise BadImageError(f"its tiles have {tile} pixels")
     photometric, samples, depth, _format, planar = _read_samples(tags)
     has_planes = samples > 1 and planar == _PLANES
     if has_planes and depth == 16 and tags.get(_COMPRESSION) == (_UNCOMPRESSED,):
-        raise BadPictureError("Pillow misreads uncompressed planes of 16 bits: compress the file")
+        raise BadImageError("Pillow misreads uncompressed planes of 16 bits: compress the file")
 
     def convert(image: PillowImage) -> Image:
         if not image.mode.startswith("I;16"):
@@ -203,11 +203,11 @@ def _read_samples(tags: Tags) -> tuple[int, int, int, int, int]:
     """Return photometric interpretation, number of samples, their bits, format and planes.
 
     Raises:
-        BadPictureError: the samples differ in bits or format.
+        BadImageError: the samples differ in bits or format.
     """
     bits, formats = set(tags.get(_BITS, (1,))), set(tags.get(_SAMPLE_FORMAT, (1,)))
     if len(bits) != 1 or len(formats) != 1:
-        raise BadPictureError("its samples differ from each other")
+        raise BadImageError("its samples differ from each other")
     photometric, samples = tags.get(_PHOTOMETRIC, (-1,))[0], tags.get(_SAMPLES, (1,))[0]
     planar = tags.get(_PLANAR, (1,))[0]
     return photometric, samples, bits.pop(), formats.pop(), planar

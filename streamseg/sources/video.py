@@ -20,9 +20,9 @@ from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError, SourceError, TooLargeError, redact_address
 from streamseg.sources.base import (
     MIN_TICK,
-    Picture,
+    LazyFrame,
     RecordingClock,
-    Reins,
+    SourceControl,
     SourceReport,
     decoder_limit,
     deliver,
@@ -69,7 +69,7 @@ class VideoFile:
 
     def __init__(self, name: str, path: Path, config: SourceConfig) -> None:
         self.name = name
-        self.reins = Reins()
+        self.control = SourceControl()
         self._path = path
         self._config = config
         self._url = redact_address(config.url)
@@ -87,11 +87,11 @@ class VideoFile:
         beginning = self._find_beginning() if is_cut else 0.0
         pictures = self._pictures(first, beginning, report)
         clock = RecordingClock(beginning, tick)
-        yield from deliver(self.name, config, pictures, report, self.reins, clock)
+        yield from deliver(self.name, config, pictures, report, self.control, clock)
 
     def _pictures(
         self, part: Part, beginning: float, report: SourceReport
-    ) -> Generator[Picture, None, None]:
+    ) -> Generator[LazyFrame, None, None]:
         """The pictures of a part and of those that follow it."""
         start = Start()
         if self._config.start and part == _WHOLE:

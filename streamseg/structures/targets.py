@@ -12,7 +12,7 @@ THING: Final = 0
 """Where a map of stuff has a thing."""
 UNKNOWN: Final = 255
 """Where nobody knows what is there, or it is of a class that the model doesn't know."""
-MOST_STUFF: Final = UNKNOWN - 1
+MAX_STUFF_CLASSES: Final = UNKNOWN - 1
 """Classes of stuff that a map has numbers for."""
 
 

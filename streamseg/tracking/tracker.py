@@ -81,36 +81,39 @@ class TrackerSettings:
     The two scores are those of ByteTrack (its section 4.1, ``track_thresh`` and a tenth more).
 
     Attributes:
-        lost_for: seconds that an identity outlives its object's disappearance.
+        lost_track_seconds: seconds that an identity outlives its object's disappearance.
         min_hits: frames in a row before a new object gets an identity; -1 until then. What is in
             the stream's first frame isn't new and gets one at once, as in ByteTrack.
-        confident: detections with this score or more are matched first, and with any track; the
-            weaker ones may only continue a track that was seen in the last frame.
-        begin: detections with this score or more can begin a track.
+        high_score_threshold: minimum score of the detections that are matched first, with any
+            track; weaker ones only continue a track that was matched in the frame before.
+        new_track_threshold: detections with this score or more can begin a track.
         use_masks: compare masks; otherwise boxes stand for them, as in a tracker of boxes.
         across_classes: a detection that continues no track of its own category may continue one
             of another category that is at the same place and has no other detection.
     """
 
-    lost_for: float = 2.0
+    lost_track_seconds: float = 2.0
     min_hits: int = 2
-    confident: float = 0.6
-    begin: float = 0.7
+    high_score_threshold: float = 0.6
+    new_track_threshold: float = 0.7
     use_masks: bool = True
     across_classes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("lost_for", "confident", "begin"):
+        for name in ("lost_track_seconds", "high_score_threshold", "new_track_threshold"):
             value = getattr(self, name)
             if not is_number(value):
                 raise ConfigError(f"{name} must be a number, not {value!r}")
-        if not (math.isfinite(self.lost_for) and self.lost_for >= 0):
-            raise ConfigError(f"lost_for must be seconds, 0 or more, not {self.lost_for}")
+        if not (math.isfinite(self.lost_track_seconds) and self.lost_track_seconds >= 0):
+            raise ConfigError(
+                f"lost_track_seconds must be seconds, 0 or more, not {self.lost_track_seconds}"
+            )
         if not is_number(self.min_hits) or self.min_hits % 1 or self.min_hits < 1:
             raise ConfigError(f"min_hits must be a whole number from 1, not {self.min_hits!r}")
-        if not 0 <= self.confident <= self.begin <= 1:
+        if not 0 <= self.high_score_threshold <= self.new_track_threshold <= 1:
             raise ConfigError(
-                f"0 <= confident <= begin <= 1 must hold, not {self.confident} and {self.begin}"
+                "0 <= high_score_threshold <= new_track_threshold <= 1 must hold, not "
+                f"{self.high_score_threshold} and {self.new_track_threshold}"
             )
         if not isinstance(self.use_masks, bool):
             raise ConfigError(f"use_masks must be true or false, not {self.use_masks!r}")
@@ -126,17 +129,22 @@ class Tracker:
 
     def __init__(
         self,
-        lost_for: float = 2.0,
+        lost_track_seconds: float = 2.0,
         *,
         min_hits: int = 2,
-        confident: float = 0.6,
-        begin: float = 0.7,
+        high_score_threshold: float = 0.6,
+        new_track_threshold: float = 0.7,
         use_masks: bool = True,
         across_classes: bool = False,
     ) -> None:
         """Settings as in :class:`TrackerSettings`; ConfigError for an impossible one."""
         self.settings = TrackerSettings(
-            lost_for, min_hits, confident, begin, use_masks, across_classes
+            lost_track_seconds,
+            min_hits,
+            high_score_threshold,
+            new_track_threshold,
+            use_masks,
+            across_classes,
         )
         self._tracks: _Tracks | None = None
         self._pts = 0.0
@@ -174,14 +182,16 @@ class Tracker:
             hits_needed = 1
         else:
             tracks = self._tracks.after(max(pts - self._pts, 0.0))
-            tracks = tracks.only(tracks.unseen_for <= self.settings.lost_for + CLOCK_NOISE)
+            tracks = tracks.only(
+                tracks.unseen_for <= self.settings.lost_track_seconds + CLOCK_NOISE
+            )
             hits_needed = self.settings.min_hits
         self._pts = pts
         tracks, found = _of_one_length(tracks, found)
         tracks.states[:, :, :2] += _camera_shift(tracks, found)[:, None]
         rows, matched = self._match(tracks, found)
         tracks.see(rows, found.only(matched))
-        strong = found.scores >= self.settings.begin
+        strong = found.scores >= self.settings.new_track_threshold
         strong[matched] = False
         begun = _Tracks.begun_by(found.only(strong))
         for group in (tracks, begun):
@@ -198,7 +208,7 @@ class Tracker:
         worth = _worth(tracks, found)
         named = tracks.ids != NOT_TRACKED
         just_seen = tracks.frames_unseen == 1
-        confident = found.scores >= self.settings.confident
+        confident = found.scores >= self.settings.high_score_threshold
         first = _assign(worth, named, confident)
         named[first[0]] = False
         second = _assign(worth, named & just_seen, ~confident)

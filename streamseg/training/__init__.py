@@ -1,4 +1,4 @@
-"""Training: one loop for every family, whose losses come from its ``Objective``."""
+"""Training: one loop for every family, whose losses come from its ``Criterion``."""
 
 from streamseg.training.distributed import Processes, joined
 from streamseg.training.trainer import Trainer, TrainingReport

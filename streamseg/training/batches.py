@@ -103,7 +103,7 @@ class Batches:
         images = torch.zeros(len(samples), height, width, 3).permute(0, 3, 1, 2)  # channels last
         for place, sample, shape in zip(images, samples, shapes, strict=True):
             pixels = sample.image.permute(1, 2, 0).contiguous().numpy()
-            self._model.write(pixels, place[:, : shape[0], : shape[1]])
+            self._model.preprocess(pixels, place[:, : shape[0], : shape[1]])
         device = self._model.device
         targets = [
             _padded(_resized(sample.targets, _size(sample), shape), (height, width))

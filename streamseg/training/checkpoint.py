@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
-from streamseg.config.training import Recipe
+from streamseg.config.training import TrainingConfig
 from streamseg.errors import ConfigError, WeightsError
 from streamseg.models.categories import Categories
 from streamseg.models.weights import files
@@ -47,7 +47,7 @@ class Position:
 
 def save(
     path: Path,
-    recipe: Recipe,
+    recipe: TrainingConfig,
     served: files.Weights,
     position: Position,
     states: Mapping[str, Any],
@@ -77,7 +77,7 @@ def save(
 
 
 def load(
-    path: Path, recipe: Recipe, model: str, categories: Categories
+    path: Path, recipe: TrainingConfig, model: str, categories: Categories
 ) -> tuple[Position, files.Weights, Mapping[str, Any]]:
     """A checkpoint to go on from.
 

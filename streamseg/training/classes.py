@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from streamseg.datasets import Dataset
 from streamseg.errors import ConfigError
 from streamseg.models.categories import Categories
-from streamseg.models.layers.losses import Objective
+from streamseg.models.layers.losses import Criterion
 from streamseg.models.loading import has_stuff
-from streamseg.structures.targets import MOST_STUFF
+from streamseg.structures.targets import MAX_STUFF_CLASSES
 
 
 def classes_of(datasets: Sequence[Dataset], model: str) -> Categories:
@@ -36,14 +36,14 @@ def classes_of(datasets: Sequence[Dataset], model: str) -> Categories:
 
 
 def check_annotation(
-    objective: Objective, datasets: Sequence[Dataset], categories: Categories
+    criterion: Criterion, datasets: Sequence[Dataset], categories: Categories
 ) -> None:
     """Refuse to teach that what isn't annotated isn't there.
 
     Raises:
         ConfigError: a dataset doesn't annotate everywhere what the model is to learn.
     """
-    if objective.takes_partial_annotation:
+    if criterion.takes_partial_annotation:
         return
     for dataset in datasets:
         names = {dataset.categories[number] for number in dataset.annotated}
@@ -79,8 +79,8 @@ def _check_stuff(stuff: Mapping[int, str], model: str) -> None:
             f"{model} learns things and stuff, and no stuff is annotated in data.train: give it "
             "a dataset of the format panoptic, or train another model"
         )
-    if len(stuff) > MOST_STUFF:
+    if len(stuff) > MAX_STUFF_CLASSES:
         raise ConfigError(
-            f"data.train has {len(stuff)} classes of stuff, more than the {MOST_STUFF} that "
+            f"data.train has {len(stuff)} classes of stuff, more than the {MAX_STUFF_CLASSES} that "
             "there is room for"
         )

@@ -2,7 +2,7 @@
 
     data → augmentation → batches → losses → gradients → steps → averaged weights → measures
 
-Any family's network is trained by it: what it is trained to do is its ``Objective``.
+Any family's network is trained by it: what it is trained to do is its ``Criterion``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from streamseg.config import Thresholds
-from streamseg.config.training import Recipe
+from streamseg.config.training import TrainingConfig
 from streamseg.datasets import Augmentation, Dataset, check_learnable, check_measurable
 from streamseg.errors import ConfigError, OutputError, StreamsegError, TrainingError
 from streamseg.evaluation.predictions import Predictions, predict_dataset, score_dataset
 from streamseg.models.base import AUTOCAST
-from streamseg.models.layers.losses import Objective
+from streamseg.models.layers.losses import Criterion
 from streamseg.models.loading import has_stuff, start_model
 from streamseg.models.weights.files import Weights, read, to_safetensors
 from streamseg.pipeline.summary import Progress
@@ -100,7 +100,7 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: TrainingConfig,
         root: Path,
         out: Path,
         progress: Progress,
@@ -121,8 +121,8 @@ class Trainer:
         categories = classes_of(learnt, recipe.model.name)
         self.model, fresh = start_model(recipe.model, categories, MEASURED)
         self._fresh = tuple(fresh)
-        objective = self.model.objective(recipe.losses)
-        check_annotation(objective, learnt, categories)
+        criterion = self.model.criterion(recipe.losses)
+        check_annotation(criterion, learnt, categories)
         if recipe.batch % processes.count:
             raise ConfigError(
                 f"batch: {recipe.batch} can't be shared by {processes.count} processes"
@@ -138,7 +138,7 @@ class Trainer:
         )
         network = self.model.network
         freeze(network, recipe.optimiser.frozen)
-        self._objective = _distributed(objective, processes)
+        self._objective = _distributed(criterion, processes)
         self._optimiser = make_optimiser(network, recipe.optimiser)
         self._scaler = torch.amp.GradScaler(enabled=recipe.model.precision == "fp16")
         served = copy.deepcopy(network) if recipe.ema else network
@@ -443,8 +443,8 @@ class _MeanLosses:
         self._sums, self._count = dict(state["sums"]), state["count"]
 
 
-def _distributed(objective: Objective, processes: Processes) -> nn.Module:
-    return objective if processes.count == 1 else DistributedDataParallel(objective)
+def _distributed(criterion: Criterion, processes: Processes) -> nn.Module:
+    return criterion if processes.count == 1 else DistributedDataParallel(criterion)
 
 
 def _percent(value: float | None) -> str:

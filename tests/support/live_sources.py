@@ -48,7 +48,7 @@ class Watcher:
         return sum(frame.epoch == epoch for _, frame in self.came)
 
     def close(self) -> None:
-        self.source.reins.stop()
+        self.source.control.stop()
         self._thread.join(10)
         assert not self._thread.is_alive()
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from streamseg.config import convert
-from streamseg.config.training import Recipe
+from streamseg.config.training import TrainingConfig
 from streamseg.models import load_model
 from streamseg.training import Trainer
 
@@ -55,7 +55,7 @@ def learn_by_heart(
         "evaluate_every": 1000,
         "augment": {"flip": 0, "scale": [1, 1], "photometric": 0},
     }
-    recipe = convert({**plain, **changes}, Recipe, "by-heart.yaml")
+    recipe = convert({**plain, **changes}, TrainingConfig, "by-heart.yaml")
     trainer = Trainer(recipe, folder, folder / "out", lambda *_: None)
     heads = getattr(trainer.model.network, "roi_heads", None)
     if heads is not None:

@@ -1,6 +1,6 @@
 """What tests of panoptic results share: data of three colours, and a small family that tells them.
 
-The family is a real one: a network (one convolution), its objective, its post-processing. Its
+The family is a real one: a network (one convolution), its criterion, its post-processing. Its
 things are the connected patches of a thing's colour.
 """
 
@@ -23,7 +23,7 @@ from streamseg.config.training import PanopticData
 from streamseg.models import load_model, loading
 from streamseg.models.base import Detections, Segmenter
 from streamseg.models.categories import Categories
-from streamseg.models.layers.losses import Objective
+from streamseg.models.layers.losses import Criterion
 from streamseg.models.weights import files
 from streamseg.recording.process import Processor
 from streamseg.structures.masks import Masks
@@ -56,8 +56,8 @@ class Colours(Segmenter):
         rows = {name: (row,) for row, name in enumerate(names)}
         return {"weight": rows, "bias": rows}
 
-    def objective(self, weights):
-        return ColourObjective(self.network, len(self.categories), weights)
+    def criterion(self, weights):
+        return ColourCriterion(self.network, len(self.categories), weights)
 
     def fit(self, size):
         return size
@@ -123,7 +123,7 @@ class Parts:
         )
 
 
-class ColourObjective(Objective):
+class ColourCriterion(Criterion):
     own_weights: ClassVar = {"pixels": 1.0}
 
     def __init__(self, network, things, weights):

@@ -18,7 +18,12 @@ from safetensors.torch import save as to_safetensors
 from fuzzing.mutation import mutate_bytes, mutate_text
 from fuzzing.trial import Seed, Target
 from streamseg.config import SourceConfig, load, override, validate
-from streamseg.config.training import CocoData, DataConfig, load_evaluation, load_recipe
+from streamseg.config.training import (
+    CocoData,
+    DataConfig,
+    load_evaluation_config,
+    load_training_config,
+)
 from streamseg.datasets.check import check
 from streamseg.evaluation.tracks import read_tracks
 from streamseg.models.weights.files import read as read_weights
@@ -147,9 +152,9 @@ def _validate_config(folder: Path, name: str, data: bytes) -> None:
     path = folder / name
     path.write_bytes(data)
     if name.startswith("train-"):
-        load_recipe(path, [])
+        load_training_config(path, [])
     elif name.startswith("eval-"):
-        load_evaluation(path, [])
+        load_evaluation_config(path, [])
     else:
         raw = load(path)
         override(raw, [data[:40].decode(errors="replace")] if b"=" in data[:40] else [])

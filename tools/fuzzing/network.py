@@ -207,7 +207,7 @@ def _read_stream(_folder: Path, _name: str, data: bytes) -> None:
         stall_after=1,
     )
     source = open_source(config)
-    timer = threading.Timer(_STREAM_SECONDS, source.reins.stop)
+    timer = threading.Timer(_STREAM_SECONDS, source.control.stop)
     timer.daemon = True
     timer.start()
     for _ in itertools.islice(source.frames(), MAX_FRAMES):

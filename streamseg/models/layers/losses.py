@@ -1,6 +1,6 @@
 """What a network is trained to do: the interface between a family's losses and the training loop.
 
-An :class:`Objective` is a module that holds the network, so that wrapping it in
+An :class:`Criterion` is a module that holds the network, so that wrapping it in
 ``DistributedDataParallel`` sees every parameter. Its losses are normalised over all processes:
 what one of several processes returns, averaged over them, is what one process would have returned
 for the whole batch.
@@ -19,7 +19,7 @@ from streamseg.errors import ConfigError
 from streamseg.structures.targets import Targets
 
 
-class Objective(nn.Module, ABC):
+class Criterion(nn.Module, ABC):
     """A network and its losses.
 
     Args:

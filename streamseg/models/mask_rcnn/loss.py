@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
 
-from streamseg.models.layers.losses import Objective
+from streamseg.models.layers.losses import Criterion
 from streamseg.structures.targets import Targets
 
 
-class MaskRCNNObjective(Objective):
+class MaskRCNNCriterion(Criterion):
     """The losses of torchvision's Mask R-CNN.
 
     Args:

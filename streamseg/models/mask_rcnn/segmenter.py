@@ -43,7 +43,7 @@ from streamseg.models.categories import COCO, COCO_THINGS, Categories
 from streamseg.models.layers.grid_paste import SampledMasks
 from streamseg.models.layers.masks import BoxMasks
 from streamseg.models.layers.two_stage import Boxes, select_boxes, with_masks
-from streamseg.models.mask_rcnn.loss import MaskRCNNObjective
+from streamseg.models.mask_rcnn.loss import MaskRCNNCriterion
 from streamseg.models.selection import Selection
 from streamseg.structures.masks import Size
 from streamseg.structures.results import Image
@@ -143,8 +143,8 @@ class MaskRCNN(Segmenter):
         outputs = rows_of(state, "roi_heads.box_predictor.cls_score.bias")
         return ClassCounts(outputs - 1) if outputs > 1 else None
 
-    def objective(self, weights: Mapping[str, float]) -> MaskRCNNObjective:
-        return MaskRCNNObjective(self.network, weights, self.outputs_of(self.categories))
+    def criterion(self, weights: Mapping[str, float]) -> MaskRCNNCriterion:
+        return MaskRCNNCriterion(self.network, weights, self.outputs_of(self.categories))
 
     @classmethod
     def published(cls, name: str) -> State | None:
@@ -160,7 +160,7 @@ class MaskRCNN(Segmenter):
         return dict(state)
 
     @classmethod
-    def adopt(cls, network: nn.Module, state: State) -> State:
+    def convert_state_dict(cls, network: nn.Module, state: State) -> State:
         """Take torchvision's files, with the names of its first versions or with today's.
 
         The published weights of the first Mask R-CNN belong to frozen batch norms with an epsilon
@@ -175,13 +175,13 @@ class MaskRCNN(Segmenter):
                 del renamed[key]
         return renamed
 
-    def fit(self, size: Size) -> Size:
+    def resized_shape(self, size: Size) -> Size:
         # In torchvision's order of operations: another one may differ by a pixel.
         longest = round(self.input_size * self.long_to_short)
         scale = min(self.input_size / min(size), longest / max(size))
         return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
 
-    def write(self, image: Image, into: Tensor) -> None:
+    def preprocess(self, image: Image, into: Tensor) -> None:
         pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).div_(255)
         normalised = self.network.transform.normalize(pixels)
         shape = tuple(into.shape[1:])

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss
 from torchvision.ops import roi_align
 
-from streamseg.models.mask_rcnn.loss import MaskRCNNObjective
+from streamseg.models.mask_rcnn.loss import MaskRCNNCriterion
 
 
-class MaskRCNND2Objective(MaskRCNNObjective):
+class MaskRCNND2Criterion(MaskRCNNCriterion):
     """The losses of detectron2's Mask R-CNN."""
 
     def compare_boxes(

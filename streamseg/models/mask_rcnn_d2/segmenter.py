@@ -30,7 +30,7 @@ from streamseg.models.base import State
 from streamseg.models.categories import Categories
 from streamseg.models.layers.grid_paste import SampledMasks
 from streamseg.models.mask_rcnn.segmenter import BACKGROUND, MaskRCNN
-from streamseg.models.mask_rcnn_d2.loss import MaskRCNND2Objective
+from streamseg.models.mask_rcnn_d2.loss import MaskRCNND2Criterion
 from streamseg.structures.masks import Size
 from streamseg.structures.results import Image
 
@@ -85,8 +85,8 @@ class MaskRCNND2(MaskRCNN):
         del name  # the family has one member
         return MaskRCNND2Net(len(categories.things))
 
-    def objective(self, weights: Mapping[str, float]) -> MaskRCNND2Objective:
-        return MaskRCNND2Objective(self.network, weights, self.outputs_of(self.categories))
+    def criterion(self, weights: Mapping[str, float]) -> MaskRCNND2Criterion:
+        return MaskRCNND2Criterion(self.network, weights, self.outputs_of(self.categories))
 
     @classmethod
     def published(cls, name: str) -> State | None:
@@ -94,7 +94,7 @@ class MaskRCNND2(MaskRCNN):
         return None
 
     @classmethod
-    def adopt(cls, network: nn.Module, state: State) -> State:
+    def convert_state_dict(cls, network: nn.Module, state: State) -> State:
         """Take detectron2's files.
 
         The background is its last class and torchvision's first, which has boxes and masks, too.
@@ -110,7 +110,7 @@ class MaskRCNND2(MaskRCNN):
                     renamed[key] = change(renamed[key])
         return renamed
 
-    def fit(self, size: Size) -> Size:
+    def resized_shape(self, size: Size) -> Size:
         longest = round(self.input_size * self.long_to_short)
         scale = self.input_size / min(size)
         height, width = (
@@ -123,7 +123,7 @@ class MaskRCNND2(MaskRCNN):
             height, width = height * scale, width * scale
         return max(int(height + 0.5), 1), max(int(width + 0.5), 1)
 
-    def write(self, image: Image, into: Tensor) -> None:
+    def preprocess(self, image: Image, into: Tensor) -> None:
         height, width = into.shape[1:]
         small = Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BILINEAR)
         bgr = torch.from_numpy(np.array(small)[:, :, ::-1].copy()).permute(2, 0, 1)

@@ -24,7 +24,7 @@ from torch.nn.functional import (
 )
 from torchvision.ops import generalized_box_iou_loss, roi_align
 
-from streamseg.models.layers.losses import Objective, generator_of, mean_over_processes
+from streamseg.models.layers.losses import Criterion, generator_of, mean_over_processes
 from streamseg.models.nanomask.assignment import assign
 from streamseg.models.nanomask.network import (
     BINS,
@@ -44,7 +44,7 @@ LEAST_OVERLAP = 0.5
 """Of a detected box with an object, for its mask to be asked for."""
 
 
-class NanoMaskObjective(Objective):
+class NanoMaskCriterion(Criterion):
     """The losses of :class:`NanoMaskNet`; with ``distil``, its present weights are the teacher."""
 
     own_weights: ClassVar[Mapping[str, float]] = {

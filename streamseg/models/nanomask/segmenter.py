@@ -26,7 +26,7 @@ from streamseg.models.base import (
 from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.layers.masks import BoxMasks
 from streamseg.models.layers.two_stage import Boxes, select_boxes, with_masks
-from streamseg.models.nanomask.loss import NanoMaskObjective
+from streamseg.models.nanomask.loss import NanoMaskCriterion
 from streamseg.models.nanomask.network import (
     BINS,
     C2_CHANNELS,
@@ -77,19 +77,19 @@ class NanoMask(Segmenter):
         things = rows_of(state, "head.0.out.bias") - 4 * BINS
         return ClassCounts(things) if things > 0 else None
 
-    def objective(self, weights: Mapping[str, float]) -> NanoMaskObjective:
-        return NanoMaskObjective(self.network, weights)
+    def criterion(self, weights: Mapping[str, float]) -> NanoMaskCriterion:
+        return NanoMaskCriterion(self.network, weights)
 
     @classmethod
     def published(cls, name: str) -> State:
         with as_file(files("streamseg") / "assets" / f"{name}.safetensors") as path:
             return dict(weights_files.read(path).state)
 
-    def fit(self, size: Size) -> Size:
+    def resized_shape(self, size: Size) -> Size:
         scale = self.input_size / max(size)
         return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
-    def write(self, image: Image, into: Tensor) -> None:
+    def preprocess(self, image: Image, into: Tensor) -> None:
         height, width = into.shape[1:]
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         bgr = torch.from_numpy(cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)).permute(2, 0, 1)

@@ -18,7 +18,7 @@ from streamseg.models.base import Batch, ClassCounts, ClassRows, Detections, row
 from streamseg.models.categories import COCO_PANOPTIC, Categories
 from streamseg.models.layers.losses import mean_over_processes
 from streamseg.models.layers.panoptic import STRIDE, StuffLogits
-from streamseg.models.mask_rcnn_d2.loss import MaskRCNND2Objective
+from streamseg.models.mask_rcnn_d2.loss import MaskRCNND2Criterion
 from streamseg.models.mask_rcnn_d2.segmenter import CHANNELS, MaskRCNND2, MaskRCNND2Net
 from streamseg.models.selection import Selection
 from streamseg.structures.targets import UNKNOWN, Targets
@@ -52,8 +52,8 @@ class PanopticFPN(MaskRCNND2):
         outputs = rows_of(state, "sem_seg_head.predictor.bias")  # things are the first one
         return replace(things, stuff=outputs - 1) if things and outputs > 0 else None
 
-    def objective(self, weights: Mapping[str, float]) -> PanopticFPNObjective:
-        return PanopticFPNObjective(self.network, weights, self.outputs_of(self.categories))
+    def criterion(self, weights: Mapping[str, float]) -> PanopticFPNCriterion:
+        return PanopticFPNCriterion(self.network, weights, self.outputs_of(self.categories))
 
     def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
         features = self.network.backbone(batch.tensor)
@@ -98,11 +98,11 @@ class StuffBranch(nn.Module):
         return logits
 
 
-class PanopticFPNObjective(MaskRCNND2Objective):
+class PanopticFPNCriterion(MaskRCNND2Criterion):
     """Its Mask R-CNN's losses, and that of the class of each pixel that is known."""
 
     own_weights: ClassVar[Mapping[str, float]] = {
-        **MaskRCNND2Objective.own_weights,
+        **MaskRCNND2Criterion.own_weights,
         "semantic": 0.5,
     }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 from torchvision.ops import sigmoid_focal_loss
 
-from streamseg.models.layers.losses import Objective, mean_over_processes, process_count
+from streamseg.models.layers.losses import Criterion, mean_over_processes, process_count
 from streamseg.models.solo.network import GRIDS, Outputs, SOLONetwork
 from streamseg.structures.masks import Size
 from streamseg.structures.targets import Targets
@@ -46,7 +46,7 @@ class Claims:
     objects: Tensor
 
 
-class SOLOObjective(Objective):
+class SOLOCriterion(Criterion):
     """The losses of both families.
 
     Objects without a mask, and crowds, are neither learnt nor taken for background.

@@ -34,7 +34,7 @@ from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.layers.matrix_nms import matrix_nms
 from streamseg.models.layers.resampling import bilinear_twice, resized_above
 from streamseg.models.selection import Selection
-from streamseg.models.solo.loss import SOLOObjective
+from streamseg.models.solo.loss import SOLOCriterion
 from streamseg.models.solo.network import STRIDES, Outputs, SOLONetwork, fit_offsets, resized
 from streamseg.structures.masks import Masks, Size
 from streamseg.structures.results import Image
@@ -187,11 +187,11 @@ class SOLOSegmenter(Segmenter):
         things = rows_of(state, "category.bias")
         return ClassCounts(things) if things else None
 
-    def objective(self, weights: Mapping[str, float]) -> SOLOObjective:
-        return SOLOObjective(self.network, weights, self.scales(self.name).ranges)
+    def criterion(self, weights: Mapping[str, float]) -> SOLOCriterion:
+        return SOLOCriterion(self.network, weights, self.scales(self.name).ranges)
 
     @classmethod
-    def adopt(cls, network: nn.Module, state: State) -> State:
+    def convert_state_dict(cls, network: nn.Module, state: State) -> State:
         """Take mmdetection's files and WXinlong/SOLO's.
 
         Raises:
@@ -205,17 +205,17 @@ class SOLOSegmenter(Segmenter):
         return fit_offsets(network, {_renamed(key): tensor for key, tensor in state.items()})
 
     @classmethod
-    def restriction(cls, state: Mapping[str, Tensor]) -> str | None:
+    def license_notice(cls, state: Mapping[str, Tensor]) -> str | None:
         if any(key.startswith("bbox_head.") for key in state):
             return "these weights are WXinlong/SOLO's, whose licence is for academic use only"
         return None
 
-    def fit(self, size: Size) -> Size:
+    def resized_shape(self, size: Size) -> Size:
         longest = round(self.input_size * self.scales(self.name).long_to_short)
         scale = min(longest / max(size), self.input_size / min(size))
         return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
-    def write(self, image: Image, into: Tensor) -> None:
+    def preprocess(self, image: Image, into: Tensor) -> None:
         height, width = into.shape[1:]
         small = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         mean = torch.tensor(self.mean)[:, None, None]

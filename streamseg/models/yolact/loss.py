@@ -21,7 +21,7 @@ from torch.nn.functional import (
 )
 from torchvision.ops import box_convert, box_iou
 
-from streamseg.models.layers.losses import Objective, generator_of, mean_over_processes
+from streamseg.models.layers.losses import Criterion, generator_of, mean_over_processes
 from streamseg.models.yolact.network import Outputs, YOLACTNet, encode, inside_boxes
 from streamseg.structures.targets import Targets
 
@@ -55,7 +55,7 @@ class Matches:
         return self.classes > 0
 
 
-class YOLACTObjective(Objective):
+class YOLACTCriterion(Criterion):
     """The losses, each divided by the number of anchors with an object, but ``semantic``.
 
     Objects without a mask teach boxes and classes alone; crowds are never taken for background.

@@ -28,7 +28,7 @@ from streamseg.models.layers.darknet import DarkNet53
 from streamseg.models.layers.fast_nms import fast_nms
 from streamseg.models.layers.resampling import bilinear, resized_above
 from streamseg.models.selection import Selection
-from streamseg.models.yolact.loss import YOLACTObjective
+from streamseg.models.yolact.loss import YOLACTCriterion
 from streamseg.models.yolact.network import Outputs, Variant, YOLACTNet, decode, inside_boxes
 from streamseg.structures.masks import Masks, Size
 from streamseg.structures.results import Image
@@ -161,11 +161,11 @@ class YOLACT(Segmenter):
         things = rows_of(state, "semantic.bias")
         return ClassCounts(things) if things else None
 
-    def objective(self, weights: Mapping[str, float]) -> YOLACTObjective:
-        return YOLACTObjective(self.network, weights)
+    def criterion(self, weights: Mapping[str, float]) -> YOLACTCriterion:
+        return YOLACTCriterion(self.network, weights)
 
     @classmethod
-    def adopt(cls, network: nn.Module, state: State) -> State:
+    def convert_state_dict(cls, network: nn.Module, state: State) -> State:
         """Take the authors' files."""
         assert isinstance(network, YOLACTNet)
         darknet = isinstance(network.backbone, DarkNet53)
@@ -175,14 +175,14 @@ class YOLACT(Segmenter):
             if not (_published(state) and _LEFT_OVER.match(key))
         }
 
-    def fit(self, size: Size) -> Size:
+    def resized_shape(self, size: Size) -> Size:
         del size
         return self.input_size, self.input_size
 
     def training_shape(self, shape: Size) -> Size:
-        return self.fit(shape)
+        return self.resized_shape(shape)
 
-    def write(self, image: Image, into: Tensor) -> None:
+    def preprocess(self, image: Image, into: Tensor) -> None:
         pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
         resized = interpolate(pixels, into.shape[1:], mode="bilinear", align_corners=False)[0]
         if isinstance(self.network.backbone, DarkNet53):

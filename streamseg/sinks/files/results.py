@@ -155,10 +155,10 @@ class VideoFile(OutputFile):
             self._fragments = PartFile(path)
 
     def add(self, result: Result) -> None:
-        from streamseg.visualization import paint_result
+        from streamseg.visualization import annotate_result
 
         frame = result.frame
-        picture = paint_result(result)
+        picture = annotate_result(result)
         self.write(picture, frame.pts, frame.epoch, pixel_aspect=frame.pixel_aspect)
 
     def write(

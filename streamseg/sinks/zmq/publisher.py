@@ -73,7 +73,7 @@ class Publisher:
         service: an id of this start.
         results: to be published; what is too late is dropped as ``publisher_late``.
         pictures: to be published; the newest win.
-        looked_up_at: when ``drain`` last looked for something to do, on the monotonic clock.
+        last_poll_at: when ``drain`` last looked for something to do, on the monotonic clock.
 
     Raises:
         ConfigError: not an address, or one beyond loopback without keys or ``insecure``.
@@ -117,7 +117,7 @@ class Publisher:
         self._statuses = Statuses(
             self.service, (self._masks, self._frames), self.endpoints, metrics, self._next_seq
         )
-        self.looked_up_at = time.monotonic()
+        self.last_poll_at = time.monotonic()
 
     def drain(self) -> Iterator[Result]:
         """Publish what is put into the mailboxes until both are finished: the network thread.
@@ -173,7 +173,7 @@ class Publisher:
                 self._joined.wait(LISTEN_EVERY)
         return False
 
-    def hurry(self) -> None:
+    def begin_fast_shutdown(self) -> None:
         """Don't wait at the end for those who are slow; safe from any thread."""
         self._hurried.set()
 
@@ -200,7 +200,7 @@ class Publisher:
     def _listen(self) -> None:
         """Wait for something to do, and take in who has joined and left."""
         ready = dict(self._poller.poll(int(LISTEN_EVERY * 1000)))
-        self.looked_up_at = time.monotonic()
+        self.last_poll_at = time.monotonic()
         self._waker.rest()
         for sock, audience in self._audience.items():
             if sock in ready:

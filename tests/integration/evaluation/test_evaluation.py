@@ -23,7 +23,7 @@ from support.paths import ROOT
 
 from streamseg.cli.terminal import ProgressReport
 from streamseg.config import Thresholds
-from streamseg.config.training import CocoData, load_evaluation
+from streamseg.config.training import CocoData, load_evaluation_config
 from streamseg.datasets import coco_truth, open_dataset
 from streamseg.evaluation import evaluate_coco, to_dict
 from streamseg.evaluation.predictions import predict_dataset
@@ -302,7 +302,7 @@ def test_every_example_is_an_evaluation_that_a_test_runs() -> None:
     names = ["coco", "nanomask", "panoptic-model", "panoptic", "tracking"]  # see test_panoptic
     assert [file.stem for file in files] == names
     for file in files:
-        load_evaluation(file, [])
+        load_evaluation_config(file, [])
 
 
 # --check

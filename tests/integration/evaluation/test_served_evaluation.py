@@ -21,7 +21,7 @@ from support.paths import SHARED
 
 from streamseg import protocol
 from streamseg.config import ModelConfig, Thresholds
-from streamseg.config.training import CocoData, DataConfig, Evaluation, PatternData
+from streamseg.config.training import CocoData, DataConfig, EvaluationConfig, PatternData
 from streamseg.datasets import Dataset, coco_truth, open_dataset
 from streamseg.errors import DataError, OutputError, ReceiveTimeout, StageError, StreamsegError
 from streamseg.evaluation import evaluate_coco, served, to_dict
@@ -149,7 +149,7 @@ def test_it_is_measured_with_the_suppression_that_is_served(
 ) -> None:
     """Of the model by itself the published settings are measured, of the service what it has."""
     write_weights(wild, tmp_path / "wild.safetensors")
-    evaluation = Evaluation(
+    evaluation = EvaluationConfig(
         model=ModelConfig(weights=str(tmp_path / "wild.safetensors"), input_size=INPUT_SIZE),
         data=DataConfig(val=(PatternData(url="test:?size=96x64&frames=2&objects=4&seed=5"),)),
         batch=1,

@@ -108,7 +108,7 @@ def test_the_image_s_health_is_that_of_the_service(monkeypatch: pytest.MonkeyPat
         port = str(operation.control_address).rpartition(":")[2]
         here = asks.replace(str(CONTROL_PORT), port)
         checked(sys.executable, "-c", here)
-        monkeypatch.setattr(Service, "ailment", "the model hangs")
+        monkeypatch.setattr(Service, "health_problem", "the model hangs")
         refused = subprocess.run(
             [sys.executable, "-c", here], check=False, capture_output=True, timeout=30
         )
@@ -219,7 +219,7 @@ def test_the_example_for_cameras_serves_cameras(
                     wanted.discard(result.source)
                     if not wanted:
                         break
-            states = {feed.name: feed.condition for feed in service.feeds()}
+            states = {feed.name: feed.condition for feed in service.sessions()}
         finally:
             operation.stop()
             thread.join(30)

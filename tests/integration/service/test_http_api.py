@@ -67,7 +67,7 @@ class Running:
             connection.close()
 
     def state(self, name: str) -> str:
-        return {f.name: f.condition.state for f in self.service.feeds()}.get(name, "gone")
+        return {f.name: f.condition.state for f in self.service.sessions()}.get(name, "gone")
 
     def until(self, name: str, state: str) -> None:
         deadline = time.monotonic() + 15
@@ -175,7 +175,7 @@ def test_what_can_t_be_is_refused_and_changes_nothing(
 ) -> None:
     answered, text = running.ask(method, path, body)
     assert (answered, why in text) == (status, True), text
-    assert [feed.name for feed in running.service.feeds()] == ["gate"]
+    assert [feed.name for feed in running.service.sessions()] == ["gate"]
     assert running.state("gate") == "live"
 
 
@@ -192,7 +192,7 @@ def test_pages_of_other_sites_and_other_names_are_refused(running: Running) -> N
 class Well:
     """As much of a service as ``/healthz`` asks."""
 
-    ailment = ""
+    health_problem = ""
 
 
 @contextlib.contextmanager

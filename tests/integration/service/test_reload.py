@@ -42,10 +42,10 @@ class Running:
         return self._forward(*given)  # type: ignore[arg-type]
 
     def state(self, name: str) -> str:
-        return {f.name: f.condition.state for f in self.service.feeds()}.get(name, "gone")
+        return {f.name: f.condition.state for f in self.service.sessions()}.get(name, "gone")
 
     def epoch(self, name: str) -> int:
-        return {f.name: f.condition.epoch for f in self.service.feeds()}[name]
+        return {f.name: f.condition.epoch for f in self.service.sessions()}[name]
 
     def until(self, name: str, *states: str) -> None:
         deadline = time.monotonic() + 20
@@ -56,7 +56,7 @@ class Running:
     def until_it_is(self, source: SourceConfig) -> None:
         """Until the one of that name is this one."""
         deadline = time.monotonic() + 20
-        while source not in [feed.config for feed in self.service.feeds()]:
+        while source not in [feed.config for feed in self.service.sessions()]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -115,7 +115,7 @@ def test_a_changed_source_comes_back_however_long_its_last_frames_take(running: 
     running.until("yard", "gone")
     running.until_it_is(gate(3))
     running.until("gate", "live")
-    assert [feed.removed for feed in running.service.feeds()] == [False]
+    assert [feed.removed for feed in running.service.sessions()] == [False]
     assert running.epoch("gate") > 0
 
 

@@ -204,12 +204,12 @@ def test_a_paused_camera_is_let_go_of_and_resumed_in_the_next_epoch(camera) -> N
     seen = watching(camera.url)
     try:
         seen.until(lambda: seen.frames_of(0) >= 3)
-        seen.source.reins.pause()
+        seen.source.control.pause()
         seen.until(lambda: ("waiting", "paused") in [(s, why) for _, s, why in seen.said])
         known = len(seen.came)
         time.sleep(1)
         assert len(seen.came) == known
-        seen.source.reins.resume()
+        seen.source.control.resume()
         seen.until(lambda: seen.frames_of(1) >= 3)
     finally:
         seen.close()

@@ -32,7 +32,7 @@ from support.panoptic import (
 from support.paths import ROOT
 
 from streamseg.config import Thresholds, convert
-from streamseg.config.training import AugmentConfig, PanopticData, Recipe
+from streamseg.config.training import AugmentConfig, PanopticData, TrainingConfig
 from streamseg.datasets import Augmentation, Dataset, open_dataset
 from streamseg.datasets.labels import load_labels
 from streamseg.errors import ConfigError, DataError, WeightsError
@@ -94,7 +94,7 @@ def recipe(tmp_path, **changes):
         "optimiser": {"rate": 0.3, "weight_decay": 0},
         "schedule": {"warmup": 0},
     }
-    return convert({**given, **changes}, Recipe, "panoptic.yaml")
+    return convert({**given, **changes}, TrainingConfig, "panoptic.yaml")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from support.commands import command, environment
 from support.paths import ROOT
 
 from streamseg.config import convert
-from streamseg.config.training import Recipe
+from streamseg.config.training import TrainingConfig
 from streamseg.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from streamseg.models import load_model
 from streamseg.models.weights import files
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe(**changes):
-    return convert({**TINY, **changes}, Recipe, "tiny.yaml")
+    return convert({**TINY, **changes}, TrainingConfig, "tiny.yaml")
 
 
 def trainer(out, *, resume=False, progress=lambda *_: None, **changes):

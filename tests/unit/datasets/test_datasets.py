@@ -49,7 +49,7 @@ from streamseg.datasets import (
     check,
     coco_truth,
     inspect,
-    load_picture,
+    load_image,
     load_sample,
     open_dataset,
     skipped_rows_summary,
@@ -425,7 +425,7 @@ def test_samples_are_in_the_models_classes(tmp_path):
     targets = sample.targets
     assert sample.image.dtype == torch.uint8
     assert sample.image.is_contiguous()
-    assert (sample.image.permute(1, 2, 0).numpy() == load_picture(dataset.images[1])).all()
+    assert (sample.image.permute(1, 2, 0).numpy() == load_image(dataset.images[1])).all()
     assert (targets.image_id, targets.seed) == (12, 17)
     assert targets.labels.tolist() == [1, 1]  # the brush isn't among the classes
     assert targets.boxes.dtype == torch.float32
@@ -506,7 +506,7 @@ def test_pictures_come_upright_and_of_the_size_that_is_annotated(tmp_path):
     turned = tmp_path / "images" / "a.png"
     write_picture(turned, (20, 16), orientation=6)  # a camera on its side: upright it is 16 x 20
     dataset = open_dataset(config, tmp_path)
-    picture = load_picture(dataset.images[0])
+    picture = load_image(dataset.images[0])
     assert picture.shape == (*SIZE, 3)
     stored: Pixels = np.asarray(Image.open(turned))
     assert (picture == np.rot90(stored, -1)).all()
@@ -516,10 +516,10 @@ def test_pictures_come_upright_and_of_the_size_that_is_annotated(tmp_path):
         load_sample(dataset, dataset.images[0], ALL, 0)
     turned.write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(DataError, match=r"a\.png: its header is damaged$"):
-        load_picture(dataset.images[0])
+        load_image(dataset.images[0])
     turned.unlink()
     with pytest.raises(DataError, match=r"a\.png: can't be read: No such file or directory$"):
-        load_picture(dataset.images[0])
+        load_image(dataset.images[0])
 
 
 def test_a_png_of_masks_that_changed_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from support.annotations import coco, problems_of, write_coco, write_json, write_picture
 
 from streamseg.config.training import CocoData
-from streamseg.datasets import load_picture, open_dataset
+from streamseg.datasets import load_image, open_dataset
 from streamseg.datasets.filenames import FileFinder
 from streamseg.datasets.findings import Fault
 from streamseg.errors import DataError
@@ -111,7 +111,7 @@ def test_a_dataset_with_names_of_another_system(tmp_path: Path):
     content["images"][1]["file_name"] = "SUB\\b.JPG"
     write_json(tmp_path / "set.json", content)
     dataset = open_dataset(config, tmp_path)
-    assert [load_picture(image).shape for image in dataset.images] == [(16, 20, 3)] * 3
+    assert [load_image(image).shape for image in dataset.images] == [(16, 20, 3)] * 3
     assert problems_of(config, tmp_path) == []
 
 

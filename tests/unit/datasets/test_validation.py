@@ -44,7 +44,7 @@ from streamseg.config.training import (
 )
 from streamseg.datasets import Problem, check, coco_truth, load_sample, open_dataset
 from streamseg.errors import StreamsegError
-from streamseg.sources.base import BadPictureError
+from streamseg.sources.base import BadImageError
 from streamseg.sources.imagefile import read_labels
 
 Spoil = Callable[[dict[str, Any]], object]
@@ -499,7 +499,7 @@ def test_labels_are_exact_or_refused(tmp_path):
     import cv2
 
     cv2.imwrite(str(file), np.zeros((3, 4, 3), np.uint16))
-    with pytest.raises(BadPictureError, match="isn't a PNG of labels: its pixels are rgb48be"):
+    with pytest.raises(BadImageError, match="isn't a PNG of labels: its pixels are rgb48be"):
         read_labels(file, 100)
 
 

@@ -145,8 +145,8 @@ def test_a_mistake_in_a_file_is_told_without_the_secret(
     file.write_text(content, encoding="utf-8")
     texts = [
         printed(lambda: validate(load(file), str(file))),
-        printed(training.load_recipe, file, []),
-        printed(training.load_evaluation, file, []),
+        printed(training.load_training_config, file, []),
+        printed(training.load_evaluation_config, file, []),
     ]
     for text in texts:
         assert not any(form in text for form in forms(secret)), text

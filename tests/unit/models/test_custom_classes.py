@@ -13,7 +13,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 from streamseg.config import ModelConfig, Thresholds
 from streamseg.config.class_names import parse_class_names
-from streamseg.config.training import load_evaluation
+from streamseg.config.training import load_evaluation_config
 from streamseg.errors import ConfigError, UsageError, WeightsError
 from streamseg.evaluation.runner import with_model
 from streamseg.models import load_model
@@ -311,7 +311,7 @@ def test_an_evaluation_takes_the_names_of_the_command_line(tmp_path):
     (tmp_path / "a.yaml").write_text(
         "data: {val: [{format: coco, images: images, annotations: a.json}]}"
     )
-    evaluation = load_evaluation(tmp_path / "a.yaml", [])
+    evaluation = load_evaluation_config(tmp_path / "a.yaml", [])
     named = with_model(evaluation, None, "mine.pth", "bolt,nut")
     assert named.model == ModelConfig(weights="mine.pth", class_names=("bolt", "nut"))
     with pytest.raises(ConfigError, match="'bolt' twice"):

@@ -12,7 +12,7 @@ from streamseg.errors import ConfigError
 from streamseg.models import load_model
 from streamseg.models.categories import Categories
 from streamseg.models.nanomask.assignment import assign
-from streamseg.models.nanomask.loss import NanoMaskObjective
+from streamseg.models.nanomask.loss import NanoMaskCriterion
 from streamseg.models.nanomask.network import NanoMaskNet, cell_grid, grown
 from streamseg.structures.targets import Targets
 
@@ -58,7 +58,7 @@ def images(count=1):
 
 def class_gradient(network, given, **weights):
     """How each class logit of each cell would be changed, (cells, C)."""
-    objective = NanoMaskObjective(network, weights)
+    criterion = NanoMaskCriterion(network, weights)
     held = []
 
     def keep(_module, _inputs, outputs):
@@ -66,7 +66,7 @@ def class_gradient(network, given, **weights):
         held.append(outputs.cells)
 
     hook = network.register_forward_hook(keep)
-    objective(images(), [given])["quality"].backward()
+    criterion(images(), [given])["quality"].backward()
     hook.remove()
     return held[0].grad[0, :, :CLASSES]
 
@@ -131,7 +131,7 @@ def test_a_crowd_is_neither_object_nor_background(network):
 
 def test_an_object_without_a_mask_teaches_boxes_only(network):
     boxes_only = targets(*TWO, has_mask=torch.zeros(2, dtype=torch.bool))
-    losses = NanoMaskObjective(network, {})(images(), [boxes_only])
+    losses = NanoMaskCriterion(network, {})(images(), [boxes_only])
     assert losses["mask"] == losses["dice"] == 0
     (losses["mask"] + losses["dice"]).backward(retain_graph=True)
     logits = network.mask.logits.weight
@@ -141,55 +141,55 @@ def test_an_object_without_a_mask_teaches_boxes_only(network):
 
 
 def test_an_image_without_objects_has_finite_losses_and_gradients(network):
-    losses = NanoMaskObjective(network, {"distil": 1.0})(images(), [targets([], [])])
+    losses = NanoMaskCriterion(network, {"distil": 1.0})(images(), [targets([], [])])
     torch.stack(list(losses.values())).sum().backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
 def test_an_image_s_objects_count_the_same_alone_and_beside_an_empty_image(network):
-    objective = NanoMaskObjective(network, {})
+    criterion = NanoMaskCriterion(network, {})
     two = images(2)
-    alone = objective(two[:1], [targets(*TWO)])
-    beside = objective(two, [targets(*TWO), targets([], [])])
+    alone = criterion(two[:1], [targets(*TWO)])
+    beside = criterion(two, [targets(*TWO), targets([], [])])
     for name in ("box", "distribution", "mask", "dice"):
         torch.testing.assert_close(alone[name], beside[name], atol=1e-5, rtol=1e-4)
 
 
 def test_draws_follow_from_the_picture_alone(network):
-    objective = NanoMaskObjective(network, {})
+    criterion = NanoMaskCriterion(network, {})
     torch.manual_seed(1)
-    first = objective(images(), [targets(*TWO)])["mask"]
+    first = criterion(images(), [targets(*TWO)])["mask"]
     torch.manual_seed(2)
-    assert objective(images(), [targets(*TWO)])["mask"] == first
-    assert objective(images(), [targets(*TWO, seed=8)])["mask"] != first
+    assert criterion(images(), [targets(*TWO)])["mask"] == first
+    assert criterion(images(), [targets(*TWO, seed=8)])["mask"] != first
 
 
 def test_the_teacher_is_what_training_began_with_and_holds_what_is_not_annotated(network):
-    objective = NanoMaskObjective(network, {"distil": 1.0})
+    criterion = NanoMaskCriterion(network, {"distil": 1.0})
     nothing = torch.zeros(CLASSES, dtype=torch.bool)
     given = [targets([], [], annotated=nothing)]
-    assert objective(images(), given)["distil"].item() == pytest.approx(0, abs=1e-6)
+    assert criterion(images(), given)["distil"].item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         network.head[0].out.bias[:CLASSES] += 2
-    told = objective(images(), given)["distil"]
+    told = criterion(images(), given)["distil"]
     assert told > 0.001
     told.backward()
     assert (network.head[0].out.bias.grad[:CLASSES] > 0).all()  # back down
-    names = {name for name, _ in objective.named_parameters()}
+    names = {name for name, _ in criterion.named_parameters()}
     assert all(name.startswith("network.") for name in names)
 
 
 def test_a_frozen_detector_leaves_the_masks_to_be_trained(network):
     for name, parameter in network.named_parameters():
         parameter.requires_grad = name.startswith("mask.")
-    losses = NanoMaskObjective(network, {"distil": 1.0})(images(), [targets(*TWO)])
+    losses = NanoMaskCriterion(network, {"distil": 1.0})(images(), [targets(*TWO)])
     assert set(losses) == {"mask", "dice"}
 
 
 def test_a_loss_that_is_unknown_is_refused(network):
     with pytest.raises(ConfigError, match=r"losses\.giou: there is no such loss"):
-        NanoMaskObjective(network, {"giou": 1.0})
+        NanoMaskCriterion(network, {"giou": 1.0})
 
 
 def test_a_mask_covers_a_tenth_more_than_its_box():
@@ -199,11 +199,11 @@ def test_a_mask_covers_a_tenth_more_than_its_box():
 
 def test_nanomask_learns_one_picture(network):
     """Its masks come close to the truth within some steps."""
-    objective = NanoMaskObjective(network, {})
+    criterion = NanoMaskCriterion(network, {})
     optimiser = torch.optim.AdamW(network.parameters(), 2e-3)
     first = last = None
     for _ in range(20):
-        losses = objective(images(), [targets(*TWO)])
+        losses = criterion(images(), [targets(*TWO)])
         total = sum(losses.values())
         optimiser.zero_grad()
         total.backward()
@@ -221,26 +221,26 @@ def mask_rcnn():
 
 
 def test_mask_rcnn_has_torchvision_s_losses_and_gradients(mask_rcnn):
-    objective = mask_rcnn.objective({"class": 0.5})
+    criterion = mask_rcnn.criterion({"class": 0.5})
     network = mask_rcnn.network.train()
     annotated = torch.ones(80, dtype=torch.bool)
     torch.manual_seed(0)
-    losses = objective(images(), [targets(*TWO, annotated=annotated)])
+    losses = criterion(images(), [targets(*TWO, annotated=annotated)])
     assert set(losses) == {"objectness", "proposal", "class", "box", "mask"}
     torch.stack(list(losses.values())).sum().backward()
     assert network.roi_heads.mask_predictor.mask_fcn_logits.weight.grad.any()
     network.zero_grad()
     boxes_only = targets(*TWO, annotated=annotated, has_mask=torch.zeros(2, dtype=torch.bool))
     for given in (boxes_only, targets([], [], annotated=annotated)):
-        losses = objective(images(), [given])
+        losses = criterion(images(), [given])
         assert losses["mask"] == 0
         assert torch.isfinite(torch.stack(list(losses.values()))).all()
     network.eval()
 
 
 def test_mask_rcnn_does_not_take_what_is_not_annotated_for_background(mask_rcnn):
-    assert not mask_rcnn.objective({}).takes_partial_annotation
-    assert NanoMaskObjective.takes_partial_annotation
+    assert not mask_rcnn.criterion({}).takes_partial_annotation
+    assert NanoMaskCriterion.takes_partial_annotation
 
 
 def test_mask_rcnn_s_outputs_are_the_categories_of_any_dataset():

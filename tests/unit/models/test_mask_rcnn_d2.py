@@ -33,7 +33,7 @@ def published():
 def model(published):
     """With the fixture's weights."""
     made = load_model("mask_rcnn_r50_fpn_d2", weights="none", device="cpu", score=0)
-    made.network.load_state_dict(MaskRCNND2.adopt(made.network, published.state()))
+    made.network.load_state_dict(MaskRCNND2.convert_state_dict(made.network, published.state()))
     return made
 
 
@@ -44,13 +44,16 @@ def test_the_published_file_fits_exactly(published):
     with torch.device("meta"):
         network = MaskRCNND2.build("mask_rcnn_r50_fpn_d2", COCO_THINGS)
     state = published.empty() | {"pixel_mean": torch.zeros(3, 1, 1)}
-    assert differences(network, MaskRCNND2.adopt(network, state)) is None
-    assert MaskRCNND2.adopt(network, network.state_dict()).keys() == network.state_dict().keys()
+    assert differences(network, MaskRCNND2.convert_state_dict(network, state)) is None
+    assert (
+        MaskRCNND2.convert_state_dict(network, network.state_dict()).keys()
+        == network.state_dict().keys()
+    )
 
 
 def test_background_comes_first_and_has_neither_box_nor_mask(published):
     state = published.state()
-    adopted = MaskRCNND2.adopt(torch.nn.Module(), dict(state))
+    adopted = MaskRCNND2.convert_state_dict(torch.nn.Module(), dict(state))
     theirs = state["roi_heads.box_predictor.cls_score.bias"]
     own = adopted["roi_heads.box_predictor.cls_score.bias"]
     assert torch.equal(own, torch.cat([theirs[80:], theirs[:80]]))
@@ -246,7 +249,7 @@ def test_losses_are_finite_and_their_gradients_reach_every_part():
         targets_of([[5, 30, 50, 90]], [1], (96, 128), classes=2),
     ]
     torch.manual_seed(0)
-    losses = model.objective({})(images, targets)
+    losses = model.criterion({})(images, targets)
     assert set(losses) == {"objectness", "proposal", "class", "box", "mask"}
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in model.network.named_parameters():
@@ -255,11 +258,11 @@ def test_losses_are_finite_and_their_gradients_reach_every_part():
 
 
 def test_box_losses_are_l1():
-    objective = small(Categories({1: "disc"})).objective({})
+    criterion = small(Categories({1: "disc"})).criterion({})
     regressions = torch.zeros(3, 8)
     regressions[1, 4:] = torch.tensor([0.01, 0.0, 0.0, 0.0])
     wanted = [torch.zeros(3, 4)]
-    _, box = objective.compare_boxes(
+    _, box = criterion.compare_boxes(
         torch.zeros(3, 2), regressions, [torch.tensor([0, 1, 0])], wanted
     )
     assert float(box) == pytest.approx(0.01 / 3)

@@ -34,7 +34,7 @@ def published():
 def model(published):
     """With the fixture's weights."""
     made = load_model("panoptic_fpn_r50", weights="none", device="cpu", score=0)
-    made.network.load_state_dict(PanopticFPN.adopt(made.network, published.state()))
+    made.network.load_state_dict(PanopticFPN.convert_state_dict(made.network, published.state()))
     return made
 
 
@@ -46,7 +46,7 @@ def detections(model):
 def test_the_published_file_fits_exactly(published):
     with torch.device("meta"):
         network = PanopticFPN.build("panoptic_fpn_r50", COCO_PANOPTIC)
-    assert differences(network, PanopticFPN.adopt(network, published.empty())) is None
+    assert differences(network, PanopticFPN.convert_state_dict(network, published.empty())) is None
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from streamseg.config import Thresholds
 from streamseg.errors import UnknownModelError, UsageError, WeightsError
-from streamseg.models import CATALOGUE, load_model
+from streamseg.models import REGISTRY, load_model
 from streamseg.models.categories import Categories
 from streamseg.models.layers.masks import paste_masks
 from streamseg.models.loading import _family
@@ -25,7 +25,7 @@ from streamseg.models.nanomask.network import NanoMaskNet
 from streamseg.models.registry import find
 from streamseg.models.selection import Selection, unsuppressed
 from streamseg.models.weights import files
-from streamseg.pipeline.stages import ThresholdBook
+from streamseg.pipeline.stages import SourceThresholds
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Instances
 
@@ -261,7 +261,7 @@ def test_an_impossible_overlap_is_refused(wrong):
 
 
 def test_where_it_is_served_a_model_s_own_value_holds_unless_another_is_given(nanomask):
-    book = ThresholdBook(Thresholds(score=0.3), nanomask)
+    book = SourceThresholds(Thresholds(score=0.3), nanomask)
     own = type(nanomask).class_agnostic_iou
     assert own is not None
     assert book["gate"] == Thresholds(score=0.3, class_agnostic_iou=own)
@@ -309,13 +309,11 @@ def test_a_wrong_argument_is_refused(options, message):
 
 
 def test_the_catalogue_can_be_read_without_torch():
-    code = (
-        "import sys, streamseg.models as m; assert m.CATALOGUE; assert 'torch' not in sys.modules"
-    )
+    code = "import sys, streamseg.models as m; assert m.REGISTRY; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.name)
 def test_the_catalogue_has_the_true_number_of_parameters(entry):
     family = _family(entry)
     with torch.device("meta"):
@@ -538,7 +536,7 @@ def test_weights_for_academic_use_only_say_so_once(tmp_path, caplog):
     assert "academic use only" in warned[0]
 
 
-@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.name)
 def test_the_catalogue_says_where_weights_are_and_what_they_may_be_used_for(entry):
     for file in entry.published:
         assert file.licence

@@ -16,7 +16,7 @@ from streamseg.config import Thresholds
 from streamseg.models import load_model
 from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.solo import SOLO
-from streamseg.models.solo.loss import SOLOObjective, claim, dice_loss, shrunk
+from streamseg.models.solo.loss import SOLOCriterion, claim, dice_loss, shrunk
 from streamseg.models.solo.network import GRIDS
 from streamseg.models.weights import files
 from streamseg.structures.targets import Targets
@@ -65,9 +65,9 @@ def blobs(height, width, seed):
 def test_every_published_file_fits_its_network_exactly(name, renamed):
     network = meta_network(name)
     state = {renamed(key): t for key, t in fixture("solo_v1", FILES[name]).empty().items()}
-    adopted = SOLO.adopt(network, state)
+    adopted = SOLO.convert_state_dict(network, state)
     assert files.differences(network, adopted) is None
-    assert SOLO.adopt(network, adopted).keys() == adopted.keys()  # our own names stay
+    assert SOLO.convert_state_dict(network, adopted).keys() == adopted.keys()  # our own names stay
 
 
 def test_another_name_of_the_decoupled_category_layer_is_known():
@@ -76,7 +76,7 @@ def test_another_name_of_the_decoupled_category_layer_is_known():
         for key, tensor in fixture("solo_v1", FILES[WITH_OUTPUTS]).empty().items()
     }
     network = meta_network(WITH_OUTPUTS)
-    assert files.differences(network, SOLO.adopt(network, state)) is None
+    assert files.differences(network, SOLO.convert_state_dict(network, state)) is None
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def published():
 def model(published):
     """With the fixture's weights."""
     made = load_model(WITH_OUTPUTS, weights="none", device="cpu", score=0)
-    made.network.load_state_dict(SOLO.adopt(made.network, published.state()))
+    made.network.load_state_dict(SOLO.convert_state_dict(made.network, published.state()))
     return made
 
 
@@ -326,20 +326,20 @@ def test_the_mask_loss_is_none_for_the_mask_itself_and_one_for_its_contrary():
 def learner(request):
     made = load_model(request.param, weights="none", device="cpu", input_size=96)
     network = type(made).build(made.name, Categories({1: "a", 2: "b", 3: "c"}))
-    return made.objective({}), SOLOObjective(network, {}, ((1, 56),) + ((28, 112),) * 4)
+    return made.criterion({}), SOLOCriterion(network, {}, ((1, 56),) + ((28, 112),) * 4)
 
 
 def test_losses_are_finite_and_their_gradients_reach_what_they_teach(learner):
-    _, objective = learner
+    _, criterion = learner
     images = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(1))
-    losses = objective(images, [targets(*TWO)])
+    losses = criterion(images, [targets(*TWO)])
     assert set(losses) == {"mask", "class"}
     torch.stack(list(losses.values())).sum().backward()
-    network = objective.network
+    network = criterion.network
     for part in network.children():
         assert any(p.grad is not None and p.grad.any() for p in part.parameters())
     network.zero_grad()
-    losses = objective(images, [targets([], [])])
+    losses = criterion(images, [targets([], [])])
     assert losses["mask"] == 0
     torch.stack(list(losses.values())).sum().backward()
     assert torch.isfinite(network.category.bias.grad).all()
@@ -348,25 +348,25 @@ def test_losses_are_finite_and_their_gradients_reach_what_they_teach(learner):
 
 
 def test_a_class_that_is_not_annotated_is_learnt_where_it_is_and_left_alone_elsewhere(learner):
-    _, objective = learner
+    _, criterion = learner
     images = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(1))
-    bias = objective.network.category.bias
+    bias = criterion.network.category.bias
     for annotated, signs in (
         ([True, False, True], [-1, 0, -1]),
         ([True, True, False], [-1, 1, -1]),
     ):
         given = targets(*TWO, annotated=torch.tensor(annotated))
-        objective(images, [given])["class"].backward()
+        criterion(images, [given])["class"].backward()
         assert bias.grad.sign().tolist() == signs
-        objective.network.zero_grad()
-    assert objective.takes_partial_annotation
+        criterion.network.zero_grad()
+    assert criterion.takes_partial_annotation
 
 
 def test_pictures_without_objects_leave_no_parameter_without_a_gradient(learner):
     """Others that train with it would wait for it."""
-    _, objective = learner
-    objective.network.zero_grad()
-    losses = objective(torch.zeros(1, 3, *SIZE), [targets([], [])])
+    _, criterion = learner
+    criterion.network.zero_grad()
+    losses = criterion(torch.zeros(1, 3, *SIZE), [targets([], [])])
     torch.stack(list(losses.values())).sum().backward()
-    missing = [name for name, p in objective.network.named_parameters() if p.grad is None]
+    missing = [name for name, p in criterion.network.named_parameters() if p.grad is None]
     assert missing == []

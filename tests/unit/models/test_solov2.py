@@ -68,9 +68,11 @@ def of_wxinlong(key):
 def test_every_published_file_fits_its_network_exactly(name, renamed):
     network = meta_network(name)
     state = {renamed(key): tensor for key, tensor in fixture("solov2", name).empty().items()}
-    adopted = SOLOv2.adopt(network, state)
+    adopted = SOLOv2.convert_state_dict(network, state)
     assert files.differences(network, adopted) is None
-    assert SOLOv2.adopt(network, adopted).keys() == adopted.keys()  # our own names stay
+    assert (
+        SOLOv2.convert_state_dict(network, adopted).keys() == adopted.keys()
+    )  # our own names stay
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -82,7 +84,7 @@ def test_a_file_whose_convolutions_have_18_offsets_and_no_weights_fits_too(with_
             state[of_wxinlong(key)] = tensor
         elif with_bias or key.endswith("weight"):
             state[of_wxinlong(key)] = torch.zeros(18, *tensor.shape[1:])
-    adopted = SOLOv2.adopt(network, state)
+    adopted = SOLOv2.convert_state_dict(network, state)
     assert files.differences(network, adopted) is None
     network.load_state_dict(adopted)
     convs = [network.backbone.layer2[0].conv2, network.category_tower[2].conv]
@@ -99,14 +101,14 @@ def test_a_file_of_adelaidet_is_refused_in_one_line():
         "ins_head.cate_pred.weight": torch.zeros(1),
     }
     with pytest.raises(WeightsError, match="AdelaiDet") as refused:
-        SOLOv2.adopt(meta_network("solov2_r50"), state)
+        SOLOv2.convert_state_dict(meta_network("solov2_r50"), state)
     assert "\n" not in str(refused.value)
 
 
 def test_weights_for_non_commercial_use_say_so():
     state = fixture("solov2", "solov2_r50").empty()
-    assert SOLOv2.restriction(state) is None
-    assert SOLOv2.restriction({of_wxinlong(key): t for key, t in state.items()}) is not None
+    assert SOLOv2.license_notice(state) is None
+    assert SOLOv2.license_notice({of_wxinlong(key): t for key, t in state.items()}) is not None
 
 
 def test_a_published_file_loads_by_its_path(tmp_path):
@@ -130,7 +132,7 @@ def published():
 def model(published):
     """With the fixture's weights."""
     made = load_model(WITH_OUTPUTS, weights="none", device="cpu", score=0)
-    made.network.load_state_dict(SOLOv2.adopt(made.network, published.state()))
+    made.network.load_state_dict(SOLOv2.convert_state_dict(made.network, published.state()))
     return made
 
 
@@ -187,7 +189,7 @@ def test_losses_are_the_published_ones(model, published):
         annotated=torch.ones(80, dtype=torch.bool),
     )
     with torch.inference_mode():
-        found = model.objective({})(batch.tensor, [objects])
+        found = model.criterion({})(batch.tensor, [objects])
     assert found["mask"].item() == pytest.approx(loss["values"]["loss_mask"], abs=1e-4)
     assert found["class"].item() == pytest.approx(loss["values"]["loss_cls"], abs=1e-4)
 

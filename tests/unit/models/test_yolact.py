@@ -49,7 +49,7 @@ def meta_network(name):
 def test_every_published_file_fits_its_network_exactly(name):
     network = meta_network(name)
     state = fixture("yolact", FILES[name]).empty()
-    assert differences(network, YOLACT.adopt(network, state)) is None
+    assert differences(network, YOLACT.convert_state_dict(network, state)) is None
 
 
 def test_what_old_files_hold_besides_is_left_out():
@@ -57,13 +57,13 @@ def test_what_old_files_hold_besides_is_left_out():
     state = fixture("yolact", "yolact_resnet50").empty()
     for name in ("backbone.layer1.0.conv1.weight", "fpn.downsample_layers.2.weight"):
         state[name] = torch.zeros(1)
-    assert differences(network, YOLACT.adopt(network, state)) is None
+    assert differences(network, YOLACT.convert_state_dict(network, state)) is None
 
 
 def test_the_project_s_own_names_stay():
     network = meta_network("yolact_plus_r50")
     state = network.state_dict()
-    assert YOLACT.adopt(network, state).keys() == state.keys()
+    assert YOLACT.convert_state_dict(network, state).keys() == state.keys()
 
 
 # The same numbers
@@ -82,7 +82,7 @@ def model(published):
     """With the fixture's weights."""
     name, file = published
     made = load_model(name, weights="none", device="cpu", score=0)
-    made.network.load_state_dict(YOLACT.adopt(made.network, file.state()))
+    made.network.load_state_dict(YOLACT.convert_state_dict(made.network, file.state()))
     return made
 
 
@@ -174,7 +174,7 @@ def test_losses_are_the_published_ones(model, published):
     targets = targets_of(truth[:, :4] * 550, truth[:, 4], np.stack(masks), classes=80)
     (batch,) = model.prepare([picture()])
     with torch.no_grad():
-        found = model.objective({})(batch.tensor, [targets])
+        found = model.criterion({})(batch.tensor, [targets])
     names = {"box": "B", "class": "C", "mask": "M", "semantic": "S", "mask_iou": "I"}
     own = {names[name]: float(loss) for name, loss in found.items()}
     assert own == pytest.approx(losses["values"], rel=2e-5)
@@ -238,13 +238,13 @@ def test_only_so_many_masks_of_an_image_are_learnt(name, most):
 
 
 def test_an_object_without_a_mask_teaches_no_mask():
-    objective = small().objective({})
+    criterion = small().criterion({})
     images, boxes = torch.zeros(1, 3, 96, 96), [[10.0, 10.0, 50.0, 50.0]]
     masks = np.zeros((1, 96, 96), np.bool_)
     masks[:, 10:50, 10:50] = True
     with torch.no_grad():
         known, unknown = (
-            objective(images, [targets_of(boxes, [3], masks, classes=80, has_mask=[has])])
+            criterion(images, [targets_of(boxes, [3], masks, classes=80, has_mask=[has])])
             for has in (True, False)
         )
     assert known["mask"] > 0

@@ -6,7 +6,7 @@ import pytest
 
 from streamseg.config import SourceConfig
 from streamseg.pipeline.metrics import Metrics
-from streamseg.service.source_session import Feed, Opened
+from streamseg.service.source_session import Opened, SourceSession
 from streamseg.sources import LiveSource, open_source
 
 CONFIG = SourceConfig(url="rtsp://127.0.0.1:1/x", name="door")
@@ -21,7 +21,7 @@ class Said:
         assert isinstance(source, LiveSource)
         self.source = source
         opened = Opened(source, CONFIG)
-        self.feed = Feed(opened, 0, Metrics(), lambda *said: self.reasons.append(said[2]))
+        self.feed = SourceSession(opened, 0, Metrics(), lambda *said: self.reasons.append(said[2]))
 
 
 def test_no_password_in_the_words_of_others_is_passed_on() -> None:

@@ -250,7 +250,7 @@ def test_a_service_that_is_not_well_says_so_and_is_no_longer_taken_for_alive(
         until(listening, "WATCHDOG=1")
         assert metrics.get_sample_value("streamseg_well") == 1
         assert metrics.get_sample_value("streamseg_ready") == 1
-        monkeypatch.setattr(Service, "ailment", "the model hangs")
+        monkeypatch.setattr(Service, "health_problem", "the model hangs")
         until(listening, "STATUS=not well: the model hangs")
         assert [heard(listening) for _ in range(3)] == [["STATUS=not well: the model hangs"]] * 3
         assert caplog.text.count("not well") == 1, "it is said once"

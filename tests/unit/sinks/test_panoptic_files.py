@@ -40,7 +40,7 @@ from streamseg.service.service import Service
 from streamseg.sinks.files.panoptic import PanopticFiles
 from streamseg.structures.masks import Mask
 from streamseg.structures.results import MAX_SEGMENT_ID, Segment
-from streamseg.visualization import encode_jpeg, paint
+from streamseg.visualization import annotate, encode_jpeg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -153,7 +153,7 @@ def test_stuff_is_painted_in_the_video(tmp_path):
         protocol.decode_instances(message),
         protocol.decode_segments(message),
     )
-    painted, plain = (paint(image, instances, parts) for parts in (segments, None))
+    painted, plain = (annotate(image, instances, parts) for parts in (segments, None))
     for segment in segments:
         if not segment.thing:
             place = segment.mask.to_array()
@@ -184,7 +184,7 @@ def test_what_a_service_publishes_is_what_is_recorded(tmp_path):
             (s.id, s.label, s.name, s.thing) for s in parts
         ]
         assert all(a.mask == b.mask for a, b in zip(each.segments, parts, strict=True))
-        painted = paint(picture, each.instances, each.segments)
+        painted = annotate(picture, each.instances, each.segments)
         assert each.jpeg == encode_jpeg(painted, PublishConfig().jpeg_quality)
 
 

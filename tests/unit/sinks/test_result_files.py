@@ -34,7 +34,7 @@ from streamseg.sinks.files.results import (
 from streamseg.sinks.files.video import H264File, _Clock
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Frame, Instances, Result
-from streamseg.visualization import paint
+from streamseg.visualization import annotate
 
 RED, GREEN, BLUE, GREY = (200, 30, 40), (20, 180, 60), (40, 60, 220), (128, 128, 128)
 TICK = 1 / 90_000
@@ -444,7 +444,7 @@ def test_a_video_shows_the_results_painted_on(tmp_path):
     with VideoFile(path) as video:
         assert list(video.drain(results)) == results
     shown = decode(path)[2].to_ndarray(format="rgb24").astype(int)
-    painted = paint(results[2].frame.image, results[2].instances)
+    painted = annotate(results[2].frame.image, results[2].instances)
     assert np.abs(shown - painted).mean() < 12
     assert np.abs(shown - results[2].frame.image).mean() > 15
 

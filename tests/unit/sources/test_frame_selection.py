@@ -12,7 +12,7 @@ from support.media import MEDIA, config, moving_images, read, same, write_video
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError, NoFramesError, SourceError
 from streamseg.sources import ImageFiles, TestPattern, VideoFile, expand_inputs, open_source
-from streamseg.sources.base import MIN_TICK, Picture, _Choice
+from streamseg.sources.base import MIN_TICK, LazyFrame, _Choice
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -194,7 +194,7 @@ def test_max_fps_named_by_its_digits_loses_nothing_in_hours(asked):
     choice = _Choice(SourceConfig(url="-", max_fps=asked), MIN_TICK)
     for number in range(120_000):
         pts = float(number * Fraction(1001, 30000))
-        assert choice.takes(Picture(number, 0, pts, load=None), pts), number
+        assert choice.takes(LazyFrame(number, 0, pts, load=None), pts), number
 
 
 @given(st.floats(1, 120), st.lists(st.floats(0.0001, 0.2), min_size=2, max_size=200), st.booleans())
@@ -204,6 +204,6 @@ def test_max_fps_never_takes_more_than_the_rate_but_for_rounding(max_fps, gaps, 
     for number, gap in enumerate(gaps):
         now += gap
         pts = round(now, 3) if is_rounded else now
-        if choice.takes(Picture(number, 0, pts, load=None), pts):
+        if choice.takes(LazyFrame(number, 0, pts, load=None), pts):
             taken.append(pts)
     assert len(taken) <= (now + 2 * MIN_TICK) * max_fps * 1.001 + 1

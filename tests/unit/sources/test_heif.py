@@ -20,7 +20,7 @@ from support.still_images import (
 )
 
 from streamseg.errors import TooLargeError
-from streamseg.sources.base import BadPictureError
+from streamseg.sources.base import BadImageError
 from streamseg.sources.imagefile import read_image, read_still
 
 pytestmark = pytest.mark.timeout(60)
@@ -120,7 +120,7 @@ def test_a_clean_aperture_crops_before_it_is_turned(tmp_path):
     assert read_still(path, 10**6).header.size == (100, 40)
     assert mean_difference(path, np.rot90(PIXELS[40:80, 10:110])) < 3
     path = saved(tmp_path, heif([av1_item(1, PIXELS, clap(100, 40, 90, 0))], 1))
-    with pytest.raises(BadPictureError, match="clean aperture"):
+    with pytest.raises(BadImageError, match="clean aperture"):
         read_image(path, 10**6)
 
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_put_together_is_refused(tmp_path):
         ([*tiles, grid_item(9, SHAPE, 2, 3, ())], 9),
         (tiles, 8),
     ):
-        with pytest.raises(BadPictureError):
+        with pytest.raises(BadImageError):
             read_image(saved(tmp_path, heif(items, primary)), 10**6)
     with pytest.raises(TooLargeError):
         read_image(saved(tmp_path, heif(grid(av1_item), 9)), 100 * 150 - 1)
@@ -147,7 +147,7 @@ DATA = heif(grid(av1_item, box(b"irot", b"\1")), 9)
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9, 0.999])
 def test_a_grid_that_was_cut_off_is_refused(tmp_path, share):
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         read_image(saved(tmp_path, DATA[: int(len(DATA) * share)]), 10**6)
 
 
@@ -159,6 +159,6 @@ def test_any_damage_to_the_boxes_ends_in_an_image_or_a_refusal(tmp_path, flips):
         data[place % len(data)] ^= bits
     try:
         image = read_image(saved(tmp_path, bytes(data)), 40_000)
-    except (BadPictureError, TooLargeError):
+    except (BadImageError, TooLargeError):
         return
     assert image.shape[0] * image.shape[1] <= 40_000

@@ -14,7 +14,7 @@ from support.paths import TESTS
 from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError, TooLargeError
 from streamseg.sources import expand_inputs, open_source
-from streamseg.sources.base import BadPictureError
+from streamseg.sources.base import BadImageError
 from streamseg.sources.files import natural_key
 from streamseg.sources.imagefile import IMAGE_ENDINGS, read_image
 
@@ -195,7 +195,7 @@ def test_an_image_that_was_cut_off_is_broken(tmp_path, ending, share):
     save(path, picture(240, 320))
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         read_image(path, 10**6)
 
 
@@ -220,7 +220,7 @@ def test_any_damage_to_an_image_ends_in_a_picture_within_the_limit_or_is_broken(
     path.write_bytes(data)
     try:
         image = read_image(path, 20_000)
-    except (BadPictureError, TooLargeError):
+    except (BadImageError, TooLargeError):
         return
     assert image.dtype == np.uint8
     assert image.ndim == 3

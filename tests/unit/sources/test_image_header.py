@@ -11,7 +11,7 @@ from support.still_images import encoded, exif, scene, strips, tiff
 
 from streamseg.config import SourceConfig
 from streamseg.sources import open_source
-from streamseg.sources.base import BadPictureError
+from streamseg.sources.base import BadImageError
 from streamseg.sources.imagefile import read_image, read_orientation, read_still
 
 pytestmark = pytest.mark.timeout(60)
@@ -188,7 +188,7 @@ def test_bitmaps_top_down_and_with_bit_fields(tmp_path):
 def test_bitmaps_of_unknown_headers_are_refused(tmp_path, header):
     data = bytearray(bmp(rows(PIXELS[..., ::-1]), 40))
     data[14:18] = struct.pack("<I", header)
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         read_image(saved(tmp_path, bytes(data)), 10**6)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from support.still_images import encoded, scene, strips, tiff, tiles
 
 from streamseg.errors import TooLargeError
-from streamseg.sources.base import BadPictureError
+from streamseg.sources.base import BadImageError
 from streamseg.sources.imagefile import read_image, read_orientation, read_still
 
 pytestmark = pytest.mark.timeout(60)
@@ -43,7 +43,7 @@ def test_tiles_are_put_where_they_belong(tmp_path, order, big):
 
 
 def test_a_big_endian_bigtiff_is_refused(tmp_path):
-    with pytest.raises(BadPictureError, match="big-endian"):
+    with pytest.raises(BadImageError, match="big-endian"):
         read_image(saved(tmp_path, tiff([tiles(PIXELS)], ">", big=True)), 10**6)
 
 
@@ -80,7 +80,7 @@ def test_uncompressed_planes_of_16_bits_in_tiles_are_refused(tmp_path):
     halves = [np.ascontiguousarray(DEEP[:64, :64, n]).tobytes() for n in range(3)]
     tags, _ = tiles(PIXELS[:64, :64], 64)
     page = tags | {258: (3, [16] * 3), 284: (3, [2])}, halves
-    with pytest.raises(BadPictureError, match="16 bits"):
+    with pytest.raises(BadImageError, match="16 bits"):
         read_image(saved(tmp_path, tiff([page])), 10**6)
 
 
@@ -89,7 +89,7 @@ def test_floats_are_read_from_0_to_1_and_refused_elsewhere(tmp_path):
     page = strips(floats, bits=32, sample_format=3)
     assert difference(saved(tmp_path, tiff([page])), PIXELS) <= 1
     page = strips(PIXELS.astype(np.float32), bits=32, sample_format=3)
-    with pytest.raises(BadPictureError, match="between 0 and 1"):
+    with pytest.raises(BadImageError, match="between 0 and 1"):
         read_image(saved(tmp_path, tiff([page])), 10**6)
 
 
@@ -106,7 +106,7 @@ def test_samples_without_a_brightness_in_8_bits_are_refused(
     tmp_path, samples, bits, sample_format, photometric
 ):
     page = strips(samples, photometric, bits=bits, sample_format=sample_format)
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         read_image(saved(tmp_path, tiff([page])), 10**6)
 
 
@@ -146,7 +146,7 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(tmp_path):
         read_image(saved(tmp_path, tiff([tiles(PIXELS)])), 130 * 90 - 1)
     tags, blocks = tiles(PIXELS, 64)
     huge = tags | {322: (4, [2**20]), 323: (4, [2**20])}
-    with pytest.raises(BadPictureError, match="tiles"):
+    with pytest.raises(BadImageError, match="tiles"):
         read_image(saved(tmp_path, tiff([(huge, blocks)])), 10**6)
 
 
@@ -155,7 +155,7 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(tmp_path):
 def test_a_compressed_tiff_that_was_cut_off_is_refused(tmp_path, capfd, compression, share):
     Image.fromarray(PIXELS).save(tmp_path / "whole.tif", compression=compression)
     data = (tmp_path / "whole.tif").read_bytes()
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         read_image(saved(tmp_path, data[: int(len(data) * share)]), 10**6)
 
 
@@ -182,7 +182,7 @@ def test_any_damage_to_a_directory_ends_in_an_image_or_a_refusal(tmp_path, flips
         data[-1 - place if from_end else place] ^= bits
     try:
         image = read_image(saved(tmp_path, bytes(data)), 20_000)
-    except (BadPictureError, TooLargeError):
+    except (BadImageError, TooLargeError):
         return
     assert image.dtype == np.uint8
     assert image.shape[0] * image.shape[1] <= 20_000

@@ -136,7 +136,7 @@ def test_what_a_subscriber_received_comes_back_with_its_image():
 
 def test_a_copied_tracker_goes_on_with_the_same_identities():
     found = instances()
-    tracker = Tracker(lost_for=1.0)
+    tracker = Tracker(lost_track_seconds=1.0)
     tracker.update(found, 0.0)
     for way in (WAYS["pickle 5"], WAYS["pickle 2"], copy.deepcopy):
         there = way(tracker)

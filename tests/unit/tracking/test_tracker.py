@@ -132,7 +132,7 @@ def test_a_new_object_gets_its_id_at_the_min_hits_th_sight_in_a_row():
 def test_lost_for_is_seconds_at_any_frame_rate(fps: int):
     box = [100, 100, 130, 180]
     for gap, same in ((0.9, True), (1.1, False)):
-        tracker = Tracker(lost_for=1.0, min_hits=1)
+        tracker = Tracker(lost_track_seconds=1.0, min_hits=1)
         before = [tracker.update(boxes_at([box]), i / fps).track_ids[0] for i in range(4)][-1]
         last = 3 / fps
         for i in range(1, int(gap * fps)):
@@ -142,7 +142,7 @@ def test_lost_for_is_seconds_at_any_frame_rate(fps: int):
 
 
 def test_an_id_is_never_used_twice():
-    tracker = Tracker(lost_for=0.1, min_hits=1)
+    tracker = Tracker(lost_track_seconds=0.1, min_hits=1)
     ids = [
         track
         for index in range(50)
@@ -290,7 +290,7 @@ def test_frames_without_features_come_between():
 
 
 def test_time_that_stands_or_goes_back_is_the_same_moment_and_goes_on_from_there():
-    tracker = Tracker(lost_for=1.0)
+    tracker = Tracker(lost_track_seconds=1.0)
     box = boxes_at([[100, 100, 140, 180]])
     ids = [tracker.update(box, pts).track_ids[0] for pts in (10.0, 10.1, 10.1, 10.0, 10.1, -3.0)]
     assert set(ids) == {1}
@@ -309,8 +309,10 @@ def test_a_frame_without_a_time_is_refused(pts: float):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"lost_for": -1}, {"lost_for": float("nan")}, {"min_hits": 0}, {"min_hits": 1.5},
-        {"confident": 1.5, "begin": 2}, {"confident": 0.8, "begin": 0.5},
+        {"lost_track_seconds": -1}, {"lost_track_seconds": float("nan")},
+        {"min_hits": 0}, {"min_hits": 1.5},
+        {"high_score_threshold": 1.5, "new_track_threshold": 2},
+        {"high_score_threshold": 0.8, "new_track_threshold": 0.5},
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused(wrong: dict[str, float]):
@@ -319,7 +321,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, float]):
 
 
 def test_thousands_of_objects_over_time_leave_nothing_behind():
-    tracker = Tracker(lost_for=0.3, min_hits=1)
+    tracker = Tracker(lost_track_seconds=0.3, min_hits=1)
     random = np.random.default_rng(3)
     newest = 0
     for index in range(600):

@@ -16,10 +16,10 @@ from streamseg.visualization import (
     FILL_ALPHA,
     PALETTE,
     _captions,
-    colours,
+    annotate,
     encode_jpeg,
     fill,
-    paint,
+    instance_colors,
 )
 
 NAMES = {1: "person", 3: "car", 18: "dog"}
@@ -83,7 +83,7 @@ def test_fill_has_the_pixels_of_add_weighted_over_full_frames(masks, alpha, seed
     instances = instances_of(masks)
     canvas = image.copy()
     fill(canvas, instances, alpha)
-    expected = textbook(image, masks.to_arrays(), colours(instances), alpha)
+    expected = textbook(image, masks.to_arrays(), instance_colors(instances), alpha)
     np.testing.assert_array_equal(canvas, expected)
 
 
@@ -97,14 +97,16 @@ def test_fill_has_the_same_pixels_on_a_large_frame():
     instances = instances_of(Masks.from_arrays(bitmaps), tracks=np.arange(8))
     canvas = image.copy()
     fill(canvas, instances, FILL_ALPHA)
-    np.testing.assert_array_equal(canvas, textbook(image, bitmaps, colours(instances), FILL_ALPHA))
+    np.testing.assert_array_equal(
+        canvas, textbook(image, bitmaps, instance_colors(instances), FILL_ALPHA)
+    )
 
 
 def test_paint_leaves_a_read_only_frame_as_it_was():
     image = noise(120, 160)
     before = image.copy()
     image.flags.writeable = False
-    painted = paint(image, instances_of(Masks.from_arrays(disc((120, 160), 80, 60, 30)[None])))
+    painted = annotate(image, instances_of(Masks.from_arrays(disc((120, 160), 80, 60, 30)[None])))
     np.testing.assert_array_equal(image, before)
     assert painted.dtype == np.uint8
     assert painted.shape == image.shape
@@ -113,7 +115,7 @@ def test_paint_leaves_a_read_only_frame_as_it_was():
 
 def test_paint_of_nothing_is_the_frame():
     image = noise(120, 160)
-    painted = paint(image, Instances.empty((120, 160), NAMES))
+    painted = annotate(image, Instances.empty((120, 160), NAMES))
     np.testing.assert_array_equal(painted, image)
     assert not np.shares_memory(painted, image)
 
@@ -123,8 +125,8 @@ def test_a_mask_is_filled_and_has_an_outline_of_its_full_colour():
     bitmap = disc(size, 160, 150, 50)
     instances = instances_of(Masks.from_arrays(bitmap[None]), tracks=[2])
     image = np.full((*size, 3), 90, np.uint8)
-    painted = paint(image, instances)
-    (colour,) = colours(instances)
+    painted = annotate(image, instances)
+    (colour,) = instance_colors(instances)
     inner = cv2.erode(bitmap.view(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
     assert (painted[bitmap & ~inner] == colour).all()
     np.testing.assert_array_equal(
@@ -136,7 +138,7 @@ def test_what_lies_outside_masks_and_tags_is_untouched():
     size = (240, 320)
     image = noise(*size)
     bitmap = disc(size, 160, 150, 50)
-    painted = paint(image, instances_of(Masks.from_arrays(bitmap[None])))
+    painted = annotate(image, instances_of(Masks.from_arrays(bitmap[None])))
     changed = (painted != image).any(axis=2) & ~bitmap
     rows, columns = np.nonzero(changed)
     assert 0 < changed.sum() < 40 * 150  # the tag
@@ -151,7 +153,7 @@ def test_a_tag_is_whole_even_where_its_object_is_in_a_corner(size, corner):
 
     def painted_pixels(y, x):
         one_pixel = Masks.from_crops([np.ones((1, 1), np.bool_)], [(x, y)], size)
-        return (paint(image, instances_of(one_pixel, tracks=[4])) != image).any(axis=2).sum()
+        return (annotate(image, instances_of(one_pixel, tracks=[4])) != image).any(axis=2).sum()
 
     beside_its_object = painted_pixels(size[0] // 2, size[1] // 2)
     over_its_object = painted_pixels((size[0] - 1) * corner[0], (size[1] - 1) * corner[1])
@@ -163,10 +165,10 @@ def test_tags_of_neighbours_cover_neither_each_other_nor_an_object():
     size = (576, 768)
     masks = Masks.from_boxes([[300 + 60 * i, 200, 340 + 60 * i, 320] for i in range(4)], size)
     image = np.zeros((*size, 3), np.uint8)
-    painted = paint(image, instances_of(masks, tracks=range(4))).any(axis=2)
+    painted = annotate(image, instances_of(masks, tracks=range(4))).any(axis=2)
     objects = masks.to_arrays().any(axis=0)
     alone = [
-        paint(image, instances_of(masks, tracks=range(4))[[i]]).any(axis=2) & ~objects
+        annotate(image, instances_of(masks, tracks=range(4))[[i]]).any(axis=2) & ~objects
         for i in range(4)
     ]
     np.testing.assert_array_equal(painted & objects, objects)
@@ -178,14 +180,14 @@ def test_a_box_far_outside_the_frame_still_has_its_tag_inside():
     masks = Masks.from_boxes([(-1e30, 5, 1e30, 9)], (60, 160))
     boxes = np.array([[-1e30, -1e30, 1e30, 1e30]], np.float32)
     image = np.zeros((60, 160, 3), np.uint8)
-    painted = paint(image, instances_of(masks, boxes=boxes)).any(axis=2)
+    painted = annotate(image, instances_of(masks, boxes=boxes)).any(axis=2)
     assert painted.sum() > 4 * 160 + 10 * 50
 
 
 def test_the_same_place_for_more_tags_than_fit_is_no_failure():
     size = (60, 80)
     masks = Masks.from_boxes([(0, 0, 80, 60)] * 30, size)
-    assert (paint(noise(*size), instances_of(masks)) > 0).any()
+    assert (annotate(noise(*size), instances_of(masks)) > 0).any()
 
 
 def test_captions_say_name_track_and_score():
@@ -196,8 +198,8 @@ def test_captions_say_name_track_and_score():
 
 def test_a_track_keeps_its_colour_whatever_its_row_and_untracked_rows_have_their_category_s():
     masks = Masks.from_boxes([(0, 0, 5, 5)] * 3, (10, 10))
-    first = colours(instances_of(masks, tracks=[7, 8, -1]))
-    second = colours(instances_of(masks, tracks=[8, -1, 7]))
+    first = instance_colors(instances_of(masks, tracks=[7, 8, -1]))
+    second = instance_colors(instances_of(masks, tracks=[8, -1, 7]))
     assert (first[0], first[1]) == (second[2], second[0])
     assert first[2] == PALETTE[18 % len(PALETTE)]
     assert second[1] == PALETTE[3]
@@ -218,7 +220,7 @@ def test_stuff_lies_beneath_things_in_muted_colours():
         Segment(1, 100, "grass", False, Mask.from_array(ground)),
         Segment(2, 1, "person", True, Mask.from_array(disc(size, 20, 20, 10))),
     )
-    painted = paint(image, instances_of(Masks.from_arrays(thing[None])), segments)
+    painted = annotate(image, instances_of(Masks.from_arrays(thing[None])), segments)
     assert (painted[20, 20] == 90).all()  # things come from the instances
     stuff = painted[230, 10].astype(int)
     assert (stuff != 90).any()
@@ -228,7 +230,7 @@ def test_stuff_lies_beneath_things_in_muted_colours():
 
 def test_instances_of_another_frame_are_refused():
     with pytest.raises(StreamsegError, match="don't fit"):
-        paint(noise(20, 20), Instances.empty((10, 10), NAMES))
+        annotate(noise(20, 20), Instances.empty((10, 10), NAMES))
 
 
 def test_a_jpeg_has_the_colours_of_the_image():
@@ -262,7 +264,7 @@ def test_only_the_pictures_that_somebody_wants_are_made(wanted, annotated, plain
     (picture,) = encode_images([result], lambda kind, source: kind in wanted, 80, metrics)
     assert picture.result is result
     assert picture.source == "gate"
-    assert picture.annotated == (encode_jpeg(paint(image, instances), 80) if annotated else None)
+    assert picture.annotated == (encode_jpeg(annotate(image, instances), 80) if annotated else None)
     assert picture.plain == (encode_jpeg(image, 80) if plain else None)
     assert (
         'streamseg_pictures_total{source="gate"} 1.0' in generate_latest(metrics.registry).decode()
