@@ -39,7 +39,7 @@ class Plugin:
         """
         try:
             return self.entry_point.load()
-        except Exception as error:  # noqa: BLE001 - a plug-in's module may raise anything
+        except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError(
                 f"plug-in {self.name!r} of {self.origin} can't be imported ({reason}): repair the "
