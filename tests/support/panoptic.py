@@ -59,10 +59,10 @@ class Colours(Segmenter):
     def criterion(self, weights):
         return ColourCriterion(self.network, len(self.categories), weights)
 
-    def fit(self, size):
+    def resized_shape(self, size):
         return size
 
-    def write(self, image, into):
+    def preprocess(self, image, into):
         height, width = into.shape[1:]
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         into.copy_(torch.from_numpy(resized).permute(2, 0, 1) / 255 - 0.5)

@@ -28,7 +28,7 @@ def run(*arguments: object, seconds: float) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> tuple[dict[str, str], Path]:
     out = tmp_path_factory.mktemp("found")
-    ended = run(TESTS / "planted.py", out, out / "findings.json", seconds=100)
+    ended = run(TESTS / "support" / "planted_faults.py", out, out / "findings.json", seconds=100)
     assert ended.returncode == 0, ended.stderr
     return json.loads((out / "findings.json").read_text()), out
 
@@ -37,7 +37,7 @@ def found(tmp_path_factory) -> tuple[dict[str, str], Path]:
     ("fault", "reported"),
     [
         ("abort", "dies by SIGABRT"),
-        ("raise_error", "KeyError in planted.py, raise_error"),
+        ("raise_error", "KeyError in planted_faults.py, raise_error"),
         ("raise_error_in_thread", "prints a traceback: ZeroDivisionError"),
         ("raise_in_destructor", "prints a traceback: ValueError: unraisable"),
         ("refuse_without_reason", "an error that is not one printable line"),

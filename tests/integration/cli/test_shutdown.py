@@ -17,7 +17,7 @@ from support.commands import command, environment
 
 STARTING = """
 import os, signal, sys, threading, time
-from streamseg import shutdown
+from streamseg.cli import shutdown
 shutdown.STOP_WITHIN = shutdown.ABORT_WITHIN = 0.5
 shutdown.install()
 signals = shutdown.installed()
@@ -262,7 +262,8 @@ def test_a_burst_of_signals_ends_a_service_with_its_table(serving, starts) -> No
 
 BUSY = """
 import torch
-from streamseg import pipeline, serve
+from streamseg.pipeline import runner as pipeline
+from streamseg.service import service as serve
 serve.STOP_WITHIN = pipeline.LATE_AFTER = 0.5
 warmed_up = serve._warmed_up
 def never_done(*_):

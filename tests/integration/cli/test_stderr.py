@@ -16,7 +16,8 @@ pytestmark = pytest.mark.timeout(60)
 
 COMMAND = """
 import logging, os, subprocess, sys, threading, time, warnings
-from streamseg.cli import app, main
+from streamseg.cli import main
+from streamseg.cli.app import app
 
 class Odd:
     def __del__(self):

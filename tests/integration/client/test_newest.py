@@ -110,7 +110,7 @@ def test_what_waits_is_bounded_whatever_the_topics_are_called(monkeypatch) -> No
 
 def test_after_a_message_that_is_too_large_it_hears_again(monkeypatch) -> None:
     monkeypatch.setattr(sockets, "DEAF_AFTER", 0.4)
-    monkeypatch.setattr("streamseg.protocol.messages.MAX_JSON_BYTES", 100_000)
+    monkeypatch.setattr("streamseg.protocol.MAX_JSON_BYTES", 100_000)
     with lying_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=0.1) as sub:
         assert sock.recv()
         sock.send_multipart([b"masks/gate/", bytes(200_000)])

@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 @contextlib.contextmanager
 def guarded(folder, **options):
-    with service(curve=str(folder.path), **options) as running:
+    with service(keys=str(folder.path), **options) as running:
         yield running
 
 
@@ -322,12 +322,12 @@ def test_beyond_loopback_is_allowed_with_keys(folder) -> None:
     where = f"tcp://0.0.0.0:{free_port()}"
     with pytest.raises(ConfigError, match="--keys"):
         Publisher(PublishConfig(bind=where), Metrics())
-    Publisher(PublishConfig(bind=where, curve=str(folder.path)), Metrics()).close()
+    Publisher(PublishConfig(bind=where, keys=str(folder.path)), Metrics()).close()
 
 
 def test_keys_that_cannot_be_used_are_said_before_anything_is_bound(folder, tmp_path) -> None:
     port = free_port()
-    config = PublishConfig(bind=f"tcp://127.0.0.1:{port}", curve=str(folder.path))
+    config = PublishConfig(bind=f"tcp://127.0.0.1:{port}", keys=str(folder.path))
     (folder.path / "allowed" / "bob.pub").write_text("x")
     with pytest.raises(KeyFileError, match=r"bob\.pub"):
         Publisher(config, Metrics())
@@ -336,7 +336,7 @@ def test_keys_that_cannot_be_used_are_said_before_anything_is_bound(folder, tmp_
     with pytest.raises(KeyFileError, match="chmod 600"):
         Publisher(config, Metrics())
     with pytest.raises(KeyFileError, match=r"there is no server\.key"):
-        Publisher(PublishConfig(curve=str(tmp_path)), Metrics())
+        Publisher(PublishConfig(keys=str(tmp_path)), Metrics())
     (folder.path / "server.key").chmod(0o600)
     Publisher(config, Metrics()).close()
 

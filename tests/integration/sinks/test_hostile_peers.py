@@ -117,11 +117,7 @@ def test_after_all_that_its_connections_are_counted_right(running_for_long) -> N
     value = running.metrics.registry.get_sample_value
     eventually(lambda: value("streamseg_subscribers") == 1)
     gates = running.publisher._sockets._gates
-    eventually(
-        lambda: (
-            [connection_limiter.established for connection_limiter in gates.values()] == [1, 0, 0]
-        )
-    )
+    eventually(lambda: [each.established for each in gates.values()] == [1, 0, 0])
 
 
 @pytest.mark.parametrize("kind", ["masks", "frames"])

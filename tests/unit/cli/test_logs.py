@@ -254,7 +254,7 @@ def test_uvicorn_comes_out_in_the_same_format_and_without_an_access_log(capsys) 
 def test_a_record_that_can_not_be_formatted_is_reported_and_does_not_raise() -> None:
     """In a process of its own: pytest's handlers would raise."""
     program = (
-        "import logging; from streamseg import logs; logs.configure('json')\n"
+        "import logging; from streamseg.cli import logs; logs.configure('json')\n"
         "logging.getLogger('x').warning('%d', 'seven')\n"
         "logging.getLogger('x').warning('and on')"
     )

@@ -104,13 +104,13 @@ def test_instances_are_the_published_ones(model, published):
     ],
 )
 def test_images_are_fitted_between_a_short_and_a_long_side(model, size, expected):
-    assert model.fit(size) == expected
+    assert model.resized_shape(size) == expected
 
 
 def test_images_are_resized_as_pillow_does_it(model):
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
     into = torch.zeros(3, 40, 70)
-    model.write(image, into)
+    model.preprocess(image, into)
     small = Pillow.fromarray(image).resize((70, 40), Pillow.Resampling.BILINEAR)
     expected = np.asarray(small)[:, :, ::-1] - np.array([103.53, 116.28, 123.675], np.float32)
     np.testing.assert_allclose(into.permute(1, 2, 0), expected, atol=1e-4)

@@ -209,7 +209,7 @@ def test_images_are_fitted_between_a_short_and_a_long_side(name, size, expected)
     with torch.device("meta"):
         network = SOLOv2.build(name, COCO_THINGS)
     model = SOLOv2(name, network, COCO_THINGS, input_size=sizes[name], device=torch.device("meta"))
-    assert model.fit(size) == expected
+    assert model.resized_shape(size) == expected
 
 
 # Points, and masks that compete

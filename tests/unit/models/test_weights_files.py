@@ -284,13 +284,13 @@ READ_ALL = (
 import resource, sys, time
 from pathlib import Path
 from streamseg.errors import WeightsError
-from streamseg.models import checkpoints
+from streamseg.models.weights import files
 
 resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
 for path in sorted(Path(sys.argv[1]).iterdir()):
     before, begun = peak(), time.monotonic()
     try:
-        checkpoints.read(path)
+        files.read(path)
         said = "read"
     except WeightsError as error:
         said = "one line" if str(error).count(chr(10)) == 0 else "several lines"
