@@ -1,4 +1,4 @@
-# Every target does its own set-up: a fresh clone needs python3 (3.10 or newer) and make.
+# Each target creates what it needs: a fresh clone needs python3 (3.10 or newer) and make.
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
@@ -7,13 +7,13 @@ DEV := $(VENV)/.dev
 BENCH := $(BENCH_VENV)/.bench
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest
 
-.PHONY: demo test test-slow test-by-hand lint format bench docs clean
+.PHONY: demo test test-slow test-by-hand lint format bench docs dist clean
 
 demo: $(SERVER)
 	$(VENV)/bin/streamseg demo --out demo-out
 
-# A file's tests stay together: they share what is made once. One thread of torch's for each worker.
-# What measures rates and ages has the machine to itself.
+# The tests of a file run in one worker because they share fixtures; each worker has one torch thread.
+# Tests marked "alone" measure rates and ages, so nothing may run at the same time.
 test: $(DEV)
 	$(PYTEST) -n logical --dist loadfile
 
@@ -34,12 +34,17 @@ format: $(DEV)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# The peers' packages overwrite the headless cv2, so they have an environment of their own.
+# The packages of other trackers overwrite the headless cv2, so they have an environment of their own.
 bench: $(BENCH)
 	$(BENCH_VENV)/bin/streamseg bench --out bench-out
 
 docs: $(DEV)
 	$(VENV)/bin/python tools/protocol_doc.py
+
+# The source distribution and the wheel.
+dist: $(DEV)
+	rm -rf dist
+	$(VENV)/bin/python -m build --outdir dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,8 +56,8 @@ $(SERVER): pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --editable '.[server,view,mqtt]'
 	@touch $@
 
-# trackeval without what it asks for: its metrics need numpy and scipy only, and its opencv-python
-# would overwrite the headless cv2. `pip check` complains, and is wrong.
+# trackeval without its dependencies: its metrics need only numpy and scipy, and its opencv-python
+# would overwrite the headless cv2. The complaint of `pip check` can be ignored.
 $(DEV): pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --editable '.[server,view,mqtt,train,dev]'
 	$(VENV)/bin/python -m pip install --quiet --no-deps 'trackeval>=1.3'
@@ -63,4 +68,4 @@ $(BENCH): pyproject.toml | $(BENCH_VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) demo-out bench-out
+	rm -rf $(VENV) $(BENCH_VENV) demo-out bench-out dist build
