@@ -1,6 +1,6 @@
 """Run a service inside a program, subscribe to it, and change it at run time.
 
-    python examples/embed_service.py streamseg/assets/street.mp4
+python examples/embed_service.py streamseg/assets/street.mp4
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Segment one image, print its objects and save the annotated image.
 
-    python examples/predict_image.py docs/street.jpg annotated.png
+python examples/predict_image.py docs/street.jpg annotated.png
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Print what a running service publishes.
 
-    streamseg serve --source street.mp4 --wait-subscribers 1
-    python examples/subscribe.py tcp://127.0.0.1:5555
+streamseg serve --source street.mp4 --wait-subscribers 1
+python examples/subscribe.py tcp://127.0.0.1:5555
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Subscribe to two services at once with asyncio, and print the tracks of each frame.
 
-    python examples/subscribe_async.py tcp://127.0.0.1:5555 tcp://127.0.0.1:6555
+python examples/subscribe_async.py tcp://127.0.0.1:5555 tcp://127.0.0.1:6555
 """
 
 import asyncio

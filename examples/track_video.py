@@ -1,6 +1,6 @@
 """Track the objects of a recording and print how long each one was visible.
 
-    python examples/track_video.py streamseg/assets/street.mp4
+python examples/track_video.py streamseg/assets/street.mp4
 """
 
 import sys

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import uvicorn
 from starlette.datastructures import Headers
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -108,3 +110,19 @@ def hasty(most: int, within: float) -> type[H11Protocol]:
                 self.transport.abort()
 
     return Hasty
+
+
+class Server(uvicorn.Server):
+    """HTTP server whose shutdown closes every connection.
+
+    uvicorn leaves a connection open whose client does not read the rest of a response: the event
+    loop ends with the transport and its socket unclosed.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Shut down as uvicorn does, then abort the connections that are left."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the next iteration

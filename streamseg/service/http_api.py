@@ -36,7 +36,7 @@ from streamseg.errors import (
     redact_address,
 )
 from streamseg.protocol.messages import Address
-from streamseg.service.http_access import Names, hasty
+from streamseg.service.http_access import Names, Server, hasty
 from streamseg.service.service import Reloaded, Service
 from streamseg.service.source_session import SourceSession
 from streamseg.service.system_limits import FileReserve, ReservedListener
@@ -162,7 +162,7 @@ class Control:
             self._reserve.close()
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """Loads what the first request would load, while there are descriptors for it."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
