@@ -1,4 +1,4 @@
-"""What all commands share: common options, how a config is made of them, how a run is stopped."""
+"""Typer application: options common to several commands, config assembly, stop signals."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from streamseg.config import Config
 
 log = logging.getLogger(__name__)
-log.setLevel(logging.INFO)  # what a command says is said, whatever libraries may not
+log.setLevel(logging.INFO)  # notes of commands are shown; libraries only log warnings
 
 ENDED_BY_SIGNALS = ("serve", "watch", "view")
-"""Commands that a stop signal ends as it should: their exit code is then 0."""
+"""Commands whose normal end is a stop signal; it gives exit code 0."""
 
 EXTRAS = {
     **dict.fromkeys(("PIL", "av", "cv2", "prometheus_client", "safetensors", "scipy"), "server"),
@@ -36,17 +36,17 @@ EXTRAS = {
     "trackers": "bench",
     "trackeval": "bench",
 }
-"""Extra of ``pyproject.toml`` that brings a module; None where several do."""
+"""Extra of ``pyproject.toml`` that installs a module; None where several extras do."""
 
 
 def exit_with(code: int, **_options: Any) -> None:
-    """What a command returns is its exit code."""
+    """Exit with the value that a command returned."""
     raise typer.Exit(code)
 
 
 app = typer.Typer(
     name="streamseg",
-    help="Every object's mask, with an identity that lasts, from any camera, stream or recording.",
+    help="Instance segmentation and tracking of cameras, streams and recordings.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,34 +59,39 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=c", help="Override a key of the config; repeatable."),
 ]
-ModelName = Annotated[str | None, typer.Option("--model", help="A name of `streamseg models`.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="Name of a model; see `streamseg models`.")
+]
 WeightsOption = Annotated[
-    str | None, typer.Option("--weights", help="`default`, a path, or `none` (random).")
+    str | None, typer.Option("--weights", help="`default`, a path, or `none` (random weights).")
 ]
 ClassNamesOption = Annotated[
     str | None,
     typer.Option(
         "--class-names",
         metavar="A,B|FILE",
-        help="What own weights were trained on, in their order; a file has a name on each line.",
+        help="Classes of your own weights, in training order; a file has one name per line.",
     ),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file, as for `serve`.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML config file, as for `serve`.")
+]
 
 
 @app.callback()
 def common(
     context: typer.Context,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and debug logs; works anywhere.")
+        bool, typer.Option("--debug", help="Show tracebacks and debug logs; accepted anywhere.")
     ] = False,
     log: Annotated[
-        str, typer.Option("--log", metavar="text|json", help="What logs look like; anywhere.")
+        str,
+        typer.Option("--log", metavar="text|json", help="Format of the log; accepted anywhere."),
     ] = "text",
 ) -> None:
-    """Declare the command to the stop signals.
+    """Register the command with the stop signals.
 
-    The options are taken out of the arguments by ``main``; they are declared for ``--help``.
+    ``--debug`` and ``--log`` are handled before parsing; they are declared here for ``--help``.
     """
     del debug, log
     signals = shutdown.installed()
@@ -97,33 +102,38 @@ def common(
 
 
 def fail(message: str, *, trace: bool = False) -> None:
-    """One line on stderr, or one record where the log is JSON; with the traceback if asked."""
+    """Print an error as one line on stderr, or as one record of a JSON log.
+
+    Args:
+        message: the error.
+        trace: whether to add the traceback of the current exception.
+    """
     line = printable(redact(" ".join(message.split())))
-    if not line:  # of a command without arguments: its help was shown
+    if not line:  # a command without arguments: its help was printed
         return
     if logs.is_json():
         log.error(line, exc_info=trace)
         return
     if trace:
         sys.stderr.write(redact(traceback.format_exc()))
-    print(f"streamseg: {line}", file=sys.stderr)  # noqa: T201 - a CLI's voice
+    print(f"streamseg: {line}", file=sys.stderr)  # noqa: T201
 
 
 def note(message: str) -> None:
-    """One line on stderr that is no failure, or one record where the log is JSON."""
+    """Print a note as one line on stderr, or as one record of a JSON log."""
     if logs.is_json():
         log.info(message)
         return
-    with suppress(OSError):  # who read it has left, and the work goes on
-        print(printable(redact(message)), file=sys.stderr, flush=True)  # noqa: T201 - a CLI's voice
+    with suppress(OSError):  # a closed stderr must not end the work
+        print(printable(redact(message)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def missing_extra(error: ImportError, extra: str = "server") -> str:
-    """Return what is to be installed, in one line.
+    """Return one line that names the package to install.
 
     Args:
-        error: names the module that is missing.
-        extra: what the command needs, unless the module is another extra's.
+        error: error of importing a module.
+        extra: extra to name if several extras install the module.
     """
     module = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or not module:
@@ -142,10 +152,10 @@ def build_config(
     class_names: str | None = None,
     **sections: dict[str, Any],
 ) -> Config:
-    """The config of a file, the options and the ``--set`` overrides, in that order.
+    """Build the config from a file, command line options and ``--set`` overrides, in that order.
 
     Raises:
-        ConfigError: what ``config.load`` and ``config.validate`` say.
+        ConfigError: the file can't be read, or the config is invalid.
     """
     from streamseg import config
     from streamseg.config.class_names import parse_class_names
@@ -158,41 +168,41 @@ def build_config(
     }
     for section, values in options.items():
         given = {key: value for key, value in values.items() if value is not None}
-        there = raw.get(section) or {}
-        if given and isinstance(there, dict):  # else ``validate`` says what it is
-            raw[section] = {**there, **given}
-    there = raw.get("sources") or []
-    if sources and isinstance(there, list):
-        raw["sources"] = [*there, *sources]
+        in_file = raw.get(section) or {}
+        if given and isinstance(in_file, dict):  # other types are refused by ``validate``
+            raw[section] = {**in_file, **given}
+    in_file = raw.get("sources") or []
+    if sources and isinstance(in_file, list):
+        raw["sources"] = [*in_file, *sources]
     config.override(raw, sets or [])
     return config.validate(raw, str(file or "the command"))
 
 
 @contextmanager
 def stopped_by_signals(run: Stoppable) -> Iterator[None]:
-    """The first SIGINT or SIGTERM lets ``run`` finish what it has; a second ends it now."""
+    """Let the first SIGINT or SIGTERM stop ``run`` and a second one abort it."""
     signals = shutdown.installed()
-    with nullcontext() if signals is None else signals.stopping(_Announced(run)):
+    with nullcontext() if signals is None else signals.stopping(_AnnouncedStop(run)):
         yield
 
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """The first SIGINT or SIGTERM raises KeyboardInterrupt here: for work that only cleans up."""
+    """Raise KeyboardInterrupt at the first SIGINT or SIGTERM, for work without a ``stop``."""
     signals = shutdown.installed()
     with nullcontext() if signals is None else signals.interrupting():
         yield
 
 
-class _Announced:
-    """A run that says on stderr that it is being stopped."""
+class _AnnouncedStop:
+    """Wrapper of a run that prints a note when the run is stopped."""
 
     def __init__(self, run: Stoppable) -> None:
         self._run = run
 
     def stop(self) -> None:
         self._run.stop()
-        note("stopping: finishing what was taken; once more to end now")
+        note("stopping: finishing the frames in progress; repeat the signal to end now")
 
     def abort(self) -> None:
         self._run.abort()

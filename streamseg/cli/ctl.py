@@ -1,4 +1,4 @@
-"""``ctl``: look at a running service, and change it."""
+"""``streamseg ctl``: inspect and change a running service through its HTTP API."""
 
 from __future__ import annotations
 
@@ -11,46 +11,55 @@ import typer
 from streamseg.cli.app import app, out
 from streamseg.errors import ConfigError
 
-DEFAULT = "http://127.0.0.1:5558"
+DEFAULT_URL = "http://127.0.0.1:5558"
 
 ctl = typer.Typer(
     name="ctl",
-    help="Look at a running service, and change it: sources and thresholds.",
+    help="Inspect and change a running service: sources and thresholds.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 app.add_typer(ctl)
 
 At = Annotated[
-    str, typer.Option("--at", metavar="URL", envvar="STREAMSEG_CONTROL", help="Its control.")
+    str,
+    typer.Option(
+        "--at",
+        metavar="URL",
+        envvar="STREAMSEG_CONTROL",
+        help="Address of the HTTP API of the service.",
+    ),
 ]
 TokenFile = Annotated[
-    Path | None, typer.Option("--token-file", metavar="FILE", help="Or STREAMSEG_TOKEN.")
+    Path | None,
+    typer.Option(
+        "--token-file", metavar="FILE", help="File with the token; or set STREAMSEG_TOKEN."
+    ),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of a source; see `list`.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a source; see `list`.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="An option, as in a config; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Option of the config; repeatable."),
 ]
 
 
 @ctl.command("list")
 def list_sources(
-    at: At = DEFAULT,
+    at: At = DEFAULT_URL,
     token_file: TokenFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all fields as JSON.")] = False,
 ) -> int:
-    """The sources: how they are, and what became of their frames.
+    """List the sources with their states and frame counts.
 
     Example: `streamseg ctl list`
     """
     from streamseg.cli.terminal import listing
 
-    sources = service(at, token_file).sources()
+    sources = connect(at, token_file).sources()
     if as_json:
-        print(json.dumps(sources, indent=2))  # noqa: T201 - data
+        print(json.dumps(sources, indent=2))  # noqa: T201
         return 0
-    columns = ("source", "state", "published", "dropped", "failed", "age p99", "why")
+    columns = ("source", "state", "published", "dropped", "failed", "age p99", "reason")
     rows = [
         (
             s["name"],
@@ -69,93 +78,96 @@ def list_sources(
 
 @ctl.command()
 def add(
-    url: Annotated[str, typer.Argument(metavar="URL", help="As `url` of a source in a config.")],
-    name: Annotated[str, typer.Option(help="By default made from the url.")] = "",
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL or path, as `url` in a config.")],
+    name: Annotated[str, typer.Option(help="By default derived from the URL.")] = "",
     sets: Settings = None,
-    at: At = DEFAULT,
+    at: At = DEFAULT_URL,
     token_file: TokenFile = None,
 ) -> int:
     """Add a source.
 
     Example: `streamseg ctl add rtsp://10.0.0.7/live --name gate --set stall_after=3`
     """
-    source = {"url": url, "name": name, **values(sets)}
-    print(service(at, token_file).add(source))  # noqa: T201 - data
+    source = {"url": url, "name": name, **parse_settings(sets)}
+    print(connect(at, token_file).add(source))  # noqa: T201
     return 0
 
 
 @ctl.command()
-def remove(name: Name, at: At = DEFAULT, token_file: TokenFile = None) -> int:
-    """Take a source away; what was taken of it is still published.
+def remove(name: Name, at: At = DEFAULT_URL, token_file: TokenFile = None) -> int:
+    """Remove a source; its frames in progress are still published.
 
     Example: `streamseg ctl remove gate`
     """
-    service(at, token_file).remove(name)
+    connect(at, token_file).remove(name)
     return 0
 
 
 @ctl.command()
-def pause(name: Name, at: At = DEFAULT, token_file: TokenFile = None) -> int:
-    """Take no more frames of a source; a camera is let go of.
+def pause(name: Name, at: At = DEFAULT_URL, token_file: TokenFile = None) -> int:
+    """Pause a source; the connection to a camera is closed.
 
     Example: `streamseg ctl pause gate`
     """
-    service(at, token_file).pause(name)
+    connect(at, token_file).pause(name)
     return 0
 
 
 @ctl.command()
-def resume(name: Name, at: At = DEFAULT, token_file: TokenFile = None) -> int:
-    """Go on with a source.
+def resume(name: Name, at: At = DEFAULT_URL, token_file: TokenFile = None) -> int:
+    """Resume a paused source.
 
     Example: `streamseg ctl resume gate`
     """
-    service(at, token_file).resume(name)
+    connect(at, token_file).resume(name)
     return 0
 
 
 @ctl.command()
 def thresholds(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Of a source; else the service's.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Name of a source; without it, the default of all sources."
+        ),
     ] = None,
     sets: Settings = None,
     default: Annotated[
-        bool, typer.Option("--default", help="Give the source the service's again.")
+        bool, typer.Option("--default", help="Reset the source to the default thresholds.")
     ] = False,
-    at: At = DEFAULT,
+    at: At = DEFAULT_URL,
     token_file: TokenFile = None,
 ) -> int:
-    """Show the thresholds, or change some of them from the next frame on.
+    """Show the thresholds, or change some of them.
 
     Example: `streamseg ctl thresholds gate --set score=0.6 --set 'classes=[person]'`
     """
     if default and (sets or name is None):
-        raise ConfigError("--default needs the name of a source, and nothing to set")
-    there = service(at, token_file)
+        raise ConfigError("--default needs the name of a source and no --set")
+    remote = connect(at, token_file)
     if default:
-        now = there.set_thresholds(None, name)
+        current = remote.set_thresholds(None, name)
     elif sets:
-        now = there.set_thresholds({**there.thresholds(name), **values(sets)}, name)
+        current = remote.set_thresholds({**remote.thresholds(name), **parse_settings(sets)}, name)
     else:
-        now = there.thresholds(name)
-    print(json.dumps(now, indent=2))  # noqa: T201 - data
+        current = remote.thresholds(name)
+    print(json.dumps(current, indent=2))  # noqa: T201
     return 0
 
 
 @ctl.command()
-def reload(at: At = DEFAULT, token_file: TokenFile = None) -> int:
-    """Have the service read its config file again: sources and thresholds.
+def reload(at: At = DEFAULT_URL, token_file: TokenFile = None) -> int:
+    """Reload the config file of the service: sources and thresholds.
 
     Example: `streamseg ctl reload`
     """
-    for what, names in service(at, token_file).reload().items():
-        print(f"{what}: {', '.join(names) or '-'}")  # noqa: T201 - data
+    for change, names in connect(at, token_file).reload().items():
+        print(f"{change}: {', '.join(names) or '-'}")  # noqa: T201
     return 0
 
 
-def service(at: str, token_file: Path | None) -> Any:
-    """The service to talk to."""
+def connect(at: str, token_file: Path | None) -> Any:
+    """Return a client of the HTTP API at ``at``."""
     import os
 
     from streamseg.config import read_secret
@@ -166,11 +178,11 @@ def service(at: str, token_file: Path | None) -> Any:
     return Controlled(at, token)
 
 
-def values(sets: list[str] | None) -> dict[str, Any]:
-    """``--set`` options as a mapping.
+def parse_settings(sets: list[str] | None) -> dict[str, Any]:
+    """Return ``--set`` options as a mapping.
 
     Raises:
-        ConfigError: one isn't written so.
+        ConfigError: an option is not KEY=VALUE.
     """
     from streamseg.config import override
 

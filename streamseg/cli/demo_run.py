@@ -1,19 +1,19 @@
-"""The main job with nothing to configure: the bundled clip through the bundled model.
+"""Demo run: a service for the bundled clip on loopback, and two subscribers that record it.
 
-A real service on loopback, and two real subscribers: one to the masks, which writes
-``results.jsonl``, and one to the pictures, which writes ``annotated.mp4``.
+One subscriber receives the masks and writes ``results.jsonl``, the other one receives the annotated
+images and writes ``annotated.mp4``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import as_file
 from pathlib import Path
 
 from streamseg.assets import CLIP
-from streamseg.cli.watch import Recording, check_service, recorded
+from streamseg.cli.recorder import Recorder, raise_service_failure
 from streamseg.client import Received, Subscriber, connect
 from streamseg.config import Config, PublishConfig, SourceConfig
 from streamseg.errors import StageError
@@ -27,29 +27,29 @@ SUBSCRIBERS = 2
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """What the demo came to.
+    """Result of a demo run.
 
     Attributes:
-        summary: the service's own account.
-        results: lines of ``results.jsonl`` received.
-        pictures: frames of ``annotated.mp4`` received.
-        lost: messages that were published and not received.
-        interrupted: whether it was stopped before the clip's end.
+        summary: summary of the service.
+        results: number of results received and written to ``results.jsonl``.
+        images: number of images received and written to ``annotated.mp4``.
+        lost: number of messages that were published but not received.
+        interrupted: whether the run was stopped before the end of the clip.
     """
 
     summary: Summary
     results: int
-    pictures: int
+    images: int
     lost: int
     interrupted: bool
 
 
 class Demo:
-    """A service, its subscribers and their files.
+    """Service with two subscribers that record its results.
 
     Args:
-        out: the folder for ``annotated.mp4`` and ``results.jsonl``.
-        progress: told (source, frames received, None) now and then.
+        out: folder for ``annotated.mp4`` and ``results.jsonl``.
+        progress: called with (source, frames received, None) for each result.
     """
 
     def __init__(self, out: Path, progress: Progress) -> None:
@@ -57,18 +57,18 @@ class Demo:
         self._progress = progress
         self._service: Service | None = None
         self._failures: list[Exception] = []
-        self._stopped = self._aborted = False
+        self._is_stopped = self._is_aborted = False
 
     def run(self) -> DemoReport:
-        """Run it to the end.
+        """Run the clip to its end.
 
         Raises:
-            OutputError: a file can't be written; what is received goes on to the end all the same.
-            StageError: a stage failed.
+            OutputError: a file can't be written; the other file is completed first.
+            StageError: a stage of the service failed.
         """
         make_folder(self._out)
-        to_results = Recording(self._out / "results.jsonl", None)
-        to_video = Recording(None, self._out / "annotated.mp4")
+        to_results = Recorder(self._out / "results.jsonl", None)
+        to_video = Recorder(None, self._out / "annotated.mp4")
         with ExitStack() as stack:
             clip = stack.enter_context(as_file(CLIP))
             config = Config(
@@ -76,65 +76,68 @@ class Demo:
                 publish=PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=SUBSCRIBERS),
             )
             self._service = service = Service(config)
-            if self._stopped:  # while the model was loaded
+            if self._is_stopped:  # while the model was loaded
                 service.stop()
             address = service.endpoints["masks"]
             service.start()
             masks = stack.enter_context(connect(address, sources=["street"]))
-            pictures = stack.enter_context(connect(address, sources=["street"], frames="annotated"))
+            images = stack.enter_context(connect(address, sources=["street"], frames="annotated"))
+            received = {"results": 0, "images": 0}
+
+            def count_result() -> None:
+                received["results"] += 1
+                self._progress("street", received["results"], None)
+
+            def count_image() -> None:
+                received["images"] += 1
+
             subscribers = Pipeline()
-            results = recorded(self._all_of(masks), to_results)
-            video = recorded(self._all_of(pictures), to_video)
-            counts = [0, 0]
-            for name, messages in (
-                ("subscriber:masks", _count(self._shown(results), counts, 0)),
-                ("subscriber:pictures", _count(video, counts, 1)),
+            for name, subscriber, recorder, count in (
+                ("subscriber:masks", masks, to_results, count_result),
+                ("subscriber:images", images, to_video, count_image),
             ):
-                subscribers.spawn(name, messages, on_error=self._failures.append)
+                stage = _record_all(subscriber, recorder, count)
+                subscribers.spawn(name, stage, on_error=self._failures.append)
             summary = self._wait(service, subscribers)
-            lost = sum(masks.gaps.values()) + sum(pictures.gaps.values())
-            return DemoReport(summary, counts[0], counts[1], lost, self._stopped)
+            lost = sum(masks.gaps.values()) + sum(images.gaps.values())
+            return DemoReport(summary, **received, lost=lost, interrupted=self._is_stopped)
 
     def stop(self) -> None:
-        """End early; what was received is kept, and playable."""
-        self._stopped = True
+        """Stop early; the files are completed with what was received."""
+        self._is_stopped = True
         if self._service is not None:
             self._service.stop()
 
     def abort(self) -> None:
-        """End now."""
-        self._stopped = self._aborted = True
+        """Stop immediately."""
+        self._is_stopped = self._is_aborted = True
         if self._service is not None:
             self._service.abort()
 
     def _wait(self, service: Service, subscribers: Pipeline) -> Summary:
-        """Return the service's summary, or raise its failure, or that of a subscriber.
+        """Return the summary of the service, or raise the first failure.
 
-        A subscriber that fails costs neither the service nor the other subscriber.
+        A failed subscriber stops neither the service nor the other subscriber. A failure of the
+        service is raised first: it is the cause of the failures of its subscribers.
         """
-        failure = None
+        failures: list[Exception] = []
         try:
             service.wait()
-        except StageError as error:  # the cause of what its subscribers fail with
-            failure = error
+        except StageError as error:
+            failures.append(error)
         subscribers.wait()
-        failures = [*([failure] if failure else []), *self._failures]
-        if failures and not self._aborted:
+        failures += self._failures
+        if failures and not self._is_aborted:
             raise failures[0]
         return service.summary()
 
-    def _all_of(self, subscriber: Subscriber) -> Iterator[Received]:
-        """What a subscriber receives, to the end of a service that didn't fail."""
-        yield from subscriber
-        check_service(subscriber)
 
-    def _shown(self, messages: Iterable[Received]) -> Iterator[Received]:
-        for done, received in enumerate(messages, start=1):
-            self._progress("street", done, None)
+def _record_all(
+    subscriber: Subscriber, recorder: Recorder, count: Callable[[], None]
+) -> Iterator[Received]:
+    """Record and count everything until the service ends; raise if the service failed."""
+    with recorder:
+        for received in recorder.record(subscriber):
+            count()
             yield received
-
-
-def _count(messages: Iterable[Received], counts: list[int], row: int) -> Iterator[Received]:
-    for received in messages:
-        counts[row] += 1
-        yield received
+        raise_service_failure(subscriber)

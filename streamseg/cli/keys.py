@@ -1,4 +1,4 @@
-"""``keys``: who a service is, and who may subscribe to it."""
+"""``streamseg keys``: CURVE keys of a service and of its subscribers."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from streamseg.cli.app import app, fail, note
 
 keys = typer.Typer(
     name="keys",
-    help="Keys of a service, and of those who may subscribe to it.",
+    help="CURVE keys of a service and of its subscribers.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 app.add_typer(keys)
 
 Folder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A service's, with its server.key; see `new`.")
+    Path,
+    typer.Argument(metavar="DIR", help="Key folder of a service, with its server.key; see `new`."),
 ]
 
 
 @keys.command()
 def new(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="`server` for a service; else as you like.")
+        str,
+        typer.Argument(metavar="NAME", help="`server` for a service; any name for a subscriber."),
     ],
     folder: Annotated[
-        Path, typer.Option("--dir", metavar="DIR", help="Made if it isn't there.")
+        Path,
+        typer.Option("--dir", metavar="DIR", help="Folder of the key files; created if missing."),
     ] = Path(),
 ) -> int:
-    """Make a pair: NAME.key, the secret, and NAME.pub, which may be given to anybody.
+    """Create a key pair: NAME.key is secret, NAME.pub is public.
 
     Example: `streamseg keys new server --dir keys`
     """
     from streamseg.protocol.curve import new_pair
 
     pair = new_pair(folder, name)
-    note(f"{folder / name}.key is the secret, {folder / name}.pub is for everybody:")
-    print(pair.public)  # noqa: T201 - data
+    note(f"{folder / name}.key is secret, {folder / name}.pub is the public key:")
+    print(pair.public)  # noqa: T201
     return 0
 
 
@@ -47,13 +50,14 @@ def new(
 def allow(
     folder: Folder,
     key: Annotated[
-        str, typer.Argument(metavar="KEY", help="A .pub file, or the 40 characters in it.")
+        str,
+        typer.Argument(metavar="KEY", help="A .pub file, or the 40 characters of a public key."),
     ],
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="By default the file's.")
+        str | None, typer.Argument(metavar="[NAME]", help="By default the name of the file.")
     ] = None,
 ) -> int:
-    """Let the holder of a key subscribe; a service that runs knows at once.
+    """Allow a public key to subscribe; a running service applies it immediately.
 
     Example: `streamseg keys allow keys alice.pub`
     """
@@ -63,7 +67,7 @@ def allow(
     public = public_key(key)
     if name is None:
         if public == key:
-            raise KeyFileError("a key that isn't in a file needs a name: say it behind the key")
+            raise KeyFileError("a key that isn't in a file needs a name: add it after the key")
         name = Path(key).name.removesuffix(".pub")
     KeyFolder(folder).allow(public, name)
     return 0
@@ -72,9 +76,9 @@ def allow(
 @keys.command()
 def revoke(
     folder: Folder,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `list` says it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name as shown by `list`.")],
 ) -> int:
-    """Let the holder of a key subscribe no more; within a second he is cut off.
+    """Revoke a key; its connections are closed within a second.
 
     Example: `streamseg keys revoke keys alice`
     """
@@ -86,7 +90,7 @@ def revoke(
 
 @keys.command("list")
 def list_keys(folder: Folder) -> int:
-    """Who may subscribe: a line for each, name and public key.
+    """List the allowed keys: one line each, name and public key.
 
     Example: `streamseg keys list keys`
     """
@@ -94,7 +98,7 @@ def list_keys(folder: Folder) -> int:
 
     allowed = KeyFolder(folder).allowed()
     for name, key in allowed.keys.items():
-        print(name, key)  # noqa: T201 - data
+        print(name, key)  # noqa: T201
     for problem in allowed.problems:
         fail(problem)
     return 1 if allowed.problems else 0

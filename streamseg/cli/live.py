@@ -1,4 +1,4 @@
-"""``serve``, ``watch`` and ``view``: a service, and those who subscribe to it."""
+"""``streamseg serve``, ``watch`` and ``view``: a live service and its subscribers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ if TYPE_CHECKING:
 
 ServerKey = Annotated[
     str | None,
-    typer.Option(metavar="KEY|FILE", help="The service's public key, where it has one."),
+    typer.Option(metavar="KEY|FILE", help="Public key of the service, if it uses keys."),
 ]
 KeyFile = Annotated[
-    Path | None, typer.Option("--key", metavar="FILE", help="Your own secret key, with it.")
+    Path | None,
+    typer.Option("--key", metavar="FILE", help="Your own secret key; needed with --server-key."),
 ]
 FramesAddress = Annotated[
     str | None,
-    typer.Option(metavar="ADDR", help="Of its pictures; by default what the service says."),
+    typer.Option(
+        metavar="ADDR", help="Address of the images; by default the one that the service announces."
+    ),
 ]
 
 
@@ -45,39 +48,50 @@ def serve(
     ] = None,
     source: Annotated[
         list[str] | None,
-        typer.Option("--source", metavar="URL", help="A source, beside the config's; repeatable."),
+        typer.Option("--source", metavar="URL", help="Additional source; repeatable."),
     ] = None,
     model: ModelName = None,
     weights: WeightsOption = None,
     class_names: ClassNamesOption = None,
     bind: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="Masks and status; tcp://host:port or ipc://")
+        str | None,
+        typer.Option(
+            metavar="ADDR", help="Address of masks and status; tcp://host:port or ipc://path"
+        ),
     ] = None,
     bind_frames: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="Pictures; by default the next port.")
+        str | None,
+        typer.Option(metavar="ADDR", help="Address of images; by default the next port."),
     ] = None,
     bind_replay: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="Replay; by default the port after that.")
+        str | None,
+        typer.Option(metavar="ADDR", help="Address of replay; by default the port after that."),
     ] = None,
     keys: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Only keys allowed there may subscribe: `streamseg keys`"),
+        typer.Option(
+            metavar="DIR",
+            help="Key folder: only keys allowed there may subscribe; see `streamseg keys`.",
+        ),
     ] = None,
     wait_subscribers: Annotated[
-        int | None, typer.Option(metavar="N", help="Hold the first frame until N have joined.")
+        int | None,
+        typer.Option(metavar="N", help="Start the sources when N subscribers have joined."),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow an address that isn't loopback without keys.")
+        bool, typer.Option("--insecure", help="Allow other addresses than loopback without keys.")
     ] = False,
     control: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Health, metrics, `ctl`; by default masks' + 3."),
+        typer.Option(
+            metavar="HOST:PORT", help="Address of the HTTP API; by default the masks' port + 3."
+        ),
     ] = None,
     sets: Sets = None,
 ) -> int:
-    """Publish the masks of live or recorded sources until they end or it is stopped.
+    """Publish the masks of live or recorded sources until they end or the service is stopped.
 
-    SIGHUP has it read the config again. `streamseg ctl` changes it while it runs.
+    SIGHUP reloads the config. `streamseg ctl` changes a running service.
 
     Example: `streamseg serve --source rtsp://10.0.0.7/live --source rtsp://10.0.0.8/live`
     """
@@ -109,9 +123,9 @@ def serve(
         None if signals is None else signals.hangup_calls,
     )
     endpoints = {**service.endpoints, "control": supervisor.control_address}
-    for what, address in endpoints.items():
+    for endpoint, address in endpoints.items():
         if address is not None:
-            note(f"{what} at {address}")
+            note(f"{endpoint} at {address}")
     with stopped_by_signals(supervisor):
         summary = supervisor.run()
     out.print(summary_table(summary))
@@ -122,26 +136,29 @@ def serve(
 
 @app.command()
 def watch(
-    address: Annotated[str, typer.Argument(metavar="ADDR", help="Where a service publishes.")],
+    address: Annotated[
+        str, typer.Argument(metavar="ADDR", help="Address of the masks of a service.")
+    ],
     source: Annotated[
         list[str] | None,
         typer.Option("--source", metavar="NAME", help="Only this source; repeatable."),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="out.mp4", help="Write one source's annotated pictures.")
+        Path | None,
+        typer.Option(metavar="out.mp4", help="Write the annotated video of one source."),
     ] = None,
     jsonl: Annotated[
         Path | None, typer.Option(metavar="out.jsonl", help="Write the results.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="End after so many results.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="End after this many results.")] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=0.01, help="Fail after so many seconds without a result.")
+        float | None, typer.Option(min=0.01, help="Fail after this many seconds without a result.")
     ] = None,
     frames_address: FramesAddress = None,
     server_key: ServerKey = None,
     key_file: KeyFile = None,
 ) -> int:
-    """Show what a service publishes, and record it if asked.
+    """Show the results of a service in a table, and record them if asked.
 
     Example: `streamseg watch tcp://127.0.0.1:5555 --save out.mp4 --jsonl out.jsonl`
     """
@@ -150,9 +167,9 @@ def watch(
     from streamseg.errors import UsageError
 
     if save is not None and len(set(source or ())) > 1:
-        raise UsageError(f"--save {save}: a video is of one source: name one with --source")
+        raise UsageError(f"--save {save}: a video holds one source: name it with --source")
     if frames_address is not None and save is None:
-        raise UsageError(f"--frames-address {frames_address}: pictures are only for --save")
+        raise UsageError(f"--frames-address {frames_address}: images are only used with --save")
     frames: Literal[False, "annotated"] = "annotated" if save else False
     with connect(
         address,
@@ -170,25 +187,29 @@ def watch(
 
 @app.command()
 def view(
-    address: Annotated[str, typer.Argument(metavar="ADDR", help="Where a service publishes.")],
-    host: Annotated[str, typer.Option(help="Where the page is served.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8080,
+    address: Annotated[
+        str, typer.Argument(metavar="ADDR", help="Address of the masks of a service.")
+    ],
+    host: Annotated[str, typer.Option(help="Address of the web page.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free port.")] = 8080,
     source: Annotated[
         list[str] | None,
         typer.Option("--source", metavar="NAME", help="Only this source; repeatable."),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Another name that the page is asked for by."),
+        typer.Option(
+            metavar="NAME", help="Additional host name of the page, for example of a proxy."
+        ),
     ] = None,
     frames_address: FramesAddress = None,
     server_key: ServerKey = None,
     key_file: KeyFile = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve the page beyond this machine.")
+        bool, typer.Option("--insecure", help="Allow other addresses than loopback.")
     ] = False,
 ) -> int:
-    """Serve a web page to look at what a service publishes.
+    """Serve a web page that shows the results of a service.
 
     Example: `streamseg view tcp://127.0.0.1:5555`
     """
@@ -208,7 +229,7 @@ def view(
         key_file=key_file,
         insecure=insecure,
     )
-    note(f"the page is at {viewer.url}")
+    note(f"web page at {viewer.url}")
     with stopped_by_signals(viewer):
         viewer.run()
     return 0

@@ -1,8 +1,8 @@
-"""What the log looks like: lines for people, or JSON for whoever collects them; never a password.
+"""Logging: text lines or JSON records on stderr, without secrets.
 
-Every logger of the process, uvicorn's and Prometheus' too, comes out on stderr in one format.
-Whatever ends up in a message, an extra or a traceback is redacted here once more: a library may
-log the URL that it was given. With ``take_over`` so does what they and the interpreter print.
+All loggers of the process use one format, including those of uvicorn and prometheus_client.
+Messages, extras and tracebacks are redacted here again, because a library may log a URL that it
+received. ``take_over`` also formats what libraries and the interpreter print to stderr.
 """
 
 from __future__ import annotations
@@ -24,27 +24,31 @@ log = logging.getLogger(__name__)
 
 Format: TypeAlias = Literal["text", "json"]
 
-_FOREIGN = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "prometheus_client")
-"""Loggers of libraries, that may have handlers of their own."""
-_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-"""What every record has; the rest are a call's ``extra``."""
+_LIBRARY_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "prometheus_client")
+"""Loggers of libraries that may have handlers of their own."""
+_STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+}
+"""Attributes of every log record; the others come from the ``extra`` of a call."""
 
 
 def configure(style: Format = "text", *, debug: bool = False) -> None:
-    """Log to stderr from now on; calling it again replaces what it did before.
+    """Configure logging to stderr, replacing an earlier configuration.
 
     Args:
-        style: ``text``, or ``json`` with an object a line.
-        debug: everything; otherwise warnings and what is worse.
+        style: ``text``, or ``json`` with one object per line.
+        debug: whether to log everything; otherwise warnings and errors.
     """
     handler = _Stderr()
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
-    for former in [h for h in root.handlers if isinstance(h, _Stderr)]:
-        root.removeHandler(former)
+    for previous in [h for h in root.handlers if isinstance(h, _Stderr)]:
+        root.removeHandler(previous)
     root.addHandler(handler)
     root.setLevel(logging.DEBUG if debug else logging.WARNING)
-    for name in _FOREIGN:
+    for name in _LIBRARY_LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
@@ -52,32 +56,33 @@ def configure(style: Format = "text", *, debug: bool = False) -> None:
 
 
 def take_over() -> None:
-    """Have what is printed to stderr come as records: for a program, from its beginning to its end.
+    """Log what is printed to stderr until the process ends.
 
-    Tracebacks of threads and of the program itself are logged in either style. In JSON, so is each
-    line that a library prints; in text, where a terminal shows progress, those stay as they are.
+    Uncaught exceptions of all threads are logged in both formats. With JSON, each line that a
+    library prints becomes a record, too; with text, these lines are left unchanged, because a
+    terminal may show a progress bar.
     """
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Stderr) and isinstance(handler.formatter, JsonFormatter):
-            handler.wrap_foreign_lines(handler.formatter)
+            handler.wrap_printed_lines(handler.formatter)
 
 
 def is_json() -> bool:
-    """Whether stderr is for programs: what isn't logged must not be written there either."""
+    """Return whether the log is JSON: then only records may be written to stderr."""
     handlers = logging.getLogger().handlers
     return any(isinstance(h, _Stderr) and isinstance(h.formatter, JsonFormatter) for h in handlers)
 
 
 class TextFormatter(logging.Formatter):
-    """``LEVEL message``, and a traceback below. What came from outside can't begin a new line."""
+    """``LEVEL message`` and the traceback; control characters in the message are escaped."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as logging has it
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides logging.Formatter
         return printable(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
@@ -85,7 +90,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """An object: ``time``, ``level``, ``logger``, ``message``, extras, and ``exception`` if any."""
+    """JSON object with ``time``, ``level``, ``logger``, ``message``, extras and ``exception``."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, timezone.utc)
@@ -95,22 +100,24 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        extras = {key: value for key, value in vars(record).items() if key not in _OWN}
+        extras = {
+            key: value for key, value in vars(record).items() if key not in _STANDARD_ATTRIBUTES
+        }
         fields |= {key: value for key, value in extras.items() if key not in fields}
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(_plain(fields))
+        return json.dumps(_to_json(fields))
 
 
 class _Stderr(logging.Handler):
-    """Writes to what ``sys.stderr`` is at the time, or around the pipe that wraps it."""
+    """Handler that writes to the current ``sys.stderr``, or past its capture."""
 
     def __init__(self) -> None:
         super().__init__()
         self._wrapped: stderr.WrappedStderr | None = None
 
-    def wrap_foreign_lines(self, formatter: JsonFormatter) -> None:
-        """Make records of the lines that this process prints to stderr past this handler."""
+    def wrap_printed_lines(self, formatter: JsonFormatter) -> None:
+        """Convert lines that are printed to stderr to log records."""
 
         def wrap(line: str) -> str:
             fields = {"name": "stderr", "levelno": logging.WARNING, "levelname": "WARNING"}
@@ -119,7 +126,7 @@ class _Stderr(logging.Handler):
         try:
             self._wrapped = stderr.WrappedStderr(wrap)
         except OSError as error:
-            log.warning("what libraries print stays as it is: %s", error.strerror)
+            log.warning("lines printed by libraries are not converted: %s", error.strerror)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -129,12 +136,12 @@ class _Stderr(logging.Handler):
                 return
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
-        except Exception:  # noqa: BLE001 - logging's own way out: it says so on stderr
+        except Exception:  # noqa: BLE001 - logging reports it on stderr
             self.handleError(record)
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it, without secrets."""
+def _to_json(value: Any) -> Any:
+    """Convert a value to JSON types, without secrets."""
     if (
         value is None
         or isinstance(value, int)
@@ -142,9 +149,9 @@ def _plain(value: Any) -> Any:
     ):
         return value
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     return redact(str(value))
 
 
@@ -153,10 +160,10 @@ def _log_warning(
     category: type[Warning],
     filename: str,
     lineno: int,
-    file: TextIO | None = None,  # noqa: ARG001 - as warnings calls it
+    file: TextIO | None = None,  # noqa: ARG001 - signature of warnings.showwarning
     line: str | None = None,  # noqa: ARG001
 ) -> None:
-    """Python's own warnings are records as all others."""
+    """Log a warning of Python's ``warnings`` module."""
     logger = logging.getLogger("py.warnings")
     logger.warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
 
@@ -167,25 +174,25 @@ def _log_uncaught(
     log.critical("unexpected %s: %s", kind.__name__, error, exc_info=(kind, error, trace))
 
 
-def _log_uncaught_in_thread(hooked: threading.ExceptHookArgs) -> None:
-    if hooked.exc_type is SystemExit:
+def _log_uncaught_in_thread(uncaught: threading.ExceptHookArgs) -> None:
+    if uncaught.exc_type is SystemExit:
         return
-    name = hooked.thread.name if hooked.thread else "a thread"
-    error = hooked.exc_value or hooked.exc_type()
+    name = uncaught.thread.name if uncaught.thread else "a thread"
+    error = uncaught.exc_value or uncaught.exc_type()
     log.error(
         "unexpected %s in %s: %s",
-        hooked.exc_type.__name__,
+        uncaught.exc_type.__name__,
         name,
         error,
-        exc_info=(hooked.exc_type, error, hooked.exc_traceback),
+        exc_info=(uncaught.exc_type, error, uncaught.exc_traceback),
     )
 
 
-def _log_unraisable(hooked: sys.UnraisableHookArgs) -> None:
-    error = hooked.exc_value or hooked.exc_type()
+def _log_unraisable(uncaught: sys.UnraisableHookArgs) -> None:
+    error = uncaught.exc_value or uncaught.exc_type()
     log.warning(
         "%s: %s",
-        hooked.err_msg or f"unexpected {hooked.exc_type.__name__}",
+        uncaught.err_msg or f"unexpected {uncaught.exc_type.__name__}",
         error,
-        exc_info=(hooked.exc_type, error, hooked.exc_traceback),
+        exc_info=(uncaught.exc_type, error, uncaught.exc_traceback),
     )

@@ -1,4 +1,4 @@
-"""``train``, ``eval``, ``models`` and ``bench``: what models there are, and how good they are."""
+"""``streamseg train``, ``eval``, ``models`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -27,16 +27,20 @@ def train(
     file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See configs/train/.")],
     folder: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="By default runs/ and the config's name."),
+        typer.Option("--out", metavar="DIR", help="By default runs/NAME for NAME.yaml."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from DIR/last.pt as if it had never stopped.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue from DIR/last.pt, as if the training had not been interrupted.",
+        ),
     ] = False,
     sets: Sets = None,
 ) -> int:
-    """Train a model on annotated pictures, and measure it while it learns.
+    """Train a model on annotated images, with validation.
 
-    DIR gets best.pt, last.pt, model.safetensors, steps.csv, measures.csv and their curves.
+    Writes best.pt, last.pt, model.safetensors, steps.csv, measures.csv and plots to DIR.
 
     Example: `streamseg train configs/train/tiny.yaml --out runs/tiny`
     """
@@ -44,11 +48,11 @@ def train(
     from streamseg.config.training import load_training_config
     from streamseg.training import Trainer, joined
 
-    recipe = load_training_config(file, sets or [])
+    config = load_training_config(file, sets or [])
     target = folder or Path("runs") / file.stem
     with joined() as processes:
         with ProgressReport("batches") as progress:
-            run = Trainer(recipe, file.parent, target, progress, processes, resume=resume)
+            run = Trainer(config, file.parent, target, progress, processes, resume=resume)
             if processes.leads:
                 for line in (run.introduction, *run.notes):
                     note(line)
@@ -66,24 +70,26 @@ def evaluate(
     model: ModelName = None,
     class_names: ClassNamesOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only look for problems in the data, train and val.")
+        bool, typer.Option("--check", help="Only check the datasets of the config.")
     ] = False,
     through_service: Annotated[
         bool,
-        typer.Option("--through-service", help="Measure what a service publishes of the data."),
+        typer.Option(
+            "--through-service", help="Evaluate the messages that a service publishes for the data."
+        ),
     ] = False,
     folder: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Takes results and pictures.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for results and plots.")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Takes the numbers.")
+        Path | None, typer.Option("--json", metavar="FILE", help="File for the scores.")
     ] = None,
     sets: Sets = None,
 ) -> int:
-    """Measure a model on annotated pictures, and panoptic results and tracks in files.
+    """Evaluate a model on annotated images, or panoptic results and tracks in files.
 
-    With `--check`, the config may be anything with datasets in it: a recipe, an evaluation, or a
-    file of theirs alone.
+    With `--check`, the config may be any file with datasets: of a training, of an evaluation, or a
+    list of datasets alone.
 
     Example: `streamseg eval configs/eval/coco.yaml --weights runs/tiny/best.pt --out eval-out`
     """
@@ -111,11 +117,9 @@ def evaluate(
 
 @app.command()
 def models(
-    name: Annotated[
-        str | None, typer.Argument(help="One alone, and where it is published.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Show the details of one model.")] = None,
 ) -> int:
-    """The catalogue: every model's name, size, cost and published accuracy; one in full.
+    """List the models with size, cost and published accuracy, or show one in detail.
 
     Example: `streamseg models` or `streamseg models solov2_r50`
     """
@@ -127,7 +131,7 @@ def models(
         return 0
     columns = ("name", "params", "GFLOPs", "box AP", "mask", "PQ", "weights")
     out.print(listing("models", columns, [model_row(entry) for entry in REGISTRY]))
-    out.print("streamseg models NAME says more: licence, input, where the weights are published.")
+    out.print("`streamseg models NAME` shows license, input size and the source of the weights.")
     return 0
 
 
@@ -139,16 +143,18 @@ def bench(
             help="postprocess, maps, clip, mask_rcnn, memory, tracking; all by default."
         ),
     ] = None,
-    folder: Annotated[Path, typer.Option("--out", help="Takes bench.json.")] = Path("bench-out"),
+    folder: Annotated[Path, typer.Option("--out", help="Folder for bench.json.")] = Path(
+        "bench-out"
+    ),
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="With kitti_mots/ and mot15/, for the part tracking."),
+        typer.Option(metavar="DIR", help="Folder with kitti_mots/ and mot15/, for `tracking`."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few frames: to see that it works, not to measure.")
+        bool, typer.Option("--quick", help="Few frames: a smoke test, not a measurement.")
     ] = False,
 ) -> int:
-    """Measure streamseg beside the textbook's way, on this machine.
+    """Benchmark streamseg and a baseline on this machine.
 
     Example: `streamseg bench postprocess clip --out bench-out`
     """
@@ -162,10 +168,10 @@ def bench(
 
 
 def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
-    """Print every problem of the datasets in ``file``, one a line; 1 if there are any.
+    """Print the problems of the datasets in ``file``, one per line; return 1 if there are any.
 
     Raises:
-        ConfigError: what ``recipe.load_data_config`` says, or there are options beside ``--check``.
+        ConfigError: the file is invalid, or other options were given.
     """
     from streamseg.config.training import load_data_config
     from streamseg.datasets import check
@@ -173,11 +179,11 @@ def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
     from streamseg.evaluation.runner import data_size
 
     if not alone:
-        raise ConfigError("--check looks at the data alone: leave the other options out")
+        raise ConfigError("--check can't be combined with other options: remove them")
     data = load_data_config(file, sets)
     problems = check(data, file.parent)
     for problem in problems:
-        print(problem)  # noqa: T201 - data, one line each, however wide the terminal is
+        print(problem)  # noqa: T201 - one line each, whatever the width of the terminal
     if problems:
         fail(f"{file}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
         return 1

@@ -1,4 +1,4 @@
-"""``demo`` and ``process``: from recordings into files."""
+"""``streamseg demo`` and ``process``: from recordings to files."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from streamseg.cli.shutdown import INTERRUPTED
 @app.command()
 def demo(
     folder: Annotated[
-        Path, typer.Option("--out", help="Where annotated.mp4 and results.jsonl go.")
+        Path, typer.Option("--out", help="Folder for annotated.mp4 and results.jsonl.")
     ] = Path("demo-out"),
 ) -> int:
-    """Segment and track a real street, publish it, receive it and write it: nothing to set up.
+    """Run the bundled clip through a service, and record what a subscriber receives.
 
     Example: `streamseg demo --out demo-out`
     """
@@ -42,7 +42,7 @@ def demo(
             report = run.run()
     out.print(summary_table(report.summary))
     out.print(
-        f"received {report.results} results and {report.pictures} pictures over ZeroMQ, "
+        f"received {report.results} results and {report.images} images over ZeroMQ, "
         f"{report.lost} lost"
     )
     out.print(f"{folder / 'annotated.mp4'}\n{folder / 'results.jsonl'}", soft_wrap=True)
@@ -55,30 +55,35 @@ def process(
         list[str], typer.Argument(metavar="INPUT...", help="Videos, folders of images, globs.")
     ],
     folder: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Takes a folder for each input.")
+        Path,
+        typer.Option("--out", metavar="DIR", help="Output folder; each input gets a folder in it."),
     ],
     model: ModelName = None,
     weights: WeightsOption = None,
     class_names: ClassNamesOption = None,
     stride: Annotated[int | None, typer.Option(help="Take every n-th frame.")] = None,
-    max_fps: Annotated[float | None, typer.Option(help="Frames a second of video.")] = None,
-    start: Annotated[float | None, typer.Option(help="Seconds from its beginning.")] = None,
-    end: Annotated[float | None, typer.Option(help="Seconds from its beginning.")] = None,
+    max_fps: Annotated[
+        float | None, typer.Option(help="Maximum frame rate, in frames per second of video.")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="First second of the video.")] = None,
+    end: Annotated[float | None, typer.Option(help="Last second of the video.")] = None,
     panoptic: Annotated[
         bool,
-        typer.Option("--panoptic", help="Things and stuff, too, as COCO's panoptic PNGs and JSON."),
+        typer.Option(
+            "--panoptic", help="Also write things and stuff as COCO panoptic PNGs and JSON."
+        ),
     ] = False,
     recursive: Annotated[
         bool,
-        typer.Option("--recursive", help="Go into sub-folders and keep their layout in DIR."),
+        typer.Option("--recursive", help="Include sub-folders; DIR gets the same layout."),
     ] = False,
     config_file: ConfigFile = None,
     sets: Sets = None,
 ) -> int:
-    """Masks, tracks and annotated video of recordings.
+    """Write masks, tracks and annotated video of recordings.
 
-    Each input gets results.jsonl, annotated.mp4 and summary.json; with `--panoptic` also
-    panoptic.json and the folder panoptic. Files of a folder that are no media are counted.
+    Writes results.jsonl, annotated.mp4 and summary.json for each input; with `--panoptic` also
+    panoptic.json and the folder panoptic. Other files than media are skipped.
 
     Example: `streamseg process recordings/ --out results`
     """
@@ -87,28 +92,30 @@ def process(
     from streamseg.service.service import load_configured
     from streamseg.sources import find_inputs, place_outputs
 
-    cut = {"stride": stride, "max_fps": max_fps, "start": start, "end": end}
-    given = {key: value for key, value in cut.items() if value is not None}
+    selection = {"stride": stride, "max_fps": max_fps, "start": start, "end": end}
+    selection = {key: value for key, value in selection.items() if value is not None}
     found = [
         each for text in inputs for each in find_inputs(text, recursive=recursive, output=folder)
     ]
-    left_out = dict.fromkeys(each.remark for each in found if each.remark)
-    for remark in left_out:
+    skipped = dict.fromkeys(each.remark for each in found if each.remark)
+    for remark in skipped:
         note(remark)
-    sources = [{"url": each.url, **given} for each in found]
+    sources = [{"url": each.url, **selection} for each in found]
     config = build_config(config_file, sets, sources, model, weights, class_names)
     names = [source.name for source in config.sources[-len(found) :]]
-    placed = dict(zip(names, place_outputs(found, names), strict=True))
+    output_folders = dict(zip(names, place_outputs(found, names), strict=True))
     with ProgressReport() as progress:
-        network = load_configured(config)
-        run = Processor(config, network, folder, progress, panoptic=panoptic, inputs=placed)
+        segmenter = load_configured(config)
+        run = Processor(
+            config, segmenter, folder, progress, panoptic=panoptic, inputs=output_folders
+        )
         with stopped_by_signals(run):
             outcomes = list(run.run())
     columns = ("input", "state", "frames", "fps", "instances", "tracks")
     out.print(listing(f"in {folder}", columns, [outcome.row() for outcome in outcomes]))
     for outcome in outcomes:
         for remark in outcome.notes:
-            if remark not in left_out:
+            if remark not in skipped:
                 note(f"{outcome.source.name}: {remark}")
         if outcome.state in ("failed", "incomplete"):
             fail(outcome.reason)

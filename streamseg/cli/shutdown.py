@@ -1,12 +1,12 @@
-"""Stop signals of a command, and the end of its process.
+"""Stop signals of a command, and termination of its process.
 
-A signal handler of Python runs in the main thread, between two of its instructions: it must not
-take a lock, because that thread may hold it, and it does not run while native code does. So the
-handlers here do nothing. The interpreter writes the number of each signal into a pipe at once
-(``signal.set_wakeup_fd``), and a thread reads it and acts.
+Python runs a signal handler in the main thread between two bytecode instructions: the handler must
+not take a lock, which that thread may hold, and it does not run during native code. Therefore the
+handlers here do nothing. The interpreter writes the number of each signal to a pipe immediately
+(``signal.set_wakeup_fd``), and a thread reads and handles it.
 
-Only the standard library is imported: the handlers must be installed before anything that takes
-time. As process 1 of a container, a process does not receive a signal that has no handler.
+The module imports only the standard library, because the handlers must be installed before imports
+that take time. Process 1 of a container does not receive signals without a handler.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from typing import NoReturn, Protocol
 
 INTERRUPTED = 130
 """Exit code of a command whose work was interrupted."""
-STOP_WITHIN = 90.0
+STOP_TIMEOUT = 90.0
 """Time from the first stop signal to the forced end of the process, in seconds.
 
-Commands have shorter deadlines of their own; this one is for those that cannot keep theirs.
+Commands have shorter deadlines of their own; this limit applies if they fail to meet them.
 """
-ABORT_WITHIN = 15.0
-"""The same from a second stop signal, or from one that arrives after the work, in seconds."""
-FLUSH_WITHIN = 5.0
+ABORT_TIMEOUT = 15.0
+"""Time limit after a second stop signal, or after one that follows the work, in seconds."""
+FLUSH_TIMEOUT = 5.0
 """Time limit for flushing the output at the end of the process, in seconds."""
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -45,29 +45,29 @@ class Stoppable(Protocol):
     """Work that can be stopped from another thread."""
 
     def stop(self) -> None:
-        """Finish what was begun, and end."""
+        """Finish the work in progress, then end."""
 
     def abort(self) -> None:
-        """End now."""
+        """End immediately."""
 
 
 class _Phase(enum.Enum):
-    """What a command is doing, which decides what a stop signal does."""
+    """Phase of a command; it determines the effect of a stop signal."""
 
     LOADING = enum.auto()
-    """The command line is not parsed yet: signals are kept until it is."""
+    """The command line is not parsed yet: signals are queued."""
     STARTING = enum.auto()
-    """Nothing has begun: the process ends at once."""
+    """No work has started: a stop signal ends the process immediately."""
     RUNNING = enum.auto()
     """The first signal stops the work, the second aborts it."""
     INTERRUPTIBLE = enum.auto()
     """The first signal raises KeyboardInterrupt in the main thread."""
     CLOSING = enum.auto()
-    """The work is done or was interrupted: it only has to end in time."""
+    """The work is done or was interrupted: the process must end within the time limit."""
 
 
 class StopSignals:
-    """SIGINT, SIGTERM and SIGHUP of this process; see ``install``."""
+    """Handling of SIGINT, SIGTERM and SIGHUP in this process; see ``install``."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,9 +83,9 @@ class StopSignals:
         os.set_blocking(self._write_end, False)
 
     def listen(self) -> None:
-        """Install the handlers and start the thread that acts on the signals.
+        """Install the handlers and start the thread that handles the signals.
 
-        SIGHUP stays ignored if it was, as ``nohup`` has it.
+        SIGHUP stays ignored if it was ignored before (``nohup``).
         """
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         for number in _STOP_SIGNALS:
@@ -98,13 +98,13 @@ class StopSignals:
     def begin(
         self, exit_code: int, report: Callable[[str], None], *, hangup_stops: bool = True
     ) -> None:
-        """Declare the command, once it is known.
+        """Set the properties of the command, once it is known.
 
         Args:
-            exit_code: of a process that a signal ends before it has done anything.
-            report: takes the line that says why the process ends.
-            hangup_stops: whether SIGHUP is a stop signal; otherwise it does nothing until
-                ``hangup_calls``, and is received even where it was ignored.
+            exit_code: exit code if a signal ends the process before the work starts.
+            report: function that prints why the process is ended.
+            hangup_stops: whether SIGHUP is a stop signal; otherwise it has no effect until
+                ``hangup_calls``, and is received even if it was ignored before.
         """
         if not hangup_stops:
             signal.signal(signal.SIGHUP, self._handle)
@@ -125,11 +125,13 @@ class StopSignals:
         try:
             yield
         finally:
-            self._phase = _Phase.CLOSING  # no lock: that thread may be in ``stop``, for long
+            self._phase = (
+                _Phase.CLOSING
+            )  # no lock: the thread may be inside ``stop`` for a long time
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let the first stop signal raise KeyboardInterrupt in the main thread, here."""
+        """Let the first stop signal raise KeyboardInterrupt in the main thread."""
         self._phase = _Phase.INTERRUPTIBLE
         try:
             yield
@@ -138,7 +140,7 @@ class StopSignals:
 
     @contextmanager
     def hangup_calls(self, action: Callable[[], None]) -> Iterator[None]:
-        """Let SIGHUP call ``action``, in a thread that must not be kept waiting."""
+        """Let SIGHUP call ``action`` in the signal thread; it must return quickly."""
         before, self._hangup = self._hangup, action
         try:
             yield
@@ -146,16 +148,16 @@ class StopSignals:
             self._hangup = before
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        """Runs in the main thread, anywhere: takes no lock."""
+        """Handle a signal between any two instructions of the main thread: takes no lock."""
         if self._phase is _Phase.INTERRUPTIBLE and self._is_stop(number):
-            self._phase = _Phase.CLOSING  # the next one must not disturb the clean-up
+            self._phase = _Phase.CLOSING  # a second signal must not interrupt the clean-up
             raise KeyboardInterrupt
 
     def _is_stop(self, number: int) -> bool:
         hangup_stops = self._hangup == self._stop
         return number in _STOP_SIGNALS or (number == signal.SIGHUP and hangup_stops)
 
-    # The thread
+    # Signal thread
 
     def _receive(self) -> None:
         while True:
@@ -181,26 +183,26 @@ class StopSignals:
     def _stop(self) -> None:
         with self._lock:
             if self._phase is _Phase.STARTING:
-                self._end_now("stopped while it was starting", self._exit_code)
+                self._end_now("stopped during start-up", self._exit_code)
             work = self._work if self._phase is _Phase.RUNNING else None
             self._requests += 1
         first = self._requests == 1
-        self._limit_to(STOP_WITHIN if first and work is not None else ABORT_WITHIN)
+        self._limit_to(STOP_TIMEOUT if first and work is not None else ABORT_TIMEOUT)
         if work is not None and first:
             work.stop()
         elif work is not None and self._requests == 2:
             work.abort()
 
     def _limit_to(self, seconds: float) -> None:
-        """End the process after so long, whatever it is doing then."""
+        """End the process by force after ``seconds``, unless an earlier limit is set."""
         due = time.monotonic() + seconds
         if due >= self._due:
             return
         self._due = due
-        reason = f"not ended {seconds:g} s after the stop signal: ending now"
+        reason = f"still running {seconds:g} s after the stop signal: ending by force"
         timer = threading.Timer(seconds, self._end_now, [reason, self._exit_code or 1])
         timer.daemon = True
-        with contextlib.suppress(RuntimeError):  # no more threads: only the limit is lost
+        with contextlib.suppress(RuntimeError):  # no more threads: the limit is not enforced
             timer.start()
 
     def _end_now(self, reason: str, code: int) -> NoReturn:
@@ -212,38 +214,38 @@ _ending = threading.Lock()
 
 
 def install() -> None:
-    """Receive the stop signals of this process from now on; for programs, from the main thread."""
-    global _installed  # noqa: PLW0603 - handlers are the process's, too
+    """Install the signal handling of this process; must be called in the main thread."""
+    global _installed  # noqa: PLW0603 - signal handlers are global, too
     _installed = StopSignals()
     _installed.listen()
 
 
 def installed() -> StopSignals | None:
-    """Return the process's signals, or None in a process that handles its own."""
+    """Return the signal handling of this process, or None if it was not installed."""
     return _installed
 
 
 def end_process(code: int, *, last: Callable[[], None] | None = None) -> NoReturn:
-    """Flush the output and end the process, without finalizing the interpreter.
+    """Flush the output and end the process without finalizing the interpreter.
 
-    That would destroy objects under threads that still use them: a model in native code then
-    aborts the process.
+    Finalizing would destroy objects that other threads still use; a model in native code would
+    then abort the process.
 
     Args:
-        code: the exit code; 1 takes the place of 0 if the output cannot be written.
-        last: reports why the process ends now, whatever its main thread is doing. Without it, the
-            main thread has finished, and what is registered with ``atexit`` is called.
+        code: exit code; 0 becomes 1 if the output can't be written.
+        last: function that reports a forced end, while the main thread may still be running. None
+            means that the main thread has finished; ``atexit`` functions are then called.
     """
     if not _ending.acquire(blocking=False):
-        threading.Event().wait()  # another thread ends it
-    watchdog = threading.Timer(FLUSH_WITHIN, _exit, [code or 1])
+        threading.Event().wait()  # another thread is ending the process
+    watchdog = threading.Timer(FLUSH_TIMEOUT, _exit, [code or 1])
     watchdog.daemon = True
-    with contextlib.suppress(RuntimeError):  # no more threads: only the limit is lost
+    with contextlib.suppress(RuntimeError):  # no more threads: the limit is not enforced
         watchdog.start()
     if last is None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise the death of a worker
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error when a worker ends
         _kill_children()
-        atexit._run_exitfuncs()  # noqa: SLF001 - as the interpreter does at its end
+        atexit._run_exitfuncs()  # noqa: SLF001 - as the interpreter does when it exits
     else:
         last()
     _exit(_flush(code, forced=last is not None))
@@ -257,7 +259,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def _flush(code: int, *, forced: bool) -> int:
-    """Flush both streams; the exit code."""
+    """Flush stdout and stderr and return the exit code."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -265,8 +267,8 @@ def _flush(code: int, *, forced: bool) -> int:
         code = code or 1
         if not isinstance(error, BrokenPipeError):
             with contextlib.suppress(OSError, ValueError):
-                print(f"streamseg: stdout: {error}", file=sys.stderr)  # noqa: T201 - a CLI's voice
-    with contextlib.suppress(OSError, ValueError):  # there is nowhere to report it
+                print(f"streamseg: stdout: {error}", file=sys.stderr)  # noqa: T201
+    with contextlib.suppress(OSError, ValueError):  # nothing is left to report it on
         if sys.stderr is not None:
             if forced and sys.stderr.isatty():
                 sys.stderr.write(_SHOW_CURSOR)  # a progress bar may have hidden it
@@ -275,15 +277,17 @@ def _flush(code: int, *, forced: bool) -> int:
 
 
 def _kill_children() -> None:
-    """End the worker processes; a process that ends normally has none left."""
+    """Kill the worker processes that are left."""
     multiprocessing = sys.modules.get("multiprocessing")
-    active_children = getattr(multiprocessing, "active_children", list)  # it may be half imported
+    active_children = getattr(
+        multiprocessing, "active_children", list
+    )  # the module may be partially imported
     for child in active_children():
         child.kill()
 
 
 def _forget_handlers() -> None:
-    """Give a forked child the system's handling, except of Ctrl-C: its parent ends it."""
+    """Reset signal handling in a forked child; SIGINT is ignored, because its parent ends it."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -1,9 +1,9 @@
-"""Standard error under ``--log json``: what libraries write there becomes records, too.
+"""Capture of standard error for ``--log json``: printed lines become log records.
 
-Native libraries, the interpreter and child processes write to file descriptor 2, past Python's
-logging. The descriptor is made a pipe, and a child process turns each line that comes out of it
-into a record. It is a process because a thread could not read while a library that holds the
-interpreter's lock waits for the full pipe, and would lose the last lines of a process that aborts.
+Native libraries, the interpreter and child processes write to file descriptor 2 directly. The
+descriptor is replaced by a pipe, and a child process converts each line from it to a record. A
+thread would not do: it can't read while a library holds the interpreter lock and blocks on the full
+pipe, and the last lines of an aborted process would be lost.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import tempfile
 from collections.abc import Callable
 
 MAX_LINE_BYTES = 64 * 1024
-"""Longer lines become several records."""
+"""Maximum length of a line in bytes; longer lines are split into several records."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""What a terminal or a supervisor sends to all processes of a service; the child ends after it."""
+"""Signals that are sent to all processes of a service; the child must end after its parent."""
 
 
 class WrappedStderr:
-    """File descriptor 2 of this process, wrapped from when this is made until the process ends.
+    """Captured file descriptor 2 of this process, until the process ends.
 
     Args:
-        wrap: makes a record, without a line's end, of a line.
+        wrap: function that converts a line to a record, without a newline.
 
     Raises:
-        OSError: the pipe or the process can't be made; nothing was changed.
+        OSError: the pipe or the child process can't be created; nothing was changed.
     """
 
     def __init__(self, wrap: Callable[[str], str]) -> None:
-        # The process writes its own records itself, so that none is lost however it ends; the lock
-        # keeps them and the child's apart. The system unlocks it when its owner dies.
+        # The process writes its own records itself, so that none is lost if it is killed. The file
+        # lock keeps them apart from those of the child; the system releases it if its owner dies.
         self._lock = tempfile.TemporaryFile()  # noqa: SIM115 - open until the process ends
         self._stderr = os.dup(2)
         source, sink = os.pipe()
@@ -49,14 +49,14 @@ class WrappedStderr:
             os.close(sink)
 
     def write(self, record: str) -> None:
-        """Write a record of this process."""
+        """Write a log record of this process."""
         _write(self._stderr, self._lock.fileno(), record)
 
 
 def _run_child(
     source: int, stderr: int, lock: int, wrap: Callable[[str], str], mask: set[int | signal.Signals]
 ) -> None:
-    """Wrap lines until nobody can write any more; never returns."""
+    """Convert lines until all write ends of the pipe are closed, then exit."""
     try:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -64,13 +64,13 @@ def _run_child(
         source, stderr, lock = _keep_only(source, stderr, lock)
         _wrap_lines(source, lambda line: _write(stderr, lock, wrap(line)))
     finally:
-        os._exit(0)  # nothing of the parent's is cleaned up here
+        os._exit(0)  # skips the clean-up of the parent's state
 
 
 def _keep_only(*descriptors: int) -> list[int]:
-    """Close all descriptors but these, which get other numbers; 0, 1 and 2 lead nowhere.
+    """Close all other descriptors and return the new numbers of these; 0, 1 and 2 become null.
 
-    Whoever waits for the end of the service's output must not wait for this process.
+    A program that reads the service's output until its end must not wait for this process.
     """
     first = 3 + max(descriptors)
     high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, first) for descriptor in descriptors]
@@ -83,13 +83,13 @@ def _keep_only(*descriptors: int) -> list[int]:
 
 
 def _wrap_lines(source: int, emit: Callable[[str], None]) -> None:
-    rest = b""
+    incomplete = b""
     while data := os.read(source, 2**16):
-        *lines, rest = re.split(rb"[\r\n]+", rest + data)
-        if len(rest) > MAX_LINE_BYTES:
-            lines, rest = [*lines, rest], b""
+        *lines, incomplete = re.split(rb"[\r\n]+", incomplete + data)
+        if len(incomplete) > MAX_LINE_BYTES:
+            lines, incomplete = [*lines, incomplete], b""
         _emit_all(lines, emit)
-    _emit_all([rest], emit)
+    _emit_all([incomplete], emit)
 
 
 def _emit_all(lines: list[bytes], emit: Callable[[str], None]) -> None:
@@ -97,7 +97,7 @@ def _emit_all(lines: list[bytes], emit: Callable[[str], None]) -> None:
         if line.strip():
             try:
                 emit(line.decode(errors="backslashreplace"))
-            except OSError:  # nobody reads any more; the service must not wait for that
+            except OSError:  # stderr is closed; the service must not block on the pipe
                 continue
 
 
@@ -112,6 +112,6 @@ def _write(stderr: int, lock: int, record: str) -> None:
 
 
 def is_own() -> bool:
-    """Whether ``sys.stderr`` is what the process was started with, and not replaced by a test."""
+    """Return whether ``sys.stderr`` is the original one, not replaced by a test."""
     own = sys.__stderr__
     return own is not None and sys.stderr is own and own.fileno() == 2

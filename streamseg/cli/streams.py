@@ -1,6 +1,6 @@
-"""Standard output and error that never raise: a full disk or a closed pipe doesn't end the work.
+"""Guarded standard output and error: a full disk or a closed pipe does not stop the work.
 
-What can't be written is dropped, and ``main`` reports the first failure once, at the end.
+Text that can't be written is dropped; the first failure is reported once, at the end.
 """
 
 from __future__ import annotations
@@ -14,53 +14,53 @@ from typing import Any, TextIO, cast
 
 
 class GuardedStream:
-    """Text stream whose first failure is kept; what is written after it is dropped.
+    """Text stream that keeps its first write error and drops all text after it.
 
     Args:
-        stream: what is written to.
+        stream: the underlying stream.
 
     Attributes:
-        failure: the first error; a reader that left (``| head``) is none.
+        failure: first error; None for a closed pipe (``| head``).
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._ended = False
+        self._failed = False
         self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write ``text``, or drop it."""
+        """Write ``text``; drop it after a failure."""
         try:
             self._stream.write(text)
         except OSError as error:
-            self._end(error)
+            self._fail(error)
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered, or drop it."""
+        """Flush the buffer; drop it after a failure."""
         try:
             self._stream.flush()
         except OSError as error:
-            self._end(error)
+            self._fail(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _end(self, error: OSError) -> None:
-        """Keep the failure, and send all that is still buffered to nowhere."""
-        if self._ended:
+    def _fail(self, error: OSError) -> None:
+        """Store the failure and discard the buffered text."""
+        if self._failed:
             return
-        self._ended = True
+        self._failed = True
         if error.errno != errno.EPIPE:
             self.failure = error
-        with suppress(OSError):  # of a stream that has no descriptor
+        with suppress(OSError):  # the stream has no descriptor
             _redirect_to_null(self._stream.fileno())
             self._stream.flush()
 
 
 @contextmanager
 def guarded_output() -> Iterator[GuardedStream]:
-    """Guard ``sys.stdout`` and ``sys.stderr`` inside; the former is given."""
+    """Guard ``sys.stdout`` and ``sys.stderr`` in this context; yield the guarded stdout."""
     before = sys.stdout, sys.stderr
     _open_standard_descriptors()
     out, err = (GuardedStream(stream or _null()) for stream in before)
@@ -74,7 +74,7 @@ def guarded_output() -> Iterator[GuardedStream]:
 
 
 def _open_standard_descriptors() -> None:
-    """Open those of 0, 1 and 2 that are closed: no file of ours may get one of these numbers."""
+    """Open closed descriptors 0, 1 and 2, so that no other file gets one of these numbers."""
     for number in (0, 1, 2):
         if not _is_open(number):
             _redirect_to_null(number)
@@ -96,4 +96,4 @@ def _redirect_to_null(number: int) -> None:
 
 
 def _null() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - lives with the process
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - open until the process ends

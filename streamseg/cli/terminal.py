@@ -1,4 +1,4 @@
-"""How things look in a terminal: the progress of runs, tables of results and of models."""
+"""Terminal output: progress bars and tables of results and models."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from streamseg.pipeline.summary import Summary
 if TYPE_CHECKING:
     from streamseg.models.registry import Availability, ModelInfo
 
-PLAIN_EVERY = 100
-"""Without a terminal, a line is printed every so many frames, or whatever is counted."""
+LINE_INTERVAL = 100
+"""Number of frames (or other units) between two progress lines without a terminal."""
 
 _WEIGHTS: dict[Availability, str] = {
-    "bundled": "its weights come with the package",
-    "downloaded": "its weights are downloaded when they are first used",
-    "yours": "its weights are yours to download; give the file's path as --weights",
+    "bundled": "the weights are part of the package",
+    "downloaded": "the weights are downloaded at first use",
+    "yours": "download the weights yourself and give their path as --weights",
 }
 
 
 class ProgressReport:
-    """A bar for each name on a terminal, plain lines elsewhere; on stderr.
+    """Progress on stderr: a bar for each name on a terminal, plain lines elsewhere.
 
     Args:
-        unit: what is counted.
+        unit: counted unit, in the plural.
     """
 
     def __init__(self, unit: str = "frames") -> None:
@@ -68,19 +68,19 @@ class ProgressReport:
         self._bars.stop()
 
     def __call__(self, name: str, done: int, expected: int | None) -> None:
-        """``done`` of ``expected`` (None: unknown) are through."""
+        """Report that ``done`` of ``expected`` (None if unknown) units are done."""
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=expected)
         self._bars.update(self._tasks[name], completed=done, total=expected)
-        before = self._done.get(name, 0)
+        previous = self._done.get(name, 0)
         self._done[name] = done
-        if not self._console.is_terminal and done // PLAIN_EVERY > before // PLAIN_EVERY:
-            of = f" of {expected}" if expected else ""
-            print(f"{name}: {done}{of} {self._unit}", file=sys.stderr, flush=True)  # noqa: T201 - progress
+        if not self._console.is_terminal and done // LINE_INTERVAL > previous // LINE_INTERVAL:
+            total = f" of {expected}" if expected else ""
+            print(f"{name}: {done}{total} {self._unit}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def summary_table(summary: Summary) -> Table:
-    """The closing table of a live run."""
+    """Return the closing table of a live run."""
     table = Table(title=f"{summary.model}: {summary.frames} frames, {summary.fps:.1f} fps")
     for column in ("source", "decoded", "published", "dropped", "failed", "instances", "tracks"):
         table.add_column(column, justify="left" if column == "source" else "right")
@@ -90,8 +90,8 @@ def summary_table(summary: Summary) -> Table:
             source.source,
             str(account.decoded),
             str(account.published),
-            _reasons(account.dropped),
-            _reasons(account.failed),
+            _counts_text(account.dropped),
+            _counts_text(account.failed),
             str(source.instances),
             str(source.tracks),
         )
@@ -99,13 +99,13 @@ def summary_table(summary: Summary) -> Table:
     stages = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in summary.timing_ms.items())
     table.caption = (
         f"age of results: {ages or '-'}\n{stages or '-'}\n"
-        f"pictures dropped: {summary.pictures_dropped}"
+        f"images dropped: {summary.pictures_dropped}"
     )
     return table
 
 
 def listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A plain table of strings."""
+    """Return a plain table of strings."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=number == 0)
@@ -115,9 +115,9 @@ def listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def model_row(entry: ModelInfo) -> tuple[str, ...]:
-    """An entry of the catalogue as the table shows it."""
-    usual = entry.published[0]
-    accuracies = (usual.box_ap, usual.mask_ap, usual.pq)
+    """Return the row of a model in the table of models."""
+    default = entry.published[0]
+    accuracies = (default.box_ap, default.mask_ap, default.pq)
     return (
         entry.name,
         f"{entry.parameters:.1f}M",
@@ -128,7 +128,7 @@ def model_row(entry: ModelInfo) -> tuple[str, ...]:
 
 
 def model_description(entry: ModelInfo) -> str:
-    """What is known of a model, and where its weights are published."""
+    """Return a description of a model and of its published weights."""
     cost = f"{entry.parameters:.2f} M parameters; {entry.gflops:.1f} GFLOPs for 640 x 480 pixels"
     lines = [
         f"{entry.name}: {entry.family}, classes: {entry.classes}",
@@ -137,12 +137,14 @@ def model_description(entry: ModelInfo) -> str:
     ]
     for file in entry.published:
         accuracies = {"box AP": file.box_ap, "mask AP": file.mask_ap, "PQ": file.pq}
-        known = [f"{what} {value:.1f}" for what, value in accuracies.items() if value is not None]
-        lines += ["", f"{file.file}", f"  from {file.url}", f"  licence {file.licence}"]
+        known = [
+            f"{metric} {value:.1f}" for metric, value in accuracies.items() if value is not None
+        ]
+        lines += ["", f"{file.file}", f"  from {file.url}", f"  license {file.licence}"]
         lines += [f"  {', '.join([*known, file.measured_on])}"]
         lines += [f"  sha256 {file.sha256}…"] if file.sha256 else []
     return "\n".join(lines)
 
 
-def _reasons(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {why}" for why, count in counts.items()) or "0"
+def _counts_text(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "0"

@@ -1,19 +1,13 @@
-"""A subscriber at work: what it receives is counted, recorded and shown.
-
-``streamseg watch`` and the demo are made of this; it is a subscriber like any other.
-"""
+"""``streamseg watch``: receives results, draws a live table of the sources, and records files."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -22,40 +16,46 @@ from rich.table import Table
 from rich.text import Text
 
 from streamseg import protocol
+from streamseg.cli.recorder import Recorder, raise_service_failure
 from streamseg.client import Received, Subscriber
-from streamseg.errors import OutputError, ReceiveTimeout, StreamsegError, printable
+from streamseg.errors import ReceiveTimeout, printable
 from streamseg.protocol.messages import StatusMessage
-from streamseg.sinks.files.results import IsolatedOutput, ResultsFile, VideoFile
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-log = logging.getLogger(__name__)
-
-LOOK_UP_EVERY = 0.2
-"""Seconds of waiting after which a stop, or a silence, is noticed."""
-DRAW_EVERY = 0.2
-"""Seconds, at least, from one drawing of the table to the next: each takes milliseconds."""
-RATE_OVER = 5.0
-"""Seconds over which the live table's rates are taken."""
+POLL_INTERVAL = 0.2
+"""Timeout of one receive call, after which a stop or a silent service is noticed, in seconds."""
+DRAW_INTERVAL = 0.2
+"""Minimum time between two drawings of the table, in seconds."""
+RATE_WINDOW = 5.0
+"""Time over which the rates of the live table are computed, in seconds."""
 SILENT_AFTER = 3.0
-"""Seconds without a word from the service, which speaks every second."""
-REMEMBERED = 1000
-"""Messages of a source whose ages and rates are kept."""
+"""Time without a message after which a service counts as silent, in seconds.
+
+A service publishes its status every second.
+"""
+MAX_SAMPLES = 1000
+"""Number of messages per source whose ages and arrival times are kept."""
 
 
 @dataclass(slots=True)
-class Seen:
-    """What was received of one source."""
+class SourceStatistics:
+    """Statistics of the messages received from one source.
+
+    Attributes:
+        frames: number of messages.
+        instances: number of instances in all messages.
+        names: number of instances by class name, in the latest message.
+        ages_ms: ages of the latest results, in milliseconds.
+        arrivals: arrival times of the latest messages, monotonic seconds.
+    """
 
     frames: int = 0
     instances: int = 0
     names: Counter[str] = field(default_factory=Counter)
-    ages_ms: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    ages_ms: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
 
     def add(self, received: Received, now: float) -> None:
-        """Count one message that came at ``now``."""
+        """Add a message that arrived at ``now`` (monotonic seconds)."""
         self.frames += 1
         self.instances += len(received.instances)
         self.names = Counter(received.instances.names)
@@ -64,87 +64,93 @@ class Seen:
 
     @property
     def fps(self) -> float:
-        """Messages per second over the latest ones, by the monotonic clock of the receiver.
-
-        The time of publication is the service's wall clock, which may be set meanwhile.
-        """
+        """Messages per second over the latest messages, by the receiver's monotonic clock."""
         if len(self.arrivals) < 2 or self.arrivals[-1] <= self.arrivals[0]:
             return 0.0
         return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
 
-    def fps_lately(self, now: float) -> float:
-        """Messages per second over the last ``RATE_OVER`` seconds; 0 once none come."""
+    def recent_fps(self, now: float) -> float:
+        """Return the messages per second over the last ``RATE_WINDOW`` seconds."""
         if not self.arrivals:
             return 0.0
-        since = max(now - RATE_OVER, self.arrivals[0])  # the first, or the oldest that is kept
-        came = sum(arrival > since for arrival in self.arrivals)
-        return came / (now - since) if came else 0.0
+        start = max(now - RATE_WINDOW, self.arrivals[0])
+        count = sum(arrival > start for arrival in self.arrivals)
+        return count / (now - start) if count else 0.0
 
 
 class Overview:
-    """What is known of a service and its sources, as a table.
-
-    There is no clock in here: whoever calls says what time it is (``now`` is monotonic).
+    """Table of the sources of a service. All times are monotonic seconds given by the caller.
 
     Args:
-        now: when the watch began.
+        now: time of the start.
     """
 
     def __init__(self, now: float) -> None:
-        self.seen: dict[str, Seen] = {}
-        self._heard_at = now
+        self.statistics: dict[str, SourceStatistics] = {}
+        self._last_message_at = now
         self._statuses: Mapping[str, StatusMessage] = {}
         self._lost: Mapping[str, int] = {}
 
     def add(self, received: Received, now: float) -> None:
-        """Count one message that came at ``now``."""
-        self._heard_at = now
-        self.seen.setdefault(received.source, Seen()).add(received, now)
+        """Add a result that arrived at ``now``."""
+        self._last_message_at = now
+        self.statistics.setdefault(received.source, SourceStatistics()).add(received, now)
 
-    def hear(
+    def update_statuses(
         self, statuses: Mapping[str, StatusMessage], lost: Mapping[str, int], now: float
     ) -> None:
-        """Take what the subscriber knows by now: every status that comes differs in its ``seq``."""
+        """Update the latest status messages and the number of lost messages by source.
+
+        Every new status message differs in its ``seq``, so a change means that one arrived.
+        """
         if statuses != self._statuses:
-            self._heard_at = now
+            self._last_message_at = now
         self._statuses, self._lost = statuses, lost
 
     def table(self, now: float, *, closing: bool = False) -> Table:
-        """The sources as they are ``now``; the closing one has the rates of all that came."""
-        silence = now - self._heard_at
-        silent = silence > SILENT_AFTER
+        """Return the table of the sources.
+
+        Args:
+            now: current time.
+            closing: whether to show the rates over all messages instead of the recent ones.
+        """
+        silence = now - self._last_message_at
+        is_silent = silence > SILENT_AFTER
         table = Table("source", "state", "frames", "fps", "age p50", "lost", "in view")
-        # Above, not below: a table that is higher than the terminal loses its end.
-        table.title = f"no word for {silence:.0f} s" if silent else None
-        for name in sorted({*self.seen, *filter(None, self._statuses)}):
-            seen = self.seen.get(name, Seen())
+        # The title is at the top: a table that is higher than the terminal loses its end.
+        table.title = f"no message for {silence:.0f} s" if is_silent else None
+        for name in sorted({*self.statistics, *filter(None, self._statuses)}):
+            source = self.statistics.get(name, SourceStatistics())
             table.add_row(
-                _text(name),
-                _text(self._state(name, silent=silent)),
-                str(seen.frames),
-                f"{seen.fps if closing else seen.fps_lately(now):.1f}",
-                f"{np.median(seen.ages_ms):.0f} ms" if seen.ages_ms else "-",
+                _plain_text(name),
+                _plain_text(self._state(name, is_silent=is_silent)),
+                str(source.frames),
+                f"{source.fps if closing else source.recent_fps(now):.1f}",
+                f"{np.median(source.ages_ms):.0f} ms" if source.ages_ms else "-",
                 str(self._lost.get(name, 0)),
-                _text(", ".join(f"{n} {what}" for what, n in seen.names.most_common(4)) or "-"),
+                _plain_text(
+                    ", ".join(f"{count} {label}" for label, count in source.names.most_common(4))
+                    or "-"
+                ),
             )
         return table
 
-    def _state(self, source: str, *, silent: bool) -> str:
+    def _state(self, source: str, *, is_silent: bool) -> str:
         status = self._statuses.get(source)
-        if silent and (status is None or status.state not in protocol.FINAL):
+        if is_silent and (status is None or status.state not in protocol.FINAL):
             return "silent"
         return status.state if status else "?"
 
 
 class Watch:
-    """Receives until the end, draws a live table, and writes files if asked.
+    """Run of ``streamseg watch``: receives results until the end, shows and records them.
 
     Args:
-        subscriber: connected; with annotated pictures if they are to be saved.
-        save: a video file of one source's pictures: of the first that comes.
-        jsonl: a file of the results.
-        limit: end after so many messages.
-        timeout: fail after so many seconds without one; None waits for ever.
+        subscriber: connected subscriber; with annotated images if they are to be saved.
+        save: video file of the images of one source: that of the first message.
+        jsonl: file of the results.
+        limit: maximum number of messages.
+        timeout: maximum time without a message, in seconds; None waits without a limit.
     """
 
     def __init__(
@@ -161,155 +167,66 @@ class Watch:
         self._jsonl = jsonl
         self._limit = limit
         self._timeout = timeout
-        self._stopped = False
+        self._is_stopped = False
         self._overview = Overview(time.monotonic())
         self._live: Live | None = None
-        self._look_up_at = 0.0
+        self._next_drawing_at = 0.0
 
     def show(self) -> None:
-        """Receive until the sources or the service end, ``limit`` is reached or ``stop`` is called.
+        """Receive until the service ends, ``limit`` is reached or ``stop`` is called.
 
         Raises:
-            ReceiveTimeout: nothing came for the subscriber's timeout.
-            OutputError: a file couldn't be written; all else went on to the end.
+            ReceiveTimeout: no message arrived within the timeout.
+            OutputError: a file couldn't be written; the other file was completed.
         """
         console = Console(stderr=True)
-        with Recording(self._jsonl, self._save) as recording:
+        with Recorder(self._jsonl, self._save) as recorder:
             with Live(console=console, auto_refresh=False, transient=True) as live:
                 self._live = live if console.is_terminal else None
-                for received in recording.record(islice(self._messages(), self._limit)):
+                for received in recorder.record(islice(self._messages(), self._limit)):
                     self._overview.add(received, time.monotonic())
-                    self._look_up()
-            self._hear()
+                    self._refresh_table()
+            self._update_statuses()
             Console().print(self._overview.table(time.monotonic(), closing=True))
 
     def stop(self) -> None:
-        """End after the message that is being handled."""
-        self._stopped = True
+        """Stop after the current message."""
+        self._is_stopped = True
 
     abort = stop
 
     def _messages(self) -> Iterator[Received]:
-        """What is received, looking up now and then whether to stop."""
-        silent_since = time.monotonic()
-        while not self._stopped:
+        """Yield received messages; keep the table up to date while none arrives."""
+        last_message_at = time.monotonic()
+        while not self._is_stopped:
             try:
-                received = self._subscriber.receive(LOOK_UP_EVERY)
+                received = self._subscriber.receive(POLL_INTERVAL)
             except ReceiveTimeout:
-                if self._timeout is not None and time.monotonic() - silent_since > self._timeout:
+                silence = time.monotonic() - last_message_at
+                if self._timeout is not None and silence > self._timeout:
                     raise ReceiveTimeout(f"no result in {self._timeout:g} s") from None
-                self._look_up()
+                self._refresh_table()
                 continue
             if received is None:
-                check_service(self._subscriber)
+                raise_service_failure(self._subscriber)
                 return
-            silent_since = time.monotonic()
+            last_message_at = time.monotonic()
             yield received
 
-    def _look_up(self) -> None:
-        """See how the service is, and show it, if that was long enough ago."""
-        if time.monotonic() < self._look_up_at:
+    def _refresh_table(self) -> None:
+        """Draw the table, at most once per ``DRAW_INTERVAL``."""
+        if time.monotonic() < self._next_drawing_at:
             return
-        self._hear()
+        self._update_statuses()
         if self._live is not None:
             self._live.update(self._overview.table(time.monotonic()), refresh=True)
-        self._look_up_at = time.monotonic() + DRAW_EVERY
+        self._next_drawing_at = time.monotonic() + DRAW_INTERVAL
 
-    def _hear(self) -> None:
+    def _update_statuses(self) -> None:
         subscriber = self._subscriber
-        self._overview.hear(subscriber.statuses, subscriber.gaps, time.monotonic())
+        self._overview.update_statuses(subscriber.statuses, subscriber.gaps, time.monotonic())
 
 
-def check_service(subscriber: Subscriber) -> None:
-    """Once a subscriber has ended: what it received is all there was, or an error.
-
-    Raises:
-        StreamsegError: the service failed, so there should have been more.
-    """
-    status = subscriber.statuses.get("")
-    if status is not None and status.state == "failed":
-        raise StreamsegError(f"the service failed: {status.reason}")
-
-
-class Recording:
-    """Files that received messages are written to; one that fails doesn't cost the other.
-
-    As a context manager it completes the files at the end, and leaves them as ``.part`` if there
-    was an exception.
-
-    Args:
-        jsonl: file of the results, or None.
-        save: video file of one source's pictures, with their own times, or None. The source is
-            the first that comes; each other one is logged once as not saved.
-
-    Raises:
-        OutputError: a file can't be opened; on leaving the context: it couldn't be written.
-    """
-
-    def __init__(self, jsonl: Path | None, save: Path | None) -> None:
-        self._results = None if jsonl is None else IsolatedOutput(lambda: ResultsFile(jsonl))
-        self._video = None if save is None else IsolatedOutput(lambda: VideoFile(save))
-        self._saved: str | None = None
-        self._others: set[str] = set()
-        self._raise_failure()
-
-    def record(self, messages: Iterable[Received]) -> Iterator[Received]:
-        """Write each message, then pass it on."""
-        for received in messages:
-            if self._results is not None:
-                self._write_result(self._results, received)
-            if self._video is not None:
-                self._write_picture(self._video, received)
-            yield received
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for output in self._outputs:
-            output.close() if error is None else output.abort()
-        if error is None:
-            self._raise_failure()
-
-    @property
-    def _outputs(self) -> list[IsolatedOutput[Any]]:
-        return [output for output in (self._results, self._video) if output is not None]
-
-    def _raise_failure(self) -> None:
-        failures = [output.failure for output in self._outputs if output.failure is not None]
-        if len(failures) == 1:
-            raise failures[0]
-        if failures:
-            raise OutputError("; ".join(map(str, failures)))
-
-    def _write_result(self, results: IsolatedOutput[ResultsFile], received: Received) -> None:
-        results.attempt(lambda file: file.write(protocol.record(received.message)))
-
-    def _write_picture(self, video: IsolatedOutput[VideoFile], received: Received) -> None:
-        source = received.source
-        self._saved = self._saved or source
-        if source == self._saved:
-            video.attempt(lambda file: file.write(received.frame, received.pts, received.epoch))
-        elif source not in self._others:
-            self._others.add(source)
-            log.warning(
-                "%s isn't saved: a video is of one source, here %s; name one with --source",
-                source,
-                self._saved,
-            )
-
-
-def recorded(messages: Iterable[Received], recording: Recording) -> Iterator[Received]:
-    """Record messages to their end, and complete the files."""
-    with recording:
-        yield from recording.record(messages)
-
-
-def _text(wired: str) -> Text:
-    """What came from the service, for a cell: no markup, and nothing that the terminal obeys."""
-    return Text(printable(wired))
+def _plain_text(received: str) -> Text:
+    """Return received text for a table cell, without markup and control characters."""
+    return Text(printable(received))

@@ -18,7 +18,7 @@ from support.commands import command, environment
 STARTING = """
 import os, signal, sys, threading, time
 from streamseg.cli import shutdown
-shutdown.STOP_WITHIN = shutdown.ABORT_WITHIN = 0.5
+shutdown.STOP_TIMEOUT = shutdown.ABORT_TIMEOUT = 0.5
 shutdown.install()
 signals = shutdown.installed()
 def say(text): print(text, flush=True)
@@ -83,14 +83,14 @@ def ended(program: subprocess.Popen[str], *numbers: int, pause: float = 0.1):
 
 def test_a_signal_before_the_command_is_known_is_kept(started) -> None:
     program = started(f"say('ready'); time.sleep(0.3)\n{BEGIN}time.sleep(60)")
-    assert ended(program, signal.SIGTERM) == (0, ["stopped while it was starting"])
+    assert ended(program, signal.SIGTERM) == (0, ["stopped during start-up"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_has_done_nothing_ends_at_once_whatever_the_main_thread_does(started, number) -> None:
     swallows = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
     program = started(f"{BEGIN}say('ready')\n{swallows}")
-    assert ended(program, number) == (0, ["stopped while it was starting"])
+    assert ended(program, number) == (0, ["stopped during start-up"])
 
 
 def test_the_first_signal_stops_and_the_second_aborts(started) -> None:
@@ -117,7 +117,7 @@ def test_work_that_does_not_stop_is_ended_by_force_with_what_it_said(started) ->
     )
     code, lines = ended(program, signal.SIGTERM)
     assert code == 1
-    assert lines == ["partial stop", "not ended 0.5 s after the stop signal: ending now"]
+    assert lines == ["partial stop", "still running 0.5 s after the stop signal: ending by force"]
 
 
 def test_an_interrupt_unwinds_once_and_what_comes_later_disturbs_nothing(started) -> None:
@@ -215,7 +215,7 @@ def test_a_command_can_be_stopped_from_its_first_moment(start, arguments, code, 
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=20)
     assert running.returncode == code
-    assert err == b"stopped while it was starting\n"
+    assert err == b"stopped during start-up\n"
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="makes a PID namespace")

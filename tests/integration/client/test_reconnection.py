@@ -18,7 +18,8 @@ from support.subscribers import Cable
 from support.viewers import page, source, viewer
 
 import streamseg
-from streamseg.cli.watch import Recording, Watch
+from streamseg.cli.recorder import Recorder
+from streamseg.cli.watch import Watch
 from streamseg.errors import ReceiveTimeout
 
 STARTS = 2
@@ -69,7 +70,7 @@ class Reader:
         asyncio.run(read())
 
     def _run_watch(self) -> None:
-        with Recording(self._folder / "out.jsonl", None) as recording:
+        with Recorder(self._folder / "out.jsonl", None) as recording:
             for received in recording.record(self._watch._messages()):
                 self._note(received)
 

@@ -11,7 +11,7 @@ import pytest
 from support.paths import CLIP, MEDIA, ROOT
 
 from streamseg import connect, load_model
-from streamseg.cli.watch import check_service
+from streamseg.cli.recorder import raise_service_failure
 from streamseg.config import (
     Config,
     ModelConfig,
@@ -160,7 +160,7 @@ def test_a_failed_service_tells_its_subscribers_that_there_should_have_been_more
         for _ in subscriber:
             pass
         with pytest.raises(StreamsegError, match="the service failed"):
-            check_service(subscriber)
+            raise_service_failure(subscriber)
     service.wait()
 
 

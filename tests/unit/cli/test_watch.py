@@ -1,4 +1,4 @@
-"""``streamseg watch``: what its table says and when, and whose pictures a video is made of."""
+"""``streamseg watch``: its table, its rates, and the files that it records."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from support.subscribers import masks_json, status_json
 import streamseg
 from streamseg import protocol
 from streamseg.cli import watch
-from streamseg.cli.watch import Overview, Recording, Seen, Watch, recorded
+from streamseg.cli.recorder import Recorder
+from streamseg.cli.watch import Overview, SourceStatistics, Watch
 from streamseg.client import Received
 from streamseg.errors import OutputError
 from streamseg.sinks.files.results import ResultsFile
 
 BURST = 300
-DRAWN = "age p50"
-"""What every drawing of the table has once."""
+TABLE_MARK = "age p50"
+"""Text that occurs once in each drawing of the table."""
 
 
 @pytest.fixture
 def screen(monkeypatch, capsys) -> Callable[[], str]:
-    """A terminal for the live table, and what was drawn on it since it was last asked."""
+    """Emulate a terminal; return a function that gives the output since its last call."""
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}.items():
         monkeypatch.setenv(name, value)
     return lambda: capsys.readouterr().err
@@ -42,7 +43,7 @@ def screen(monkeypatch, capsys) -> Callable[[], str]:
 
 @contextlib.contextmanager
 def watching(at: str, **options):
-    """A watch in a thread of its own."""
+    """Run ``Watch`` in a thread."""
     with streamseg.connect(at, frames="annotated" if "save" in options else False) as subscriber:
         run = Watch(subscriber, **options)
         thread = threading.Thread(target=run.show)
@@ -56,7 +57,7 @@ def watching(at: str, **options):
 
 
 def received(source="gate", *, names=(), published_at=1.0) -> Received:
-    """A result, with as many instances as ``names``."""
+    """Return a received result with one instance for each name."""
     made = result(source=source, found=instances(len(names)))
     message = protocol.decode(
         masks_json(made=made, published_at=published_at), protocol.MasksMessage
@@ -73,7 +74,7 @@ def status(state="live", seq=0, source="gate") -> protocol.StatusMessage:
     return protocol.decode(status_json(state, seq, source=source), protocol.StatusMessage)
 
 
-def drawn(table) -> str:
+def rendered(table) -> str:
     console = Console(file=io.StringIO(), width=200)
     console.print(table)
     return console.file.getvalue()
@@ -84,8 +85,8 @@ def cells(table, column: str) -> list[str]:
     return [str(cell) for cell in found.cells]
 
 
-def test_a_camera_that_stalls_has_no_rate_any_more(screen, monkeypatch) -> None:
-    monkeypatch.setattr(watch, "RATE_OVER", 1.0)
+def test_rate_of_a_stalled_source_drops_to_zero(screen, monkeypatch) -> None:
+    monkeypatch.setattr(watch, "RATE_WINDOW", 1.0)
     with service() as running, watching(running.masks_at):
         running.wait_joined()
         running.put(*(result(i) for i in range(20)), every=0.02)
@@ -93,105 +94,107 @@ def test_a_camera_that_stalls_has_no_rate_any_more(screen, monkeypatch) -> None:
         eventually(lambda: " 0.0 " in screen(), within=5)
 
 
-def test_a_service_that_dies_is_said_to_be_silent(screen) -> None:
+def test_killed_service_is_shown_as_silent(screen) -> None:
     with service() as running, watching(running.masks_at):
         running.wait_joined()
         running.publisher.set_state("gate", "live", "", 0)
         running.put(*(result(i) for i in range(5)))
         eventually(lambda: "live" in screen())
         running.kill()
-        eventually(lambda: "no word for 3 s" in screen(), within=8)
+        eventually(lambda: "no message for 3 s" in screen(), within=8)
         eventually(lambda: "silent" in screen())
 
 
-def test_nothing_is_drawn_where_nobody_looks(capsys) -> None:
+def test_only_the_closing_table_is_printed_without_a_terminal(capsys) -> None:
     with service() as running, watching(running.masks_at, limit=5):
         running.wait_joined()
         running.put_and_wait(*(result(i) for i in range(5)))
-    said = capsys.readouterr()
-    assert DRAWN not in said.err
-    assert DRAWN in said.out
+    output = capsys.readouterr()
+    assert TABLE_MARK not in output.err
+    assert TABLE_MARK in output.out
 
 
-def test_a_burst_is_drawn_few_times_and_none_of_it_is_lost(screen, tmp_path) -> None:
-    began = time.monotonic()
+def test_burst_is_recorded_completely_and_drawn_rarely(screen, tmp_path) -> None:
+    started_at = time.monotonic()
     with service() as running, watching(running.masks_at, jsonl=tmp_path / "out.jsonl"):
         running.wait_joined()
         running.put_and_wait(*(result(i) for i in range(BURST)))
         running.end()
         eventually((tmp_path / "out.jsonl").exists)
-    most = (time.monotonic() - began) / watch.DRAW_EVERY + 3  # at the start, at the end, and one
-    assert 0 < screen().count(DRAWN) <= most < BURST / 2
+    max_drawings = (time.monotonic() - started_at) / watch.DRAW_INTERVAL + 3
+    assert 0 < screen().count(TABLE_MARK) <= max_drawings < BURST / 2
     assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == BURST
 
 
-def test_rates_are_of_the_last_seconds_and_in_the_closing_table_of_all() -> None:
-    seen = Seen()
-    assert seen.fps_lately(100.0) == 0.0
+def test_recent_rate_and_overall_rate_use_the_receivers_clock() -> None:
+    statistics = SourceStatistics()
+    assert statistics.recent_fps(100.0) == 0.0
     for i in range(101):
-        clock = -3600 if i > 50 else 0  # the service's is set back by an hour
-        seen.add(received(published_at=clock + i / 10), 100 + i / 10)
-    assert seen.fps_lately(110.0) == pytest.approx(10, rel=0.03)
-    assert seen.fps_lately(112.5) == pytest.approx(5, rel=0.05)
-    assert seen.fps_lately(115.0) == 0.0
-    assert seen.fps == pytest.approx(10)
+        clock = -3600 if i > 50 else 0  # the clock of the service is set back by an hour
+        statistics.add(received(published_at=clock + i / 10), 100 + i / 10)
+    assert statistics.recent_fps(110.0) == pytest.approx(10, rel=0.03)
+    assert statistics.recent_fps(112.5) == pytest.approx(5, rel=0.05)
+    assert statistics.recent_fps(115.0) == 0.0
+    assert statistics.fps == pytest.approx(10)
 
 
-def test_a_rate_may_be_higher_than_what_is_remembered() -> None:
-    seen, came = Seen(), received()
+def test_rate_may_exceed_the_number_of_stored_samples() -> None:
+    statistics, message = SourceStatistics(), received()
     for i in range(4000):
-        seen.add(came, i / 1000)
-    assert seen.fps_lately(4.0) == pytest.approx(1000, rel=0.01)
+        statistics.add(message, i / 1000)
+    assert statistics.recent_fps(4.0) == pytest.approx(1000, rel=0.01)
 
 
-def test_the_rate_right_after_the_start_is_of_what_has_passed() -> None:
-    seen, came = Seen(), received()
+def test_rate_right_after_the_start_uses_the_elapsed_time() -> None:
+    statistics, message = SourceStatistics(), received()
     for i in range(11):
-        seen.add(came, 50 + i / 10)
-    assert seen.fps_lately(51.0) == pytest.approx(10)
+        statistics.add(message, 50 + i / 10)
+    assert statistics.recent_fps(51.0) == pytest.approx(10)
 
 
-def test_a_status_is_a_word_and_one_that_came_before_is_not() -> None:
+def test_only_new_status_messages_end_the_silence() -> None:
     overview = Overview(0.0)
     overview.add(received(), 1.0)
     for second in range(1, 11):
-        overview.hear({"gate": status(seq=second)}, {}, float(second))
+        overview.update_statuses({"gate": status(seq=second)}, {}, float(second))
         assert overview.table(second + 0.5).title is None
-    overview.hear({"gate": status(seq=10)}, {}, 14.4)
+    overview.update_statuses({"gate": status(seq=10)}, {}, 14.4)
     table = overview.table(14.4)
-    assert table.title == "no word for 4 s"
+    assert table.title == "no message for 4 s"
     assert cells(table, "state") == ["silent"]
     overview.add(received(), 15.0)
     assert overview.table(15.0).title is None
 
 
-def test_a_service_that_is_not_there_at_all_is_silent_too() -> None:
+def test_missing_service_is_shown_as_silent() -> None:
     assert Overview(10.0).table(12.0).title is None
-    assert Overview(10.0).table(15.0).title == "no word for 5 s"
+    assert Overview(10.0).table(15.0).title == "no message for 5 s"
 
 
-def test_a_source_that_has_ended_is_not_silent() -> None:
+def test_ended_source_is_not_shown_as_silent() -> None:
     overview = Overview(0.0)
-    overview.hear({"gate": status("ended"), "yard": status("live", source="yard")}, {}, 0.0)
+    overview.update_statuses(
+        {"gate": status("ended"), "yard": status("live", source="yard")}, {}, 0.0
+    )
     assert cells(overview.table(9.0), "state") == ["ended", "silent"]
 
 
 @pytest.mark.parametrize("name", ["cat [/x]", "sign [stop]", "[red]fox[/red]", ":smile:", "Füße"])
-def test_what_comes_from_the_wire_is_no_markup(name) -> None:
+def test_received_names_are_not_interpreted_as_markup(name) -> None:
     overview = Overview(0.0)
     overview.add(received(names=[name]), 0.0)
-    assert f"1 {name}" in drawn(overview.table(0.0))
+    assert f"1 {name}" in rendered(overview.table(0.0))
 
 
-def test_the_terminal_obeys_nothing_that_comes_from_the_wire() -> None:
+def test_received_names_can_not_control_the_terminal() -> None:
     overview = Overview(0.0)
     overview.add(received(names=["\x1b[2Jcat\r\n\x9b1A\u202edog"]), 0.0)
-    assert r"1 \x1b[2Jcat\r\n\x9b1A\u202edog" in drawn(overview.table(0.0))
+    assert r"1 \x1b[2Jcat\r\n\x9b1A\u202edog" in rendered(overview.table(0.0))
 
 
-def test_a_video_is_of_the_source_that_comes_first(tmp_path, caplog) -> None:
+def test_video_holds_the_source_of_the_first_message(tmp_path, caplog) -> None:
     files = {"save": tmp_path / "out.mp4", "jsonl": tmp_path / "out.jsonl"}
-    pictures = {"gate": jpeg(colour=(255, 0, 0)), "yard": jpeg(colour=(0, 255, 0))}
+    images = {"gate": jpeg(colour=(255, 0, 0)), "yard": jpeg(colour=(0, 255, 0))}
     with (
         caplog.at_level(logging.WARNING),
         service() as running,
@@ -199,9 +202,9 @@ def test_a_video_is_of_the_source_that_comes_first(tmp_path, caplog) -> None:
     ):
         eventually(lambda: running.publisher.wants("frames", "gate"))
         for i in range(6):
-            for source, picture in pictures.items():
-                running.show(result(i, source), picture)
-                time.sleep(0.02)  # of pictures, the publisher keeps few
+            for source, image in images.items():
+                running.show(result(i, source), image)
+                time.sleep(0.02)  # the publisher queues few images
         running.end()
         eventually(files["jsonl"].exists)
     with av.open(str(files["save"])) as video:
@@ -212,36 +215,39 @@ def test_a_video_is_of_the_source_that_comes_first(tmp_path, caplog) -> None:
     assert len(frames) == sources.count("gate") > 1
     assert all((abs(frame.astype(int) - (255, 0, 0)) < 12).all() for frame in frames)
     assert caplog.messages == [
-        "yard isn't saved: a video is of one source, here gate; name one with --source"
+        "yard is not saved: a video holds one source, here gate; name it with --source"
     ]
 
 
-def test_a_file_that_fails_does_not_cost_the_other_and_is_said_at_the_end(tmp_path, monkeypatch):
+def test_failed_file_does_not_affect_the_other_file(tmp_path, monkeypatch):
     def full(*_):
         raise OutputError("out.jsonl: can't be written: the disk is full")
 
     monkeypatch.setattr(ResultsFile, "write", full)
-    given = [dataclasses.replace(received(), jpeg=jpeg()) for _ in range(5)]
-    with pytest.raises(OutputError, match=r"out\.jsonl: can't be written"):
-        list(recorded(given, Recording(tmp_path / "out.jsonl", tmp_path / "out.mp4")))
+    messages = [dataclasses.replace(received(), jpeg=jpeg()) for _ in range(5)]
+    with (
+        pytest.raises(OutputError, match=r"out\.jsonl: can't be written"),
+        Recorder(tmp_path / "out.jsonl", tmp_path / "out.mp4") as recorder,
+    ):
+        list(recorder.record(messages))
     with av.open(str(tmp_path / "out.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) == 5
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_files_that_cannot_be_opened_are_said_before_anything_is_received(tmp_path):
+def test_files_that_can_not_be_opened_are_reported_at_the_start(tmp_path):
     with pytest.raises(OutputError, match=r"gone/a: .*no such folder.*; .*gone/b: "):
-        Recording(tmp_path / "gone" / "a", tmp_path / "gone" / "b")
+        Recorder(tmp_path / "gone" / "a", tmp_path / "gone" / "b")
 
 
-def test_a_video_of_two_sources_is_refused_before_anything_is_connected(streamseg: Run) -> None:
+def test_video_of_two_sources_is_refused_before_connecting(streamseg: Run) -> None:
     nowhere = "tcp://127.0.0.1:99999"  # which connecting would complain about
     two = streamseg("watch", nowhere, "--save", "o.mp4", "--source", "a", "--source", "b")
     assert (two.returncode, len(two.stderr.splitlines())) == (2, 1)
-    assert "--save o.mp4: a video is of one source: name one with --source" in two.stderr
+    assert "--save o.mp4: a video holds one source: name it with --source" in two.stderr
 
 
-def test_a_video_of_one_source_that_is_named_twice_is_no_mistake(streamseg: Run) -> None:
+def test_video_of_a_source_named_twice_is_accepted(streamseg: Run) -> None:
     at = f"tcp://127.0.0.1:{free_port()}"
     one = ("--save", "o.mp4", "--source", "a", "--source", "a", "--timeout", "0.3")
     result = streamseg("watch", at, *one)
