@@ -1,1 +1,1 @@
-"""Counts and events for home automation, to an MQTT broker."""
+"""MQTT sink: object counts, events and source states for home automation."""

@@ -1,9 +1,9 @@
-"""The connection to an MQTT broker: made, watched, and made again for ever.
+"""MQTT broker connection: connects, sends the message queue, and reconnects with backoff.
 
-One thread, the one that runs ``deliver``, owns the socket. Each connection has a client of paho's
-own, so nothing of a connection that broke is left; what it may not have delivered is in the outbox
-again. paho's own thread isn't used: it waits with ``select``, which can't take the file descriptors
-over 1023 that a service with many subscribers has, and reconnects without jitter.
+The thread that runs ``deliver`` owns the socket. Each connection uses a new paho client, so that no
+state of a broken connection remains; messages that may not have arrived return to the queue. The
+thread of paho is not used: it waits with ``select``, which does not support file descriptors above
+1023 (a service with many subscribers has more), and it reconnects without jitter.
 """
 
 from __future__ import annotations
@@ -33,50 +33,53 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from streamseg.config import MqttConfig, read_secret
 from streamseg.errors import ConfigError, StreamsegError
-from streamseg.sinks.mqtt.queue import Message, Outbox
+from streamseg.sinks.mqtt.queue import Message, MessageQueue
 
 log = logging.getLogger(__name__)
 
 ONLINE, OFFLINE = b"online", b"offline"
 PORTS = {"mqtt": 1883, "mqtts": 8883}
-CONNECT_WITHIN = 3.0
-WELCOME_WITHIN = 3.0
-"""Seconds until the system has connected, and until the broker has let us in."""
+CONNECT_TIMEOUT = 3.0
+"""Time limit for the TCP connection, in seconds."""
+CONNACK_TIMEOUT = 3.0
+"""Time limit for the broker to accept the connection, in seconds."""
 KEEPALIVE = 10
-"""Seconds of silence after which the broker is asked for a sign of life, and has as long again."""
-ANSWER_WITHIN = 30.0
-"""Seconds that a broker gets to acknowledge a message."""
-FIRST_DELAY = 0.5
-LONGEST_DELAY = 8.0
-"""Seconds before the next attempt, each drawn from the upper half."""
-STEADY_AFTER = 10.0
-"""Seconds that a connection must have held before the next delay is the first again: two services
-that go by the same name throw each other out."""
-LEAVE_WITHIN = 3.0
-"""Seconds that the last messages get."""
-MOST_UNANSWERED = 20
-"""Messages that the broker may have without having acknowledged them."""
+"""Interval of MQTT pings, and time limit for the answer, in seconds."""
+ACKNOWLEDGE_TIMEOUT = 30.0
+"""Time limit for the acknowledgement of a message, in seconds."""
+MIN_DELAY = 0.5
+MAX_DELAY = 8.0
+"""Delays between connection attempts, in seconds; each is multiplied by 0.5 to 1 at random."""
+STABLE_AFTER = 10.0
+"""Duration of a connection after which the delay is reset to ``MIN_DELAY``, in seconds.
+
+Two services with the same client id disconnect each other; they must not reconnect at full speed.
+"""
+DRAIN_TIMEOUT = 3.0
+"""Time limit for sending the last messages when the sink is closed, in seconds."""
+MAX_UNACKNOWLEDGED = 20
+"""Maximum number of messages in flight."""
 _LOGIN_REFUSED = (134, 135)
-"""Reason codes: bad user name or password, not authorized. Mosquitto says the second for both."""
+"""Reason codes: bad user name or password, not authorized; Mosquitto sends only the latter."""
 _NOT_MQTT = (MQTTException, ValueError, IndexError, KeyError, struct.error)
-"""What paho raises when it reads something else than MQTT."""
-_NO_MQTT = "what it says isn't MQTT"
+"""Errors that paho raises when the received data is not MQTT."""
+_NOT_MQTT_REASON = "the peer does not send MQTT"
 
 
 class BrokerLostError(StreamsegError):
-    """The connection couldn't be made, or broke; the message says why."""
+    """The connection failed or broke; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Where a broker is, and who we are.
+    """Address and credentials of a broker.
 
     Attributes:
-        host: a name or an address.
-        port: its port.
-        tls: whether it is spoken to through TLS.
-        user: empty for nobody.
-        password: never printed.
+        host: host name or IP address.
+        port: TCP port.
+        tls: whether the connection uses TLS.
+        user: user name; empty for an anonymous connection.
+        password: password; never printed.
     """
 
     host: str
@@ -87,32 +90,34 @@ class Login:
 
     @classmethod
     def of(cls, config: MqttConfig) -> Login:
-        """What a config says.
+        """Read address and credentials from a config.
 
         Raises:
-            ConfigError: the url isn't a broker's, or the password can't be had.
+            ConfigError: the URL is not that of a broker, or the password can't be read.
         """
-        form = "write it as mqtt://[user[:password]@]host[:port], or mqtts://"
+        expected = "expected mqtt://[user[:password]@]host[:port] or mqtts://…"
         try:
             parts = urlsplit(config.url)
             scheme, host = parts.scheme.lower(), parts.hostname or ""
             port = PORTS[scheme] if parts.port is None else parts.port
             host.encode("idna")
         except (ValueError, KeyError):
-            raise ConfigError(f"mqtt.url isn't a broker's address: {form}") from None
-        inside = parts.path.strip("/") or parts.query or parts.fragment
-        if not re.fullmatch(r"[\w.:%-]+", host) or inside or port == 0:
-            raise ConfigError(f"mqtt.url isn't a broker's address: {form}")
+            raise ConfigError(f"mqtt.url isn't a broker's address: {expected}") from None
+        has_more = parts.path.strip("/") or parts.query or parts.fragment
+        if not re.fullmatch(r"[\w.:%-]+", host) or has_more or port == 0:
+            raise ConfigError(f"mqtt.url isn't a broker's address: {expected}")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         if config.user and user:
-            raise ConfigError("mqtt: url and user both say who to log in as")
+            raise ConfigError("mqtt: url and user both give a user name: remove one of them")
         user = config.user or user
         if config.password_env or config.password_file:
             if password:
-                raise ConfigError("mqtt: the url has a password, and another one is named")
+                raise ConfigError(
+                    "mqtt: password given in url and by password_env or password_file: keep one"
+                )
             password = read_secret(config.password_env, config.password_file, "mqtt: password")
         if password and not user:
-            raise ConfigError("mqtt: a password needs a user to log in as")
+            raise ConfigError("mqtt: a password needs a user: set user")
         return cls(host, port, scheme == "mqtts", user, password)
 
     def __str__(self) -> str:
@@ -121,17 +126,17 @@ class Login:
 
 
 class Broker:
-    """Delivers what is in its outbox while somebody runs ``deliver``.
+    """Sender of a message queue; ``deliver`` runs the connection.
 
     Args:
-        login: gives where, and as whom; asked for each connection, because passwords are changed.
-        status_topic: there it says ``online``, and at the end ``offline``; if it dies, the broker
-            says so, as its last will.
-        on_drop: told how many events were dropped.
-        on_change: told whether there is a connection, when that changes.
+        login: function that returns address and credentials; called for each connection, because
+            passwords may change.
+        status_topic: topic of ``online`` and ``offline``; the latter is also the last will.
+        on_drop: called with the number of dropped events.
+        on_change: called with whether there is a connection, when that changes.
 
     Attributes:
-        outbox: what is to be delivered.
+        queue: messages to send.
     """
 
     def __init__(
@@ -141,111 +146,114 @@ class Broker:
         on_drop: Callable[[int], None],
         on_change: Callable[[bool], None],
     ) -> None:
-        self.outbox = Outbox(on_drop, self._wake)
+        self.queue = MessageQueue(on_drop, self._wake)
         self._read_login = login
         self._login = login()
         self._status_topic = status_topic
         self._on_change = on_change
         self._closing = threading.Event()
-        self._waking = threading.Lock()
-        self._mouth: socket.socket | None = None
-        self._trouble = ""
+        self._wake_lock = threading.Lock()
+        self._wake_sender: socket.socket | None = None
+        self._last_failure = ""
 
     def deliver(self) -> Iterator[Any]:
-        """Keep a connection and deliver, until ``close``: a stage that yields nothing."""
-        ear, self._mouth = socket.socketpair()
-        for end in (ear, self._mouth):
-            end.setblocking(False)
+        """Connect and send messages until ``close``; a stage that yields nothing."""
+        wake_receiver, self._wake_sender = socket.socketpair()
+        for each in (wake_receiver, self._wake_sender):
+            each.setblocking(False)
         try:
-            self._keep_connected(ear)
+            self._keep_connected(wake_receiver)
         finally:
-            with self._waking:
-                self._mouth.close()
-                self._mouth = None
-            ear.close()
-            self.outbox.abandon()
+            with self._wake_lock:
+                self._wake_sender.close()
+                self._wake_sender = None
+            wake_receiver.close()
+            self.queue.close()
         yield from ()
 
     def close(self) -> None:
-        """Deliver what waits, as far as ``LEAVE_WITHIN`` allows, and leave; returns at once."""
+        """Let ``deliver`` send the waiting messages and end; does not block."""
         self._closing.set()
         self._wake()
 
-    def _keep_connected(self, ear: socket.socket) -> None:
-        delay = FIRST_DELAY
+    def _keep_connected(self, wake_receiver: socket.socket) -> None:
+        delay = MIN_DELAY
         while not self._closing.is_set():
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
-                self._connection(ear)
+                self._run_connection(wake_receiver)
             except BrokerLostError as error:
-                self._say_lost(str(error))
-            if time.monotonic() - began > STEADY_AFTER:
-                delay = FIRST_DELAY
-            self._closing.wait(delay * random.uniform(0.5, 1))  # noqa: S311 - no secret
-            delay = min(2 * delay, LONGEST_DELAY)
+                self._log_failure(str(error))
+            if time.monotonic() - started_at > STABLE_AFTER:
+                delay = MIN_DELAY
+            self._closing.wait(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            delay = min(2 * delay, MAX_DELAY)
 
-    def _connection(self, ear: socket.socket) -> None:
-        """One connection, from being made to its end.
+    def _run_connection(self, wake_receiver: socket.socket) -> None:
+        """Run one connection until ``close``.
 
         Raises:
-            BrokerLostError: why it broke.
+            BrokerLostError: the connection failed or broke.
         """
         try:
             self._login = self._read_login()
         except ConfigError as error:
             raise BrokerLostError(str(error)) from None
-        connection = _Connection(self._login, self._status_topic, self.outbox, ear)
+        connection = _Connection(self._login, self._status_topic, self.queue, wake_receiver)
         try:
             connection.open()
-            self._say_connected()
+            self._on_change(True)
+            self._log_connected()
             connection.serve(self._closing)
         finally:
             self._on_change(False)
             connection.close()
 
-    def _say_connected(self) -> None:
-        self._on_change(True)
-        log.log(logging.WARNING if self._trouble else logging.INFO, "%s: connected", self._login)
-        self._trouble = ""
+    def _log_connected(self) -> None:
+        level = logging.WARNING if self._last_failure else logging.INFO
+        log.log(level, "%s: connected", self._login)
+        self._last_failure = ""
 
-    def _say_lost(self, trouble: str) -> None:
-        """Log why, where that has changed: a broker may be away for days."""
-        if trouble != self._trouble:
-            more = "" if self._closing.is_set() else "; trying again until it works"
-            log.warning("%s: %s%s", self._login, trouble, more)
-        self._trouble = trouble
+    def _log_failure(self, reason: str) -> None:
+        """Log a failure if its reason is new: a broker may be unreachable for days."""
+        if reason != self._last_failure:
+            retry = "" if self._closing.is_set() else "; trying again until it works"
+            log.warning("%s: %s%s", self._login, reason, retry)
+        self._last_failure = reason
 
     def _wake(self) -> None:
-        with self._waking, contextlib.suppress(BlockingIOError):  # full: it is awake
-            if self._mouth is not None:
-                self._mouth.send(b"x")
+        with self._wake_lock, contextlib.suppress(BlockingIOError):  # full: a wake-up is pending
+            if self._wake_sender is not None:
+                self._wake_sender.send(b"x")
 
 
 @dataclass(frozen=True, slots=True)
-class _Unanswered:
-    """A message that the broker hasn't acknowledged yet."""
+class _InFlight:
+    """Message that the broker has not acknowledged yet."""
 
     message: Message
-    sent: float
+    sent_at: float
 
 
 class _Connection:
-    """One connection, and the client that is only for it."""
+    """Connection with a client of its own."""
 
-    def __init__(self, login: Login, status_topic: str, outbox: Outbox, ear: socket.socket) -> None:
+    def __init__(
+        self, login: Login, status_topic: str, queue: MessageQueue, wake_receiver: socket.socket
+    ) -> None:
         self._login = login
         self._status_topic = status_topic
-        self._outbox = outbox
-        self._ear = ear
+        self._queue = queue
+        self._wake_receiver = wake_receiver
         self._selector = selectors.DefaultSelector()
-        self._unanswered: dict[int, _Unanswered] = {}
-        self._welcome: ReasonCode | None = None
+        self._in_flight: dict[int, _InFlight] = {}
+        self._connack: ReasonCode | None = None
         self._client = client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=_client_id(status_topic),
             reconnect_on_failure=False,
         )
-        client.connect_timeout = CONNECT_WITHIN
+        client.connect_timeout = CONNECT_TIMEOUT
         client.will_set(status_topic, OFFLINE, qos=1, retain=True)
         if login.user:
             client.username_pw_set(login.user, login.password)
@@ -255,58 +263,58 @@ class _Connection:
         client.on_publish = self._on_publish
 
     def open(self) -> None:
-        """Connect and be let in.
+        """Connect and wait until the broker accepts the connection.
 
         Raises:
-            BrokerLostError: that failed.
+            BrokerLostError: the connection failed.
         """
         try:
             self._client.connect(self._login.host, self._login.port, KEEPALIVE)
         except OSError as error:
-            raise BrokerLostError(_why(error)) from None
+            raise BrokerLostError(_connection_error(error)) from None
         sock = self._client.socket()
         if sock is None:
             raise BrokerLostError("the connection was closed")
         self._selector.register(sock, selectors.EVENT_READ)
-        self._selector.register(self._ear, selectors.EVENT_READ)
-        due = time.monotonic() + WELCOME_WITHIN
-        while self._welcome is None:
-            if time.monotonic() > due:
-                raise BrokerLostError(f"it said nothing for {WELCOME_WITHIN:g} s")
-            self._attend()
+        self._selector.register(self._wake_receiver, selectors.EVENT_READ)
+        deadline = time.monotonic() + CONNACK_TIMEOUT
+        while self._connack is None:
+            if time.monotonic() > deadline:
+                raise BrokerLostError(f"the broker did not answer within {CONNACK_TIMEOUT:g} s")
+            self._process_events()
         self._publish(Message(self._status_topic, ONLINE, 1, retain=True))
 
     def serve(self, closing: threading.Event) -> None:
-        """Deliver until ``closing`` is set and everything has gone out, or it is too late.
+        """Send messages until ``closing`` is set, then the rest within ``DRAIN_TIMEOUT``.
 
         Raises:
             BrokerLostError: the connection broke.
         """
         while not closing.is_set():
-            self._hand_over()
-            self._attend()
-        due = time.monotonic() + LEAVE_WITHIN
-        while (len(self._outbox) or self._unanswered) and time.monotonic() < due:
-            self._hand_over()
-            self._attend()
+            self._send_waiting()
+            self._process_events()
+        deadline = time.monotonic() + DRAIN_TIMEOUT
+        while (len(self._queue) or self._in_flight) and time.monotonic() < deadline:
+            self._send_waiting()
+            self._process_events()
         self._publish(Message(self._status_topic, OFFLINE, 1, retain=True))
-        while self._unanswered and time.monotonic() < due:
-            self._attend()
+        while self._in_flight and time.monotonic() < deadline:
+            self._process_events()
         self._client.disconnect()
 
     def close(self) -> None:
-        """Let go of the socket; what may not have arrived goes back into the outbox."""
-        unanswered = [u.message for u in self._unanswered.values()]
+        """Close the socket and return the unacknowledged messages to the queue."""
+        unacknowledged = [each.message for each in self._in_flight.values()]
         self._selector.close()
         sock = self._client.socket()
         if sock is not None:
             sock.close()
-        self._outbox.begin_anew(m for m in unanswered if m.topic != self._status_topic)
+        self._queue.restart(m for m in unacknowledged if m.topic != self._status_topic)
 
-    def _hand_over(self) -> None:
-        """Give the client what waits, but no more than it can get rid of."""
-        while not self._client.want_write() and len(self._unanswered) < MOST_UNANSWERED:
-            message = self._outbox.take()
+    def _send_waiting(self) -> None:
+        """Pass messages to the client as long as it can send them."""
+        while not self._client.want_write() and len(self._in_flight) < MAX_UNACKNOWLEDGED:
+            message = self._queue.take()
             if message is None:
                 return
             self._publish(message)
@@ -316,63 +324,63 @@ class _Connection:
             message.topic, message.payload, qos=message.qos, retain=message.retain
         )
         if message.qos:
-            self._unanswered[sent.mid] = _Unanswered(message, time.monotonic())
+            self._in_flight[sent.mid] = _InFlight(message, time.monotonic())
         if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            self._lost(sent.rc)
+            self._raise_lost(sent.rc)
 
-    def _attend(self) -> None:
-        """Wait until there is something to read, to write or to hand over; at most a second.
+    def _process_events(self) -> None:
+        """Wait at most one second for the socket or a wake-up, then read and write.
 
         Raises:
             BrokerLostError: the connection broke.
         """
         sock = self._client.socket()
         if sock is None:
-            self._lost(MQTTErrorCode.MQTT_ERR_CONN_LOST)
+            self._raise_lost(MQTTErrorCode.MQTT_ERR_CONN_LOST)
         writes = selectors.EVENT_WRITE if self._client.want_write() else 0
         self._selector.modify(sock, selectors.EVENT_READ | writes)
-        decoded = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-        ready = {key.fileobj: mask for key, mask in self._selector.select(0 if decoded else 1)}
-        if self._ear in ready:
+        has_decoded = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        ready = {key.fileobj: mask for key, mask in self._selector.select(0 if has_decoded else 1)}
+        if self._wake_receiver in ready:
             with contextlib.suppress(BlockingIOError):
-                self._ear.recv(4096)
+                self._wake_receiver.recv(4096)
         mask = ready.get(sock, 0)
-        if decoded or mask & selectors.EVENT_READ:
+        if has_decoded or mask & selectors.EVENT_READ:
             self._check(self._read())
         if mask & selectors.EVENT_WRITE:
             self._check(self._client.loop_write())
         self._check(self._client.loop_misc())
-        oldest = next(iter(self._unanswered.values()), None)
-        if oldest is not None and time.monotonic() - oldest.sent > ANSWER_WITHIN:
-            raise BrokerLostError(f"it acknowledged nothing for {ANSWER_WITHIN:g} s")
+        oldest = next(iter(self._in_flight.values()), None)
+        if oldest is not None and time.monotonic() - oldest.sent_at > ACKNOWLEDGE_TIMEOUT:
+            raise BrokerLostError(f"no message was acknowledged for {ACKNOWLEDGE_TIMEOUT:g} s")
 
     def _read(self) -> MQTTErrorCode:
         try:
             return self._client.loop_read()
         except _NOT_MQTT:
-            raise BrokerLostError(_NO_MQTT) from None
+            raise BrokerLostError(_NOT_MQTT_REASON) from None
 
     def _check(self, code: MQTTErrorCode) -> None:
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            self._lost(code)
+            self._raise_lost(code)
 
-    def _lost(self, code: MQTTErrorCode) -> NoReturn:
-        if self._welcome is not None and self._welcome.is_failure:
-            why = self._why_refused(self._welcome)
+    def _raise_lost(self, code: MQTTErrorCode) -> NoReturn:
+        if self._connack is not None and self._connack.is_failure:
+            reason = self._refusal(self._connack)
         elif code == MQTTErrorCode.MQTT_ERR_CONN_LOST:
-            why = "the connection was closed"
+            reason = "the connection was closed"
         elif code == MQTTErrorCode.MQTT_ERR_PROTOCOL:
-            why = _NO_MQTT
+            reason = _NOT_MQTT_REASON
         else:
-            why = error_string(code).rstrip(".").lower()
-        raise BrokerLostError(why)
+            reason = error_string(code).rstrip(".").lower()
+        raise BrokerLostError(reason)
 
-    def _why_refused(self, code: ReasonCode) -> str:
+    def _refusal(self, code: ReasonCode) -> str:
         if code.value not in _LOGIN_REFUSED:
-            return f"it refuses the connection: {code}".lower()
+            return f"the broker refuses the connection: {code}".lower()
         if self._login.user:
-            return "it refuses the user name or the password"
-        return "it asks for a user name and a password"
+            return "the broker refuses the user name or the password"
+        return "the broker requires a user name and a password"
 
     def _on_connect(
         self,
@@ -380,33 +388,34 @@ class _Connection:
         _data: Any,
         _flags: ConnectFlags,
         code: ReasonCode,
-        _more: Properties | None,
+        _properties: Properties | None,
     ) -> None:
-        self._welcome = code
+        self._connack = code
 
     def _on_publish(
-        self, _client: Client, _data: Any, mid: int, _code: ReasonCode, _more: Properties
+        self, _client: Client, _data: Any, mid: int, _code: ReasonCode, _properties: Properties
     ) -> None:
-        answered = self._unanswered.pop(mid, None)
-        if answered is not None:
-            self._outbox.arrived(answered.message)
+        acknowledged = self._in_flight.pop(mid, None)
+        if acknowledged is not None:
+            self._queue.acknowledge(acknowledged.message)
 
 
 def _client_id(status_topic: str) -> str:
-    """The same at each start on a machine.
+    """Return a client id that is the same at each start on a machine.
 
-    So a broker which still holds a connection of ours for alive closes it, and says its last will,
-    before it lets us in: not after.
+    If the broker still has a connection of an earlier run, it closes that one and publishes its
+    last will before it accepts the new connection, and not after.
     """
-    named = f"{platform.node()}/{status_topic}".encode()
-    return f"streamseg{hashlib.sha256(named).hexdigest()[:12]}"  # 23 characters are allowed
+    identity = f"{platform.node()}/{status_topic}".encode()
+    return f"streamseg{hashlib.sha256(identity).hexdigest()[:12]}"  # 23 characters are allowed
 
 
-def _why(error: OSError) -> str:
+def _connection_error(error: OSError) -> str:
+    """Return the reason of a failed connection."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate can't be trusted: {error.verify_message}"
+        return f"the certificate of the broker can't be trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or str(error)).replace('_', ' ').lower()}"
     if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_WITHIN:g} s"
+        return f"no answer within {CONNECT_TIMEOUT:g} s"
     return (error.strerror or str(error)).lower()

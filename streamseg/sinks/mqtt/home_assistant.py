@@ -1,7 +1,7 @@
-"""What tells Home Assistant that there are sources to show: its MQTT discovery.
+"""Home Assistant MQTT discovery: announcements of the sensors of each source.
 
-Each source is a device, with a binary sensor for whether it is live and a sensor for each class
-that is counted. Each is announced in one retained message; an empty one takes it back.
+Each source is a device with a connectivity sensor and one sensor per counted class. Each sensor is
+announced by a retained message; an empty retained message removes it.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Literal
 
 import msgspec
 
-from streamseg.sinks.mqtt.topics import Topics, identifier, shown
+from streamseg.sinks.mqtt.topics import Topics, identifier, json_text
 
 _VERSION = version("streamseg")
-_ALIVE = "{{ 'ON' if value_json.state == 'live' else 'OFF' }}"
+_LIVE_TEMPLATE = "{{ 'ON' if value_json.state == 'live' else 'OFF' }}"
 
 
-class _Maker(msgspec.Struct, frozen=True):
-    """Who an announcement is from."""
+class _Origin(msgspec.Struct, frozen=True):
+    """Program that sends the announcement."""
 
     name: str
     sw_version: str
 
 
 class _Device(msgspec.Struct, frozen=True):
-    """A source, as Home Assistant groups entities by it."""
+    """Device: the source to which the entities belong."""
 
     identifiers: tuple[str, ...]
     name: str
@@ -36,14 +36,14 @@ class _Device(msgspec.Struct, frozen=True):
 
 
 class _Entity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One entity; the fields are Home Assistant's."""
+    """Entity, with the field names of Home Assistant."""
 
     name: str
     unique_id: str
     state_topic: str
     availability_topic: str
     device: _Device
-    origin: _Maker
+    origin: _Origin
     device_class: str | None = None
     entity_category: str | None = None
     value_template: str | None = None
@@ -54,7 +54,7 @@ class _Entity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A retained message to Home Assistant."""
+    """Retained discovery message."""
 
     topic: str
     payload: bytes
@@ -62,12 +62,12 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True)
 class HomeAssistant:
-    """Makes announcements.
+    """Builder of discovery messages.
 
     Attributes:
-        prefix: where Home Assistant listens, mostly ``homeassistant``.
-        topics: of the service.
-        model: the name of the model that counts.
+        prefix: discovery prefix of Home Assistant, usually ``homeassistant``.
+        topics: topics of the service.
+        model: name of the segmentation model.
     """
 
     prefix: str
@@ -75,7 +75,7 @@ class HomeAssistant:
     model: str
 
     def source(self, source: str) -> Announcement:
-        """That there is a source, and where its state is."""
+        """Return the announcement of the connectivity sensor of a source."""
         state = self.topics.state(source)
         return self._announcement(
             "binary_sensor",
@@ -85,38 +85,38 @@ class HomeAssistant:
             state_topic=state,
             device_class="connectivity",
             entity_category="diagnostic",
-            value_template=_ALIVE,
+            value_template=_LIVE_TEMPLATE,
             json_attributes_topic=state,
         )
 
-    def count(self, source: str, part: str, name: str) -> Announcement:
-        """That a class is counted, and where.
+    def count(self, source: str, level: str, name: str) -> Announcement:
+        """Return the announcement of the sensor that counts a class.
 
         Args:
-            source: its name.
-            part: of the topic.
-            name: the class's.
+            source: source name.
+            level: topic level of the class.
+            name: class name.
         """
         return self._announcement(
             "sensor",
             source,
-            f"count_{identifier(part)}",
-            name=shown(name),
-            state_topic=self.topics.count(source, part),
+            f"count_{identifier(level)}",
+            name=json_text(name),
+            state_topic=self.topics.count(source, level),
             state_class="measurement",
             icon="mdi:counter",
         )
 
     def _announcement(
-        self, component: Literal["sensor", "binary_sensor"], source: str, what: str, **fields: str
+        self, component: Literal["sensor", "binary_sensor"], source: str, sensor: str, **fields: str
     ) -> Announcement:
         node = identifier(f"{self.topics.prefix}/{source}")
         entity = _Entity(
-            unique_id=f"{node}_{what}",
+            unique_id=f"{node}_{sensor}",
             availability_topic=self.topics.status,
             device=_Device((node,), source, "streamseg", self.model, _VERSION),
-            origin=_Maker("streamseg", _VERSION),
+            origin=_Origin("streamseg", _VERSION),
             **fields,
         )
-        topic = f"{self.prefix}/{component}/{node}/{what}/config"
+        topic = f"{self.prefix}/{component}/{node}/{sensor}/config"
         return Announcement(topic, msgspec.json.encode(entity))

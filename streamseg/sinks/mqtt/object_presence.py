@@ -1,17 +1,17 @@
-"""Who is there: what a stream of results says about objects that come and go. No I/O.
+"""Object presence: debounces tracks into objects that appear and disappear. No I/O.
 
-A result says what was found in one frame, and frames flicker: an object is missed once, or seen
-once by mistake. For a count in a kitchen's display that is noise. So an object is there once its
-identity has been seen for a while, and gone once it hasn't been for a while.
+Detections flicker: an object is missed in one frame, or detected once by mistake. An object counts
+as present when its track has been observed for a minimum time, and as gone when its track has not
+been observed for a minimum time.
 
-Time is the stream's own, so recordings count the same however fast they are read.
+All times are times of the stream, so that a recording gives the same counts at any speed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from streamseg.structures.results import NOT_TRACKED, Result
@@ -20,13 +20,13 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """An object in a frame.
+class Observation:
+    """One instance of a result.
 
     Attributes:
-        track: its identity in the source and epoch; those without one aren't counted.
+        track: track id, unique within a source and epoch; untracked instances are ignored.
         label: category id.
-        name: the category's.
+        name: category name.
         score: 0 to 1.
         box: x1, y1, x2, y2 in pixels.
     """
@@ -39,34 +39,34 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """When a frame was taken.
+class FrameTime:
+    """Time of a frame.
 
     Attributes:
-        epoch: identities don't cross it.
-        pts: seconds, of the stream.
-        at: Unix seconds.
+        epoch: epoch of the source; track ids are not comparable across epochs.
+        pts: time of the stream, in seconds.
+        captured_at: Unix time, in seconds.
     """
 
     epoch: int
     pts: float
-    at: float
+    captured_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An object came, or went.
+    """Appearance or disappearance of an object.
 
     Attributes:
-        type: what it did.
-        epoch: the source's; ``track`` is an identity within it.
-        track: the object's identity.
-        label: its category id when it appeared.
-        name: its category's name.
-        score: when it was seen last.
-        at: Unix seconds: of the frame in which it was taken for there, or was seen last.
-        since: Unix seconds when it was seen first.
-        box: where it was seen last: x1, y1, x2, y2 in pixels.
+        type: ``appeared`` or ``gone``.
+        epoch: epoch of the source.
+        track: track id within the epoch.
+        label: category id at the time of the appearance.
+        name: category name at the time of the appearance.
+        score: score of the latest observation.
+        at: Unix time of the latest observation, in seconds.
+        since: Unix time of the first observation, in seconds.
+        box: box of the latest observation: x1, y1, x2, y2 in pixels.
     """
 
     type: Literal["appeared", "gone"]
@@ -81,86 +81,100 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """An object that was seen lately; ``there`` once that was said."""
+class _ObservedObject:
+    """Object that was observed recently; ``is_present`` once it has appeared."""
 
-    first: Moment
-    last: Moment
-    seen: Sighting
-    there: bool
+    first: FrameTime
+    last: FrameTime
+    observation: Observation
+    is_present: bool
+
+    def event(self, kind: Literal["appeared", "gone"]) -> Event:
+        latest = self.observation
+        return Event(
+            kind,
+            self.last.epoch,
+            latest.track,
+            latest.label,
+            latest.name,
+            latest.score,
+            self.last.captured_at,
+            self.first.captured_at,
+            latest.box,
+        )
 
 
-class Presence:
-    """The objects of one source.
+class ObjectPresence:
+    """Objects of one source.
 
-    Each ``appeared`` is followed by exactly one ``gone`` of the same identity, once ``end`` is
-    called at the end; an identity that comes back appears anew.
+    Each ``appeared`` event is followed by exactly one ``gone`` event of the same track, if
+    ``clear`` is called at the end. A track that returns after its ``gone`` event appears again.
 
     Args:
-        appear_after: seconds that an object must have been seen for.
-        gone_after: seconds after it was seen last.
+        appear_after: time for which an object must be observed before it appears, in seconds.
+        gone_after: time without an observation after which an object is gone, in seconds.
     """
 
     def __init__(self, appear_after: float, gone_after: float) -> None:
         self._appear_after = appear_after
         self._gone_after = gone_after
-        self._known: dict[int, _Known] = {}
+        self._objects: dict[int, _ObservedObject] = {}
         self._epoch = -1
         self._now = 0.0
 
-    def see(self, moment: Moment, sightings: Iterable[Sighting]) -> list[Event]:
-        """What a frame changes.
+    def update(self, time: FrameTime, observations: Iterable[Observation]) -> list[Event]:
+        """Add the observations of a frame and return the resulting events.
 
         Args:
-            moment: the frame's; of an earlier one than the latest, the latest's time is taken.
-            sightings: all that was found in it.
+            time: time of the frame; pts that go back within an epoch count as the latest pts.
+            observations: all instances of the frame.
         """
-        events = self.end() if moment.epoch != self._epoch else []
-        if moment.epoch != self._epoch:
-            self._epoch, self._now = moment.epoch, moment.pts
-        self._now = max(self._now, moment.pts)
-        now = Moment(moment.epoch, self._now, moment.at)
-        seen = {s.track: s for s in sightings if s.track != NOT_TRACKED}
-        events += self._miss(seen)
-        events += [event for sighting in seen.values() for event in self._meet(now, sighting)]
+        events: list[Event] = []
+        if time.epoch != self._epoch:
+            events += self.clear()
+            self._epoch, self._now = time.epoch, time.pts
+        self._now = max(self._now, time.pts)
+        now = replace(time, pts=self._now)
+        observed = {each.track: each for each in observations if each.track != NOT_TRACKED}
+        events += self._remove_gone(observed)
+        for observation in observed.values():
+            events += self._observe(now, observation)
         return events
 
-    def end(self) -> list[Event]:
-        """Nothing is seen any more: everything that was there is gone."""
-        events = [_gone(known) for known in self._known.values() if known.there]
-        self._known.clear()
+    def clear(self) -> list[Event]:
+        """Remove all objects and return the ``gone`` events of those that were present."""
+        events = [each.event("gone") for each in self._objects.values() if each.is_present]
+        self._objects.clear()
         return events
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many of each name are there; names without any are left out."""
-        return Counter(known.seen.name for known in self._known.values() if known.there)
+        """Number of present objects by category name, without zeros."""
+        present = (each for each in self._objects.values() if each.is_present)
+        return Counter(each.observation.name for each in present)
 
-    def _miss(self, seen: Mapping[int, Sighting]) -> Iterator[Event]:
-        """Forget those who weren't seen for too long."""
-        for track, known in list(self._known.items()):
-            if track not in seen and self._now - known.last.pts >= self._gone_after:
-                del self._known[track]
-                if known.there:
-                    yield _gone(known)
+    def _remove_gone(self, observed: Mapping[int, Observation]) -> Iterator[Event]:
+        for track, known in list(self._objects.items()):
+            if track not in observed and self._now - known.last.pts >= self._gone_after:
+                del self._objects[track]
+                if known.is_present:
+                    yield known.event("gone")
 
-    def _meet(self, now: Moment, sighting: Sighting) -> Iterator[Event]:
-        """One who was seen, and may have been there for long enough now."""
-        known = self._known.get(sighting.track)
+    def _observe(self, now: FrameTime, observation: Observation) -> list[Event]:
+        known = self._objects.get(observation.track)
+        was_present = known is not None and known.is_present
+        if known is not None and was_present:  # the category of the appearance stays until gone
+            category = known.observation
+            observation = replace(observation, label=category.label, name=category.name)
         first = known.first if known else now
-        if known is not None and known.there:
-            # It is counted as what it was called when it appeared, until it is gone.
-            sighting = Sighting(
-                sighting.track, known.seen.label, known.seen.name, sighting.score, sighting.box
-            )
-        there = now.pts - first.pts >= self._appear_after
-        self._known[sighting.track] = _Known(first, now, sighting, there)
-        if there and not (known is not None and known.there):
-            yield _event("appeared", self._known[sighting.track])
+        is_present = now.pts - first.pts >= self._appear_after
+        current = _ObservedObject(first, now, observation, is_present)
+        self._objects[observation.track] = current
+        return [current.event("appeared")] if is_present and not was_present else []
 
 
-def sightings_in(result: Result) -> list[Sighting]:
-    """What was found in a frame."""
+def observations_of(result: Result) -> list[Observation]:
+    """Return the instances of a result as observations."""
     instances = result.instances
     rows = zip(
         instances.track_ids.tolist(),
@@ -171,25 +185,6 @@ def sightings_in(result: Result) -> list[Sighting]:
         strict=True,
     )
     return [
-        Sighting(track, label, name, score, (x1, y1, x2, y2))
+        Observation(track, label, name, score, (x1, y1, x2, y2))
         for track, label, name, score, (x1, y1, x2, y2) in rows
     ]
-
-
-def _gone(known: _Known) -> Event:
-    return _event("gone", known)
-
-
-def _event(kind: Literal["appeared", "gone"], known: _Known) -> Event:
-    seen = known.seen
-    return Event(
-        kind,
-        known.last.epoch,
-        seen.track,
-        seen.label,
-        seen.name,
-        seen.score,
-        known.last.at,
-        known.first.at,
-        seen.box,
-    )

@@ -1,7 +1,7 @@
-"""What waits for an MQTT broker: the latest of each retained topic, and the newest events.
+"""MQTT queue: messages that wait for the broker, bounded however long it is unreachable.
 
-A broker may be away for days. Of what is retained only the latest value counts, so that takes no
-more room then; of events the newest are kept, and those that made room are counted.
+Only the latest value of each retained topic is kept. Of the events the newest are kept; dropped
+events are counted.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-MOST_EVENTS = 1000
-"""Events that wait for the broker; the newest win."""
+MAX_EVENTS = 1000
+"""Maximum number of waiting events; the oldest are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message to a broker.
+    """MQTT message.
 
     Attributes:
-        topic: where.
-        payload: what; empty takes a retained message back.
-        qos: 0, or 1 for what must arrive.
-        retain: whether the broker keeps it for who comes later.
+        topic: topic.
+        payload: payload; an empty one deletes a retained message.
+        qos: quality of service: 0, or 1 if the broker must acknowledge the message.
+        retain: whether the broker stores the message for later subscribers.
     """
 
     topic: str
@@ -32,96 +32,96 @@ class Message:
     retain: bool
 
 
-class Outbox:
-    """Filled by one thread, emptied by another.
+class MessageQueue:
+    """Queue between the thread that creates messages and the one that sends them.
 
     Args:
-        on_drop: told how many events were dropped.
-        on_put: called when there is something to take.
+        on_drop: called with the number of dropped events.
+        on_put: called when a message was added.
     """
 
     def __init__(self, on_drop: Callable[[int], None], on_put: Callable[[], None]) -> None:
         self._on_drop = on_drop
         self._on_put = on_put
         self._lock = threading.Lock()
-        self._kept: dict[str, Message] = {}
-        self._due: dict[str, None] = {}
-        self._known_there: set[str] = set()
+        self._retained: dict[str, Message] = {}
+        self._pending_topics: dict[str, None] = {}
+        self._sent_topics: set[str] = set()
         self._events: deque[Message] = deque()
 
-    def keep(self, topic: str, payload: bytes, *, qos: int = 1) -> None:
-        """Have the broker retain this; nothing happens if it is what is kept already."""
+    def retain(self, topic: str, payload: bytes, *, qos: int = 1) -> None:
+        """Set the retained message of a topic; an unchanged message is not sent again."""
         message = Message(topic, payload, qos, retain=True)
         with self._lock:
-            if self._kept.get(topic) == message:
+            if self._retained.get(topic) == message:
                 return
-            self._kept[topic] = message
-            self._due[topic] = None
+            self._retained[topic] = message
+            self._pending_topics[topic] = None
         self._on_put()
 
     def clear(self, topic: str) -> None:
-        """Take what is retained back, from a broker that may have it."""
+        """Delete the retained message of a topic, also from the broker if it may have been sent."""
         with self._lock:
-            if topic in self._known_there:
-                self._kept[topic] = Message(topic, b"", 1, retain=True)
-                self._due[topic] = None
+            if topic in self._sent_topics:
+                self._retained[topic] = Message(topic, b"", 1, retain=True)
+                self._pending_topics[topic] = None
             else:
-                self._kept.pop(topic, None)
-                self._due.pop(topic, None)
+                self._retained.pop(topic, None)
+                self._pending_topics.pop(topic, None)
         self._on_put()
 
-    def send(self, topic: str, payload: bytes) -> None:
-        """Send an event; the oldest makes room."""
+    def add_event(self, topic: str, payload: bytes) -> None:
+        """Add an event; the oldest event is dropped if there are too many."""
         with self._lock:
             self._events.append(Message(topic, payload, 1, retain=False))
-        self._shorten()
+        self._drop_oldest_events()
         self._on_put()
 
     def take(self) -> Message | None:
-        """The next message; None if nothing waits."""
+        """Remove and return the next message, or return None if the queue is empty."""
         with self._lock:
             if self._events:
                 return self._events.popleft()
-            if not self._due:
+            if not self._pending_topics:
                 return None
-            topic = next(iter(self._due))
-            del self._due[topic]
-            self._known_there.add(topic)
-            return self._kept[topic]
+            topic = next(iter(self._pending_topics))
+            del self._pending_topics[topic]
+            self._sent_topics.add(topic)
+            return self._retained[topic]
 
-    def arrived(self, message: Message) -> None:
-        """The broker has it."""
+    def acknowledge(self, message: Message) -> None:
+        """Record that the broker has received a message."""
         with self._lock:
-            if not message.payload and self._kept.get(message.topic) is message:
-                del self._kept[message.topic]
-                self._known_there.discard(message.topic)
+            if not message.payload and self._retained.get(message.topic) is message:
+                del self._retained[message.topic]
+                self._sent_topics.discard(message.topic)
 
-    def begin_anew(self, unanswered: Iterable[Message]) -> None:
-        """There is a new connection: everything that is kept is to be sent again.
+    def restart(self, unacknowledged: Iterable[Message]) -> None:
+        """Prepare for a new connection: every retained message is sent again.
 
         Args:
-            unanswered: messages of the last connection that may not have arrived.
+            unacknowledged: messages of the previous connection that may not have arrived.
         """
         with self._lock:
-            self._events.extendleft(reversed([m for m in unanswered if not m.retain]))
-            self._due = dict.fromkeys(self._kept)
-        self._shorten()
+            self._events.extendleft(reversed([m for m in unacknowledged if not m.retain]))
+            self._pending_topics = dict.fromkeys(self._retained)
+        self._drop_oldest_events()
 
-    def abandon(self) -> None:
-        """Nothing will be sent any more: the events that wait are lost."""
+    def close(self) -> None:
+        """Drop the events that were not sent."""
         with self._lock:
-            lost = len(self._events)
+            dropped = len(self._events)
             self._events.clear()
-        self._on_drop(lost)
+        self._on_drop(dropped)
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._events) + len(self._due)
+            return len(self._events) + len(self._pending_topics)
 
-    def _shorten(self) -> None:
+    def _drop_oldest_events(self) -> None:
         with self._lock:
-            lost = max(0, len(self._events) - MOST_EVENTS)
-            for _ in range(lost):
+            dropped = max(0, len(self._events) - MAX_EVENTS)
+            for _ in range(dropped):
                 self._events.popleft()
-        if lost:
-            self._on_drop(lost)
+        if dropped:
+            self._on_drop(dropped)

@@ -1,7 +1,7 @@
-"""Where each thing is said on an MQTT broker: the topics, whatever a class is called.
+"""MQTT topics of a service, and valid topic levels for arbitrary class names.
 
-Names of classes come from weights files and may hold anything, while MQTT gives ``/``, ``+``, ``#``
-and NUL a meaning. What can't stand in a topic is replaced there; payloads have the full name.
+Class names come from weights files and may contain anything, while ``/``, ``+``, ``#`` and NUL have
+a meaning in topics. Invalid characters are replaced in topics; payloads contain the full name.
 """
 
 from __future__ import annotations
@@ -10,72 +10,72 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-LONGEST_PART = 64
-"""Characters of a class's name in a topic."""
+MAX_LEVEL_LENGTH = 64
+"""Maximum length of a class name in a topic, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The topics below a prefix.
+    """Topics of one service.
 
     Attributes:
-        prefix: no other service on the broker may have it.
+        prefix: first levels of all topics; unique among the services of a broker.
     """
 
     prefix: str
 
     @property
     def status(self) -> str:
-        """Whether the service is there; retained."""
+        """Topic of ``online`` or ``offline``; retained."""
         return f"{self.prefix}/status"
 
     def state(self, source: str) -> str:
-        """A source's state; retained."""
+        """Return the topic of the state of a source; retained."""
         return f"{self.prefix}/{source}/state"
 
-    def count(self, source: str, part: str) -> str:
-        """How many of a class are there; retained.
+    def count(self, source: str, level: str) -> str:
+        """Return the topic of the number of present objects of a class; retained.
 
         Args:
-            source: its name.
-            part: what ``part_of`` made of the class's name.
+            source: source name.
+            level: topic level of the class, see ``topic_level``.
         """
-        return f"{self.prefix}/{source}/count/{part}"
+        return f"{self.prefix}/{source}/count/{level}"
 
     def event(self, source: str) -> str:
-        """What comes and goes; not retained."""
+        """Return the topic of appearing and disappearing objects; not retained."""
         return f"{self.prefix}/{source}/event"
 
 
-def part_of(name: str) -> str:
-    """A class's name as a part of a topic: letters, digits, dots, dashes and underscores.
+def topic_level(name: str) -> str:
+    """Convert a class name to a topic level of letters, digits, ``.``, ``-`` and ``_``.
 
-    A space becomes an underscore. Where something else was replaced or cut off, a digest of the
-    name follows, so that different names stay different.
+    Spaces become underscores. If other characters are replaced or the name is truncated, a digest
+    of the name is appended, so that different names have different levels.
     """
-    plain = name.replace(" ", "_")
-    safe = re.sub(r"[^\w.-]", "_", plain)
-    if safe and safe == plain and len(safe) <= LONGEST_PART:
+    without_spaces = name.replace(" ", "_")
+    safe = re.sub(r"[^\w.-]", "_", without_spaces)
+    if safe and safe == without_spaces and len(safe) <= MAX_LEVEL_LENGTH:
         return safe
-    return f"{safe[: LONGEST_PART - 7]}-{digest(name)}"
+    return f"{safe[: MAX_LEVEL_LENGTH - 7]}-{short_digest(name)}"
 
 
 def identifier(text: str) -> str:
-    """``text`` as Home Assistant takes identifiers: letters of ASCII, digits, dashes, underscores.
+    """Convert text to a Home Assistant identifier of ASCII letters, digits, ``-`` and ``_``.
 
-    Other texts give other identifiers.
+    Different texts give different identifiers.
     """
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", text)
-    if safe and safe == text and len(safe) <= LONGEST_PART:
+    if safe and safe == text and len(safe) <= MAX_LEVEL_LENGTH:
         return safe
-    return f"{safe[: LONGEST_PART - 7]}_{digest(text)}"
+    return f"{safe[: MAX_LEVEL_LENGTH - 7]}_{short_digest(text)}"
 
 
-def shown(name: str) -> str:
-    """A class's name as JSON can hold it."""
+def json_text(name: str) -> str:
+    """Replace the characters of a class name that JSON can't contain (lone surrogates)."""
     return name.encode("utf-8", "replace").decode()
 
 
-def digest(text: str) -> str:
-    """Six characters that other texts hardly have."""
+def short_digest(text: str) -> str:
+    """Return the first six hexadecimal digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:6]

@@ -22,8 +22,8 @@ from streamseg.errors import ConfigError
 from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.runner import Pipeline
 from streamseg.sinks.mqtt import queue
-from streamseg.sinks.mqtt.broker import LONGEST_DELAY, Login
-from streamseg.sinks.mqtt.queue import Message, Outbox
+from streamseg.sinks.mqtt.broker import MAX_DELAY, Login
+from streamseg.sinks.mqtt.queue import Message, MessageQueue
 from streamseg.sinks.mqtt.sink import MqttSink
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Frame, Instances, Result
@@ -279,7 +279,7 @@ def test_a_broker_that_is_killed_and_comes_back_is_told_everything_anew(
         began = time.monotonic()
         with listening(broker) as listener:
             listener.until("streamseg/status", b"online", within=30)
-            assert time.monotonic() - began < 5 + LONGEST_DELAY
+            assert time.monotonic() - began < 5 + MAX_DELAY
             listener.until("streamseg/gate/count/person", b"2")
             listener.until("streamseg/gate/count/traffic_light", b"0")
             listener.until_state("streamseg/gate/state", "live")
@@ -296,8 +296,8 @@ def test_a_broker_that_is_killed_and_comes_back_is_told_everything_anew(
 def test_a_broker_that_is_away_holds_nothing_up_and_costs_no_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queue, "MOST_EVENTS", 10)
-    monkeypatch.setattr("streamseg.sinks.mqtt.broker.FIRST_DELAY", 60.0)
+    monkeypatch.setattr(queue, "MAX_EVENTS", 10)
+    monkeypatch.setattr("streamseg.sinks.mqtt.broker.MIN_DELAY", 60.0)
     with running(f"mqtt://127.0.0.1:{free_port()}", appear_after=0, gone_after=0) as sink:
         sink.live()
         before = time.monotonic()
@@ -341,7 +341,7 @@ def test_a_broker_that_wants_a_login_and_gets_none_is_said_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with mosquitto(tmp_path, logins={"home": "right"}) as broker, running(broker.root):
-        until(lambda: "it asks for a user name and a password" in caplog.text)
+        until(lambda: "the broker requires a user name and a password" in caplog.text)
 
 
 def test_a_refused_login_is_said_once_in_a_line_without_the_password_and_tried_again(
@@ -356,7 +356,8 @@ def test_a_refused_login_is_said_once_in_a_line_without_the_password_and_tried_a
         (record,) = caplog.records
         assert not sink.connected
     assert record.getMessage() == (
-        f"{broker.root}: it refuses the user name or the password; trying again until it works"
+        f"{broker.root}: the broker refuses the user name or the password; "
+        "trying again until it works"
     )
 
 
@@ -387,7 +388,7 @@ def test_a_password_that_is_changed_is_used_at_the_next_connection(
     with mosquitto(tmp_path, logins={"home": "new-one"}) as broker:
         url = broker.root.replace("//", "//home@")
         with running(url, password_file=str(secret)) as sink:
-            until(lambda: "it refuses the user name or the password" in caplog.text)
+            until(lambda: "the broker refuses the user name or the password" in caplog.text)
             secret.unlink()
             until(lambda: "password: the file that holds it can't be read" in caplog.text)
             secret.write_text("new-one\n")
@@ -412,7 +413,7 @@ def test_through_tls_the_certificate_is_looked_at(
     )
     with mosquitto(tmp_path, tls=(certificate, key)) as broker:
         with running(broker.root):
-            until(lambda: "its certificate can't be trusted: self" in caplog.text)
+            until(lambda: "the certificate of the broker can't be trusted: self" in caplog.text)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         with running(broker.root) as sink:
             until(lambda: sink.connected)
@@ -421,9 +422,9 @@ def test_through_tls_the_certificate_is_looked_at(
 @pytest.mark.parametrize(
     ("says", "why"),
     [
-        (b"\x15\x03\x03\x00\x02\x02\x46", "what it says isn't MQTT"),  # an alert of TLS
+        (b"\x15\x03\x03\x00\x02\x02\x46", "the peer does not send MQTT"),  # an alert of TLS
         (b"", "the connection was closed"),
-        (b"\x20\x02\x00\x00" + b"\x30\x05abcde", "what it says isn't MQTT"),
+        (b"\x20\x02\x00\x00" + b"\x30\x05abcde", "the peer does not send MQTT"),
     ],
 )
 def test_a_server_that_is_no_broker_is_said_so(
@@ -483,7 +484,7 @@ def test_without_identities_nothing_can_be_counted() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"url": "http://h"}, r"mqtt\.url isn't a broker's address: write it as mqtt://"),
+        ({"url": "http://h"}, r"mqtt\.url isn't a broker's address: expected mqtt://"),
         ({"url": "mqtt://"}, r"mqtt\.url isn't"),
         ({"url": "h:1883"}, r"mqtt\.url isn't"),
         ({"url": "mqtt://h:99999"}, r"mqtt\.url isn't"),
@@ -492,9 +493,9 @@ def test_without_identities_nothing_can_be_counted() -> None:
         ({"url": "mqtt://u:hunter2@[::1"}, r"mqtt\.url isn't"),
         ({"url": f"mqtt://{'a' * 64}.org"}, r"mqtt\.url isn't"),
         ({"url": "mqtt://a b"}, r"mqtt\.url isn't"),
-        ({"url": "mqtt://u@h", "user": "v"}, "both say who"),
+        ({"url": "mqtt://u@h", "user": "v"}, "both give a user name"),
         ({"url": "mqtt://:hunter2@h"}, "needs a user"),
-        ({"url": "mqtt://u:hunter2@h", "password_env": "PATH"}, "another one is named"),
+        ({"url": "mqtt://u:hunter2@h", "password_env": "PATH"}, "given in url and by password_env"),
         ({"url": "mqtt://h", "password_env": "PATH"}, "needs a user"),
         (
             {"url": "mqtt://u@h", "password_env": "NOT_SET_ANYWHERE"},
@@ -520,29 +521,29 @@ def test_a_login_is_shown_without_what_is_secret() -> None:
 
 def test_an_outbox_keeps_the_latest_of_what_is_retained_and_the_order_of_events() -> None:
     lost: list[int] = []
-    box = Outbox(lost.append, lambda: None)
+    box = MessageQueue(lost.append, lambda: None)
     for payload in (b"1", b"2"):
-        box.keep("a", payload)
-        box.send("e", payload)
+        box.retain("a", payload)
+        box.add_event("e", payload)
     first = box.take()
     assert first == Message("e", b"1", 1, retain=False)
-    box.begin_anew([first])
+    box.restart([first])
     assert [box.take() for _ in range(4)] == [
         first,
         Message("e", b"2", 1, retain=False),
         Message("a", b"2", 1, retain=True),
         None,
     ]
-    box.keep("a", b"2")
+    box.retain("a", b"2")
     assert box.take() is None, "it is there already"
     box.clear("a")
-    box.keep("never sent", b"x")
+    box.retain("never sent", b"x")
     box.clear("never sent")
     back = box.take()
     assert back == Message("a", b"", 1, retain=True)
-    box.begin_anew([back])
+    box.restart([back])
     assert box.take() == back, "it may not have arrived"
-    box.arrived(back)
-    box.begin_anew([])
+    box.acknowledge(back)
+    box.restart([])
     assert box.take() is None
     assert sum(lost) == 0

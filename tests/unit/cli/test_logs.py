@@ -177,7 +177,7 @@ class Odd:
 
 @given(
     st.dictionaries(
-        st.text().filter(lambda key: key not in logs._OWN),
+        st.text().filter(lambda key: key not in logs._STANDARD_ATTRIBUTES),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
             | st.builds(Odd),
