@@ -92,7 +92,13 @@ def sheet(recipe: TrainingConfig, pictures: Pictures, rows: int, columns: int, s
     for row, index in enumerate(chosen):
         top = GAP + row * (side + HEADLINE + GAP)
         for column, (headline, tile) in enumerate(views(pictures, index, columns, vary, draws)):
-            place(grid, (GAP + column * (side + GAP), top), shrunk(tile, side), headline, side)
+            place(
+                grid,
+                (GAP + column * (side + GAP), top),
+                downsample_masks(tile, side),
+                headline,
+                side,
+            )
     return grid
 
 
@@ -172,7 +178,7 @@ def hatch(canvas: Image, crowds: Targets) -> None:
         cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), GREY.tolist(), 1)
 
 
-def shrunk(image: Image, side: int) -> Image:
+def downsample_masks(image: Image, side: int) -> Image:
     """``image`` so small that it fits a square of ``side``; never larger than it was."""
     factor = min(1.0, side / max(image.shape[:2]))
     height, width = (max(1, round(length * factor)) for length in image.shape[:2])

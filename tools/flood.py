@@ -178,12 +178,12 @@ def main() -> None:
             during = late(results, options.seconds)
             after = late(results, options.after)
             strangers.join()
-            grown = rss(process) - small
+            expand_boxes = rss(process) - small
             lost = sum(results.gaps.values())
     print(f"before: {summed_up(before, 5)}")
     print(f"during: {summed_up(during, options.seconds)}")
     print(f"after:  {summed_up(after, options.after)}; itself after {itself_after(after):.1f} s")
-    print(f"lost {lost}, grown by {grown / 1e6:.0f} MB")
+    print(f"lost {lost}, expand_boxes by {expand_boxes / 1e6:.0f} MB")
     sys.exit(lost > 0 or not after or after[-1][1] > ITSELF_MS)
 
 

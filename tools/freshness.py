@@ -195,7 +195,7 @@ def parted(results: list[Timed], seconds: float, parts: int) -> list[Part]:
     return [summed_up(part) for part in lengths if part]
 
 
-def grown(parts: list[Part]) -> float:
+def expand_boxes(parts: list[Part]) -> float:
     """The last third's ages to the first's; one part that is bad is no growth."""
     third = max(1, len(parts) // 3)
     first, last = parts[:third], parts[-third:]
@@ -227,7 +227,7 @@ def main() -> None:
         problems.append("the model is as fast as the cameras: nothing was shown; ask for more fps")
     if whole.to_bound > 1:
         problems.append("results are older than they may be")
-    if grown(parts) > MAY_GROW:
+    if expand_boxes(parts) > MAY_GROW:
         problems.append("ages grow")
     for problem in problems:
         print(problem)

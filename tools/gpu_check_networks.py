@@ -20,7 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from streamseg.config import Thresholds
 from streamseg.models import load_model
 from streamseg.models.base import Precision, Segmenter
-from streamseg.models.yolact.segmenter import cut_masks
+from streamseg.models.yolact.segmenter import crop_masks
 from streamseg.structures.results import Image, Instances
 
 BUNDLED = "nanomask"
@@ -224,13 +224,13 @@ def _said(network: Any, tensor: Tensor, boxes: list[Tensor]) -> Any:
     count, height, width = len(tensor), tensor.shape[2], tensor.shape[3]
     if hasattr(network, "mask"):  # nanomask
         branch = network.mask
-        masks = branch(branch.cut(branch.map_around(outputs.features, boxes), boxes))
+        masks = branch(branch.roi_features(branch.map_around(outputs.features, boxes), boxes))
         return outputs, masks.unflatten(0, (count, -1))
     if hasattr(network, "prototypes"):  # YOLACT
         relative = tensor.new_tensor(REGIONS)
         masks = torch.stack(
             [
-                cut_masks(own.float(), rows[: len(relative)].float(), relative)
+                crop_masks(own.float(), rows[: len(relative)].float(), relative)
                 for own, rows in zip(outputs.prototypes, outputs.coefficients, strict=True)
             ]
         )

@@ -34,7 +34,7 @@ from streamseg.structures.results import Image
 
 ROUNDS = 3
 SIZE = (480, 640)
-NOTHING = Thresholds(score=1.0)
+BACKGROUND = Thresholds(score=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def measure(model: Segmenter) -> Costs:
     batches = model.prepare([image])
     prepare, forward, alone = _interleaved(
         lambda: model.prepare([image]),
-        lambda: model.forward(batches, NOTHING),
+        lambda: model.forward(batches, BACKGROUND),
         lambda: call_modules(model, batches[0].tensor, batches[0].shapes[0]),
     )
     ratio = median(a / b for a, b in zip(forward, alone, strict=True))
@@ -92,7 +92,7 @@ def gflops(model: Segmenter, image: Image) -> float:
         display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deformable}
     )
     with counter:
-        model.forward(model.prepare([image]), NOTHING)
+        model.forward(model.prepare([image]), BACKGROUND)
     return counter.get_total_flops() / 2e9
 
 

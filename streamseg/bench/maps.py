@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from streamseg.bench.postprocess import SIZE, THRESHOLD, scene
 from streamseg.models.solo.segmenter import SoftMasks
-from streamseg.models.yolact.segmenter import PrototypeMasks, cut_masks
+from streamseg.models.yolact.segmenter import PrototypeMasks, crop_masks
 from streamseg.structures.masks import Masks
 
 YOLACT_GRID = 138
@@ -65,7 +65,7 @@ def _yolact_ways(instances: int) -> tuple[Callable[[], Tensor], Callable[[], Mas
     masks = PrototypeMasks(prototypes, coefficients, relative)
 
     def textbook() -> Tensor:
-        maps = cut_masks(prototypes, coefficients, relative)[None]
+        maps = crop_masks(prototypes, coefficients, relative)[None]
         return interpolate(maps, SIZE, mode="bilinear", align_corners=False)[0] > THRESHOLD
 
     return textbook, lambda: masks.masks(SIZE, THRESHOLD)

@@ -1,4 +1,4 @@
-"""Mask R-CNN as torchvision builds it."""
+"""Mask R-CNN with torchvision's architecture and weights."""
 
 from streamseg.models.mask_rcnn.segmenter import MaskRCNN
 

@@ -1,4 +1,4 @@
-"""What a Mask R-CNN is trained to do: torchvision's own losses (He et al., "Mask R-CNN", 2017)."""
+"""Mask R-CNN losses of torchvision (He et al., "Mask R-CNN", 2017)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class MaskRCNNCriterion(Criterion):
 
     Args:
         network: torchvision's model.
-        weights: of single losses.
-        outputs: the number of the output that stands for each class.
+        weights: weights of the losses, by name.
+        outputs: index of the class output for each class.
     """
 
     own_weights: ClassVar[Mapping[str, float]] = {
@@ -46,7 +46,7 @@ class MaskRCNNCriterion(Criterion):
     def losses_in(
         self, features: dict[str, Tensor], images: Tensor, targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
-        """The same, with the pyramid's levels given."""
+        """Compute the losses from the feature maps of the pyramid."""
         shapes = [(images.shape[2], images.shape[3])] * len(images)
         objects = [each[~each.crowd] for each in targets]
         truth = [
@@ -63,7 +63,7 @@ class MaskRCNNCriterion(Criterion):
         proposals, matched, labels, regressions = heads.select_training_samples(proposals, truth)
         pooled = heads.box_head(heads.box_roi_pool(features, proposals, shapes))
         logits, boxes = heads.box_predictor(pooled)
-        class_loss, box_loss = self.compare_boxes(logits, boxes, labels, regressions)
+        class_loss, box_loss = self.box_losses(logits, boxes, labels, regressions)
         return {
             "objectness": rpn["loss_objectness"],
             "proposal": rpn["loss_rpn_box_reg"],
@@ -80,40 +80,40 @@ class MaskRCNNCriterion(Criterion):
         labels: Sequence[Tensor],
         truth: Sequence[dict[str, Tensor]],
     ) -> Tensor:
-        """Of the proposals that are an object which has a mask."""
+        """Compute the mask loss of the proposals that are matched to an object with a mask."""
         heads = self.network.roi_heads
         shapes = [tuple(each["masks"].shape[1:]) for each in truth]
-        chosen = [
+        matched_rows = [
             torch.nonzero((label > 0) & (each["has_mask"][row] if len(each["has_mask"]) else False))
             for label, row, each in zip(labels, matched, truth, strict=True)
         ]
-        rows = [each[:, 0] for each in chosen]
+        rows = [each[:, 0] for each in matched_rows]
         boxes = [proposal[row] for proposal, row in zip(proposals, rows, strict=True)]
         objects = [match[row] for match, row in zip(matched, rows, strict=True)]
-        cuts = heads.mask_roi_pool(features, boxes, shapes)
-        logits = heads.mask_predictor(heads.mask_head(cuts))
+        roi_features = heads.mask_roi_pool(features, boxes, shapes)
+        logits = heads.mask_predictor(heads.mask_head(roi_features))
         masks, classes = ([each[name] for each in truth] for name in ("masks", "labels"))
-        return self.compare_masks(logits, boxes, masks, classes, objects)
+        return self.mask_loss(logits, boxes, masks, classes, objects)
 
-    def compare_boxes(
+    def box_losses(
         self,
         logits: Tensor,
         regressions: Tensor,
         labels: Sequence[Tensor],
-        wanted: Sequence[Tensor],
+        targets: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """The losses of classes and boxes.
+        """Return the classification loss and the box regression loss.
 
         Args:
-            logits: (N, outputs), of the proposals of all images.
-            regressions: (N, 4 * outputs).
-            labels: int64, the output of each proposal, by image; 0 is background.
-            wanted: (n, 4), what the regressions should be, by image.
+            logits: (N, outputs), class logits of the proposals of all images.
+            regressions: (N, 4 * outputs), box regressions.
+            labels: int64 (n,) per image, output index of each proposal; 0 is background.
+            targets: (n, 4) per image, target box regressions.
         """
-        losses: tuple[Tensor, Tensor] = fastrcnn_loss(logits, regressions, labels, wanted)
+        losses: tuple[Tensor, Tensor] = fastrcnn_loss(logits, regressions, labels, targets)
         return losses
 
-    def compare_masks(
+    def mask_loss(
         self,
         logits: Tensor,
         boxes: Sequence[Tensor],
@@ -121,14 +121,14 @@ class MaskRCNNCriterion(Criterion):
         labels: Sequence[Tensor],
         objects: Sequence[Tensor],
     ) -> Tensor:
-        """The loss of masks.
+        """Return the mask loss.
 
         Args:
-            logits: (N, outputs, M, M), of the proposals of all images that are objects.
-            boxes: (n, 4) of these proposals, by image.
-            masks: uint8 (m, H, W) of the objects, by image.
-            labels: int64 (m,), the output of each object, by image.
-            objects: int64 (n,), which object each proposal is, by image.
+            logits: (N, outputs, M, M), mask logits of the positive proposals of all images.
+            boxes: (n, 4) per image, boxes of the positive proposals.
+            masks: uint8 (m, H, W) per image, masks of the objects.
+            labels: int64 (m,) per image, output index of each object.
+            objects: int64 (n,) per image, object index of each positive proposal.
         """
         loss: Tensor = maskrcnn_loss(logits, boxes, masks, labels, objects)
         return loss

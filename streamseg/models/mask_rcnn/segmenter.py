@@ -1,8 +1,9 @@
-"""Mask R-CNN with a ResNet-50-FPN, as torchvision has it, without its full-frame masks.
+"""Mask R-CNN with a ResNet-50-FPN backbone: torchvision's model without full-frame masks.
 
-He et al., "Mask R-CNN", 2017. Trunk, proposals and heads are torchvision's modules, called one by
-one: the mask head sees only what the thresholds let through, and the 28 x 28 masks are resized
-inside their boxes. The results are those of torchvision's own model.
+He et al., "Mask R-CNN", 2017. Backbone, region proposal network and heads are torchvision's
+modules, called one after the other: the mask head only processes boxes that pass the thresholds,
+and the 28 x 28 masks are resized inside their boxes. The results equal those of torchvision's
+model.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ from streamseg.structures.masks import Size
 from streamseg.structures.results import Image
 
 BACKGROUND = -1
-"""The label of what is no object; datasets may have a category 0."""
+"""Label of the background output; datasets may have a category 0."""
 COCO_OUTPUTS = 91
-"""Background and COCO's ids 1 to 90, holes included: an output's number is the category id."""
+"""Class outputs for COCO: background and ids 1 to 90, so that an index is a category id."""
 
 _PUBLISHED = {
     "mask_rcnn_r50_fpn": MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
@@ -69,26 +70,26 @@ _RENAMED: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
 
 
 class MaskRCNN(Segmenter):
-    """torchvision's Mask R-CNN. ``input_size`` is the short side that images are resized to.
+    """torchvision's Mask R-CNN. ``input_size`` is the length of the resized short side.
 
-    The long side is held to 1333 / 800 of it, as published.
+    The long side is limited to 1333 / 800 of it, as published.
     """
 
     trained_on = COCO_THINGS
     network: Any
     long_to_short: ClassVar[float] = 1333 / 800
     mask_source: ClassVar[type[BoxMasks | SampledMasks]] = BoxMasks
-    """What becomes of mask probabilities (N, M, M) and the boxes (N, 4) that they cover."""
+    """Type of the raw masks, made from probabilities (N, M, M) and boxes (N, 4)."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._ids = torch.tensor(self.ids_of_outputs(self.categories))
         _fix_levels(self.network)
-        # torchvision works boxes out in the type of what it is given: in bf16 they would be
-        # whole multiples of eight pixels at the right edge of a wide image.
+        # torchvision computes boxes in the dtype of its inputs: in bf16 the coordinates at the
+        # right side of a wide image would be multiples of eight pixels.
         for module in (self.network.rpn.head, self.network.roi_heads.box_predictor):
-            module.register_forward_hook(lambda _module, _inputs, outputs: _in_fp32(outputs))
-        self.network.rpn.anchor_generator.register_forward_pre_hook(_maps_in_fp32)
+            module.register_forward_hook(lambda _module, _inputs, outputs: _to_fp32(outputs))
+        self.network.rpn.anchor_generator.register_forward_pre_hook(_maps_to_fp32)
 
     @classmethod
     def ids_of_outputs(cls, things: Mapping[int, str]) -> list[int]:
@@ -97,7 +98,7 @@ class MaskRCNN(Segmenter):
 
     @classmethod
     def outputs_of(cls, things: Mapping[int, str]) -> list[int]:
-        """The number of the output that stands for each category."""
+        """Return the index of the class output for each category."""
         ids = cls.ids_of_outputs(things)
         return [ids.index(number) for number in things]
 
@@ -109,19 +110,19 @@ class MaskRCNN(Segmenter):
                 weights_backbone=None, num_classes=outputs
             )
         else:
-            trunk = resnet_fpn_backbone(
+            backbone = resnet_fpn_backbone(
                 backbone_name="resnet50",
                 weights=None,
                 norm_layer=FrozenBatchNorm2d,
                 trainable_layers=5,
             )
-            network = TorchvisionMaskRCNN(trunk, outputs)
+            network = TorchvisionMaskRCNN(backbone, outputs)
             _set_epsilon(network, 0.0)
         return network
 
     @classmethod
     def class_rows(cls, network: nn.Module, categories: Categories) -> Mapping[str, ClassRows]:
-        del network  # all have the same
+        del network  # the rows are the same for all variants
         things = categories.things
         outputs = dict(zip(things.values(), cls.outputs_of(things), strict=True))
         single = {name: (row,) for name, row in outputs.items()}
@@ -150,24 +151,26 @@ class MaskRCNN(Segmenter):
     def published(cls, name: str) -> State | None:
         weights = _PUBLISHED[name]
         try:
-            with redirect_stdout(sys.stderr):  # torch says there that it downloads
+            with redirect_stdout(sys.stderr):  # torch prints the download progress to stdout
                 state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
         except (OSError, HTTPException, RuntimeError) as error:
             raise WeightsError(
-                f"{name}: the weights can't be downloaded ({error}): get {weights.url} where there "
-                "is a network and give its path as weights"
+                f"{name}: the weights can't be downloaded ({error}): download {weights.url} on a "
+                "machine with network access and give its path as weights"
             ) from None
         return dict(state)
 
     @classmethod
     def convert_state_dict(cls, network: nn.Module, state: State) -> State:
-        """Take torchvision's files, with the names of its first versions or with today's.
+        """Convert state dicts of old and current torchvision versions.
 
-        The published weights of the first Mask R-CNN belong to frozen batch norms with an epsilon
-        of 0. A file that counts batches was made with ordinary ones, whose epsilon is 1e-5.
+        The published weights of the first Mask R-CNN use frozen batch norms with an epsilon of 0.
+        Files with ``num_batches_tracked`` use ordinary batch norms, whose epsilon is 1e-5.
         """
-        renamed = {_today(key): tensor for key, tensor in state.items() if not _constant(key)}
-        _fit_mask_predictor(network, renamed)
+        renamed = {
+            _current_name(key): tensor for key, tensor in state.items() if not _is_constant(key)
+        }
+        _match_mask_predictor(network, renamed)
         if any(isinstance(module, FrozenBatchNorm2d) for module in network.modules()):
             counters = [key for key in renamed if key.endswith(".num_batches_tracked")]
             _set_epsilon(network, 1e-5 if counters else 0.0)
@@ -176,16 +179,16 @@ class MaskRCNN(Segmenter):
         return renamed
 
     def resized_shape(self, size: Size) -> Size:
-        # In torchvision's order of operations: another one may differ by a pixel.
-        longest = round(self.input_size * self.long_to_short)
-        scale = min(self.input_size / min(size), longest / max(size))
+        # The order of operations is torchvision's: another one may differ by a pixel.
+        max_long_side = round(self.input_size * self.long_to_short)
+        scale = min(self.input_size / min(size), max_long_side / max(size))
         return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
 
     def preprocess(self, image: Image, into: Tensor) -> None:
         pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).div_(255)
-        normalised = self.network.transform.normalize(pixels)
+        normalized = self.network.transform.normalize(pixels)
         shape = tuple(into.shape[1:])
-        resized = interpolate(normalised[None], shape, mode="bilinear", align_corners=False)
+        resized = interpolate(normalized[None], shape, mode="bilinear", align_corners=False)
         into.copy_(resized[0])
 
     def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
@@ -194,7 +197,7 @@ class MaskRCNN(Segmenter):
     def detect_in(
         self, features: dict[str, Tensor], batch: Batch, selections: Sequence[Selection]
     ) -> list[Detections]:
-        """The same, with the pyramid's levels given."""
+        """Detect objects from the feature maps of the pyramid."""
         heads = self.network.roi_heads
         shapes = list(batch.shapes)
         proposals, _ = self.network.rpn(ImageList(batch.tensor, shapes), features)
@@ -203,66 +206,66 @@ class MaskRCNN(Segmenter):
             *heads.box_predictor(pooled), proposals, shapes
         )
         labels = [self._ids.to(each.device)[each] for each in outputs]
-        kept = [
+        selected = [
             select_boxes(*each)
             for each in zip(boxes, scores, labels, shapes, batch.sizes, selections, strict=True)
         ]
-        counts = [len(boxes.scores) for boxes in kept]
-        probabilities = torch.split(self._masks(features, kept, shapes), counts)
+        counts = [len(boxes.scores) for boxes in selected]
+        probabilities = torch.split(self._masks(features, selected, shapes), counts)
         masks = [
             self.mask_source(own, boxes.source)
-            for own, boxes in zip(probabilities, kept, strict=True)
+            for own, boxes in zip(probabilities, selected, strict=True)
         ]
-        return with_masks(batch, selections, kept, masks)
+        return with_masks(batch, selections, selected, masks)
 
     def _masks(
         self, features: dict[str, Tensor], found: Sequence[Boxes], shapes: list[Size]
     ) -> Tensor:
         """Mask probabilities (N, 28, 28) for the boxes of all images."""
         heads = self.network.roi_heads
-        cuts = heads.mask_roi_pool(features, [boxes.prepared for boxes in found], shapes)
-        logits = heads.mask_predictor(heads.mask_head(cuts))
+        roi_features = heads.mask_roi_pool(features, [boxes.prepared for boxes in found], shapes)
+        logits = heads.mask_predictor(heads.mask_head(roi_features))
         labels = torch.cat([boxes.labels for boxes in found])
         outputs = (labels[:, None] == self._ids.to(labels.device)).int().argmax(dim=1)
-        own: Tensor = logits[torch.arange(len(labels), device=labels.device), outputs]
-        return own.float().sigmoid()
+        of_label: Tensor = logits[torch.arange(len(labels), device=labels.device), outputs]
+        return of_label.float().sigmoid()
 
 
-def _in_fp32(outputs: Any) -> Any:
-    """Nested tuples and lists of tensors, as float32."""
+def _to_fp32(outputs: Any) -> Any:
+    """Convert nested tuples and lists of tensors to float32."""
     if isinstance(outputs, Tensor):
         return outputs.float()
-    return type(outputs)(_in_fp32(each) for each in outputs)
+    return type(outputs)(_to_fp32(each) for each in outputs)
 
 
-def _maps_in_fp32(_anchors: nn.Module, inputs: tuple[Any, list[Tensor]]) -> Any:
-    """What anchors are made for: they take their type from the maps, and nothing from a channel."""
+def _maps_to_fp32(_anchors: nn.Module, inputs: tuple[Any, list[Tensor]]) -> Any:
+    """Convert the maps for the anchor generator, which uses their dtype, device and size."""
     images, maps = inputs
     return images, [each[:, :1].float() for each in maps]
 
 
-def _today(key: str) -> str:
-    """A key of torchvision's first files as today's modules have it; others as they are."""
+def _current_name(key: str) -> str:
+    """Convert a parameter name of old torchvision versions to the current name."""
     for pattern, replacement in _RENAMED:
         key = pattern.sub(replacement, key)
     return key
 
 
-def _constant(key: str) -> bool:
-    """Return whether a file's tensor is one that this code has as a constant."""
+def _is_constant(key: str) -> bool:
+    """Return whether a tensor of a file is a constant in this implementation."""
     return key.startswith("rpn.anchor_generator.")
 
 
-def _fit_mask_predictor(network: Any, state: State) -> None:
-    """Give the mask predictor as many hidden channels as the one that was trained has."""
+def _match_mask_predictor(network: Any, state: State) -> None:
+    """Rebuild the mask predictor with the number of hidden channels in the state dict."""
     trained = state.get("roi_heads.mask_predictor.conv5_mask.weight")
     if trained is None or trained.ndim != 4:
         return
-    given, hidden = trained.shape[:2]
-    own = network.roi_heads.mask_predictor
-    if hidden != own.conv5_mask.out_channels and hidden > 0 and given == own.conv5_mask.in_channels:
-        outputs = own.mask_fcn_logits.out_channels
-        network.roi_heads.mask_predictor = MaskRCNNPredictor(given, hidden, outputs)
+    inputs, hidden = trained.shape[:2]
+    current = network.roi_heads.mask_predictor
+    if inputs == current.conv5_mask.in_channels and 0 < hidden != current.conv5_mask.out_channels:
+        outputs = current.mask_fcn_logits.out_channels
+        network.roi_heads.mask_predictor = MaskRCNNPredictor(inputs, hidden, outputs)
 
 
 def _set_epsilon(network: nn.Module, epsilon: float) -> None:
@@ -272,10 +275,10 @@ def _set_epsilon(network: nn.Module, epsilon: float) -> None:
 
 
 def _fix_levels(network: Any) -> None:
-    """Have torchvision's poolers work out the strides of their levels now, from a plain square.
+    """Let torchvision's RoI poolers infer the strides of their levels from a square image now.
 
-    They would take them from the first image they see, for good, and a very thin one has them
-    wrong: its results, and those of all images after it, would depend on the order.
+    Otherwise they infer the strides permanently from the first image, and a very thin image gives
+    wrong ones: the results would depend on the order of the images.
     """
     side = 256
     levels = {

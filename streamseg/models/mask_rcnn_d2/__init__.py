@@ -1,4 +1,4 @@
-"""Mask R-CNN as detectron2 builds it."""
+"""Mask R-CNN with detectron2's architecture, for its checkpoints."""
 
 from streamseg.models.mask_rcnn_d2.segmenter import MaskRCNND2
 

@@ -1,8 +1,7 @@
-"""What detectron2's Mask R-CNN is trained to do: its losses, where they aren't torchvision's.
+"""Mask R-CNN losses of detectron2, where they differ from those of torchvision.
 
-Boxes are learnt with L1, where torchvision begins smoothly, and masks are compared with targets
-that are cut out as the network cuts out features. The proposals' losses are in the network itself,
-as torchvision has them.
+The box loss is L1 instead of smooth L1, and mask targets are sampled with the same RoIAlign as the
+features. The losses of the region proposal network are part of the network, as in torchvision.
 """
 
 from __future__ import annotations
@@ -20,20 +19,22 @@ from streamseg.models.mask_rcnn.loss import MaskRCNNCriterion
 class MaskRCNND2Criterion(MaskRCNNCriterion):
     """The losses of detectron2's Mask R-CNN."""
 
-    def compare_boxes(
+    def box_losses(
         self,
         logits: Tensor,
         regressions: Tensor,
         labels: Sequence[Tensor],
-        wanted: Sequence[Tensor],
+        targets: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor]:
         outputs = torch.cat(list(labels))
         rows = outputs.nonzero()[:, 0]
-        own = regressions.view(len(outputs), -1, 4)[rows, outputs[rows]]
-        box = l1_loss(own, torch.cat(list(wanted))[rows], reduction="sum") / max(len(outputs), 1)
+        predicted = regressions.view(len(outputs), -1, 4)[rows, outputs[rows]]
+        box = l1_loss(predicted, torch.cat(list(targets))[rows], reduction="sum") / max(
+            len(outputs), 1
+        )
         return cross_entropy(logits, outputs), box
 
-    def compare_masks(
+    def mask_loss(
         self,
         logits: Tensor,
         boxes: Sequence[Tensor],
@@ -44,16 +45,18 @@ class MaskRCNND2Criterion(MaskRCNNCriterion):
         if len(logits) == 0:
             return logits.sum()
         cells = logits.shape[-1]
-        wanted = torch.cat(
-            [_cut_out(*each, cells) for each in zip(masks, boxes, objects, strict=True)]
+        targets = torch.cat(
+            [_roi_targets(*each, cells) for each in zip(masks, boxes, objects, strict=True)]
         )
-        outputs = torch.cat([own[rows] for own, rows in zip(labels, objects, strict=True)])
-        own = logits[torch.arange(len(outputs), device=logits.device), outputs]
-        return binary_cross_entropy_with_logits(own.float(), wanted)
+        outputs = torch.cat(
+            [of_image[rows] for of_image, rows in zip(labels, objects, strict=True)]
+        )
+        predicted = logits[torch.arange(len(outputs), device=logits.device), outputs]
+        return binary_cross_entropy_with_logits(predicted.float(), targets)
 
 
-def _cut_out(masks: Tensor, boxes: Tensor, objects: Tensor, cells: int) -> Tensor:
-    """What boxes (n, 4) show of the masks of their objects, 0 or 1, float32 (n, cells, cells)."""
+def _roi_targets(masks: Tensor, boxes: Tensor, objects: Tensor, cells: int) -> Tensor:
+    """Sample the masks of the objects inside boxes (n, 4): 0 or 1, float32 (n, cells, cells)."""
     rois = torch.cat([objects[:, None].to(boxes), boxes], dim=1)
-    cut: Tensor = roi_align(masks[:, None].to(boxes), rois, cells, 1.0, 0, aligned=True)[:, 0]
-    return (cut >= 0.5).float()
+    sampled: Tensor = roi_align(masks[:, None].to(boxes), rois, cells, 1.0, 0, aligned=True)[:, 0]
+    return (sampled >= 0.5).float()

@@ -1,9 +1,9 @@
-"""detectron2's Mask R-CNN with a ResNet-50-FPN, in torchvision's modules where they are the same.
+"""detectron2's Mask R-CNN with a ResNet-50-FPN, built from torchvision's modules where possible.
 
-He et al., "Mask R-CNN", 2017. What differs from torchvision's model: the trunk's strides are in the
-first convolution of a block (as in the original ResNet), images are blue, green, red, anchors
-aren't rounded, RoIAlign has no half-pixel shift and as many samples as pixels, boxes are chosen by
-logits and never for their size alone, and masks are pasted by sampling.
+He et al., "Mask R-CNN", 2017. Differences from torchvision's model: the strides of the backbone are
+in the first convolution of a block (as in the original ResNet), images are BGR, anchors are not
+rounded, RoIAlign has no half-pixel shift and one sample per pixel, proposals are ranked by logits
+and not filtered by size, and masks are pasted by grid sampling.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from streamseg.structures.results import Image
 CHANNELS = 256
 STRIDES = (4, 8, 16, 32, 64)
 SIZES = ((32,), (64,), (128,), (256,), (512,))
-"""Of the anchors, pixels, one a level."""
+"""Anchor size of each pyramid level, in pixels."""
 RATIOS = ((0.5, 1.0, 2.0),) * 5
 RESIDUAL, STEM = 0.25, 1 / 58
-"""What random weights begin with for the last norm of a block, and for the first norm of all.
+"""Initial scales of the last norm of each block and of the first norm, for random weights.
 
-Norms are frozen, so what they begin with has to hold: blocks must not add up to an explosion, and
-pixels, which come with a deviation of some 58, must not stay as large as they are.
+The norms are frozen, so the initial scales must keep activations bounded: the residual blocks must
+not add up, and the input pixels have a standard deviation of about 58.
 """
 
 _RENAMED: tuple[tuple[str, str], ...] = (
@@ -67,11 +67,11 @@ _NUMBERED: tuple[tuple[re.Pattern[str], str, int], ...] = (
     (re.compile(r"^backbone\.fpn_output(\d)\."), "backbone.fpn.layer_blocks.{}.0.", -2),
     (re.compile(r"^roi_heads\.mask_head\.mask_fcn(\d)\."), "roi_heads.mask_head.{}.0.", -1),
 )
-"""What counts from another number here."""
+"""Parameter names whose level index has another offset in this implementation."""
 
 
 class MaskRCNND2(MaskRCNN):
-    """detectron2's Mask R-CNN. ``input_size`` is the short side that images are resized to."""
+    """detectron2's Mask R-CNN. ``input_size`` is the length of the resized short side."""
 
     mean: ClassVar[tuple[float, ...]] = (103.53, 116.28, 123.675)
     mask_source = SampledMasks
@@ -82,7 +82,7 @@ class MaskRCNND2(MaskRCNN):
 
     @classmethod
     def build(cls, name: str, categories: Categories) -> nn.Module:
-        del name  # the family has one member
+        del name  # the family has one model
         return MaskRCNND2Net(len(categories.things))
 
     def criterion(self, weights: Mapping[str, float]) -> MaskRCNND2Criterion:
@@ -95,46 +95,47 @@ class MaskRCNND2(MaskRCNN):
 
     @classmethod
     def convert_state_dict(cls, network: nn.Module, state: State) -> State:
-        """Take detectron2's files.
+        """Convert state dicts of detectron2.
 
-        The background is its last class and torchvision's first, which has boxes and masks, too.
+        The background is the last class in detectron2 and the first one in torchvision, where it
+        has box and mask outputs as well.
         """
         del network
         if not any(key.startswith("proposal_generator.") for key in state):
             return state
-        renamed = {_renamed(key): tensor for key, tensor in state.items() if not _constant(key)}
+        renamed = {_renamed(key): tensor for key, tensor in state.items() if not _is_constant(key)}
         for part in ("weight", "bias"):
-            for layer, change in _REARRANGED.items():
+            for layer, rearrange in _REARRANGED.items():
                 key = f"roi_heads.{layer}.{part}"
                 if key in renamed:
-                    renamed[key] = change(renamed[key])
+                    renamed[key] = rearrange(renamed[key])
         return renamed
 
     def resized_shape(self, size: Size) -> Size:
-        longest = round(self.input_size * self.long_to_short)
+        max_long_side = round(self.input_size * self.long_to_short)
         scale = self.input_size / min(size)
         height, width = (
             (self.input_size, scale * size[1])
             if size[0] < size[1]
             else (scale * size[0], self.input_size)
         )
-        if max(height, width) > longest:
-            scale = longest / max(height, width)
+        if max(height, width) > max_long_side:
+            scale = max_long_side / max(height, width)
             height, width = height * scale, width * scale
         return max(int(height + 0.5), 1), max(int(width + 0.5), 1)
 
     def preprocess(self, image: Image, into: Tensor) -> None:
         height, width = into.shape[1:]
-        small = Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BILINEAR)
-        bgr = torch.from_numpy(np.array(small)[:, :, ::-1].copy()).permute(2, 0, 1)
+        resized = Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BILINEAR)
+        bgr = torch.from_numpy(np.array(resized)[:, :, ::-1].copy()).permute(2, 0, 1)
         torch.sub(bgr, torch.tensor(self.mean)[:, None, None], out=into)
 
 
 class MaskRCNND2Net(nn.Module):
-    """The network: trunk and pyramid, proposals, heads.
+    """Network: backbone with feature pyramid, region proposal network and heads.
 
     Args:
-        classes: without background.
+        classes: number of classes without background.
     """
 
     def __init__(self, classes: int) -> None:
@@ -145,8 +146,8 @@ class MaskRCNND2Net(nn.Module):
             norm_layer=FrozenBatchNorm2d,
             trainable_layers=5,
         )
-        _stride_first(self.backbone.body)
-        _soften(self.backbone.body)
+        _move_strides(self.backbone.body)
+        _scale_norms(self.backbone.body)
         self.rpn = _Proposals(
             _Anchors(SIZES, RATIOS),
             RPNHead(CHANNELS, len(RATIOS[0])),
@@ -177,14 +178,14 @@ class MaskRCNND2Net(nn.Module):
 
 
 class _Anchors(AnchorGenerator):  # type: ignore[misc]
-    """Anchors that aren't rounded, at the levels' own strides."""
+    """Anchor generator without rounding, with fixed strides."""
 
     def generate_anchors(
         self,
         scales: Sequence[int],
         aspect_ratios: Sequence[float],
         dtype: torch.dtype = torch.float32,
-        device: torch.device = torch.device("cpu"),  # noqa: B008 - as torchvision has it
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - torchvision's signature
     ) -> Tensor:
         (scale,) = scales
         widths = [(scale**2 / ratio) ** 0.5 for ratio in aspect_ratios]
@@ -197,12 +198,12 @@ class _Anchors(AnchorGenerator):  # type: ignore[misc]
         self.set_cell_anchors(first.dtype, first.device)
         strides = [[torch.tensor(n, device=first.device)] * 2 for n in STRIDES]
         grids = [list(each.shape[-2:]) for each in feature_maps]
-        every = torch.cat(self.grid_anchors(grids, strides))
-        return [every] * len(image_list.image_sizes)
+        anchors = torch.cat(self.grid_anchors(grids, strides))
+        return [anchors] * len(image_list.image_sizes)
 
 
 class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
-    """Proposals by logits: probabilities near 1 are equal where logits aren't."""
+    """Region proposal network that ranks by logits: rounding makes probabilities near 1 equal."""
 
     def filter_proposals(
         self,
@@ -211,13 +212,13 @@ class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
         image_shapes: list[Size],
         num_anchors_per_level: list[int],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The best of each level, then of all levels: boxes (N, 4) and logits (N,) an image."""
+        """Select the best proposals: boxes (N, 4) and logits (N,) per image."""
         logits = objectness.detach().reshape(len(proposals), -1)
-        chosen = [
-            self._of_image(boxes, own, shape, num_anchors_per_level)
-            for boxes, own, shape in zip(proposals.detach(), logits, image_shapes, strict=True)
+        filtered = [
+            self._filter_image(boxes, of_image, shape, num_anchors_per_level)
+            for boxes, of_image, shape in zip(proposals.detach(), logits, image_shapes, strict=True)
         ]
-        return [boxes for boxes, _ in chosen], [own for _, own in chosen]
+        return [boxes for boxes, _ in filtered], [scores for _, scores in filtered]
 
     def compute_loss(
         self,
@@ -226,42 +227,42 @@ class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Of a sample of anchors: whether there is an object, and L1 of its box."""
+        """Return the objectness loss and the L1 box loss of sampled anchors."""
         count = self.fg_bg_sampler.batch_size_per_image * len(labels)
         positive, negative = (
             torch.cat(each).nonzero()[:, 0] for each in self.fg_bg_sampler(labels)
         )
         sampled = torch.cat([positive, negative])
-        wanted = torch.cat(labels)[sampled]
-        known = binary_cross_entropy_with_logits(
-            objectness.flatten()[sampled], wanted, reduction="sum"
+        targets = torch.cat(labels)[sampled]
+        objectness_loss = binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled], targets, reduction="sum"
         )
-        boxes = l1_loss(
+        box_loss = l1_loss(
             pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum"
         )
-        return known / count, boxes / count
+        return objectness_loss / count, box_loss / count
 
-    def _of_image(
+    def _filter_image(
         self, boxes: Tensor, logits: Tensor, shape: Size, counts: list[int]
     ) -> tuple[Tensor, Tensor]:
         rows, levels, start = [], [], 0
         for level, count in enumerate(counts):
-            own = logits[start : start + count]
-            best = own.topk(min(self.pre_nms_top_n(), count)).indices + start
+            of_level = logits[start : start + count]
+            best = of_level.topk(min(self.pre_nms_top_n(), count)).indices + start
             rows.append(best)
             levels.append(torch.full_like(best, level))
             start += count
         row, level_of = torch.cat(rows), torch.cat(levels)
         clipped = clip_boxes_to_image(boxes[row], shape)
-        filled = (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
-        clipped, row, level_of = clipped[filled], row[filled], level_of[filled]
+        has_area = (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
+        clipped, row, level_of = clipped[has_area], row[has_area], level_of[has_area]
         kept = batched_nms(clipped, logits[row], level_of, self.nms_thresh)
         kept = kept[: self.post_nms_top_n()]
         return clipped[kept], logits[row[kept]]
 
 
 class _Heads(RoIHeads):  # type: ignore[misc]
-    """Detections whatever their size."""
+    """RoI heads that do not filter detections by size."""
 
     def postprocess_detections(
         self,
@@ -270,21 +271,21 @@ class _Heads(RoIHeads):  # type: ignore[misc]
         proposals: list[Tensor],
         image_shapes: list[Size],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes (N, 4), scores (N,) and outputs int64 (N,) of each image, best first."""
+        """Return boxes (N, 4), scores (N,) and outputs int64 (N,) per image, best first."""
         counts = [len(each) for each in proposals]
         decoded = torch.split(self.box_coder.decode(box_regression, proposals), counts)
         probabilities = torch.split(class_logits.softmax(dim=1), counts)
-        found = [
-            self._of_image(*each) for each in zip(decoded, probabilities, image_shapes, strict=True)
+        detected = [
+            self._select(*each) for each in zip(decoded, probabilities, image_shapes, strict=True)
         ]
-        boxes, scores, outputs = zip(*found, strict=True)
+        boxes, scores, outputs = zip(*detected, strict=True)
         return list(boxes), list(scores), list(outputs)
 
-    def _of_image(
+    def _select(
         self, boxes: Tensor, probabilities: Tensor, shape: Size
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, outputs = (probabilities[:, 1:] > self.score_thresh).nonzero().T
-        outputs = outputs + 1  # the first one is the background
+        outputs = outputs + 1  # output 0 is the background
         scores = probabilities[rows, outputs]
         clipped = clip_boxes_to_image(boxes[rows, outputs], shape)
         kept = batched_nms(clipped, scores, outputs, self.nms_thresh)[: self.detections_per_img]
@@ -293,10 +294,10 @@ class _Heads(RoIHeads):  # type: ignore[misc]
 
 
 class _RoIPool(nn.Module):
-    """RoIAlign without a half-pixel shift, each box from the level for its size.
+    """RoIAlign without a half-pixel shift; the size of a box determines its pyramid level.
 
     Args:
-        cells: of what is cut out, on each side.
+        cells: height and width of the output.
     """
 
     def __init__(self, cells: int) -> None:
@@ -306,30 +307,31 @@ class _RoIPool(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[Size]
     ) -> Tensor:
-        """(N, 256, cells, cells), of the boxes of all images one after the other."""
-        del image_shapes  # the strides are known
-        image = torch.cat([torch.full_like(own[:, :1], n) for n, own in enumerate(boxes)])
+        """Return features (N, 256, cells, cells) of the boxes of all images, concatenated."""
+        del image_shapes  # the strides are fixed
+        image = torch.cat([torch.full_like(each[:, :1], n) for n, each in enumerate(boxes)])
         rois = torch.cat([image, torch.cat(list(boxes))], dim=1)
         areas = (rois[:, 3:] - rois[:, 1:3]).prod(dim=1)
         levels = torch.floor(4 + torch.log2(areas.sqrt() / 224 + 1e-8)).clamp(2, 5)
         first = features["0"]
         pooled = first.new_zeros(len(rois), first.shape[1], self.cells, self.cells)
         for level, stride in enumerate(STRIDES[:4]):
-            own = (levels == level + 2).nonzero()[:, 0]
-            cut = roi_align(
-                features[str(level)], rois[own], self.cells, 1 / stride, 0, aligned=True
+            rows = (levels == level + 2).nonzero()[:, 0]
+            aligned = roi_align(
+                features[str(level)], rois[rows], self.cells, 1 / stride, 0, aligned=True
             )
-            pooled[own] = cut.to(pooled.dtype)
+            pooled[rows] = aligned.to(pooled.dtype)
         return pooled
 
 
-def _stride_first(body: Any) -> None:
+def _move_strides(body: Any) -> None:
+    """Move the stride of each stage from its second convolution to its first."""
     for stage in (body.layer2, body.layer3, body.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
 
 
-def _soften(body: Any) -> None:
-    """Have random weights give numbers of about 1, see ``RESIDUAL``."""
+def _scale_norms(body: Any) -> None:
+    """Set the scales of the norms for random weights, see ``RESIDUAL``."""
     body.bn1.weight.fill_(STEM)
     for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
         for block in stage:
@@ -345,25 +347,25 @@ def _renamed(key: str) -> str:
     return key
 
 
-def _constant(key: str) -> bool:
-    """Whether a file's tensor is one that this code has as a constant."""
+def _is_constant(key: str) -> bool:
+    """Return whether a tensor of a file is a constant in this implementation."""
     return key in ("pixel_mean", "pixel_std") or ".anchor_generator." in key
 
 
-def _background_first(rows: Tensor) -> Tensor:
+def _move_background_first(rows: Tensor) -> Tensor:
     return torch.cat([rows[-1:], rows[:-1]])
 
 
-def _four_before(rows: Tensor) -> Tensor:
+def _prepend_four_rows(rows: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(rows[:4]), rows])
 
 
-def _one_before(rows: Tensor) -> Tensor:
+def _prepend_row(rows: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(rows[:1]), rows])
 
 
 _REARRANGED = {
-    "box_predictor.cls_score": _background_first,
-    "box_predictor.bbox_pred": _four_before,
-    "mask_predictor.mask_fcn_logits": _one_before,
+    "box_predictor.cls_score": _move_background_first,
+    "box_predictor.bbox_pred": _prepend_four_rows,
+    "mask_predictor.mask_fcn_logits": _prepend_row,
 }

@@ -1,4 +1,4 @@
-"""nanomask: instance segmentation in real time on a CPU, and how it is trained."""
+"""nanomask: the bundled model, real time on a CPU."""
 
 from streamseg.models.nanomask.segmenter import NanoMask
 

@@ -1,7 +1,7 @@
-"""Which cells of the detector answer for which object: adaptive training sample selection.
+"""Label assignment of the detector: adaptive training sample selection (ATSS).
 
 Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training
-Sample Selection", 2020 (ATSS), as NanoDet-g was trained.
+Sample Selection", 2020, as in the training of NanoDet-g.
 """
 
 from __future__ import annotations
@@ -11,48 +11,49 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 CANDIDATES = 9
+"""Number of candidate cells per object and level."""
 ANCHOR = 5
-"""Side of a cell's anchor, in strides; the anchors serve the assignment alone."""
+"""Side of the anchor of a cell, in strides; anchors are only used for the assignment."""
 
 
 def assign(boxes: Tensor, grid: Tensor) -> Tensor:
-    """The object that each cell answers for.
+    """Assign an object to each cell.
 
-    For each object, the nine cells nearest to its centre on each level are candidates; those are
-    taken whose anchor overlaps it by more than the mean plus one standard deviation of all
-    candidates, and whose centre lies inside it. A cell of several objects takes the one that its
-    anchor overlaps most.
+    The candidates of an object are the nine cells nearest to its center on each level. A candidate
+    is positive if the IoU of its anchor exceeds the mean plus one standard deviation over all
+    candidates and its center lies inside the box. A cell that is positive for several objects is
+    assigned to the one with the largest IoU.
 
     Args:
         boxes: float32 (N, 4) xyxy.
-        grid: float32 (cells, 3): centre x, y and stride, level after level.
+        grid: float32 (cells, 3): center x, y and stride, level by level.
 
     Returns:
-        int64 (cells,): an object's row, or -1.
+        int64 (cells,): index of the object, or -1.
     """
     cells = len(grid)
     if not len(boxes):
         return grid.new_full((cells,), -1, dtype=torch.int64)
     half = grid[:, 2:] * ANCHOR / 2
     overlaps = box_iou(boxes, torch.cat([grid[:, :2] - half, grid[:, :2] + half], dim=1))
-    candidate = _nearest(boxes, grid)
-    # Unbiased over a varying number of candidates, because small pictures have fewer.
+    candidate = _nearest_cells(boxes, grid)
+    # Unbiased standard deviation; small images have fewer candidates.
     counts = candidate.sum(dim=1, keepdim=True)
     mean = (overlaps * candidate).sum(dim=1, keepdim=True) / counts
-    spread = ((overlaps - mean).square() * candidate).sum(dim=1, keepdim=True)
-    least = mean + (spread / (counts - 1).clamp(min=1)).sqrt()
+    variance = ((overlaps - mean).square() * candidate).sum(dim=1, keepdim=True)
+    threshold = mean + (variance / (counts - 1).clamp(min=1)).sqrt()
     x, y = grid[:, 0], grid[:, 1]
     inside = (x > boxes[:, :1]) & (y > boxes[:, 1:2]) & (x < boxes[:, 2:3]) & (y < boxes[:, 3:])
-    taken = candidate & inside & (overlaps >= least)
-    best, rows = overlaps.masked_fill(~taken, -1).max(dim=0)
-    owners: Tensor = rows.masked_fill(best < 0, -1)
-    return owners
+    positive = candidate & inside & (overlaps >= threshold)
+    best, rows = overlaps.masked_fill(~positive, -1).max(dim=0)
+    assigned: Tensor = rows.masked_fill(best < 0, -1)
+    return assigned
 
 
-def _nearest(boxes: Tensor, grid: Tensor) -> Tensor:
-    """The candidates of each object, bool (N, cells)."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    distances = torch.cdist(centres, grid[:, :2])
+def _nearest_cells(boxes: Tensor, grid: Tensor) -> Tensor:
+    """Return the candidates of each object, bool (N, cells)."""
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    distances = torch.cdist(centers, grid[:, :2])
     candidate = torch.zeros_like(distances, dtype=torch.bool)
     first = 0
     for length in torch.unique_consecutive(grid[:, 2], return_counts=True)[1].tolist():

@@ -1,8 +1,8 @@
-"""nanomask's network: NanoDet-g's detector with a mask branch of the Mask R-CNN kind.
+"""Network of nanomask: the detector NanoDet-g with a mask branch as in Mask R-CNN.
 
-The detector is NanoDet-g (RangiLyu, https://github.com/RangiLyu/nanodet, Apache-2.0), its batch
-norms folded into the convolutions: a small CSP network, a path aggregation neck without
-convolutions, a head that says each side of a box as a distribution over eleven distances (Li et
+The detector is NanoDet-g (RangiLyu, https://github.com/RangiLyu/nanodet, Apache-2.0) with batch
+norms folded into the convolutions: a small CSP backbone, a path aggregation neck without
+convolutions, and a head that predicts each box side as a distribution over eleven distances (Li et
 al., "Generalized Focal Loss", 2020). Masks are class-agnostic: RoIAlign on a stride-4 map and a
 small fully convolutional head (He et al., "Mask R-CNN", 2017, section 3.1).
 """
@@ -23,17 +23,21 @@ from torchvision.ops import roi_align
 from streamseg.structures.masks import FloatArray, Size
 
 BINS = 11
+"""Number of distances in the distribution of a box side."""
 PRIOR = 0.01
+"""Initial class probability."""
 STRIDES = (8, 16, 32)
 ROI_SIZE = 14
 ROI_GROWTH = 1.1
+"""Size of a mask region relative to its box."""
 MAP_STRIDE = 4
 C2_CHANNELS = 64
 TILE = 8
+"""Side of the tiles in which the stride-4 map is computed, in cells."""
 
 
 class ConvAct(nn.Module):
-    """A 3x3 convolution with bias and LeakyReLU 0.1."""
+    """3x3 convolution with bias and LeakyReLU (0.1)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -44,7 +48,7 @@ class ConvAct(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions to half the channels each; the output is (second, first)."""
+    """Two convolutions with half of the channels each; the output is (second, first)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,7 +61,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A convolution and blocks on it; the output, (blocks, convolution), is twice as wide."""
+    """CSP stage: a convolution and blocks, concatenated to twice the channels."""
 
     def __init__(self, channels: int, stride: int, blocks: int) -> None:
         super().__init__()
@@ -71,7 +75,7 @@ class Stage(nn.Module):
 
 
 class Backbone(nn.Module):
-    """CSP stages at strides 4, 8, 16 and 32, of 64, 128, 256 and 512 channels."""
+    """CSP backbone with strides 4, 8, 16 and 32 and 64, 128, 256 and 512 channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +93,7 @@ class Backbone(nn.Module):
 
 
 class Neck(nn.Module):
-    """Path aggregation without convolutions: top-down, then bottom-up, by bilinear resizing."""
+    """Path aggregation neck without convolutions: top-down, then bottom-up bilinear resizing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +108,7 @@ class Neck(nn.Module):
 
 
 class Head(nn.Module):
-    """One level's outputs: (B, C + 4 * 11, H, W), class logits and four distributions."""
+    """Head of one level: (B, C + 4 * 11, H, W), class logits and four distributions."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -117,16 +121,16 @@ class Head(nn.Module):
 
 
 class MaskBranch(nn.Module):
-    """A stride-4 map of the image, and from it a mask for each box."""
+    """Mask branch: a stride-4 feature map, and a mask for each box from its RoI features."""
 
     def __init__(self, channels: int = 96) -> None:
         super().__init__()
         self.lateral_c2 = nn.Conv2d(C2_CHANNELS, channels, 1)
         self.laterals = nn.ModuleList(nn.Conv2d(128, channels, 1) for _ in STRIDES)
-        # Where the map is still coarse, a convolution costs a quarter.
+        # Convolutions on the coarse map cost a quarter of those on the stride-4 map.
         self.context = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
         self.smooth = nn.Conv2d(channels, channels, 3, padding=1)
-        # Dilated, so that each cell sees the whole object, large ones as well.
+        # Dilated, so that the receptive field covers the whole object.
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
             for dilation in (1, 2, 4, 1)
@@ -135,19 +139,20 @@ class MaskBranch(nn.Module):
         self.logits = nn.Conv2d(channels, 1, 1)
 
     def map(self, features: Features) -> Tensor:
-        """The map that boxes are cut from: (B, 96, H / 4, W / 4)."""
+        """Compute the feature map for RoIAlign: (B, 96, H / 4, W / 4)."""
         return relu(self.smooth(self._merged(features)), inplace=True)
 
     def map_around(self, features: Features, boxes: Sequence[Tensor]) -> Tensor:
-        """The same where ``cut`` looks for these boxes; zeros elsewhere.
+        """Compute the feature map only where ``roi_features`` samples it for these boxes.
 
-        Most of a frame is background, and the map's convolution is a quarter of all work: it is
-        done on the 8 x 8 tiles that a box touches, each with a border of one.
+        Most of a frame is background, and the last convolution of the map takes a quarter of the
+        time. It is computed on the 8 x 8 tiles that the boxes touch, each with a border of one
+        cell; the other tiles are zero.
         """
         merged = self._merged(features)
         batch, channels, height, width = merged.shape
         tiles = _tiles_touched(boxes, (height // TILE, width // TILE))
-        if tiles.float().mean() > 0.5:  # the borders would cost more than the rest saves
+        if tiles.float().mean() > 0.5:  # the borders would cost more than the skipped tiles save
             return relu(self.smooth(merged), inplace=True)
         tiles = tiles.to(merged.device)
         bordered = pad(merged.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
@@ -155,29 +160,29 @@ class MaskBranch(nn.Module):
         windows = windows.permute(0, 1, 2, 4, 5, 3)[tiles].permute(0, 3, 1, 2)
         smoothed = relu(conv2d(windows, self.smooth.weight, self.smooth.bias), inplace=True)
         rows, columns = tiles.shape[1:]
-        whole = smoothed.new_zeros(batch, channels, rows, TILE, columns, TILE)
-        whole.permute(0, 2, 4, 1, 3, 5)[tiles] = smoothed
-        return whole.view(batch, channels, height, width)
+        full_map = smoothed.new_zeros(batch, channels, rows, TILE, columns, TILE)
+        full_map.permute(0, 2, 4, 1, 3, 5)[tiles] = smoothed
+        return full_map.view(batch, channels, height, width)
 
     def _merged(self, features: Features) -> Tensor:
         coarse: Tensor | None = None
         for lateral, level in zip(reversed(self.laterals), reversed(features.levels), strict=True):
-            own: Tensor = lateral(level)
-            coarse = own if coarse is None else own + _resized_like(coarse, own)
+            current: Tensor = lateral(level)
+            coarse = current if coarse is None else current + _resized_like(coarse, current)
         assert coarse is not None
         for conv in self.context:
             coarse = relu(conv(coarse), inplace=True)
         fine: Tensor = self.lateral_c2(features.c2)
         return fine + _resized_like(coarse, fine)
 
-    def cut(self, features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """RoIAlign of the boxes of each image, xyxy in its pixels: (N, 96, 14, 14)."""
-        cuts: Tensor = roi_align(features, list(boxes), ROI_SIZE, 1 / MAP_STRIDE, 2, aligned=True)
-        return cuts
+    def roi_features(self, features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """Return RoI features (N, 96, 14, 14) of the boxes of each image, xyxy in pixels."""
+        rois: Tensor = roi_align(features, list(boxes), ROI_SIZE, 1 / MAP_STRIDE, 2, aligned=True)
+        return rois
 
-    def forward(self, cuts: Tensor) -> Tensor:
-        """Mask logits, (N, 1, 28, 28)."""
-        x = cuts
+    def forward(self, roi_features: Tensor) -> Tensor:
+        """Return mask logits (N, 1, 28, 28)."""
+        x = roi_features
         for conv in self.convs:
             x = relu(conv(x), inplace=True)
         logits: Tensor = self.logits(relu(self.deconv(x), inplace=True))
@@ -185,11 +190,11 @@ class MaskBranch(nn.Module):
 
 
 class Features(NamedTuple):
-    """What the mask branch is given of a batch.
+    """Feature maps for the mask branch.
 
     Attributes:
-        c2: (B, 64, H / 4, W / 4), the backbone's first stage.
-        levels: (B, 128, H / s, W / s) for the strides s = 8, 16 and 32, from the neck.
+        c2: (B, 64, H / 4, W / 4), first stage of the backbone.
+        levels: (B, 128, H / s, W / s) for strides s = 8, 16 and 32, from the neck.
     """
 
     c2: Tensor
@@ -197,11 +202,11 @@ class Features(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the network says of a batch before there are boxes to make masks for.
+    """Outputs of the detector, and the features for the mask branch.
 
     Attributes:
-        cells: (B, cells, C + 4 * 11), the three levels one after the other, row by row.
-        features: for the mask branch.
+        cells: (B, cells, C + 4 * 11), the three levels concatenated, row by row.
+        features: feature maps for the mask branch.
     """
 
     cells: Tensor
@@ -209,7 +214,7 @@ class Outputs(NamedTuple):
 
 
 class NanoMaskNet(nn.Module):
-    """The network: normalised BGR (B, 3, H, W) in, sides multiples of 32, :class:`Outputs` out."""
+    """Network with normalized BGR input (B, 3, H, W), H and W multiples of 32; see ``Outputs``."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -217,7 +222,7 @@ class NanoMaskNet(nn.Module):
         self.neck = Neck()
         self.head = nn.ModuleList(Head(classes) for _ in STRIDES)
         self.mask = MaskBranch()
-        self._begin(classes)
+        self._initialize(classes)
 
     def forward(self, images: Tensor) -> Outputs:
         c2, c3, c4, c5 = self.backbone(images)
@@ -228,11 +233,8 @@ class NanoMaskNet(nn.Module):
         ]
         return Outputs(torch.cat(cells, dim=1), Features(c2, levels))
 
-    def _begin(self, classes: int) -> None:
-        """Random weights that keep the variance of what passes (He et al., 2015).
-
-        No class is likely at first.
-        """
+    def _initialize(self, classes: int) -> None:
+        """Initialize the weights (He et al., 2015); the initial class probability is ``PRIOR``."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -247,35 +249,35 @@ class NanoMaskNet(nn.Module):
 
 @lru_cache(maxsize=64)
 def cell_grid(shape: Size) -> FloatArray:
-    """Centre x, y and stride of each cell, float32 (cells, 3), of a prepared image of ``shape``."""
+    """Return center x, y and stride of each cell, float32 (cells, 3), for an input of ``shape``."""
     grids = []
     for stride in STRIDES:
         y, x = np.mgrid[: shape[0] // stride, : shape[1] // stride]
-        centres = (np.stack([x.ravel(), y.ravel()], axis=1) + 0.5) * stride
-        grids.append(np.pad(centres, ((0, 0), (0, 1)), constant_values=stride))
+        centers = (np.stack([x.ravel(), y.ravel()], axis=1) + 0.5) * stride
+        grids.append(np.pad(centers, ((0, 0), (0, 1)), constant_values=stride))
     return np.concatenate(grids).astype(np.float32)
 
 
 def decode_boxes(distributions: Tensor, grid: Tensor) -> Tensor:
-    """Boxes, (N, 4) xyxy, of cells with 4 x 11 distribution logits at ``grid`` (N, 3)."""
+    """Decode boxes (N, 4) xyxy from logits (N, 4 * 11) of the cells ``grid`` (N, 3)."""
     bins = torch.arange(BINS, dtype=torch.float32, device=grid.device)
-    # Not a matrix product, which autocast would do in bf16.
+    # A matrix product would be computed in bf16 under autocast.
     sides = (distributions.reshape(-1, 4, BINS).softmax(dim=2) * bins).sum(dim=2) * grid[:, 2:]
-    centres = grid[:, :2]
-    return torch.cat([centres - sides[:, :2], centres + sides[:, 2:]], dim=1)
+    centers = grid[:, :2]
+    return torch.cat([centers - sides[:, :2], centers + sides[:, 2:]], dim=1)
 
 
-def grown(boxes: Tensor) -> Tensor:
-    """What a mask covers: a tenth more than its box (N, 4), which may be too small."""
+def expand_boxes(boxes: Tensor) -> Tensor:
+    """Enlarge boxes (N, 4) by ``ROI_GROWTH``: a predicted box may be too small for its mask."""
     margins = (boxes[:, 2:] - boxes[:, :2]) * (ROI_GROWTH - 1) / 2
     return torch.cat([boxes[:, :2] - margins, boxes[:, 2:] + margins], dim=1)
 
 
 def _tiles_touched(boxes: Sequence[Tensor], grid: Size) -> Tensor:
-    """Which tiles RoIAlign reads for the boxes of each image, bool (B, rows, columns)."""
+    """Return the tiles that RoIAlign reads for the boxes of each image, bool (B, rows, columns)."""
     tiles = np.zeros((len(boxes), *grid), np.bool_)
     for row, each in enumerate(boxes):
-        # A sample between two cells reads both.
+        # Bilinear sampling between two cells reads both.
         cells = np.floor(each.float().cpu().numpy() / MAP_STRIDE - 0.5).astype(np.int64)
         first, last = cells[:, :2].clip(0) // TILE, (cells[:, 2:] + 1) // TILE
         for (left, top), (right, bottom) in zip(first, last, strict=True):

@@ -1,4 +1,4 @@
-"""Panoptic FPN: instances and stuff in one network."""
+"""Panoptic FPN with detectron2's architecture: instances and stuff in one network."""
 
 from streamseg.models.panoptic_fpn.segmenter import PanopticFPN
 

@@ -1,4 +1,4 @@
-"""Panoptic FPN, as detectron2 has it: its Mask R-CNN with a branch for stuff on the same pyramid.
+"""Panoptic FPN of detectron2: its Mask R-CNN with a semantic branch on the same pyramid.
 
 Kirillov et al., "Panoptic Feature Pyramid Networks", 2019.
 """
@@ -24,20 +24,20 @@ from streamseg.models.selection import Selection
 from streamseg.structures.targets import UNKNOWN, Targets
 
 WIDTH = 128
-"""Channels of the branch for stuff."""
+"""Channels of the semantic branch."""
 
 
 class PanopticFPN(MaskRCNND2):
-    """Panoptic FPN. ``input_size`` is the short side that images are resized to.
+    """Panoptic FPN. ``input_size`` is the length of the resized short side.
 
-    The frame's thresholds decide about the things; stuff has none.
+    The thresholds apply to things, not to stuff.
     """
 
     trained_on = COCO_PANOPTIC
 
     @classmethod
     def build(cls, name: str, categories: Categories) -> nn.Module:
-        del name  # the family has one member
+        del name  # the family has one model
         return PanopticFPNNet(categories)
 
     @classmethod
@@ -49,7 +49,7 @@ class PanopticFPN(MaskRCNND2):
     @classmethod
     def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
         things = super().count_classes(state)
-        outputs = rows_of(state, "sem_seg_head.predictor.bias")  # things are the first one
+        outputs = rows_of(state, "sem_seg_head.predictor.bias")  # output 0 stands for all things
         return replace(things, stuff=outputs - 1) if things and outputs > 0 else None
 
     def criterion(self, weights: Mapping[str, float]) -> PanopticFPNCriterion:
@@ -57,49 +57,51 @@ class PanopticFPN(MaskRCNND2):
 
     def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
         features = self.network.backbone(batch.tensor)
-        found = self.detect_in(features, batch, selections)
+        detections = self.detect_in(features, batch, selections)
         logits = self.network.sem_seg_head(features)
         return [
-            replace(each, panoptic=StuffLogits(own, shape, size, self.stuff))
-            for each, own, shape, size in zip(found, logits, batch.shapes, batch.sizes, strict=True)
+            replace(each, panoptic=StuffLogits(of_image, shape, size, self.stuff))
+            for each, of_image, shape, size in zip(
+                detections, logits, batch.shapes, batch.sizes, strict=True
+            )
         ]
 
 
 class PanopticFPNNet(MaskRCNND2Net):
-    """The network.
+    """Mask R-CNN network with a semantic branch.
 
     Args:
-        categories: what it tells apart.
+        categories: things and stuff.
     """
 
     def __init__(self, categories: Categories) -> None:
         super().__init__(len(categories.things))
-        self.sem_seg_head = StuffBranch(len(categories.stuff))
+        self.sem_seg_head = SemanticBranch(len(categories.stuff))
 
 
-class StuffBranch(nn.Module):
-    """P2 to P5 brought to one size, summed, and the class of each place.
+class SemanticBranch(nn.Module):
+    """Semantic segmentation from P2 to P5, resized to one size and summed.
 
     Args:
-        classes: S, of stuff; things are one class more, the first.
+        classes: number S of stuff classes; class 0 stands for all things.
     """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.p2 = nn.Sequential(_ConvNorm(CHANNELS))
-        self.p3, self.p4, self.p5 = (_enlarging(times) for times in (1, 2, 3))
+        self.p3, self.p4, self.p5 = (_upsampling_convs(times) for times in (1, 2, 3))
         self.predictor = nn.Conv2d(WIDTH, classes + 1, 1)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B, 1 + S, H / 4, W / 4), of maps (B, 256, h, w) named ``0`` to ``3``."""
+        """Return logits (B, 1 + S, H / 4, W / 4) of maps (B, 256, h, w), keys ``0`` to ``3``."""
         branches = (self.p2, self.p3, self.p4, self.p5)
-        brought = [branch(features[str(n)]) for n, branch in enumerate(branches)]
-        logits: Tensor = self.predictor(reduce(torch.add, brought))
+        resized = [branch(features[str(n)]) for n, branch in enumerate(branches)]
+        logits: Tensor = self.predictor(reduce(torch.add, resized))
         return logits
 
 
 class PanopticFPNCriterion(MaskRCNND2Criterion):
-    """Its Mask R-CNN's losses, and that of the class of each pixel that is known."""
+    """Losses of Mask R-CNN, and the semantic loss of labeled pixels."""
 
     own_weights: ClassVar[Mapping[str, float]] = {
         **MaskRCNND2Criterion.own_weights,
@@ -113,7 +115,7 @@ class PanopticFPNCriterion(MaskRCNND2Criterion):
 
 
 class _ConvNorm(nn.Conv2d):
-    """A convolution without bias, group norm, ReLU."""
+    """Convolution without bias, group norm and ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, WIDTH, 3, padding=1, bias=False)
@@ -124,23 +126,28 @@ class _ConvNorm(nn.Conv2d):
         return torch.relu(self.norm(super().forward(features)))
 
 
-def _enlarging(times: int) -> nn.Sequential:
-    """Convolutions, each followed by doubling height and width."""
+def _upsampling_convs(times: int) -> nn.Sequential:
+    """Return convolutions that are each followed by upsampling by two."""
     parts: list[nn.Module] = []
     for n in range(times):
-        enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        parts += [_ConvNorm(WIDTH if n else CHANNELS), enlarge]
+        upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        parts += [_ConvNorm(WIDTH if n else CHANNELS), upsample]
     return nn.Sequential(*parts)
 
 
 def _semantic_loss(logits: Tensor, targets: Sequence[Targets]) -> Tensor:
-    """The mean over the pixels that are known, of all images with stuff; logits (B, C, h, w)."""
+    """Return the mean cross entropy of the labeled pixels in images with stuff.
+
+    Args:
+        logits: (B, C, h, w).
+        targets: annotations; those without stuff are left out.
+    """
     rows = [row for row, each in enumerate(targets) if each.stuff is not None]
     if not rows:
         return logits.sum() * 0
-    large = interpolate(
+    upsampled = interpolate(
         logits[rows].float(), scale_factor=STRIDE, mode="bilinear", align_corners=False
     )
-    wanted = torch.stack([each.stuff.long() for each in targets if each.stuff is not None])
-    total = cross_entropy(large, wanted, ignore_index=UNKNOWN, reduction="sum")
-    return total / mean_over_processes((wanted != UNKNOWN).sum())
+    classes = torch.stack([each.stuff.long() for each in targets if each.stuff is not None])
+    total = cross_entropy(upsampled, classes, ignore_index=UNKNOWN, reduction="sum")
+    return total / mean_over_processes((classes != UNKNOWN).sum())

@@ -1,4 +1,4 @@
-"""SOLO and SOLOv2: objects told apart by where their centres are, without boxes."""
+"""SOLO and SOLOv2: instance segmentation by the locations of object centers, without boxes."""
 
 from streamseg.models.solo.v1 import SOLO
 from streamseg.models.solo.v2 import SOLOv2

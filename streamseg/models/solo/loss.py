@@ -1,8 +1,8 @@
-"""What SOLO and SOLOv2 are trained to do: the class of each cell, and the masks of objects' cells.
+"""Losses of SOLO and SOLOv2: classes of cells, and masks of the cells of objects.
 
-Wang et al., "SOLO", 2019, sections 3.2 and 3.3: an object belongs to the levels for its size, and
-there to the cells near its centre of mass. The class has the focal loss (Lin et al., 2017), the
-mask the Dice loss (Milletari et al., "V-Net", 2016).
+Wang et al., "SOLO", 2019, sections 3.2 and 3.3: an object is assigned to the levels of its size,
+and there to the cells near its center of mass. Classes use the focal loss (Lin et al., 2017),
+masks the Dice loss (Milletari et al., "V-Net", 2016).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from streamseg.models.solo.network import GRIDS, Outputs, SOLONetwork
 from streamseg.structures.masks import Size
 from streamseg.structures.targets import Targets
 
-CENTRE = 0.2
-"""Of an object's width and height: cells that far around its centre of mass are its own."""
+CENTER = 0.2
+"""Size of the center region of an object, relative to its width and height."""
 ALPHA, GAMMA = 0.25, 2.0
-"""Of the focal loss."""
+"""Parameters of the focal loss."""
 SMOOTH = 0.001
-"""Keeps the Dice loss finite."""
+"""Smoothing term of the Dice loss."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Claims:
-    """What objects of one image have of one level.
+class Assignment:
+    """Assignment of the objects of one image to the cells of one level.
 
     Attributes:
-        classes: int64 (S, S), the class index of each cell, -1 where it has none.
-        unknown: bool (S, S, C), where nobody knows whether there is an object.
-        cells: int64 (P,), of each pair of an object and a cell.
-        objects: int64 (P,), likewise.
+        classes: int64 (S, S), class index of each cell, or -1.
+        unknown: bool (S, S, C), where the annotations are incomplete.
+        cells: int64 (P,), cell index of each pair of object and cell.
+        objects: int64 (P,), object index of each pair.
     """
 
     classes: Tensor
@@ -47,14 +47,14 @@ class Claims:
 
 
 class SOLOCriterion(Criterion):
-    """The losses of both families.
+    """Losses of both families.
 
-    Objects without a mask, and crowds, are neither learnt nor taken for background.
+    Objects without a mask and crowds are neither positive nor background.
 
     Args:
-        network: either family's.
-        weights: of single losses.
-        ranges: the sizes of the objects of each level, see ``Scales``.
+        network: network of either family.
+        weights: weights of the losses, by name.
+        ranges: size range of the objects of each level, see ``Scales``.
     """
 
     own_weights: ClassVar[Mapping[str, float]] = {"mask": 3.0, "class": 1.0}
@@ -73,71 +73,76 @@ class SOLOCriterion(Criterion):
     def losses(self, images: Tensor, targets: Sequence[Targets]) -> dict[str, Tensor]:
         padded = images.shape[2], images.shape[3]
         outputs: Outputs = self.network(images)
-        claims = [
-            [claim(each, padded, grid, sizes) for each in targets]
+        assignments = [
+            [assign(each, padded, grid, sizes) for each in targets]
             for grid, sizes in zip(GRIDS, self._ranges, strict=True)
         ]
         return {
-            "mask": self._mask_loss(outputs, claims, targets),
-            "class": _class_loss(outputs.categories, claims),
+            "mask": self._mask_loss(outputs, assignments, targets),
+            "class": _class_loss(outputs.categories, assignments),
         }
 
     def _mask_loss(
-        self, outputs: Outputs, claims: Sequence[Sequence[Claims]], targets: Sequence[Targets]
+        self,
+        outputs: Outputs,
+        assignments: Sequence[Sequence[Assignment]],
+        targets: Sequence[Targets],
     ) -> Tensor:
-        """The mean of the Dice losses of all pairs of an object and a cell of its own."""
+        """Return the mean Dice loss of all pairs of object and cell."""
         losses = []
-        for level, own in enumerate(claims):
+        for level, of_level in enumerate(assignments):
             stride = self.network.mask_stride(level)
-            if not any(len(claimed.cells) for claimed in own):
-                losses.append(self._untaught(outputs, level))
-            for image, claimed in enumerate(own):
-                if len(claimed.cells) == 0:
+            if not any(len(assignment.cells) for assignment in of_level):
+                losses.append(self._empty_loss(outputs, level))
+            for image, assignment in enumerate(of_level):
+                if len(assignment.cells) == 0:
                     continue
-                masks = self.network.masks(outputs, image, level, claimed.cells)  # (P, h, w)
-                wanted = shrunk(targets[image].masks[claimed.objects], stride, masks.shape[1:])
-                losses.append(dice_loss(masks, wanted))
-        every = torch.cat(losses)
-        pairs = torch.tensor(len(every), device=every.device)
-        return every.sum() / mean_over_processes(pairs)
+                masks = self.network.masks(outputs, image, level, assignment.cells)  # (P, h, w)
+                target = downsample_masks(
+                    targets[image].masks[assignment.objects], stride, masks.shape[1:]
+                )
+                losses.append(dice_loss(masks, target))
+        all_losses = torch.cat(losses)
+        pairs = torch.tensor(len(all_losses), device=all_losses.device)
+        return all_losses.sum() / mean_over_processes(pairs)
 
-    def _untaught(self, outputs: Outputs, level: int) -> Tensor:
-        """No loss, (0,), that a level without objects has a part in all the same.
+    def _empty_loss(self, outputs: Outputs, level: int) -> Tensor:
+        """Return an empty loss (0,) that depends on the parameters of a level without objects.
 
-        A parameter without a gradient would have the other processes wait for it.
+        In distributed training, every parameter must have a gradient in every process.
         """
         first = torch.zeros(1, dtype=torch.int64, device=outputs.categories[0].device)
         return self.network.masks(outputs, 0, level, first).flatten(1).sum(dim=1)[:0]
 
 
-def claim(targets: Targets, padded: Size, grid: int, sizes: tuple[float, float]) -> Claims:
-    """What the objects of one image have of a level.
+def assign(targets: Targets, padded: Size, grid: int, sizes: tuple[float, float]) -> Assignment:
+    """Assign the objects of one image to the cells of a level.
 
     Args:
-        targets: of the image.
-        padded: (height, width) of the image as the network sees it.
-        grid: cells on each side.
-        sizes: of the level's objects, least and most.
+        targets: objects of the image.
+        padded: (height, width) of the padded image.
+        grid: number of cells per side.
+        sizes: minimum and maximum object size of the level.
     """
     classes = torch.full((grid, grid), -1)
     unknown = (~targets.annotated.cpu()).expand(grid, grid, -1).clone()
     extents = (targets.boxes[:, 2:] - targets.boxes[:, :2]).cpu()
-    learnt = (targets.has_mask & ~targets.crowd).cpu()
+    is_positive = (targets.has_mask & ~targets.crowd).cpu()
     cells, objects = [], []
     for row in range(len(targets)):
         label = int(targets.labels[row])
-        if not learnt[row]:
-            unknown[(*_covered(targets.boxes[row], padded, grid), label)] = True
+        if not is_positive[row]:
+            unknown[(*_touched_cells(targets.boxes[row], padded, grid), label)] = True
         elif sizes[0] <= float(extents[row].prod().sqrt()) <= sizes[1]:
-            own = _own_cells(targets.masks[row], extents[row], padded, grid)
-            if own is not None:
-                classes[own] = label
-                numbers = torch.arange(grid**2).view(grid, grid)[own].flatten()
-                cells.append(numbers)
-                objects.append(torch.full_like(numbers, row))
+            center = _center_cells(targets.masks[row], extents[row], padded, grid)
+            if center is not None:
+                classes[center] = label
+                indices = torch.arange(grid**2).view(grid, grid)[center].flatten()
+                cells.append(indices)
+                objects.append(torch.full_like(indices, row))
     none = torch.zeros(0, dtype=torch.int64)
     device = targets.boxes.device
-    return Claims(
+    return Assignment(
         classes.to(device),
         unknown.to(device),
         torch.cat([none, *cells]).to(device),
@@ -145,44 +150,46 @@ def claim(targets: Targets, padded: Size, grid: int, sizes: tuple[float, float])
     )
 
 
-def dice_loss(probabilities: Tensor, wanted: Tensor) -> Tensor:
-    """(N,), from two (N, h, w) in 0 to 1."""
-    p, q = probabilities.flatten(1).float(), wanted.flatten(1).float()
+def dice_loss(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Return the Dice losses (N,) of probabilities and targets (N, h, w), 0 to 1."""
+    p, q = probabilities.flatten(1).float(), target.flatten(1).float()
     squares = (p * p).sum(dim=1) + SMOOTH + (q * q).sum(dim=1) + SMOOTH
     return 1 - 2 * (p * q).sum(dim=1) / squares
 
 
-def shrunk(masks: Tensor, factor: int, size: Sequence[int]) -> Tensor:
-    """Bool masks (N, H, W) made smaller as the authors do, and padded: (N, *size).
+def downsample_masks(masks: Tensor, factor: int, size: Sequence[int]) -> Tensor:
+    """Downsample and pad bool masks (N, H, W) to (N, *size), as the authors do.
 
-    They pad them to ``factor`` times ``size`` and resize them bilinearly, so that a pixel is the
-    mean of the four in the middle of its ``factor`` x ``factor``; halves are rounded up.
+    They pad the masks to ``factor`` times ``size`` and resize bilinearly: a pixel is the mean of
+    the four central pixels of its ``factor`` x ``factor`` block, rounded half up.
     """
     height, width = (factor * side for side in size)
     padded = pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1])).to(torch.uint8)
-    middle = factor // 2 - 1, factor // 2
-    four = [padded[:, y::factor, x::factor] for y in middle for x in middle]
-    return torch.stack(four).sum(dim=0) >= 2
+    center = factor // 2 - 1, factor // 2
+    central = [padded[:, y::factor, x::factor] for y in center for x in center]
+    return torch.stack(central).sum(dim=0) >= 2
 
 
-def _class_loss(logits: Sequence[Tensor], claims: Sequence[Sequence[Claims]]) -> Tensor:
-    """The focal loss of every cell and class that something is known of."""
+def _class_loss(logits: Sequence[Tensor], assignments: Sequence[Sequence[Assignment]]) -> Tensor:
+    """Return the focal loss of the cells and classes with complete annotations."""
     total, positive = [], []
-    for level, own in zip(logits, claims, strict=True):
+    for level, of_level in zip(logits, assignments, strict=True):
         by_cell = level.permute(0, 2, 3, 1).float()  # (B, S, S, C)
-        classes = torch.stack([each.classes for each in own])
-        wanted = one_hot(classes + 1, by_cell.shape[3] + 1)[..., 1:].to(by_cell.dtype)
-        known = ~torch.stack([each.unknown for each in own]) | (wanted > 0)
-        losses = sigmoid_focal_loss(by_cell, wanted, ALPHA, GAMMA)
+        classes = torch.stack([each.classes for each in of_level])
+        target = one_hot(classes + 1, by_cell.shape[3] + 1)[..., 1:].to(by_cell.dtype)
+        known = ~torch.stack([each.unknown for each in of_level]) | (target > 0)
+        losses = sigmoid_focal_loss(by_cell, target, ALPHA, GAMMA)
         total.append((losses * known).sum())
         positive.append((classes >= 0).sum())
-    # One more than there are, over all processes together.
+    # The number of positive cells of all processes, plus one.
     cells = torch.stack(positive).sum() + 1 / process_count()
     return torch.stack(total).sum() / mean_over_processes(cells)
 
 
-def _own_cells(mask: Tensor, extent: Tensor, padded: Size, grid: int) -> tuple[slice, slice] | None:
-    """The rows and columns of the cells of an object with that mask, if it has a pixel."""
+def _center_cells(
+    mask: Tensor, extent: Tensor, padded: Size, grid: int
+) -> tuple[slice, slice] | None:
+    """Return rows and columns of the center cells of an object, or None for an empty mask."""
     y, x = mask.nonzero().T.cpu()
     if len(y) == 0:
         return None
@@ -192,17 +199,17 @@ def _own_cells(mask: Tensor, extent: Tensor, padded: Size, grid: int) -> tuple[s
     )
 
 
-def _span(centre: float, extent: float, length: int, grid: int) -> slice:
-    """The cells of one axis within ``CENTRE`` of the extent, and at most one from the centre's."""
-    reach = extent * CENTRE / 2
-    at = _cell(centre, length, grid)
-    first = max(_cell(centre - reach, length, grid), at - 1, 0)
-    last = min(_cell(centre + reach, length, grid), at + 1, grid - 1)
+def _span(center: float, extent: float, length: int, grid: int) -> slice:
+    """Return the cells of the center region along one axis, at most one from the center cell."""
+    radius = extent * CENTER / 2
+    central = _cell(center, length, grid)
+    first = max(_cell(center - radius, length, grid), central - 1, 0)
+    last = min(_cell(center + radius, length, grid), central + 1, grid - 1)
     return slice(first, last + 1)
 
 
-def _covered(box: Tensor, padded: Size, grid: int) -> tuple[slice, slice]:
-    """The rows and columns of the cells that a box touches."""
+def _touched_cells(box: Tensor, padded: Size, grid: int) -> tuple[slice, slice]:
+    """Return rows and columns of the cells that a box touches."""
     x1, y1, x2, y2 = box.tolist()
     spans = [(y1, y2, padded[0]), (x1, x2, padded[1])]
     rows, columns = (

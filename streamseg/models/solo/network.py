@@ -1,8 +1,8 @@
-"""What the networks of SOLO and SOLOv2 share: trunk, pyramid, grids and the category branch.
+"""Common network parts of SOLO and SOLOv2: backbone, pyramid, grids and category branch.
 
 Wang et al., "SOLO: Segmenting Objects by Locations", 2019; "SOLOv2: Dynamic and Fast Instance
-Segmentation", 2020. Each of five levels of the pyramid is divided into a grid; the cell that an
-object's centre falls into says its class, and its mask is one of that cell.
+Segmentation", 2020. Each of the five pyramid levels is divided into a grid; the cell that contains
+the center of an object predicts its class and its mask.
 """
 
 from __future__ import annotations
@@ -23,37 +23,38 @@ from streamseg.models.layers.backbones import DeformableConv2d, ResNet
 from streamseg.structures.masks import Size
 
 GRIDS = (40, 36, 24, 16, 12)
-"""Cells along each side, by level."""
+"""Number of grid cells per side of each level."""
 STRIDES = (8, 8, 16, 32, 32)
-"""Of the levels as the heads see them, pixels of the prepared image."""
+"""Strides of the levels at the inputs of the heads, in pixels of the prepared image."""
 PYRAMID = 256
-"""Channels of the pyramid."""
+"""Number of channels of the pyramid."""
 PRIOR = 0.01
-"""What a class's probability begins with."""
+"""Initial class probability."""
 
 OutputsT = TypeVar("OutputsT", bound="Outputs")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outputs:
-    """What the network says of B images.
+    """Outputs of the network for B images.
 
     Attributes:
-        categories: logits (B, C, S, S), one a level.
+        categories: logits (B, C, S, S) of each level.
     """
 
     categories: tuple[Tensor, ...]
 
 
 class SOLONetwork(nn.Module, ABC):
-    """Trunk, pyramid and category branch.
+    """Backbone, pyramid and category branch.
 
     Args:
-        depth: of the ResNet.
-        classes: C.
-        convs: of the category branch, before the last one.
-        width: channels of the category branch.
-        deformable: whether the trunk's last three stages and the branch's last convolution are.
+        depth: depth of the ResNet.
+        classes: number C of classes.
+        convs: number of convolutions of the category branch before the last one.
+        width: number of channels of the category branch.
+        deformable: whether the last three stages of the backbone and the last convolution of the
+            branch are deformable.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class SOLONetwork(nn.Module, ABC):
         super().__init__()
         self.backbone = ResNet(depth)
         if deformable:
-            _deform(self.backbone)
+            _make_deformable(self.backbone)
         self.fpn = FeaturePyramidNetwork(
             list(self.backbone.channels), PYRAMID, extra_blocks=LastLevelMaxPool()
         )
@@ -73,35 +74,35 @@ class SOLONetwork(nn.Module, ABC):
     def masks(
         self, outputs: Outputs, image: int, level: int, cells: Tensor, size: Size | None = None
     ) -> Tensor:
-        """The masks of some cells.
+        """Compute the masks of selected cells.
 
         Args:
-            outputs: of a batch.
-            image: which of the batch.
-            level: which of the five.
-            cells: int64 (K,), row by row.
-            size: (height, width) of the masks; None is what they are learnt at.
+            outputs: outputs of a batch.
+            image: index in the batch.
+            level: index of the level, 0 to 4.
+            cells: int64 (K,), cell indices, row by row.
+            size: (height, width) of the masks; None is the size used in training.
 
         Returns:
-            Probabilities (K, height, width) of what the image is padded to.
+            Probabilities (K, height, width) that cover the padded image.
         """
 
     @abstractmethod
     def mask_stride(self, level: int) -> int:
-        """Pixels of the image for one of the masks that a level learns."""
+        """Return the stride of the training masks of a level, in pixels of the image."""
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """P2 to P6, strides 4 to 64, each (B, 256, h, w)."""
+        """Compute P2 to P6, strides 4 to 64, each (B, 256, h, w)."""
         maps = self.backbone(images)
         return list(self.fpn({str(n): each for n, each in enumerate(maps)}).values())
 
-    def categorise(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Logits (B, C, S, S) of each level, from maps (B, 256, S, S)."""
+    def category_logits(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return logits (B, C, S, S) of each level, from maps (B, 256, S, S)."""
         return tuple(self.category(self.category_tower(each)) for each in inputs)
 
-    def initialise_heads(self, *trained: nn.Module) -> None:
-        """Small weights, and classes that are rare, as the authors begin with."""
-        for part in (self.category_tower, self.category, *trained):
+    def initialize_heads(self, *heads: nn.Module) -> None:
+        """Initialize the heads as the authors do: small weights and a low class probability."""
+        for part in (self.category_tower, self.category, *heads):
             for module in part.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.normal_(module.weight, std=0.01)
@@ -111,7 +112,7 @@ class SOLONetwork(nn.Module, ABC):
 
 
 class ConvNorm(nn.Module):
-    """A 3 x 3 or 1 x 1 convolution without bias, group norm, ReLU."""
+    """3 x 3 or 1 x 1 convolution without bias, group norm and ReLU."""
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: int = 3, *, deformable: bool = False
@@ -129,7 +130,7 @@ class ConvNorm(nn.Module):
 
 
 def tower(channels: int, width: int, convs: int, *, deformable: bool = False) -> nn.Sequential:
-    """``convs`` convolutions, of which the last is deformable if wanted."""
+    """Return ``convs`` convolutions; the last one may be deformable."""
     return nn.Sequential(
         *(
             ConvNorm(width if n else channels, width, deformable=deformable and n == convs - 1)
@@ -139,19 +140,19 @@ def tower(channels: int, width: int, convs: int, *, deformable: bool = False) ->
 
 
 def head_levels(pyramid: Sequence[Tensor]) -> list[Tensor]:
-    """The pyramid as the heads see it: P2 halved, P6 as large as P5."""
+    """Resize the pyramid for the heads: P2 to half its size, P6 to the size of P5."""
     p2, p3, p4, p5, p6 = pyramid
     return [
         interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False),
         p3,
         p4,
         p5,
-        resized(p6, (p5.shape[2], p5.shape[3])),
+        resize(p6, (p5.shape[2], p5.shape[3])),
     ]
 
 
 def with_coordinates(features: Tensor) -> Tensor:
-    """(B, K, h, w) to (B, K + 2, h, w): x, then y, from -1 to 1 at the borders' cells."""
+    """Append the coordinates x and y, -1 to 1: (B, K, h, w) to (B, K + 2, h, w)."""
     batch, _, height, width = features.shape
     x = torch.linspace(-1, 1, width, device=features.device, dtype=features.dtype)
     y = torch.linspace(-1, 1, height, device=features.device, dtype=features.dtype)
@@ -160,23 +161,23 @@ def with_coordinates(features: Tensor) -> Tensor:
     return torch.cat([features, x, y], dim=1)
 
 
-def resized(features: Tensor, size: Size) -> Tensor:
-    """(B, K, h, w) to (B, K, *size), bilinear."""
+def resize(features: Tensor, size: Size) -> Tensor:
+    """Resize bilinearly: (B, K, h, w) to (B, K, *size)."""
     return interpolate(features, size, mode="bilinear", align_corners=False)
 
 
-def enlarged(features: Tensor) -> Tensor:
-    """Twice as high and wide."""
-    return resized(features, (2 * features.shape[2], 2 * features.shape[3]))
+def upsample(features: Tensor) -> Tensor:
+    """Double the height and the width."""
+    return resize(features, (2 * features.shape[2], 2 * features.shape[3]))
 
 
-def fit_offsets(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give deformable convolutions the offsets that a file has for them.
+def match_offsets(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rebuild the offset layers of deformable convolutions to match a state dict.
 
-    These are 18, or 27 with weights. Where a file has no bias for them, it is zero.
+    They have 18 channels, or 27 with modulation. A missing bias is zero.
 
     Returns:
-        ``state`` with these biases.
+        ``state`` with the added biases.
     """
     biases = {}
     for name, module in network.named_modules():
@@ -194,7 +195,7 @@ def fit_offsets(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
     return {**biases, **state}
 
 
-def _deform(backbone: ResNet) -> None:
+def _make_deformable(backbone: ResNet) -> None:
     for stage in (3, 4, 5):
         for block in backbone.blocks(stage):
             conv = block.conv2

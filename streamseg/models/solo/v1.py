@@ -1,7 +1,7 @@
-"""SOLO: each cell of a grid has a map of its own, for the mask of the object centred in it.
+"""SOLO: each grid cell has a mask map for the object whose center is in it.
 
 Wang et al., "SOLO: Segmenting Objects by Locations", 2019. In the decoupled variant (section 3.3.3
-of the paper's journal version) a cell's mask is the product of a map of its column and one of its
+of the journal version) the mask of a cell is the product of a map of its column and a map of its
 row: 2 S maps instead of S x S.
 """
 
@@ -20,10 +20,10 @@ from streamseg.models.solo.network import (
     STRIDES,
     Outputs,
     SOLONetwork,
-    enlarged,
     head_levels,
-    resized,
+    resize,
     tower,
+    upsample,
     with_coordinates,
 )
 from streamseg.models.solo.segmenter import LARGE, SMALL_DEFORMABLE, Scales, SOLOSegmenter
@@ -32,44 +32,42 @@ from streamseg.structures.masks import Size
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TowerOutputs(Outputs):
-    """What SOLO says of B images.
+    """Outputs of SOLO for B images.
 
     Attributes:
-        towers: what maps are made from, (B, 256, 2 h, 2 w), one a level of h x w.
+        towers: features of the mask branch, (B, 256, 2 h, 2 w) for each level of h x w.
     """
 
     towers: tuple[Tensor, ...]
 
 
 class SOLONet(SOLONetwork):
-    """The network with a map for each cell.
-
-    Only the maps of cells that are asked for are made: all of them would be 3,872.
+    """Network with a mask map for each cell; only maps of selected cells are computed (of 3,872).
 
     Args:
-        depth: of the ResNet.
-        classes: C.
-        convs: of each branch, before the last one.
+        depth: depth of the ResNet.
+        classes: number C of classes.
+        convs: number of convolutions of each branch before the last one.
     """
 
     def __init__(self, depth: int, classes: int, convs: int) -> None:
         super().__init__(depth, classes, convs, PYRAMID)
         self.mask_tower = tower(PYRAMID + 2, PYRAMID, convs)
-        self.add_maps()
+        self.add_map_layers()
 
-    def add_maps(self) -> None:
-        """Add the layers that maps are made with."""
+    def add_map_layers(self) -> None:
+        """Add the output layers of the mask branch."""
         self.maps = nn.ModuleList(nn.Conv2d(PYRAMID, grid**2, 1) for grid in GRIDS)
-        self.initialise_heads(self.mask_tower, self.maps)
+        self.initialize_heads(self.mask_tower, self.maps)
 
     def forward(self, images: Tensor) -> TowerOutputs:
-        """See :class:`TowerOutputs`, of images (B, 3, H, W)."""
+        """Compute :class:`TowerOutputs` of images (B, 3, H, W)."""
         levels = head_levels(self.pyramid(images))
         return TowerOutputs(
-            self.categorise(
-                [resized(each, (grid, grid)) for each, grid in zip(levels, GRIDS, strict=True)]
+            self.category_logits(
+                [resize(each, (grid, grid)) for each, grid in zip(levels, GRIDS, strict=True)]
             ),
-            tuple(enlarged(self.mask_tower(with_coordinates(each))) for each in levels),
+            tuple(upsample(self.mask_tower(with_coordinates(each))) for each in levels),
         )
 
     def masks(
@@ -78,10 +76,10 @@ class SOLONet(SOLONetwork):
         """See :meth:`SOLONetwork.masks`."""
         assert isinstance(outputs, TowerOutputs)
         features = outputs.towers[level][image : image + 1]
-        return self.maps_of(features, level, cells, size)
+        return self.cell_maps(features, level, cells, size)
 
-    def maps_of(self, features: Tensor, level: int, cells: Tensor, size: Size | None) -> Tensor:
-        """Probabilities (K, h, w) of ``cells``, from one image's (1, 256, h, w)."""
+    def cell_maps(self, features: Tensor, level: int, cells: Tensor, size: Size | None) -> Tensor:
+        """Return probabilities (K, h, w) of ``cells`` from features (1, 256, h, w)."""
         return _probabilities(self.maps[level], features, cells, size)  # type: ignore[arg-type]
 
     def mask_stride(self, level: int) -> int:
@@ -89,14 +87,14 @@ class SOLONet(SOLONetwork):
 
 
 class DecoupledSOLONet(SOLONet):
-    """The network with a map for each column and each row of a grid."""
+    """Network with a mask map for each column and each row of a grid."""
 
-    def add_maps(self) -> None:
+    def add_map_layers(self) -> None:
         self.columns = nn.ModuleList(nn.Conv2d(PYRAMID, grid, 3, padding=1) for grid in GRIDS)
         self.rows = nn.ModuleList(nn.Conv2d(PYRAMID, grid, 3, padding=1) for grid in GRIDS)
-        self.initialise_heads(self.mask_tower, self.columns, self.rows)
+        self.initialize_heads(self.mask_tower, self.columns, self.rows)
 
-    def maps_of(self, features: Tensor, level: int, cells: Tensor, size: Size | None) -> Tensor:
+    def cell_maps(self, features: Tensor, level: int, cells: Tensor, size: Size | None) -> Tensor:
         x, x_of = torch.unique(cells % GRIDS[level], return_inverse=True)
         y, y_of = torch.unique(cells // GRIDS[level], return_inverse=True)
         columns = _probabilities(self.columns[level], features, x, size)  # type: ignore[arg-type]
@@ -105,7 +103,7 @@ class DecoupledSOLONet(SOLONet):
 
 
 class SOLO(SOLOSegmenter):
-    """SOLO. ``input_size`` is the short side that images are resized to."""
+    """SOLO. ``input_size`` is the length of the resized short side."""
 
     @classmethod
     def build(cls, name: str, categories: Categories) -> SOLONet:
@@ -122,12 +120,12 @@ class SOLO(SOLOSegmenter):
 def _probabilities(
     layer: nn.Conv2d, features: Tensor, outputs: Tensor, size: Size | None
 ) -> Tensor:
-    """Some of a layer's outputs for (1, K, h, w), after a sigmoid, (N, h, w) or resized."""
-    # Under autocast features are in fp32 or not, depending on where group norms are worked out.
+    """Compute selected output channels of a layer as probabilities (N, h, w), or of ``size``."""
+    # The dtype of the features under autocast depends on the device (group norm).
     weight = layer.weight[outputs].to(features.dtype)
     bias = None if layer.bias is None else layer.bias[outputs].to(features.dtype)
     logits = conv2d(features, weight, bias, padding=layer.padding)
     probabilities = logits.float().sigmoid()
     if size is not None and tuple(probabilities.shape[2:]) != size:
-        probabilities = resized(probabilities, size)
+        probabilities = resize(probabilities, size)
     return probabilities[0]

@@ -1,4 +1,4 @@
-"""SOLOv2: a cell's mask is what its own kernel finds in features that all cells share.
+"""SOLOv2: each grid cell predicts a convolution kernel, which gives its mask from shared features.
 
 Wang et al., "SOLOv2: Dynamic and Fast Instance Segmentation", 2020.
 """
@@ -19,30 +19,30 @@ from streamseg.models.solo.network import (
     ConvNorm,
     Outputs,
     SOLONetwork,
-    enlarged,
     head_levels,
-    resized,
+    resize,
     tower,
+    upsample,
     with_coordinates,
 )
 from streamseg.models.solo.segmenter import LARGE, SMALL, SMALL_DEFORMABLE, Scales, SOLOSegmenter
 from streamseg.structures.masks import Size
 
 FEATURES = 128
-"""Channels of the mask features before the last convolution."""
+"""Number of channels of the mask features before the last convolution."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What tells the members of the family apart.
+    """Architecture of a model of the family.
 
     Attributes:
-        depth: of the ResNet.
-        convs: of each branch, before the last one.
-        width: channels of the branches.
-        kernel: channels of the mask features, and numbers in a kernel.
-        scales: of images and objects.
-        deformable: whether convolutions are, see :class:`SOLONetwork`.
+        depth: depth of the ResNet.
+        convs: number of convolutions of each branch before the last one.
+        width: number of channels of the branches.
+        kernel: number of channels of the mask features and of a kernel.
+        scales: image and object sizes.
+        deformable: whether convolutions are deformable, see :class:`SOLONetwork`.
     """
 
     depth: int
@@ -64,11 +64,11 @@ _VARIANTS = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DynamicOutputs(Outputs):
-    """What SOLOv2 says of B images.
+    """Outputs of SOLOv2 for B images.
 
     Attributes:
-        kernels: (B, E, S, S), one a level.
-        features: (B, E, H / 4, W / 4).
+        kernels: (B, E, S, S) for each level.
+        features: mask features (B, E, H / 4, W / 4).
     """
 
     kernels: tuple[Tensor, ...]
@@ -76,11 +76,11 @@ class DynamicOutputs(Outputs):
 
 
 class SOLOv2Net(SOLONetwork):
-    """The network.
+    """Network with dynamic mask kernels.
 
     Args:
-        variant: which one.
-        classes: C.
+        variant: architecture.
+        classes: number C of classes.
     """
 
     def __init__(self, variant: Variant, classes: int) -> None:
@@ -91,17 +91,17 @@ class SOLOv2Net(SOLONetwork):
         self.kernel_tower = tower(PYRAMID + 2, variant.width, variant.convs, deformable=deformable)
         self.kernel = nn.Conv2d(variant.width, variant.kernel, 3, padding=1)
         self.features = MaskFeatures(variant.kernel)
-        self.initialise_heads(self.kernel_tower, self.kernel, self.features)
+        self.initialize_heads(self.kernel_tower, self.kernel, self.features)
 
     def forward(self, images: Tensor) -> DynamicOutputs:
-        """See :class:`DynamicOutputs`, of images (B, 3, H, W)."""
+        """Compute :class:`DynamicOutputs` of images (B, 3, H, W)."""
         pyramid = self.pyramid(images)
         cells = [
-            resized(with_coordinates(level), (grid, grid))
+            resize(with_coordinates(level), (grid, grid))
             for level, grid in zip(head_levels(pyramid), GRIDS, strict=True)
         ]
         return DynamicOutputs(
-            self.categorise([each[:, :-2] for each in cells]),
+            self.category_logits([each[:, :-2] for each in cells]),
             tuple(self.kernel(self.kernel_tower(each)) for each in cells),
             self.features(pyramid[:4]),
         )
@@ -109,12 +109,12 @@ class SOLOv2Net(SOLONetwork):
     def masks(
         self, outputs: Outputs, image: int, level: int, cells: Tensor, size: Size | None = None
     ) -> Tensor:
-        """See :meth:`SOLONetwork.masks`; they have the features' size, whichever the level."""
+        """See :meth:`SOLONetwork.masks`; the masks always have the size of the features."""
         del size
         assert isinstance(outputs, DynamicOutputs)
         kernels = outputs.kernels[level][image].flatten(1).T[cells]  # (K, E)
         features = outputs.features[image : image + 1]
-        # Under autocast, a GPU has group norms in fp32 and convolutions not: the types differ.
+        # Under autocast on a GPU, group norm gives fp32 and the kernels are not: align the dtypes.
         logits = conv2d(features, kernels[:, :, None, None].to(features.dtype))
         return logits[0].float().sigmoid()
 
@@ -124,10 +124,10 @@ class SOLOv2Net(SOLONetwork):
 
 
 class MaskFeatures(nn.Module):
-    """P2 to P5 brought to one size and summed.
+    """Mask features from P2 to P5, resized to one size and summed.
 
     Args:
-        channels: E, of what comes out.
+        channels: number E of output channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -136,33 +136,33 @@ class MaskFeatures(nn.Module):
         self.out = ConvNorm(FEATURES, channels, 1)
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
-        """(B, E, H / 4, W / 4), none negative."""
+        """Return non-negative features (B, E, H / 4, W / 4)."""
         p2, p3, p4, p5 = pyramid
-        maps = (p2, p3, p4, with_coordinates(p5))  # the last one knows where it is
-        brought = [level(each) for level, each in zip(self.levels, maps, strict=True)]
-        out: Tensor = self.out(reduce(torch.add, brought))
+        maps = (p2, p3, p4, with_coordinates(p5))
+        branches = [level(each) for level, each in zip(self.levels, maps, strict=True)]
+        out: Tensor = self.out(reduce(torch.add, branches))
         return out
 
 
-class _EnlargingConvNorm(ConvNorm):
-    """Followed by doubling height and width."""
+class _UpsamplingConvNorm(ConvNorm):
+    """ConvNorm followed by upsampling by two."""
 
     def forward(self, features: Tensor) -> Tensor:
-        return enlarged(super().forward(features))
+        return upsample(super().forward(features))
 
 
 def _branch(level: int) -> nn.Sequential:
-    """Brings P2 (0), P3 (1), P4 (2) or P5 (3) to the size of P2."""
+    """Return the layers that resize P2 (0), P3 (1), P4 (2) or P5 (3) to the size of P2."""
     if level == 0:
         return nn.Sequential(ConvNorm(PYRAMID, FEATURES))
     first = PYRAMID + 2 if level == 3 else PYRAMID
     return nn.Sequential(
-        *(_EnlargingConvNorm(FEATURES if n else first, FEATURES) for n in range(level))
+        *(_UpsamplingConvNorm(FEATURES if n else first, FEATURES) for n in range(level))
     )
 
 
 class SOLOv2(SOLOSegmenter):
-    """SOLOv2. ``input_size`` is the short side that images are resized to."""
+    """SOLOv2. ``input_size`` is the length of the resized short side."""
 
     @classmethod
     def build(cls, name: str, categories: Categories) -> SOLOv2Net:

@@ -1,4 +1,4 @@
-"""YOLACT and YOLACT++: an object's mask is a mixture of prototypes that all objects share."""
+"""YOLACT and YOLACT++: masks as linear combinations of prototypes."""
 
 from streamseg.models.yolact.segmenter import YOLACT
 

@@ -1,4 +1,4 @@
-"""The networks of YOLACT and YOLACT++, from trunk to prototypes.
+"""Networks of YOLACT and YOLACT++.
 
 Bolya et al., "YOLACT: Real-time Instance Segmentation", 2019; "YOLACT++: Better Real-time Instance
 Segmentation", 2019.
@@ -18,46 +18,47 @@ from streamseg.models.layers.backbones import DeformableConv2d, ResNet
 from streamseg.models.layers.darknet import DarkNet53
 
 WIDTH = 256
-"""Channels of the pyramid and of what is built on it."""
+"""Number of channels of the pyramid and the heads."""
 PROTOTYPES = 32
+"""Number of prototypes."""
 BASE = 550
-"""Pixels: the input that the anchors' scales are given for."""
+"""Input size to which ``SCALES`` refers, in pixels."""
 SCALES = (24, 48, 96, 192, 384)
-"""Of the anchors, one a level, pixels of a ``BASE`` input."""
+"""Anchor scale of each level, in pixels of an input of ``BASE``."""
 RATIOS = (1.0, 0.5, 2.0)
 VARIANCES = (0.1, 0.2)
-"""Units of the box branch: of centres and of the logarithm of sides."""
+"""Scales of the box regression: of centers and of the logarithm of sides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What tells the members of the family apart.
+    """Architecture of a model of the family.
 
     Attributes:
-        depth: of the ResNet; 0 is DarkNet-53.
-        plus: whether it is YOLACT++: deformable convolutions in the trunk, three sizes of true
-            rectangles an anchor, and masks that are scored.
-        interval: of YOLACT++: every how manieth block of the last three stages is deformable.
-        most_masks: anchors of one image whose masks are learnt.
+        depth: depth of the ResNet; 0 is DarkNet-53.
+        plus: whether it is YOLACT++: deformable convolutions in the backbone, three sizes of
+            rectangular anchors, and mask rescoring.
+        interval: interval of deformable blocks in the last three stages (YOLACT++).
+        max_masks: maximum number of anchors per image in the mask loss.
     """
 
     depth: int
     plus: bool = False
     interval: int = 1
-    most_masks: int = 100
+    max_masks: int = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outputs:
-    """What the network says of B images; P is all anchors.
+    """Outputs of the network for B images with P anchors.
 
     Attributes:
         boxes: (B, P, 4), relative to the anchors.
         classes: logits (B, P, 1 + C), background first.
-        coefficients: (B, P, 32), in -1 to 1.
-        prototypes: (B, 32, h, w), none negative.
+        coefficients: (B, P, 32), -1 to 1.
+        prototypes: (B, 32, h, w), non-negative.
         finest: P3, (B, 256, h / 2, w / 2).
-        anchors: (P, 4), centre and sides as fractions of the image.
+        anchors: (P, 4), centers and sides as fractions of the image.
     """
 
     boxes: Tensor
@@ -69,30 +70,30 @@ class Outputs:
 
 
 class YOLACTNet(nn.Module):
-    """The network.
+    """Network of YOLACT and YOLACT++.
 
     Args:
-        variant: which one.
-        classes: C, without background.
+        variant: architecture.
+        classes: number C of classes without background.
     """
 
     def __init__(self, variant: Variant, classes: int) -> None:
         super().__init__()
         self.plus = variant.plus
-        self.most_masks = variant.most_masks
+        self.max_masks = variant.max_masks
         self.backbone = ResNet(variant.depth) if variant.depth else DarkNet53()
         if variant.plus:
-            _deform(self.backbone, variant.interval)
+            _make_deformable(self.backbone, variant.interval)
         self.fpn = Pyramid(self.backbone.channels[1:])
         self.prototypes = _prototypes()
         self.head = Head(classes, anchors=9 if variant.plus else 3)
-        self.semantic = nn.Conv2d(WIDTH, classes, 1)  # only trained with
+        self.semantic = nn.Conv2d(WIDTH, classes, 1)  # only used in training
         self.mask_iou = MaskIoU(classes) if variant.plus else None
         for part in (self.fpn, self.prototypes, self.head, self.semantic, self.mask_iou):
-            _initialise(part)
+            _initialize(part)
 
     def forward(self, images: Tensor) -> Outputs:
-        """See :class:`Outputs`, of square images (B, 3, S, S)."""
+        """Compute :class:`Outputs` of square images (B, 3, S, S)."""
         pyramid = self.fpn(self.backbone(images)[1:])
         boxes, classes, coefficients = self.head(pyramid)
         grids = tuple((level.shape[2], level.shape[3]) for level in pyramid)
@@ -107,10 +108,10 @@ class YOLACTNet(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """P3 to P7 from C3 to C5; the layers' lists begin with C5's.
+    """Pyramid P3 to P7 from C3 to C5; the layer lists start with C5.
 
     Args:
-        channels: of C3 to C5.
+        channels: number of channels of C3 to C5.
     """
 
     def __init__(self, channels: tuple[int, ...]) -> None:
@@ -122,11 +123,11 @@ class Pyramid(nn.Module):
         )
 
     def forward(self, maps: tuple[Tensor, ...]) -> list[Tensor]:
-        """Five maps (B, 256, h, w), strides 8 to 128; the last two may be negative."""
+        """Return five maps (B, 256, h, w), strides 8 to 128; the last two may be negative."""
         merged: list[Tensor] = []
         for lateral, level in zip(self.lateral, reversed(maps), strict=True):
-            own = lateral(level)
-            merged.append(own + _resized(merged[-1], own) if merged else own)
+            current = lateral(level)
+            merged.append(current + _resize_like(merged[-1], current) if merged else current)
         smooth = [torch.relu(conv(level)) for conv, level in zip(self.smooth, merged, strict=True)]
         levels = smooth[::-1]
         for conv in self.downsample:
@@ -135,11 +136,11 @@ class Pyramid(nn.Module):
 
 
 class Head(nn.Module):
-    """Boxes, classes and coefficients: the same layers for each level.
+    """Prediction head for boxes, classes and coefficients, shared by all levels.
 
     Args:
-        classes: without background.
-        anchors: at each place.
+        classes: number of classes without background.
+        anchors: number of anchors per cell.
     """
 
     def __init__(self, classes: int, anchors: int) -> None:
@@ -151,7 +152,7 @@ class Head(nn.Module):
         self.coefficients = nn.Conv2d(WIDTH, anchors * PROTOTYPES, 3, padding=1)
 
     def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, P, 4), (B, P, 1 + C) and (B, P, 32), level by level, place by place."""
+        """Return boxes (B, P, 4), classes (B, P, 1 + C) and coefficients (B, P, 32)."""
         features = [torch.relu(self.shared(level)) for level in pyramid]
         return (
             _by_anchor([self.boxes(each) for each in features], 4),
@@ -161,73 +162,74 @@ class Head(nn.Module):
 
 
 class MaskIoU(nn.Module):
-    """How well a mask fits its object, class by class (YOLACT++, section 6.1).
+    """Prediction of the mask IoU for each class (YOLACT++, section 6.1).
 
     Args:
-        classes: C, without background.
+        classes: number C of classes without background.
     """
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         channels = (1, 8, 16, 32, 64, 128)
         self.layers = nn.Sequential()
-        for before, after in pairwise(channels):
-            self.layers.extend([nn.Conv2d(before, after, 3, stride=2), nn.ReLU()])
+        for inputs, outputs in pairwise(channels):
+            self.layers.extend([nn.Conv2d(inputs, outputs, 3, stride=2), nn.ReLU()])
         self.layers.extend([nn.Conv2d(channels[-1], classes, 1), nn.ReLU()])
 
     def forward(self, masks: Tensor) -> Tensor:
-        """(N, C), of masks (N, h, w)."""
+        """Return the IoUs (N, C) of masks (N, h, w)."""
         scores: Tensor = self.layers(masks[:, None]).amax(dim=(2, 3))
         return scores
 
 
 @lru_cache(maxsize=8)
 def anchors(grids: tuple[tuple[int, int], ...], size: int, *, plus: bool) -> Tensor:
-    """Centres and sides of all anchors, float32 (P, 4), as fractions of the image.
+    """Return centers and sides of all anchors, float32 (P, 4), as fractions of the image.
 
-    YOLACT's are squares, although their sides come from ratios: a slip that was trained with.
+    The anchors of YOLACT are squares despite their aspect ratios: an error in the original code,
+    with which the published weights were trained.
 
     Args:
         grids: height and width of each level.
-        size: pixels on each side of the input.
-        plus: whether they are YOLACT++'s.
+        size: height and width of the input, in pixels.
+        plus: whether to return the anchors of YOLACT++.
     """
-    every = []
+    all_anchors = []
     for (height, width), base in zip(grids, SCALES, strict=True):
         scale = int(base * size / BASE)
         scales = [scale * 2 ** (n / 3) for n in range(3)] if plus else [float(scale)]
         sides = [_sides(s / size, ratio, plus=plus) for s, ratio in product(scales, RATIOS)]
-        every += [
+        all_anchors += [
             ((x + 0.5) / width, (y + 0.5) / height, *side)
             for y in range(height)
             for x in range(width)
             for side in sides
         ]
-    return torch.tensor(every)
+    return torch.tensor(all_anchors)
 
 
 def decode(relative: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes (N, 4) xyxy as fractions of the image, from outputs and anchors (N, 4)."""
-    centres = anchors[:, :2] + VARIANCES[0] * relative[:, :2] * anchors[:, 2:]
+    """Decode boxes (N, 4) xyxy, as fractions of the image, from regressions and anchors (N, 4)."""
+    centers = anchors[:, :2] + VARIANCES[0] * relative[:, :2] * anchors[:, 2:]
     sides = anchors[:, 2:] * torch.exp(VARIANCES[1] * relative[:, 2:])
-    corners = centres - sides / 2
+    corners = centers - sides / 2
     return torch.cat([corners, corners + sides], dim=1)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """The opposite of :func:`decode`."""
-    centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    places = (centres - anchors[:, :2]) / (VARIANCES[0] * anchors[:, 2:])
-    return torch.cat([places, torch.log(sides / anchors[:, 2:]) / VARIANCES[1]], dim=1)
+    """Encode boxes relative to anchors; the inverse of :func:`decode`."""
+    centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    offsets = (centers - anchors[:, :2]) / (VARIANCES[0] * anchors[:, 2:])
+    return torch.cat([offsets, torch.log(sides / anchors[:, 2:]) / VARIANCES[1]], dim=1)
 
 
 def inside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Which places of a grid lie in boxes, with one more on each side: bool (N, height, width).
+    """Return the grid cells inside boxes, with a margin of one cell: bool (N, height, width).
 
     Args:
         boxes: (N, 4) xyxy, fractions of the image.
-        height: of the grid.
-        width: of the grid.
+        height: height of the grid.
+        width: width of the grid.
     """
     left, right = _limits(boxes[:, 0], boxes[:, 2], width)
     top, bottom = _limits(boxes[:, 1], boxes[:, 3], height)
@@ -239,7 +241,7 @@ def inside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def _limits(a: Tensor, b: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """From where on and up to where, in places, of two edges in either order."""
+    """Return the first and last cell between two coordinates in either order, with a margin."""
     low, high = torch.minimum(a, b) * length, torch.maximum(a, b) * length
     return (low - 1).clamp(min=0), (high + 1).clamp(max=length)
 
@@ -250,18 +252,18 @@ def _sides(scale: float, ratio: float, *, plus: bool) -> tuple[float, float]:
 
 
 def _by_anchor(maps: list[Tensor], values: int) -> Tensor:
-    """(B, A * values, h, w), one a level, as (B, P, values)."""
+    """Reshape maps (B, A * values, h, w) of all levels to (B, P, values)."""
     return torch.cat(
         [each.permute(0, 2, 3, 1).reshape(each.shape[0], -1, values) for each in maps], dim=1
     )
 
 
-def _resized(features: Tensor, like: Tensor) -> Tensor:
+def _resize_like(features: Tensor, like: Tensor) -> Tensor:
     return interpolate(features, like.shape[2:], mode="bilinear", align_corners=False)
 
 
 def _prototypes() -> nn.Sequential:
-    """(B, 256, h, w) to (B, 32, 2 h, 2 w), before the last ReLU."""
+    """Return the prototype branch: (B, 256, h, w) to (B, 32, 2 h, 2 w), before the last ReLU."""
     convs = [nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(4)]
     return nn.Sequential(
         *(part for conv in convs[:3] for part in (conv, nn.ReLU())),
@@ -273,7 +275,7 @@ def _prototypes() -> nn.Sequential:
     )
 
 
-def _deform(backbone: ResNet | DarkNet53, interval: int) -> None:
+def _make_deformable(backbone: ResNet | DarkNet53, interval: int) -> None:
     assert isinstance(backbone, ResNet)
     for stage in (3, 4, 5):
         for block in backbone.blocks(stage)[::interval]:
@@ -284,7 +286,7 @@ def _deform(backbone: ResNet | DarkNet53, interval: int) -> None:
             )
 
 
-def _initialise(part: nn.Module | None) -> None:
+def _initialize(part: nn.Module | None) -> None:
     for module in part.modules() if part is not None else ():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)

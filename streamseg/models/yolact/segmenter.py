@@ -37,7 +37,7 @@ _VARIANTS = {
     "yolact_r50": Variant(50),
     "yolact_r101": Variant(101),
     "yolact_darknet53": Variant(0),
-    "yolact_im700": Variant(101, most_masks=300),
+    "yolact_im700": Variant(101, max_masks=300),
     "yolact_plus_r50": Variant(50, plus=True),
     "yolact_plus_r101": Variant(101, plus=True, interval=3),
 }
@@ -57,16 +57,16 @@ _RENAMED: tuple[tuple[str, str], ...] = (
     (r"^maskiou_net\.maskiou_net\.", "mask_iou.layers."),
 )
 
-_LEFT_OVER = re.compile(r"^backbone\.layer(?!s)|^fpn\.downsample_layers\.(?![01]\.)")
-"""Tensors of published files that nothing uses."""
+_UNUSED = re.compile(r"^backbone\.layer(?!s)|^fpn\.downsample_layers\.(?![01]\.)")
+"""Unused tensors of published files."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrototypeMasks:
-    """Masks as YOLACT makes them: mixtures of prototypes, cut out by boxes.
+    """Raw mask predictions of YOLACT: linear combinations of prototypes, cropped by boxes.
 
     Attributes:
-        prototypes: float32 (32, h, w), of the whole image.
+        prototypes: float32 (32, h, w), maps of the whole image.
         coefficients: float32 (N, 32).
         boxes: float32 (N, 4) xyxy, fractions of the image.
     """
@@ -76,63 +76,65 @@ class PrototypeMasks:
     boxes: Tensor
 
     def masks(self, size: Size, threshold: float) -> Masks:
-        """The pixels above ``threshold`` of maps that are mixed, cut out and resized to ``size``.
+        """Combine, crop, resize to ``size`` and threshold the masks.
 
-        Only what lies in its box is mixed, and only where the result can be above the threshold
-        is it resized; the pixels are those of doing both for the whole frame.
+        Only pixels inside the box are combined, and only pixels that can exceed the threshold are
+        resized; the result equals that of doing both for the whole frame.
         """
         prototypes = self.prototypes.float().cpu()
         rows, columns = (
             bilinear(prototypes.shape[1], size[0]),
             bilinear(prototypes.shape[2], size[1]),
         )
-        made = [
-            resized_above(values, rows, columns, threshold, partial(whole, values, size))
-            for values in self._mixed(prototypes)
+        resized_masks = [
+            resized_above(values, rows, columns, threshold, partial(resize_map, values, size))
+            for values in self._combine(prototypes)
         ]
         return Masks.from_crops(
-            [crop for crop, _ in made], np.array([at for _, at in made], np.int64), size
+            [crop for crop, _ in resized_masks],
+            np.array([corner for _, corner in resized_masks], np.int64),
+            size,
         )
 
-    def _mixed(self, prototypes: Tensor) -> list[Tensor]:
-        """Probabilities (h, w) of each object, 0 outside its box."""
+    def _combine(self, prototypes: Tensor) -> list[Tensor]:
+        """Return the probabilities (h, w) of each object, 0 outside its box."""
         cells = inside_boxes(self.boxes.float().cpu(), *prototypes.shape[1:])
-        mixed = []
+        masks = []
         for own, inside in zip(self.coefficients.float().cpu(), cells, strict=True):
             values = torch.zeros(prototypes.shape[1:])
             y, x = _span(inside.any(dim=1)), _span(inside.any(dim=0))
             values[y, x] = torch.tensordot(own, prototypes[:, y, x], 1).sigmoid()
-            mixed.append(values)
-        return mixed
+            masks.append(values)
+        return masks
 
 
 class YOLACT(Segmenter):
-    """YOLACT and YOLACT++. Images are resized to a square of ``input_size``, whatever their shape.
+    """YOLACT and YOLACT++. Images are resized to a square of ``input_size``.
 
-    A score of YOLACT++ is the box's times what the network thinks of the mask, as the authors show
-    it; their COCO evaluation uses the product for masks and the first factor for boxes.
+    The score of YOLACT++ is the class score times the predicted mask IoU, as in the authors' demo;
+    their COCO evaluation uses the product for masks and the class score for boxes.
     """
 
     trained_on = COCO_THINGS
     multiple: ClassVar[int] = 1
     mean: ClassVar[tuple[float, ...]] = (123.68, 116.78, 103.94)
-    deviation: ClassVar[tuple[float, ...]] = (58.40, 57.12, 57.38)
-    least_score: ClassVar[float] = 0.05
-    """Of a box's best class; the box then competes in all of them."""
+    std: ClassVar[tuple[float, ...]] = (58.40, 57.12, 57.38)
+    min_score: ClassVar[float] = 0.05
+    """Minimum score of the best class of a box; Fast NMS then uses the box for all classes."""
     nms_iou: ClassVar[float] = 0.5
-    most_of_a_class: ClassVar[int] = 200
-    most_detections: ClassVar[int] = 100
+    max_per_class: ClassVar[int] = 200
+    max_detections: ClassVar[int] = 100
 
-    least_scored_input: ClassVar[int] = 249
-    """Pixels; with less, nothing is left of a mask where YOLACT++ scores it."""
+    min_rescoring_input: ClassVar[int] = 249
+    """Minimum ``input_size`` of YOLACT++: smaller masks vanish in the mask IoU network."""
 
     network: YOLACTNet
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        if self.network.plus and self.input_size < self.least_scored_input:
+        if self.network.plus and self.input_size < self.min_rescoring_input:
             raise UsageError(
-                f"{self.name}: input_size must be at least {self.least_scored_input}, "
+                f"{self.name}: input_size must be at least {self.min_rescoring_input}, "
                 f"not {self.input_size}"
             )
 
@@ -145,7 +147,7 @@ class YOLACT(Segmenter):
         assert isinstance(network, YOLACTNet)
         names = list(categories.things.values())
         single = {name: (row,) for row, name in enumerate(names)}
-        outputs = len(names) + 1  # of each anchor, background first
+        outputs = len(names) + 1  # per anchor, background first
         anchors = len(network.head.classes.bias) // outputs  # type: ignore[arg-type]
         by_anchor = {
             name: tuple(anchor * outputs + 1 + row for anchor in range(anchors))
@@ -166,13 +168,13 @@ class YOLACT(Segmenter):
 
     @classmethod
     def convert_state_dict(cls, network: nn.Module, state: State) -> State:
-        """Take the authors' files."""
+        """Convert state dicts of the authors."""
         assert isinstance(network, YOLACTNet)
         darknet = isinstance(network.backbone, DarkNet53)
         return {
             _renamed(key, darknet=darknet): tensor
             for key, tensor in state.items()
-            if not (_published(state) and _LEFT_OVER.match(key))
+            if not (_is_published(state) and _UNUSED.match(key))
         }
 
     def resized_shape(self, size: Size) -> Size:
@@ -189,7 +191,7 @@ class YOLACT(Segmenter):
             torch.div(resized, 255, out=into)
             return
         mean = torch.tensor(self.mean)[:, None, None]
-        torch.sub(resized, mean, out=into).div_(torch.tensor(self.deviation)[:, None, None])
+        torch.sub(resized, mean, out=into).div_(torch.tensor(self.std)[:, None, None])
 
     def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
         outputs: Outputs = self.network(batch.tensor)
@@ -202,34 +204,34 @@ class YOLACT(Segmenter):
         self, outputs: Outputs, image: int, size: Size, selection: Selection
     ) -> Detections:
         scores = outputs.classes[image].float().softmax(dim=1)[:, 1:]  # (P, C)
-        sure = scores.amax(dim=1) > self._least(selection)
-        relative = decode(outputs.boxes[image][sure].float(), outputs.anchors[sure])
-        which, classes, best = fast_nms(
-            relative, scores[sure], self.nms_iou, self.most_of_a_class, self.most_detections
+        passed = scores.amax(dim=1) > self._min_score(selection)
+        relative = decode(outputs.boxes[image][passed].float(), outputs.anchors[passed])
+        kept, classes, best = fast_nms(
+            relative, scores[passed], self.nms_iou, self.max_per_class, self.max_detections
         )
-        boxes, coefficients = relative[which], outputs.coefficients[image][sure][which].float()
+        boxes, coefficients = relative[kept], outputs.coefficients[image][passed][kept].float()
         prototypes = outputs.prototypes[image].float()
         if self.network.mask_iou is not None:
-            best, order = self._rescored(prototypes, coefficients, boxes, classes, best)
+            best, order = self._rescore(prototypes, coefficients, boxes, classes, best)
             boxes, coefficients, classes = boxes[order], coefficients[order], classes[order]
         labels = torch.tensor(list(self.categories), device=classes.device)[classes]
-        pixels = _whole_pixels(boxes, size)
-        chosen = selection.rows(pixels.cpu().numpy(), best.cpu().numpy(), labels.cpu().numpy())
-        rows = torch.from_numpy(chosen).to(boxes.device)
+        pixels = _to_pixels(boxes, size)
+        selected = selection.rows(pixels.cpu().numpy(), best.cpu().numpy(), labels.cpu().numpy())
+        rows = torch.from_numpy(selected).to(boxes.device)
         masks = PrototypeMasks(prototypes, coefficients[rows], boxes[rows])
         return Detections(size, pixels[rows], best[rows], labels[rows], masks, selection)
 
-    def _least(self, selection: Selection) -> float:
-        """What a box's best class must exceed.
+    def _min_score(self, selection: Selection) -> float:
+        """Return the minimum score of the best class of a box.
 
-        A detection below all thresholds can't come out, and it suppresses none above them. But
-        where masks are scored, its score may still rise.
+        A detection below all thresholds is not returned and suppresses none above them; but mask
+        rescoring may increase its score.
         """
         if self.network.mask_iou is not None:
-            return self.least_score
-        return max(self.least_score, selection.least_score - 1e-6)
+            return self.min_score
+        return max(self.min_score, selection.least_score - 1e-6)
 
-    def _rescored(
+    def _rescore(
         self,
         prototypes: Tensor,
         coefficients: Tensor,
@@ -237,31 +239,31 @@ class YOLACT(Segmenter):
         classes: Tensor,
         scores: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Scores times what the network thinks of the masks, descending, and their order."""
+        """Return the scores times the predicted mask IoUs, descending, and their order."""
         assert self.network.mask_iou is not None
         if len(scores) == 0:
             return scores, classes
-        masks = cut_masks(prototypes, coefficients, boxes)
-        thought = self.network.mask_iou(masks).float()
-        own = thought.gather(1, classes[:, None])[:, 0]
-        order = (scores * own).argsort(descending=True)
-        return (scores * own)[order], order
+        masks = crop_masks(prototypes, coefficients, boxes)
+        ious = self.network.mask_iou(masks).float().gather(1, classes[:, None])[:, 0]
+        rescored = scores * ious
+        order = rescored.argsort(descending=True)
+        return rescored[order], order
 
 
-def cut_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor) -> Tensor:
-    """Probabilities (N, h, w) of mixtures, 0 outside the boxes (N, 4), fractions of the image."""
-    mixed = torch.einsum("phw,np->nhw", prototypes, coefficients).sigmoid()
-    return mixed * inside_boxes(boxes, *prototypes.shape[1:])
+def crop_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor) -> Tensor:
+    """Combine prototypes to probabilities (N, h, w), 0 outside relative boxes (N, 4)."""
+    masks = torch.einsum("phw,np->nhw", prototypes, coefficients).sigmoid()
+    return masks * inside_boxes(boxes, *prototypes.shape[1:])
 
 
-def whole(values: Tensor, size: Size) -> Tensor:
-    """One map (h, w) resized as a whole, float32 (H, W)."""
+def resize_map(values: Tensor, size: Size) -> Tensor:
+    """Resize a whole map (h, w) to float32 (H, W)."""
     resized = interpolate(values[None, None], size, mode="bilinear", align_corners=False)
     return resized[0, 0]
 
 
-def _whole_pixels(boxes: Tensor, size: Size) -> Tensor:
-    """Boxes in pixels of the image, corners sorted, cut at its border and rounded down."""
+def _to_pixels(boxes: Tensor, size: Size) -> Tensor:
+    """Convert boxes to pixels: corners sorted, clipped to the image and rounded down."""
     extent = torch.tensor([size[1], size[0]], device=boxes.device)
     corners = boxes.view(-1, 2, 2)
     low, high = corners.amin(dim=1) * extent, corners.amax(dim=1) * extent
@@ -269,13 +271,13 @@ def _whole_pixels(boxes: Tensor, size: Size) -> Tensor:
     return sorted_corners.view(-1, 4).floor()
 
 
-def _span(places: Tensor) -> slice:
-    """From the first true place of (n,) to the last."""
-    rows = places.nonzero()
+def _span(flags: Tensor) -> slice:
+    """Return the range from the first to the last true element of (n,)."""
+    rows = flags.nonzero()
     return slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
 
 
-def _published(state: State) -> bool:
+def _is_published(state: State) -> bool:
     return any(key.startswith("prediction_layers.") for key in state)
 
 

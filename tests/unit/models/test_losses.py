@@ -13,7 +13,7 @@ from streamseg.models import load_model
 from streamseg.models.categories import Categories
 from streamseg.models.nanomask.assignment import assign
 from streamseg.models.nanomask.loss import NanoMaskCriterion
-from streamseg.models.nanomask.network import NanoMaskNet, cell_grid, grown
+from streamseg.models.nanomask.network import NanoMaskNet, cell_grid, expand_boxes
 from streamseg.structures.targets import Targets
 
 SIZE = 96, 128
@@ -194,7 +194,7 @@ def test_a_loss_that_is_unknown_is_refused(network):
 
 def test_a_mask_covers_a_tenth_more_than_its_box():
     box = torch.tensor([[10.0, 20, 30, 60]])
-    torch.testing.assert_close(grown(box), torch.tensor([[9.0, 18, 31, 62]]))
+    torch.testing.assert_close(expand_boxes(box), torch.tensor([[9.0, 18, 31, 62]]))
 
 
 def test_nanomask_learns_one_picture(network):

@@ -17,7 +17,7 @@ from streamseg.config import Thresholds
 from streamseg.errors import UsageError
 from streamseg.models import load_model
 from streamseg.models.nanomask import NanoMask
-from streamseg.models.nanomask.network import cell_grid, decode_boxes, grown
+from streamseg.models.nanomask.network import cell_grid, decode_boxes, expand_boxes
 from streamseg.models.weights import files
 from streamseg.structures.masks import box_iou
 
@@ -164,7 +164,7 @@ def test_what_is_no_image_is_refused(model, image):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (33, 31)])
 def test_tiny_and_thin_images_are_predicted(size, monkeypatch):
-    monkeypatch.setattr(NanoMask, "least_score", 0.0)  # random weights are sure of nothing
+    monkeypatch.setattr(NanoMask, "min_score", 0.0)  # random weights are sure of nothing
     model = load_model("nanomask", weights="none", device="cpu", input_size=64, score=0.001)
     found = model.predict([np.full((*size, 3), 90, np.uint8)])[0]
     assert len(found) > 0
@@ -185,7 +185,7 @@ def test_an_empty_scene_has_no_instances(model):
 
 
 def test_random_weights_flood_no_one_with_detections(monkeypatch):
-    monkeypatch.setattr(NanoMask, "least_score", 0.001)
+    monkeypatch.setattr(NanoMask, "min_score", 0.001)
     model = load_model("nanomask", weights="none", device="cpu", input_size=96, score=0)
     found = model.predict([np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)])[0]
     assert 0 < len(found) <= 100
@@ -228,10 +228,13 @@ def test_the_map_around_boxes_is_the_whole_map_where_boxes_are_cut(model, frames
         for extent in (3.0, 40.0, 400.0):
             corners = torch.rand(2, 5, 2) * torch.tensor([width, height])
             boxes = torch.cat([corners, corners + extent], dim=2)
-            boxes = [grown(b) for b in boxes.minimum(torch.tensor([width, height] * 2))]
+            boxes = [expand_boxes(b) for b in boxes.minimum(torch.tensor([width, height] * 2))]
             around = branch.map_around(outputs.features, boxes)
             torch.testing.assert_close(
-                branch.cut(around, boxes), branch.cut(whole, boxes), atol=1e-4, rtol=1e-4
+                branch.roi_features(around, boxes),
+                branch.roi_features(whole, boxes),
+                atol=1e-4,
+                rtol=1e-4,
             )
             assert around.eq(0).float().mean() > whole.eq(0).float().mean() or extent == 400.0
 

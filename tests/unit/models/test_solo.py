@@ -16,7 +16,7 @@ from streamseg.config import Thresholds
 from streamseg.models import load_model
 from streamseg.models.categories import COCO_THINGS, Categories
 from streamseg.models.solo import SOLO
-from streamseg.models.solo.loss import SOLOCriterion, claim, dice_loss, shrunk
+from streamseg.models.solo.loss import SOLOCriterion, assign, dice_loss, downsample_masks
 from streamseg.models.solo.network import GRIDS
 from streamseg.models.weights import files
 from streamseg.structures.targets import Targets
@@ -250,7 +250,7 @@ TWO = ([[10, 20, 50, 60], [64, 10, 120, 80]], [0, 2])
 
 
 def claimed(given, grid=12, sizes=(1, 2048)):
-    return claim(given, SIZE, grid, sizes)
+    return assign(given, SIZE, grid, sizes)
 
 
 def test_an_object_has_the_cells_around_its_centre_of_mass():
@@ -304,7 +304,7 @@ def test_masks_are_shrunk_as_opencv_does_it(factor):
     padded = np.pad(masks, ((0, 0), (0, 0), (0, 8))).astype(np.uint8)
     size = 96 // factor, 128 // factor
     expected = [cv2.resize(each, size[::-1], interpolation=cv2.INTER_LINEAR) for each in padded]
-    found = shrunk(torch.from_numpy(masks), factor, size)
+    found = downsample_masks(torch.from_numpy(masks), factor, size)
     np.testing.assert_array_equal(found, np.array(expected, bool))
 
 

@@ -24,7 +24,7 @@ from streamseg.models.layers.backbones import DeformableConv2d
 from streamseg.models.layers.matrix_nms import matrix_nms
 from streamseg.models.loading import start_model
 from streamseg.models.solo import SOLOv2
-from streamseg.models.solo.segmenter import SoftMasks, _peaks
+from streamseg.models.solo.segmenter import SoftMasks, _local_maxima
 from streamseg.models.weights import files
 from streamseg.structures.targets import Targets
 
@@ -218,7 +218,7 @@ def test_images_are_fitted_between_a_short_and_a_long_side(name, size, expected)
 def test_a_point_stays_where_none_before_it_is_higher():
     rng = np.random.default_rng(3)
     values = torch.tensor(rng.integers(0, 5, (2, 3, 9, 9)) / 8, dtype=torch.float32)  # with ties
-    peaks = _peaks(values)
+    peaks = _local_maxima(values)
     for index in np.ndindex(*values.shape):
         image, category, y, x = index
         before = values[image, category, max(y - 1, 0) : y + 1, max(x - 1, 0) : x + 1]

@@ -19,9 +19,9 @@ from streamseg.models.layers.fast_nms import fast_nms, fast_nms_across_classes
 from streamseg.models.loading import start_model
 from streamseg.models.weights.files import differences
 from streamseg.models.yolact import YOLACT
-from streamseg.models.yolact.loss import IGNORED, NOTHING, draw, match
+from streamseg.models.yolact.loss import BACKGROUND, IGNORED, match, sample_rows
 from streamseg.models.yolact.network import anchors, decode, encode
-from streamseg.models.yolact.segmenter import PrototypeMasks, cut_masks
+from streamseg.models.yolact.segmenter import PrototypeMasks, crop_masks
 from streamseg.structures.masks import Masks
 from streamseg.structures.targets import Targets
 
@@ -223,17 +223,17 @@ def test_every_object_has_an_anchor_and_crowds_are_not_background():
     boxes = torch.tensor([[0.0, 0.0, 0.9, 0.9], [0.7, 0.1, 0.9, 0.3]])
     targets = targets_of(boxes, [4, 2], np.zeros((2, 4, 4)), classes=9, crowd=[False, True])
     matches = match(boxes, targets, own)
-    assert matches.classes.tolist() == [NOTHING, 5, IGNORED]  # the larger anchor fits best
+    assert matches.classes.tolist() == [BACKGROUND, 5, IGNORED]  # the larger anchor fits best
     assert int(matches.objects[1]) == 0
 
 
 @pytest.mark.parametrize(("name", "most"), [("yolact_r101", 100), ("yolact_im700", 300)])
 def test_only_so_many_masks_of_an_image_are_learnt(name, most):
-    assert meta_network(name).most_masks == most
+    assert meta_network(name).max_masks == most
     targets = targets_of(np.zeros((0, 4)), [], np.zeros((0, 4, 4)), classes=80)
     few, many = torch.arange(most), torch.arange(7, 507)
-    assert torch.equal(draw(few, most, targets), few)
-    found = draw(many, most, targets)
+    assert torch.equal(sample_rows(few, most, targets), few)
+    found = sample_rows(many, most, targets)
     assert len(set(found.tolist()) & set(many.tolist())) == len(found) == most
 
 
@@ -269,7 +269,7 @@ def test_masks_have_the_pixels_of_full_frames(grid, size, threshold, seed):
     coefficients = torch.rand(4, 32, generator=draws) * 2 - 1
     boxes = torch.rand(4, 4, generator=draws) * 1.4 - 0.2  # corners in any order, also outside
     found = PrototypeMasks(prototypes, coefficients, boxes).masks(size, threshold).to_arrays()
-    cut = cut_masks(prototypes, coefficients, boxes)
+    cut = crop_masks(prototypes, coefficients, boxes)
     whole = interpolate(cut[None], size, mode="bilinear", align_corners=False)[0]
     sure = (whole - threshold).abs().numpy() > 1e-6
     assert np.array_equal(found[sure], (whole > threshold).numpy()[sure])
