@@ -27,7 +27,7 @@ from streamseg.models.registry import find
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Image, Instances
 from streamseg.structures.targets import Sample, Targets
-from streamseg.visualization import FILL_ALPHA, Color, fill, instance_colors
+from streamseg.visualization import FILL_ALPHA, Color, fill_masks, instance_colors
 
 FONT = cv2.FONT_HERSHEY_DUPLEX
 GAP = 8
@@ -129,7 +129,7 @@ def painted(sample: Sample, classes: Sequence[str]) -> Image:
     targets = sample.targets
     hatch(canvas, targets[targets.crowd])
     objects = instances(targets[~targets.crowd], classes)
-    fill(canvas, objects, FILL_ALPHA)
+    fill_masks(canvas, objects, FILL_ALPHA)
     # Names last: no box should cross them.
     boxes = objects.boxes.round().astype(int).tolist()
     for (x1, y1, x2, y2), colour in zip(boxes, instance_colors(objects), strict=True):

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamseg.config import Config, SourceConfig, Thresholds, read_secret
-from streamseg.config.validation_errors import explain
+from streamseg.config.validation_errors import describe_validation_error
 from streamseg.errors import (
     BindError,
     ConfigError,
@@ -327,7 +327,7 @@ async def _answer(request: Request, kind: Any, act: Callable[[Any], Response]) -
     try:
         wanted = msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _error(400, explain(str(error), kind))
+        return _error(400, describe_validation_error(str(error), kind))
     try:
         return await run_in_threadpool(act, wanted)
     except StreamsegError as error:

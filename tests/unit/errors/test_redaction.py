@@ -187,7 +187,7 @@ def test_where_a_secret_comes_from_is_not_quoted(tmp_path: Path) -> None:
     for wrong in ({"password_env": SECRET}, {"password_file": SECRET}):
         config = SourceConfig(url="rtsp://h/x", user="me", **wrong)
         text = printed(open_source, config)
-        assert text.startswith("rtsp://h/x: password: the ")
+        assert text.startswith("rtsp://h/x: password: its ")
         assert SECRET not in text
 
 
