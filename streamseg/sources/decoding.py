@@ -38,7 +38,7 @@ from streamseg.sources.base import (
     check_pixels,
     decoder_limit,
 )
-from streamseg.sources.orientation import UPRIGHT, Orientation, TiltError, orientation_of
+from streamseg.sources.display_matrix import UPRIGHT, Orientation, TiltError, orientation_of
 from streamseg.sources.timeline import DisplayOrder, Timeline
 from streamseg.structures.results import Image
 

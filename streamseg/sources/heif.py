@@ -25,8 +25,8 @@ from av.video.stream import VideoStream
 
 from streamseg.sources.base import BadImageError, check_pixels, decoder_limit
 from streamseg.sources.decoding import reason_of
-from streamseg.sources.imageheader import ImageHeader
-from streamseg.sources.mp4_boxes import find_box, read_boxes
+from streamseg.sources.image_headers import ImageHeader
+from streamseg.sources.isobmff import find_box, read_boxes
 from streamseg.structures.results import Image, Size
 
 _CODED: Final = frozenset((b"av01", b"hvc1", b"hev1", b"avc1", b"jpeg", b"j2k1"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.media import MEDIA, moving_images, read, same, write_video
 
 from streamseg.errors import IncompleteError
-from streamseg.sources.opening import count_repeats
+from streamseg.sources.container_checks import count_repeats
 from streamseg.sources.timeline import DisplayOrder
 
 pytestmark = pytest.mark.timeout(60)

@@ -8,7 +8,7 @@ import pytest
 from support.media import MEDIA, QUIET_HEVC, moving_images, read, same, write_video
 
 from streamseg.errors import IncompleteError, TooLargeError
-from streamseg.sources.transport import Part, PartFile, cut_part
+from streamseg.sources.mpegts import Part, PartFile, cut_part
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -21,7 +21,7 @@ from support.still_images import (
 
 from streamseg.errors import TooLargeError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.imagefile import read_image, read_still
+from streamseg.sources.image_file import read_image, read_still
 
 pytestmark = pytest.mark.timeout(60)
 TILE = 64

@@ -15,8 +15,8 @@ from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError, TooLargeError
 from streamseg.sources import expand_inputs, open_source
 from streamseg.sources.base import BadImageError
-from streamseg.sources.files import natural_key
-from streamseg.sources.imagefile import IMAGE_ENDINGS, read_image
+from streamseg.sources.image_file import IMAGE_ENDINGS, read_image
+from streamseg.sources.inputs import natural_key
 
 pytestmark = pytest.mark.timeout(60)
 MEDIA = TESTS / "media"

@@ -12,7 +12,7 @@ from support.still_images import encoded, exif, scene, strips, tiff
 from streamseg.config import SourceConfig
 from streamseg.sources import open_source
 from streamseg.sources.base import BadImageError
-from streamseg.sources.imagefile import read_image, read_orientation, read_still
+from streamseg.sources.image_file import read_image, read_orientation, read_still
 
 pytestmark = pytest.mark.timeout(60)
 PIXELS = scene(40, 56)

@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from support.media import MEDIA, moving_images, read, same, write_video
 
-from streamseg.sources.orientation import Orientation, TiltError, orientation_of, parse_matrix
+from streamseg.sources.display_matrix import Orientation, TiltError, orientation_of, parse_matrix
 
 pytestmark = pytest.mark.timeout(30)
 

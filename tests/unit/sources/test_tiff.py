@@ -9,7 +9,7 @@ from support.still_images import encoded, scene, strips, tiff, tiles
 
 from streamseg.errors import TooLargeError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.imagefile import read_image, read_orientation, read_still
+from streamseg.sources.image_file import read_image, read_orientation, read_still
 
 pytestmark = pytest.mark.timeout(60)
 PIXELS = scene(90, 130)

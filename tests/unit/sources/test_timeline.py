@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streamseg.sources.opening import missing_bytes
+from streamseg.sources.container_checks import missing_bytes
 from streamseg.sources.timeline import Timeline
 
 

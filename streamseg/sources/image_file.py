@@ -27,7 +27,7 @@ from av.video.reformatter import VideoReformatter
 from streamseg.sources.base import BadImageError, check_pixels, decoder_limit
 from streamseg.sources.decoding import reason_of
 from streamseg.sources.heif import decode_heif, parse_heif
-from streamseg.sources.imageheader import (
+from streamseg.sources.image_headers import (
     ImageHeader,
     orientation_of,
     parse_bmp,

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 
 from streamseg.config import source_names
 from streamseg.errors import NoFramesError, SourceError, redact_address
-from streamseg.sources.imagefile import IMAGE_ENDINGS, is_heif, is_image
+from streamseg.sources.image_file import IMAGE_ENDINGS, is_heif, is_image
 
 VIDEO_ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".f4v", ".3gp", ".3g2", ".mj2", ".mkv", ".webm", ".avi"),

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from streamseg.sources.mp4_boxes import find_box
+from streamseg.sources.isobmff import find_box
 from streamseg.sources.tiff import ORIENTATION, Tags, read_directories
 from streamseg.structures.results import Size
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from streamseg.config import SourceConfig
 from streamseg.errors import TooLargeError
 from streamseg.sources.base import BadImageError, LazyFrame, SourceControl, SourceReport, deliver
-from streamseg.sources.imagefile import read_still
+from streamseg.sources.image_file import read_still
 from streamseg.structures.results import Frame, Image
 
 _SQUARE = Fraction(1)

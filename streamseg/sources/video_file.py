@@ -27,6 +27,7 @@ from streamseg.sources.base import (
     decoder_limit,
     deliver,
 )
+from streamseg.sources.container_checks import count_repeats, missing_bytes, unread_part
 from streamseg.sources.decoding import (
     Reading,
     Start,
@@ -36,10 +37,9 @@ from streamseg.sources.decoding import (
     packets_of,
 )
 from streamseg.sources.demuxers import open_container
-from streamseg.sources.opening import count_repeats, missing_bytes, unread_part
+from streamseg.sources.mpegts import Part, PartFile, cut_part
 from streamseg.sources.random_access import AccessPoints
 from streamseg.sources.timeline import Timeline
-from streamseg.sources.transport import Part, PartFile, cut_part
 from streamseg.structures.results import Frame
 
 _MAX_RATE = 1000
