@@ -1,9 +1,9 @@
-"""How long a file says that it is, to tell a recording that was cut off from a whole one.
+"""Container structure checks: truncated files, repeated frames and content that FFmpeg skips.
 
-Decoders go on silently where a file ends too early. The outermost boxes of the common containers
-carry their sizes, so a file that is shorter than they say was cut off, whatever the decoder makes
-of it. Layouts: ISO/IEC 14496-12, section 4.2 (boxes); RFC 8794, section 4 (EBML variable size
-integers) and RFC 9559, section 8 (Matroska's top level); Microsoft's RIFF.
+FFmpeg ends without an error where a file is cut off. The top-level elements of common containers
+state their sizes, so a file that is shorter than they state is truncated. Layouts: ISO/IEC
+14496-12, section 4.2 (boxes); RFC 8794, section 4 (EBML variable size integers); RFC 9559, section
+8 (Matroska top-level elements); Microsoft RIFF; Adobe Flash Video File Format, annex E (FLV tags).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from streamseg.sources.isobmff import LONG_HEADER_BYTES, read_box_header
+
 _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
 _BOXES = frozenset(
@@ -20,46 +22,65 @@ _BOXES = frozenset(
 )
 _MAX_BOXES = 1_000_000
 _FLV = b"FLV"
-_FLV_TAG_BYTES = 15  # with the size of the tag before
+_FLV_TAG_BYTES = 15
+"""Size of an FLV tag header and of the size field in front of it, in bytes."""
 _FLV_VIDEO = 9
 _FLV_TAGS = (8, _FLV_VIDEO, 18)
 _FLV_COMMAND = 5
-_ANOTHER_BEHIND = "another recording begins at byte {}, and isn't read: split the file there"
+_SECOND_RECORDING = "a second recording starts at byte {} and is not read: split the file there"
 
 
-def missing_bytes(path: Path) -> int:
-    """How many bytes the container says it has after the end of the file; 0 if it doesn't say."""
-    size = path.stat().st_size
+def count_missing_bytes(path: Path) -> int:
+    """Return how many bytes the container states but the file doesn't have.
+
+    0 if the file is complete, or the container states no size.
+    """
+    file_size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(12)
         if head[4:8] in _BOXES:
-            end = _end_of_boxes(file, size)
+            end = _find_boxes_end(file, file_size)
         elif head[:4] == _EBML_HEADER:
-            end = _end_of_segment(file, size)
+            end = _find_segment_end(file, file_size)
         elif head[:4] == b"RIFF":
-            end = _end_of_riff(head)
+            size = int.from_bytes(head[4:8], "little")
+            # Writers that never fill in the size leave 0 or a value beyond the format's limit.
+            end = 8 + size if 0 < size < 0x7FFF_FFFF else 0
         else:
             end = 0
-    return max(0, end - size)
+    return max(0, end - file_size)
 
 
-def count_repeats(path: Path, stream: int) -> int:
-    """Return how many frames of an AVI's stream are empty chunks: the frame before, again.
+def count_repeated_frames(path: Path, stream: int) -> int:
+    """Return the number of empty chunks of an AVI stream: each repeats the frame before it.
 
     Args:
-        path: any recording; other containers have none.
-        stream: the stream's number.
+        path: a recording; 0 is returned for containers other than AVI.
+        stream: index of the stream.
     """
-    kinds = {b"%02d%s" % (stream, kind) for kind in (b"dc", b"db")}
+    video_chunks = {b"%02d%s" % (stream, kind) for kind in (b"dc", b"db")}
     with path.open("rb") as file:
         head = file.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"AVI ":
             return 0
-        return sum(kind in kinds and not size for kind, size in _avi_chunks(file))
+        return sum(kind in video_chunks and not size for kind, size in _avi_chunks(file))
+
+
+def describe_unread_part(path: Path) -> str:
+    """Return a description of video in the file that FFmpeg skips without an error; "" if none.
+
+    Found are a second movie after the first (ISO media and FLV), as from concatenating files, and
+    a change of codec within FLV.
+    """
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[4:8] in _BOXES:
+            return _find_second_movie(file, path.stat().st_size)
+        return _find_flv_change(file) if head[:3] == _FLV else ""
 
 
 def _avi_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Yield the types and sizes of the chunks behind an AVI's head, within its lists as well."""
+    """Yield the type and size of each chunk from the file position on, also within lists."""
     while len(header := file.read(8)) == 8:
         kind, size = header[:4], int.from_bytes(header[4:], "little")
         if kind in (b"RIFF", b"LIST"):
@@ -69,31 +90,18 @@ def _avi_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
             file.seek(size + size % 2, 1)
 
 
-def unread_part(path: Path) -> str:
-    """Return what a file holds that FFmpeg passes over without a word; empty if nothing.
-
-    That is a second movie behind the first (ISO media and FLV), as from joining files byte by byte,
-    and FLV that goes on in another codec.
-    """
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head[4:8] in _BOXES:
-            return _unread_movie(file, path.stat().st_size)
-        return _unread_tags(file) if head[:3] == _FLV else ""
-
-
-def _unread_movie(file: BinaryIO, size: int) -> str:
-    boxes = list(_boxes(file, size))
+def _find_second_movie(file: BinaryIO, file_size: int) -> str:
+    boxes = list(_top_level_boxes(file, file_size))
     kinds = [box.kind for box in boxes]
-    if kinds.count(b"moov") < 2 or b"moof" in kinds:  # fragments are read behind any movie box
+    if kinds.count(b"moov") < 2 or b"moof" in kinds:  # FFmpeg reads all fragments
         return ""
     first = kinds.index(b"moov")
     later = [box for box in boxes[first + 1 :] if box.kind in (b"ftyp", b"moov")]
-    return _ANOTHER_BEHIND.format(later[0].begin)
+    return _SECOND_RECORDING.format(later[0].start)
 
 
-def _unread_tags(file: BinaryIO) -> str:
-    """Walk an FLV's tags: Adobe's Flash Video File Format Specification, annex E."""
+def _find_flv_change(file: BinaryIO) -> str:
+    """Describe the first FLV header or change of the video codec among the tags; "" if none."""
     file.seek(5)
     at = int.from_bytes(file.read(4), "big")
     codec = b""
@@ -101,91 +109,81 @@ def _unread_tags(file: BinaryIO) -> str:
         file.seek(at)
         tag = file.read(_FLV_TAG_BYTES + 5)
         if tag[4:7] == _FLV:
-            return _ANOTHER_BEHIND.format(at + 4)
+            return _SECOND_RECORDING.format(at + 4)
         if len(tag) < _FLV_TAG_BYTES or tag[4] not in _FLV_TAGS:
             return ""
         if tag[4] == _FLV_VIDEO and len(tag) > _FLV_TAG_BYTES:
-            kind = _flv_codec(tag[_FLV_TAG_BYTES:])
-            if codec and kind and kind != codec:
-                return f"at byte {at} it goes on in another codec, and that isn't read"
-            codec = codec or kind
+            tag_codec = _read_flv_codec(tag[_FLV_TAG_BYTES:])
+            if codec and tag_codec and tag_codec != codec:
+                return f"the video codec changes at byte {at}, and the rest is not read"
+            codec = codec or tag_codec
         at += _FLV_TAG_BYTES + int.from_bytes(tag[5:8], "big")
 
 
-def _flv_codec(body: bytes) -> bytes:
-    """Return a video tag's codec, a number or four letters; empty if the tag holds no frame."""
-    kind = body[0] >> 4 & 7
-    if kind == _FLV_COMMAND:
+def _read_flv_codec(body: bytes) -> bytes:
+    """Return the codec of a video tag, a number or four letters; b"" if it holds no frame."""
+    frame_type = body[0] >> 4 & 7
+    if frame_type == _FLV_COMMAND:
         return b""
     return body[1:5] if body[0] & 0x80 else bytes([body[0] & 0x0F])
 
 
 @dataclass(frozen=True, slots=True)
-class _Box:
-    """A top-level box of ISO media.
+class _TopLevelBox:
+    """Top-level box of an ISO media file.
 
     Attributes:
-        kind: its four letters.
-        begin: position of its first byte.
-        end: position behind its last byte, which the file may not have.
+        kind: box type, four letters.
+        start: position of its first byte.
+        end: position after its last byte, which may lie beyond the end of the file.
     """
 
     kind: bytes
-    begin: int
+    start: int
     end: int
 
 
-def _boxes(file: BinaryIO, size: int) -> Iterator[_Box]:
-    """Yield the top-level boxes up to the first that isn't known, or is open-ended."""
+def _top_level_boxes(file: BinaryIO, file_size: int) -> Iterator[_TopLevelBox]:
+    """Yield the top-level boxes up to the first one that is unknown, damaged or open-ended."""
     at = 0
     for _ in range(_MAX_BOXES):
-        if at >= size:
+        if at >= file_size:
             return
         file.seek(at)
-        header = file.read(16)
-        if len(header) < 8 or header[4:8] not in _BOXES:
+        header = read_box_header(file.read(LONG_HEADER_BYTES))
+        if header is None or header.kind not in _BOXES or header.size is None or header.size < 8:
             return
-        length = int.from_bytes(header[:4], "big")
-        if length == 1:
-            length = int.from_bytes(header[8:16], "big")
-        if length < 8:
-            return
-        yield _Box(header[4:8], at, at + length)
-        at += length
+        yield _TopLevelBox(header.kind, at, at + header.size)
+        at += header.size
 
 
-def _end_of_boxes(file: BinaryIO, size: int) -> int:
-    """Where the last top-level box ends; 0 if one isn't a box that is known, or is open-ended."""
+def _find_boxes_end(file: BinaryIO, file_size: int) -> int:
+    """Return where the last top-level box ends; 0 if the boxes don't reach the end of the file."""
     end = 0
-    for box in _boxes(file, size):
+    for box in _top_level_boxes(file, file_size):
         end = box.end
-    return end if end >= size else 0
+    return end if end >= file_size else 0
 
 
-def _end_of_segment(file: BinaryIO, size: int) -> int:
-    """Where Matroska's one segment ends; 0 if it is open-ended, as in a live recording."""
+def _find_segment_end(file: BinaryIO, file_size: int) -> int:
+    """Return where the Matroska segment ends; 0 if it states no size, as in a live recording."""
     file.seek(4)
-    header = _variable_size(file)
-    if header is None or header > size:
+    header_size = _read_variable_size(file)
+    if header_size is None or header_size > file_size:
         return 0
-    file.seek(header, 1)
+    file.seek(header_size, 1)
     if file.read(4) != _MATROSKA_SEGMENT:
         return 0
-    length = _variable_size(file)
-    return 0 if length is None else file.tell() + length
+    size = _read_variable_size(file)
+    return 0 if size is None else file.tell() + size
 
 
-def _variable_size(file: BinaryIO) -> int | None:
-    """EBML's variable size integer at the file's position; None if it says "unknown"."""
+def _read_variable_size(file: BinaryIO) -> int | None:
+    """Read an EBML variable size integer; None if it is damaged or has the value "unknown"."""
     first = file.read(1)
     if not first or not first[0]:
         return None
-    extra = 8 - first[0].bit_length()
-    value = int.from_bytes(first + file.read(extra), "big") & ((1 << 7 * (extra + 1)) - 1)
-    return None if value == (1 << 7 * (extra + 1)) - 1 else value
-
-
-def _end_of_riff(head: bytes) -> int:
-    """Where the first RIFF chunk ends; 0 if its writer never filled in the size."""
-    length = int.from_bytes(head[4:8], "little")
-    return 8 + length if 0 < length < 0x7FFF_FFFF else 0
+    extra_bytes = 8 - first[0].bit_length()
+    unknown = (1 << 7 * (extra_bytes + 1)) - 1
+    value = int.from_bytes(first + file.read(extra_bytes), "big") & unknown
+    return None if value == unknown else value

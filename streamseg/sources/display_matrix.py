@@ -1,8 +1,8 @@
-"""Display matrices: how a decoded frame is mirrored and turned before it is shown.
+"""Display matrices: rotation and mirroring of decoded video frames.
 
-Containers (track headers, Matroska's projection), streams (SEI display orientation) and EXIF in
-MJPEG all reach FFmpeg's frames as one 3 x 3 matrix (libavutil/display.h): a pixel at (x, y) is
-shown at (a x + c y, b x + d y).
+FFmpeg converts the orientation in containers (track header, Matroska projection), streams (SEI
+display orientation) and MJPEG's EXIF into one 3 x 3 matrix per frame (libavutil/display.h): a pixel
+at (x, y) is displayed at (a x + c y, b x + d y).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from av.video.frame import VideoFrame
 from streamseg.structures.results import Image
 
 _MAX_TILT = 2.0
-"""Degrees by which a writer's matrix may miss a quarter turn."""
+"""Maximum angle between a matrix's rotation and a multiple of 90 degrees, in degrees."""
 _UNNAMED_TYPES = range(len(SideDataType), len(SideDataType) + 8)
-"""Frame side data types of FFmpeg that PyAV has no name for, and raises ValueError for."""
+"""Frame side data types of FFmpeg that PyAV has no name for; listing them raises ValueError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """One of the eight ways to show a frame: transposed first, then flipped.
+    """One of the eight image orientations: a transposition, followed by flips.
 
     Attributes:
-        is_transposed: rows become columns.
-        flips_rows: upside down.
-        flips_columns: left becomes right.
+        is_transposed: whether rows become columns.
+        flips_rows: whether top and bottom are exchanged.
+        flips_columns: whether left and right are exchanged.
     """
 
     is_transposed: bool = False
@@ -43,10 +43,10 @@ class Orientation:
     flips_columns: bool = False
 
     def apply(self, image: Image) -> Image:
-        """Return the image as it is shown, contiguous.
+        """Return the upright image, uint8 (H, W, 3) or (W, H, 3), contiguous.
 
         Args:
-            image: uint8 (H, W, 3).
+            image: as decoded, uint8 (H, W, 3).
         """
         if self.is_transposed:
             image = image.transpose(1, 0, 2)
@@ -61,32 +61,36 @@ UPRIGHT = Orientation()
 
 
 class TiltError(ValueError):
-    """A display matrix that is none of the eight orientations."""
+    """A display matrix is none of the eight orientations."""
 
 
-def orientation_of(frame: VideoFrame) -> Orientation | None:
-    """Return how a decoded frame is shown; None if nothing says so.
+def read_orientation(frame: VideoFrame) -> Orientation | None:
+    """Return the orientation of a decoded frame; None if it has no display matrix.
 
     Raises:
-        TiltError: its matrix turns by no multiple of 90 degrees, or flattens the frame.
+        TiltError: the matrix rotates by no multiple of 90 degrees, or is degenerate.
     """
-    matrix = _display_matrix(frame)
-    return None if matrix is None else parse_matrix(matrix)
+    try:
+        side_data = _list_side_data(frame)
+    except ValueError:  # PyAV lists no side data if it can't name all types (EXIF, for example)
+        side_data = _list_side_data(_drop_unnamed_side_data(frame))
+    matrix = side_data.get("DISPLAYMATRIX")
+    return None if matrix is None else parse_matrix(struct.unpack("=9i", bytes(matrix)))
 
 
 def parse_matrix(matrix: tuple[int, ...]) -> Orientation:
-    """Return the orientation that a display matrix stands for, whatever its scale.
+    """Convert a display matrix of any scale to an orientation.
 
     Args:
         matrix: FFmpeg's nine numbers, row by row.
 
     Raises:
-        TiltError: it turns by no multiple of 90 degrees, or flattens the frame.
+        TiltError: the matrix rotates by no multiple of 90 degrees, or is degenerate.
     """
     a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
     is_transposed = abs(b) > abs(a)
     if not (a or b) or not (c or d) or is_transposed != (abs(c) > abs(d)):
-        raise TiltError("a display matrix that flattens the frame is ignored")
+        raise TiltError("a degenerate display matrix is ignored")
     if max(_tilt(a, b), _tilt(c, d)) > _MAX_TILT:
         raise TiltError(f"a rotation of {_rotation(a, b, c, d)} degrees is ignored")
     if is_transposed:
@@ -95,43 +99,37 @@ def parse_matrix(matrix: tuple[int, ...]) -> Orientation:
 
 
 def _tilt(x: int, y: int) -> float:
-    """Return the angle between (x, y) and the nearer axis, in degrees."""
+    """Return the angle between the vector (x, y) and the nearer axis, in degrees."""
     return math.degrees(math.atan2(min(abs(x), abs(y)), max(abs(x), abs(y))))
 
 
 def _rotation(a: int, b: int, c: int, d: int) -> int:
-    """Return the anticlockwise rotation in degrees, as av_display_rotation_get computes it."""
+    """Return the counterclockwise rotation in degrees, computed as av_display_rotation_get does."""
     return round(-math.degrees(math.atan2(b / math.hypot(b, d), a / math.hypot(a, c))))
 
 
-def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
-    try:
-        side_data = _list_side_data(frame)
-    except ValueError:  # EXIF, for one: PyAV lists none if it can't name all
-        side_data = _list_side_data(_without_unnamed(frame))
-    data = side_data.get("DISPLAYMATRIX")
-    return None if data is None else struct.unpack("=9i", bytes(data))
-
-
 def _list_side_data(frame: VideoFrame) -> SideDataContainer:
-    """Return what frame.side_data does; that keeps the frame until a garbage collection."""
+    """Return the frame's side data.
+
+    ``frame.side_data`` would keep the frame in memory until a garbage collection.
+    """
     return SideDataContainer(frame)  # type: ignore[call-arg]  # not in PyAV's stub
 
 
-def _without_unnamed(frame: VideoFrame) -> VideoFrame:
-    """Return a reference to the frame without the side data that PyAV can't list."""
+def _drop_unnamed_side_data(frame: VideoFrame) -> VideoFrame:
+    """Return a reference to the frame without the side data that PyAV has no name for."""
     graph = av.filter.Graph()
-    last = graph.add_buffer(
+    node = graph.add_buffer(
         width=frame.width,
         height=frame.height,
         format=frame.format,
         time_base=frame.time_base or Fraction(1),
     )
     for number in _UNNAMED_TYPES:
-        node = graph.add("sidedata", f"mode=delete:type={number}")
-        last.link_to(node)
-        last = node
-    last.link_to(graph.add("buffersink"))
+        following = graph.add("sidedata", f"mode=delete:type={number}")
+        node.link_to(following)
+        node = following
+    node.link_to(graph.add("buffersink"))
     graph.configure()
     graph.push(frame)
     return cast(VideoFrame, graph.pull())

@@ -1,8 +1,8 @@
-"""One image file: its header, and its pixels, upright.
+"""Image file reading: format detection, header, and decoding to upright pixels.
 
-The size is read before the decoder is asked, so that nothing is allocated for an image that is too
-large. Decoding is strict: a picture that is cut off is refused, not filled up with grey. FFmpeg
-decodes what it decodes correctly, Pillow the rest: TIFF, animated WebP, icons.
+The size is read from the header before decoding, so that nothing is allocated for an image that is
+too large. Decoding is strict: a truncated image is refused, not filled with gray. FFmpeg decodes
+the formats that it decodes correctly, Pillow the others: TIFF, animated WebP, icons.
 """
 
 from __future__ import annotations
@@ -25,54 +25,59 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from streamseg.sources.base import BadImageError, check_pixels, decoder_limit
-from streamseg.sources.decoding import reason_of
 from streamseg.sources.heif import decode_heif, parse_heif
 from streamseg.sources.image_headers import (
     ImageHeader,
-    orientation_of,
     parse_bmp,
     parse_ico,
     parse_jpeg,
     parse_jpeg2000,
     parse_png,
     parse_webp,
+    read_orientation_tag,
 )
-from streamseg.sources.pillow import decode_pillow
+from streamseg.sources.pillow import decode_with_pillow
 from streamseg.sources.tiff import (
     HEIGHT,
     WIDTH,
-    begin_with,
     decode_tiff,
-    is_for_ffmpeg,
-    main_directory,
+    find_main_directory,
+    needs_ffmpeg,
+    set_first_directory,
 )
+from streamseg.sources.video_streams import frame_to_rgb, reason_of
 from streamseg.structures.results import Image, Size
 
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jpe", ".jfif", ".mpo", ".apng"),
     *(".dib", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx"),
 )
-"""Of the files that are taken for images; what is inside decides how they are decoded."""
+"""File name extensions of images in folders; the decoder is chosen by a file's content."""
 
 TURNED = (5, 6, 7, 8)
-"""The EXIF orientations with which width and height change places."""
+"""EXIF orientations that exchange width and height."""
 
-_BYTES_PER_PIXEL = 16
-_HEADER_BYTES = 2**24
-_SNIFFED_BYTES = 64
-_WEBP_ANIMATION = 2
-_STRICT = {
+_MAX_BYTES_PER_PIXEL = 16
+_MAX_HEADER_BYTES = 2**24
+_SIGNATURE_BYTES = 64
+_WEBP_ANIMATION_FLAG = 2
+_STRICT_OPTIONS = {
     "mjpeg": {"err_detect": "explode"},
     "png": {"err_detect": "crccheck+explode"},
 }
 _Pixels: TypeAlias = npt.NDArray[Any]
 _Decode: TypeAlias = Callable[[bytes, ImageHeader, int], _Pixels]
-"""Makes upright pixels of a file's bytes, its header and the limit of pixels."""
+"""Function from a file's content, its header and the pixel limit to upright pixels."""
 
 
 @dataclass(frozen=True, slots=True)
-class Still:
-    """A decoded image file: its pixels, uint8 (H, W, 3) RGB, upright, and its header."""
+class DecodedImage:
+    """Main image of an image file.
+
+    Attributes:
+        pixels: uint8 (H, W, 3) RGB, upright.
+        header: header of the file.
+    """
 
     pixels: Image
     header: ImageHeader
@@ -80,120 +85,126 @@ class Still:
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """An image format: the first bytes of its files, its name, and how they are read."""
+    """Image file format.
 
-    magic: re.Pattern[bytes]
+    Attributes:
+        signature: pattern of the first bytes.
+        name: name of the format.
+        parse: function that parses the header.
+        decode: function that decodes the main image.
+    """
+
+    signature: re.Pattern[bytes]
     name: str
     parse: Callable[[bytes], ImageHeader]
     decode: _Decode
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file is by its content an image that ``read_image`` knows.
+    """Return whether a file's content is an image in a format that ``read_image`` supports.
 
-    Several JPEGs, one behind the other, are a video: motion JPEG without a container.
+    Concatenated JPEGs are a video: motion JPEG without a container.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
     with path.open("rb") as file:
-        data = file.read(_SNIFFED_BYTES)
-        known = next((each for each in _FORMATS if each.magic.match(data)), None)
-        if known is None or known.name != "JPEG":
-            return known is not None
-        return parse_jpeg(data + file.read(_HEADER_BYTES)).images == 1
+        data = file.read(_SIGNATURE_BYTES)
+        format_ = next((each for each in _FORMATS if each.signature.match(data)), None)
+        if format_ is None or format_.name != "JPEG":
+            return format_ is not None
+        return parse_jpeg(data + file.read(_MAX_HEADER_BYTES)).images == 1
 
 
 def is_heif(path: Path) -> bool:
-    """Return whether a file is by its first bytes a HEIF or AVIF image.
+    """Return whether a file's first bytes are those of a HEIF or AVIF image.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
     with path.open("rb") as file:
-        return bool(_HEIF.match(file.read(_SNIFFED_BYTES)))
+        return bool(_HEIF.match(file.read(_SIGNATURE_BYTES)))
 
 
 def read_image(path: Path, max_pixels: int) -> Image:
-    """The pixels of an image file, uint8 (H, W, 3) RGB, upright; alpha is dropped.
+    """Read the main image of a file: uint8 (H, W, 3) RGB, upright; alpha is dropped.
 
     Raises:
-        BadImageError: it can't be read or decoded.
-        TooLargeError: it has more than ``max_pixels``.
+        BadImageError: the file can't be read or decoded.
+        TooLargeError: the image has more than ``max_pixels``.
     """
-    return read_still(path, max_pixels).pixels
+    return read_image_file(path, max_pixels).pixels
 
 
-def read_still(path: Path, max_pixels: int) -> Still:
-    """Read an image file: the main image of several, as ``read_image`` gives it, and the header.
+def read_image_file(path: Path, max_pixels: int) -> DecodedImage:
+    """Read the main image of a file, as ``read_image`` does, and the file's header.
 
     Raises:
-        BadImageError: it can't be read or decoded.
-        TooLargeError: it has more than ``max_pixels``.
+        BadImageError: the file can't be read or decoded.
+        TooLargeError: the image has more than ``max_pixels``.
     """
-    data = _read(path, max_pixels)
-    known = _format_of(data)
-    header = _checked_header(path, known, data, max_pixels)
-    pixels = cast(Image, known.decode(data, header, max_pixels))
-    check_pixels(str(path), pixels.shape[1], pixels.shape[0], max_pixels)  # headers can lie
-    return Still(pixels, header)
+    data = _read_file(path, max_pixels)
+    format_ = _detect_format(data)
+    header = _parse_header(path, format_, data, max_pixels)
+    pixels = cast(Image, format_.decode(data, header, max_pixels))
+    check_pixels(str(path), pixels.shape[1], pixels.shape[0], max_pixels)  # headers can be wrong
+    return DecodedImage(pixels, header)
 
 
 def read_labels(path: Path, max_pixels: int) -> npt.NDArray[np.int32]:
-    """What each pixel of a PNG of labels says, int32 (H, W), upright.
+    """Read a PNG label map: int32 (H, W), upright.
 
-    That is the palette's index, the grey value (of 8 or 16 bits; fewer bits are stretched to 8),
-    or R + 256 G + 65536 B; alpha is dropped.
+    A label is the palette index, the gray value (8 or 16 bits; fewer bits are stretched to 8), or
+    R + 256 G + 65536 B; alpha is dropped.
 
     Raises:
-        BadImageError: it can't be read or decoded, isn't a PNG, or has pixels of another kind.
-        TooLargeError: it has more than ``max_pixels``.
+        BadImageError: the file can't be read or decoded, isn't a PNG, or has pixels of another
+            format.
+        TooLargeError: the image has more than ``max_pixels``.
     """
-    data = _read(path, max_pixels)
-    known = _format_of(data)
-    # Nothing else will do: where pixels are stored with loss, labels grow rims of other labels.
-    if known.name != "PNG":
+    data = _read_file(path, max_pixels)
+    format_ = _detect_format(data)
+    if format_.name != "PNG":  # lossy formats change labels at the borders between them
         raise BadImageError("isn't a PNG")
-    header = _checked_header(path, known, data, max_pixels)
-    labels = _decode_ffmpeg(data, header, max_pixels, codec="png", convert=_to_labels)
+    header = _parse_header(path, format_, data, max_pixels)
+    labels = _decode_with_ffmpeg(data, header, max_pixels, codec="png", convert=_to_labels)
     check_pixels(str(path), labels.shape[1], labels.shape[0], max_pixels)
     return cast(npt.NDArray[np.int32], labels)
 
 
 def read_orientation(path: Path, max_pixels: int) -> int:
-    """EXIF's orientation of an image file, 1 to 8: what ``read_image`` undoes; 1 is upright.
+    """Return the EXIF orientation of an image file, 1 to 8; ``read_image`` applies it.
 
     Raises:
-        BadImageError: it can't be read, or isn't an image.
+        BadImageError: the file can't be read, or isn't an image.
     """
-    data = _read(path, max_pixels)
-    return _format_of(data).parse(data).orientation
+    data = _read_file(path, max_pixels)
+    return _detect_format(data).parse(data).orientation
 
 
 def read_size(path: Path, max_pixels: int) -> Size:
-    """Return the (height, width) of an image file as its header says, upright.
-
-    Nothing is decoded.
+    """Return the (height, width) of the upright image from the file's header, without decoding.
 
     Raises:
-        BadImageError: it can't be read, isn't an image, or its header is damaged.
-        TooLargeError: it has more than ``max_pixels``.
+        BadImageError: the file can't be read, isn't an image, or its header is damaged.
+        TooLargeError: the image has more than ``max_pixels``.
     """
-    data = _read(path, max_pixels)
-    header = _checked_header(path, _format_of(data), data, max_pixels)
+    data = _read_file(path, max_pixels)
+    header = _parse_header(path, _detect_format(data), data, max_pixels)
     assert header.size is not None
     return header.size[::-1] if header.orientation in TURNED else header.size
 
 
-def _format_of(data: bytes) -> _Format:
-    for known in _FORMATS:
-        if known.magic.match(data):
-            return known
-    raise BadImageError("isn't an image of a known format")
+def _detect_format(data: bytes) -> _Format:
+    for format_ in _FORMATS:
+        if format_.signature.match(data):
+            return format_
+    raise BadImageError("isn't an image in a supported format")
 
 
-def _checked_header(path: Path, known: _Format, data: bytes, max_pixels: int) -> ImageHeader:
-    header = known.parse(data)
+def _parse_header(path: Path, format_: _Format, data: bytes, max_pixels: int) -> ImageHeader:
+    """Parse the header and check the size that it states."""
+    header = format_.parse(data)
     if header.size is None:
         raise BadImageError("its header is damaged")
     height, width = header.size
@@ -201,11 +212,12 @@ def _checked_header(path: Path, known: _Format, data: bytes, max_pixels: int) ->
     return header
 
 
-def _read(path: Path, max_pixels: int) -> bytes:
+def _read_file(path: Path, max_pixels: int) -> bytes:
+    """Read a file, up to a size that an image of ``max_pixels`` can have at most."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(min(size, _BYTES_PER_PIXEL * max_pixels + _HEADER_BYTES))
+            data = file.read(min(size, _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_HEADER_BYTES))
     except OSError as error:
         raise BadImageError(f"can't be read: {error.strerror}") from None
     if not data:
@@ -213,7 +225,7 @@ def _read(path: Path, max_pixels: int) -> bytes:
     return data
 
 
-def _decode_ffmpeg(
+def _decode_with_ffmpeg(
     data: bytes,
     header: ImageHeader,
     max_pixels: int,
@@ -221,28 +233,36 @@ def _decode_ffmpeg(
     codec: str,
     convert: Callable[[VideoFrame], _Pixels] | None = None,
 ) -> _Pixels:
-    """Decode with FFmpeg's ``codec``; ``convert`` makes pixels of its frame, RGB if None."""
+    """Decode an image with FFmpeg and make it upright.
+
+    Args:
+        data: content of the file.
+        header: its header.
+        max_pixels: pixel limit of the decoder.
+        codec: FFmpeg's name of the decoder.
+        convert: conversion of the decoded frame to pixels; None for RGB.
+    """
     decoder = cast(VideoCodecContext, CodecContext.create(codec, "r"))
     decoder.thread_count = 1
     limit = {"max_pixels": str(decoder_limit(max_pixels))}
-    decoder.options = limit | _STRICT.get(codec, {})
+    decoder.options = limit | _STRICT_OPTIONS.get(codec, {})
     try:
         frames = decoder.decode(Packet(data)) or decoder.decode(None)
         if not frames:
-            raise BadImageError("there is no picture in it")
-        return _upright((convert or _to_rgb)(frames[0]), header.orientation)
+            raise BadImageError("there is no image in it")
+        return _apply_orientation((convert or frame_to_rgb)(frames[0]), header.orientation)
     except (av.error.FFmpegError, ValueError) as error:
         raise BadImageError(f"can't be decoded: {reason_of(error)}") from None
 
 
 def _decode_webp(data: bytes, header: ImageHeader, max_pixels: int) -> _Pixels:
-    if data[12:16] == b"VP8X" and data[20] & _WEBP_ANIMATION:  # FFmpeg decodes stills only
-        return _upright(decode_pillow("WEBP", data), header.orientation)
-    return _decode_ffmpeg(data, header, max_pixels, codec="webp")
+    if data[12:16] == b"VP8X" and data[20] & _WEBP_ANIMATION_FLAG:  # FFmpeg decodes no animation
+        return _apply_orientation(decode_with_pillow("WEBP", data), header.orientation)
+    return _decode_with_ffmpeg(data, header, max_pixels, codec="webp")
 
 
 def _decode_ico(data: bytes, _header: ImageHeader, _max_pixels: int) -> _Pixels:
-    return decode_pillow("ICO", data)
+    return decode_with_pillow("ICO", data)
 
 
 def _decode_heif(data: bytes, _header: ImageHeader, max_pixels: int) -> _Pixels:
@@ -250,58 +270,57 @@ def _decode_heif(data: bytes, _header: ImageHeader, max_pixels: int) -> _Pixels:
 
 
 def _parse_tiff(data: bytes) -> ImageHeader:
-    directory, images = main_directory(data)
+    directory, images = find_main_directory(data)
     tags = directory.tags
-    return ImageHeader((tags[HEIGHT][0], tags[WIDTH][0]), orientation_of(tags), images)
+    return ImageHeader((tags[HEIGHT][0], tags[WIDTH][0]), read_orientation_tag(tags), images)
 
 
 def _decode_tiff(data: bytes, header: ImageHeader, max_pixels: int) -> _Pixels:
-    directory, _images = main_directory(data)
-    data = begin_with(data, directory)
-    if is_for_ffmpeg(data, directory.tags):
-        return _decode_ffmpeg(data, header, max_pixels, codec="tiff", convert=_to_rgb_in_range)
-    return decode_tiff(data, directory.tags, max_pixels)  # Pillow makes a TIFF upright
-
-
-def _to_rgb(frame: VideoFrame) -> _Pixels:
-    return cast(_Pixels, VideoReformatter().reformat(frame, format="rgb24").to_ndarray())
+    directory, _images = find_main_directory(data)
+    data = set_first_directory(data, directory)
+    if needs_ffmpeg(data, directory.tags):
+        return _decode_with_ffmpeg(data, header, max_pixels, codec="tiff", convert=_to_rgb_in_range)
+    return decode_tiff(data, directory.tags, max_pixels)  # Pillow applies the orientation
 
 
 def _to_rgb_in_range(frame: VideoFrame) -> _Pixels:
-    """Convert to RGB; floats, which have no defined range, must go from 0 to 1."""
+    """Convert to RGB; floating-point samples have no defined range and must lie in 0..1."""
     if "f32" in frame.format.name:
         floats = frame.to_ndarray()
         if not (floats.min() >= 0 and floats.max() <= 1):
-            raise BadImageError("its samples are floats that don't lie between 0 and 1")
-    return _to_rgb(frame)
+            raise BadImageError("its floating-point samples don't lie between 0 and 1")
+    return frame_to_rgb(frame)
 
 
 def _to_labels(frame: VideoFrame) -> _Pixels:
-    kind = frame.format.name
-    if kind == "pal8":
+    """Convert to labels, int32 (H, W); see ``read_labels``."""
+    pixel_format = frame.format.name
+    if pixel_format == "pal8":
         indices, _ = frame.to_ndarray()
         return cast(_Pixels, indices.astype(np.int32))
-    if kind == "gray16be":
+    if pixel_format == "gray16be":
         return frame.to_ndarray().astype(np.int32)
-    if kind in ("gray", "monob", "ya8"):
+    if pixel_format in ("gray", "monob", "ya8"):
         return VideoReformatter().reformat(frame, format="gray").to_ndarray().astype(np.int32)
-    if kind in ("rgb24", "rgba"):
-        rgb = _to_rgb(frame).astype(np.int32)
+    if pixel_format in ("rgb24", "rgba"):
+        rgb = frame_to_rgb(frame).astype(np.int32)
         return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
-    raise BadImageError(f"isn't a PNG of labels: its pixels are {kind}")
+    raise BadImageError(f"isn't a PNG label map: its pixel format is {pixel_format}")
 
 
-def _upright(image: _Pixels, orientation: int) -> _Pixels:
-    """Undo what EXIF's orientation 1 to 8 says the camera did."""
-    mirrored = orientation in (2, 4, 5, 7)
-    turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
-    turned = np.rot90(image[:, ::-1] if mirrored else image, turns)
-    return np.ascontiguousarray(turned)
+def _apply_orientation(image: _Pixels, orientation: int) -> _Pixels:
+    """Make an image with an EXIF orientation of 1 to 8 upright."""
+    is_mirrored = orientation in (2, 4, 5, 7)
+    quarter_turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
+    rotated = np.rot90(image[:, ::-1] if is_mirrored else image, quarter_turns)
+    return np.ascontiguousarray(rotated)
 
 
-def _ffmpeg(magic: bytes, name: str, parse: Callable[[bytes], ImageHeader], codec: str) -> _Format:
-    decode = partial(_decode_ffmpeg, codec=codec)
-    return _Format(re.compile(magic, re.DOTALL), name, parse, decode)
+def _ffmpeg_format(
+    signature: bytes, name: str, parse: Callable[[bytes], ImageHeader], codec: str
+) -> _Format:
+    decode = partial(_decode_with_ffmpeg, codec=codec)
+    return _Format(re.compile(signature, re.DOTALL), name, parse, decode)
 
 
 _HEIF = re.compile(
@@ -309,12 +328,14 @@ _HEIF = re.compile(
 )
 
 _FORMATS = (
-    _ffmpeg(rb"\xff\xd8\xff", "JPEG", parse_jpeg, "mjpeg"),
-    _ffmpeg(rb"\x89PNG\r\n\x1a\n", "PNG", parse_png, "png"),
-    _ffmpeg(rb"BM", "BMP", parse_bmp, "bmp"),
+    _ffmpeg_format(rb"\xff\xd8\xff", "JPEG", parse_jpeg, "mjpeg"),
+    _ffmpeg_format(rb"\x89PNG\r\n\x1a\n", "PNG", parse_png, "png"),
+    _ffmpeg_format(rb"BM", "BMP", parse_bmp, "bmp"),
     _Format(re.compile(rb"RIFF....WEBP", re.DOTALL), "WebP", parse_webp, _decode_webp),
     _Format(re.compile(rb"II[*+]\0|MM\0[*+]"), "TIFF", _parse_tiff, _decode_tiff),
     _Format(_HEIF, "HEIF", parse_heif, _decode_heif),
-    _ffmpeg(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG 2000", parse_jpeg2000, "jpeg2000"),
+    _ffmpeg_format(
+        rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG 2000", parse_jpeg2000, "jpeg2000"
+    ),
     _Format(re.compile(rb"\x00\x00\x01\x00[^\x00]\x00"), "ICO", parse_ico, _decode_ico),
 )

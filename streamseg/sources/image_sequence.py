@@ -1,9 +1,9 @@
-"""Folders and globs of images, and single ones: each image a frame, in the order people count in.
+"""Images as a source: a folder, a glob or a single file, each image a frame, in natural order.
 
-The n-th image is given the time of n seconds, because files have no times of their own. Sizes may
-differ from image to image. One that is broken, or too large where others aren't, is counted and
-skipped. Of a file of several images (pages, an animation, a stereo pair) the main one is read, and
-how many such files there were is noted.
+Image files have no times, so the n-th image, counted from 0, gets the time of n seconds. Sizes may
+differ. In a sequence, damaged and oversized images are counted and skipped. Of a file with several
+images (pages, an animation, a stereo pair) the main one is read, and the number of such files is
+reported.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 from streamseg.config import SourceConfig
 from streamseg.errors import TooLargeError
 from streamseg.sources.base import BadImageError, LazyFrame, SourceControl, SourceReport, deliver
-from streamseg.sources.image_file import read_still
+from streamseg.sources.image_file import read_image_file
 from streamseg.structures.results import Frame, Image
 
-_SQUARE = Fraction(1)
+_SQUARE_PIXELS = Fraction(1)
 
 
 class ImageFiles:
     """Image files as a recording; a :class:`~streamseg.sources.base.Source`.
 
-    ``item`` of a frame is its file's name; where names repeat, the path within the common folder.
+    A frame's ``item`` is the file name; if names repeat, the path relative to the common folder.
 
     Raises:
         NoFramesError: there are no files.
-        TooLargeError: when read, if the only image has more than ``max_pixels``.
+        TooLargeError: while reading, if the only image has more than ``max_pixels``.
     """
 
     live = False
@@ -39,32 +39,33 @@ class ImageFiles:
         self.name = name
         self.control = SourceControl()
         self._files = tuple(files)
-        self._items = _item_names(self._files)
-        self._several: tuple[Path, int] | None = None
-        self._several_count = 0
+        self._items = _choose_item_names(self._files)
+        self._first_multi_image: tuple[Path, int] | None = None
+        self._multi_image_files = 0
         self._config = config
-        self.report = self._hints()
+        self.report = self._create_report()
 
     def frames(self) -> Generator[Frame, None, None]:
-        """See :class:`~streamseg.sources.base.Source`."""
-        self.report = self._hints()
-        yield from deliver(self.name, self._config, self._pictures(), self.report, self.control)
+        """Yield the images as frames; see :class:`~streamseg.sources.base.Source`."""
+        self.report = self._create_report()
+        yield from deliver(self.name, self._config, self._lazy_frames(), self.report, self.control)
 
-    def _hints(self) -> SourceReport:
+    def _create_report(self) -> SourceReport:
         return SourceReport(fps=1.0, expected=len(self._files), duration=float(len(self._files)))
 
-    def _pictures(self) -> Generator[LazyFrame, None, None]:
-        self._several, self._several_count = None, 0
+    def _lazy_frames(self) -> Generator[LazyFrame, None, None]:
+        self._first_multi_image, self._multi_image_files = None, 0
         try:
             for index, (file, item) in enumerate(zip(self._files, self._items, strict=True)):
                 load = partial(self._load, file)
                 yield LazyFrame(index, 0, float(index), load, item=item)
         finally:
-            self._note_several()
+            self._report_multi_image_files()
 
     def _load(self, file: Path) -> tuple[Image, Fraction]:
+        """Read an image; also return its pixel aspect ratio."""
         try:
-            still = read_still(file, self._config.max_pixels)
+            image_file = read_image_file(file, self._config.max_pixels)
         except TooLargeError as error:
             if len(self._files) == 1:
                 raise
@@ -72,25 +73,29 @@ class ImageFiles:
         except BadImageError as error:
             trouble = f"{file}: {error}"
         else:
-            if still.header.images > 1:
-                self._several = self._several or (file, still.header.images)
-                self._several_count += 1
-            return still.pixels, _SQUARE
+            if image_file.header.images > 1:
+                self._first_multi_image = self._first_multi_image or (
+                    file,
+                    image_file.header.images,
+                )
+                self._multi_image_files += 1
+            return image_file.pixels, _SQUARE_PIXELS
         self.report.note(trouble)
         raise BadImageError(trouble)
 
-    def _note_several(self) -> None:
-        if self._several is None:
+    def _report_multi_image_files(self) -> None:
+        if self._first_multi_image is None:
             return
-        file, images = self._several
-        others = self._several_count - 1
+        file, images = self._first_multi_image
+        others = self._multi_image_files - 1
         self.report.note(
-            f"{file} holds {images} pictures: only the first full-size one is used"
-            + (f"; {others} more file(s) likewise" if others else "")
+            f"{file} holds {images} images: only the main image is used"
+            + (f"; the same holds for {others} more file(s)" if others else "")
         )
 
 
-def _item_names(files: Sequence[Path]) -> list[str]:
+def _choose_item_names(files: Sequence[Path]) -> list[str]:
+    """Return the file names, or the paths relative to the common folder if names repeat."""
     names = [file.name for file in files]
     if len(set(names)) == len(names):
         return names

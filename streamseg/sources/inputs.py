@@ -1,7 +1,8 @@
-"""What lies behind a path: which files are images, which are videos, and in which order.
+"""Expansion of files, folders, globs and URLs to sources, and assignment of output folders.
 
-In a folder, names decide by their endings, so that it isn't opened file by file; what is left out
-is counted. A file that is named is tried whatever its ending, by its content.
+In a folder, the file name extension decides whether a file is a video or an image, so that files
+need not be opened; others are left out and counted. A file that is named explicitly is recognized
+by its content.
 """
 
 from __future__ import annotations
@@ -25,20 +26,18 @@ VIDEO_ENDINGS = (
     *(".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".h266", ".266", ".vvc"),
     *(".mjpeg", ".mjpg", ".mpjpeg"),
 )
-"""Of the files that a folder's videos are; a file that is named is tried whatever its ending."""
+"""File name extensions of videos in folders."""
 
 _HIDDEN = "hidden"
-_NO_ENDING = "without an ending"
+_NO_EXTENSION = "without an extension"
 _FOLDER = "sub-folder"
 _LINKED_FOLDER = "linked folder"
-_NO_FILE = "neither file nor folder"
+_SPECIAL_FILE = "neither file nor folder"
 _SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini"))
-_LONGEST_ENDING = 10
-_MAX_KINDS = 12
-"""Kinds of left-out files that are named in a line."""
-
-_HERE = PurePath()
-
+_MAX_EXTENSION_LENGTH = 10
+_MAX_LISTED_KINDS = 12
+"""Maximum number of kinds of left-out files that are listed in a line."""
+_ROOT = PurePath()
 _URL = re.compile(r"test:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -47,86 +46,86 @@ class Input:
     """One source of a recorded run.
 
     Attributes:
-        url: of the source.
-        folder: where its outputs go, relative to the output folder; for those in sub-folders, the
-            folder that it lies in until ``place_outputs`` has named it.
-        remark: what was left out beside it, in one line; empty if nothing.
+        url: URL or path of the source.
+        folder: output folder, relative to that of the run; before ``place_outputs``, the
+            sub-folder in which the source was found.
+        remark: summary of the files that were left out of the same folder; empty if none.
     """
 
     url: str
-    folder: PurePath = _HERE
+    folder: PurePath = _ROOT
     remark: str = ""
 
 
 def is_url(text: str) -> bool:
-    """Whether ``text`` is an address (or the test pattern's) and no path on this machine."""
+    """Return whether ``text`` is a URL (including ``test:``) and not a path."""
     return bool(_URL.match(text))
 
 
 def find_images(url: str) -> list[Path]:
-    """The images that a file, folder or glob stands for, in natural order; [] if none."""
-    place = Path(url)
-    if place.is_file():
-        return [place] if _is_still(place) else []
-    return [file for file in _behind(url) if _kind(file) in IMAGE_ENDINGS]
-
-
-def expand_inputs(path: str) -> list[str]:
-    """The sources that one argument of a command stands for; see ``find_inputs``.
-
-    Raises:
-        NoFramesError: a folder or glob without any media.
-        SourceError: a folder that can't be read.
-    """
-    return [found.url for found in find_inputs(path)]
+    """Return the images of a file, folder or glob in natural order; [] if there are none."""
+    path = Path(url)
+    if path.is_file():
+        return [path] if _is_image_file(path) else []
+    return [entry for entry in _list_entries(url) if _kind(entry) in IMAGE_ENDINGS]
 
 
 def find_inputs(path: str, *, recursive: bool = False, output: Path | None = None) -> list[Input]:
-    """Return the inputs that one argument of a command stands for.
+    """Expand one command argument to inputs.
 
-    A file is itself, and so is a url. A folder or a glob is each of its videos, and
-    then, if it has images, the folder or glob itself as one source of images.
+    A file or URL is one input. Each video in a folder or glob is an input; if there are images, the
+    folder or glob itself follows as one source of images.
 
     Args:
-        path: of a file or folder, a glob, or a url.
-        recursive: go into sub-folders, each of which is taken as the folder itself.
-        output: a folder that is passed over, because the run writes there.
+        path: path of a file or folder, a glob, or a URL.
+        recursive: whether each sub-folder is expanded like the folder itself.
+        output: output folder of the run, which is left out.
 
     Raises:
-        NoFramesError: a folder or glob without any media.
-        SourceError: a folder that can't be read.
+        NoFramesError: the folder or glob has no media.
+        SourceError: a folder can't be read.
     """
-    place = Path(path)
-    many = place.is_dir() or (glob.has_magic(path) and not place.is_file())
-    if is_url(path) or not many:
+    is_file = Path(path).is_file()
+    is_expandable = Path(path).is_dir() or (glob.has_magic(path) and not is_file)
+    if is_url(path) or not is_expandable:
         return [Input(path)]
     left_out: Counter[str] = Counter()
-    found = list(_search(path, _HERE, left_out, recursive=recursive, output=output))
+    inputs = list(_search(path, _ROOT, left_out, recursive=recursive, output=output))
     remark = _describe_left_out(path, left_out)
-    if not found:
-        known = ", ".join((*VIDEO_ENDINGS, *IMAGE_ENDINGS))
+    if not inputs:
+        extensions = ", ".join((*VIDEO_ENDINGS, *IMAGE_ENDINGS))
         raise NoFramesError(
-            f"{redact_address(path)}: there is no media in it; known are {known}"
+            f"{redact_address(path)}: no media found; supported are {extensions}"
             + (f"; {remark.partition(': ')[2]}" if remark else "")
         )
-    return [replace(each, remark=remark) for each in found]
+    return [replace(each, remark=remark) for each in inputs]
+
+
+def expand_inputs(path: str) -> list[str]:
+    """Return the URLs and paths of the inputs that one command argument expands to.
+
+    Raises:
+        NoFramesError: the folder or glob has no media.
+        SourceError: a folder can't be read.
+    """
+    return [each.url for each in find_inputs(path)]
 
 
 def place_outputs(inputs: Sequence[Input], names: Sequence[str]) -> list[Input]:
-    """Return the inputs with the output folder of each, no two alike or one within the other.
+    """Assign an output folder to each input; none equals or contains another.
 
-    Letter case makes no difference: the outputs may go to a file system that ignores it.
+    Names that differ only in case count as equal, for file systems that ignore case.
 
     Args:
-        inputs: as found.
-        names: the name of each as a source.
+        inputs: inputs as found.
+        names: source name of each input.
     """
     taken = {
-        str(above).casefold() for each in inputs for above in (each.folder, *each.folder.parents)
+        str(parent).casefold() for each in inputs for parent in (each.folder, *each.folder.parents)
     }
     placed = []
     for each, name in zip(inputs, names, strict=True):
-        is_nested = each.folder != _HERE
+        is_nested = each.folder != _ROOT
         leaf = source_names([("", each.url)])[0] if is_nested else name
         folder, number = each.folder / leaf, 1
         while str(folder).casefold() in taken:
@@ -138,7 +137,7 @@ def place_outputs(inputs: Sequence[Input], names: Sequence[str]) -> list[Input]:
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts ``frame2`` before ``frame10``, whatever the case."""
+    """Return a sort key that puts ``frame2`` before ``frame10`` and ignores case."""
     parts = re.findall(r"\d+|\D+", name)
     return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p.casefold()) for p in parts)
 
@@ -146,74 +145,75 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def _search(
     path: str, folder: PurePath, left_out: Counter[str], *, recursive: bool, output: Path | None
 ) -> Iterator[Input]:
-    """Yield the inputs of a folder or glob, and of its sub-folders if that is asked for."""
-    entries = _behind(path)
-    for file in entries:
-        if _kind(file) in VIDEO_ENDINGS:
-            yield Input(str(file), folder)
-    if any(_kind(file) in IMAGE_ENDINGS for file in entries):
+    """Yield the inputs of a folder or glob, and count the entries left out in ``left_out``."""
+    entries = _list_entries(path)
+    for entry in entries:
+        if _kind(entry) in VIDEO_ENDINGS:
+            yield Input(str(entry), folder)
+    if any(_kind(entry) in IMAGE_ENDINGS for entry in entries):
         yield Input(path, folder)
     for entry in entries:
         kind = _kind(entry)
         if kind == _FOLDER and output is not None and entry.resolve() == output.resolve():
             continue
         if kind == _FOLDER and recursive:
-            below = folder / entry.name
-            yield from _search(str(entry), below, left_out, recursive=True, output=output)
+            nested = folder / entry.name
+            yield from _search(str(entry), nested, left_out, recursive=True, output=output)
         elif kind not in VIDEO_ENDINGS and kind not in IMAGE_ENDINGS:
             left_out[kind] += 1
 
 
-def _behind(url: str) -> list[Path]:
-    """The files and folders that a folder or glob stands for, in natural order."""
-    place = Path(url)
+def _list_entries(url: str) -> list[Path]:
+    """Return the files and folders in a folder or glob, in natural order."""
+    path = Path(url)
     try:
-        if place.is_dir():
-            return _sorted(place.iterdir())
+        if path.is_dir():
+            return _sort_naturally(path.iterdir())
     except OSError as error:
         raise SourceError(f"{redact_address(url)}: can't be read: {error.strerror}") from None
     if glob.has_magic(url):
-        return _sorted(map(Path, glob.glob(url, recursive=True)))  # noqa: PTH207  # may be absolute
+        matches = glob.glob(url, recursive=True)  # noqa: PTH207  # may be absolute
+        return _sort_naturally(map(Path, matches))
     return []
 
 
+def _sort_naturally(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: (natural_key(str(path)), str(path)))
+
+
 def _kind(entry: Path) -> str:
-    """Return the lower-case ending of a file, or what kind of entry it is that has no say."""
+    """Return the lower-case extension of a file, or why an entry is not read."""
     if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_FILES:
         return _HIDDEN
     if entry.is_dir():
         return _LINKED_FOLDER if entry.is_symlink() else _FOLDER
     if not entry.is_file():
-        return _NO_FILE
-    ending = entry.suffix.lower()
-    return ending if 1 < len(ending) <= _LONGEST_ENDING else _NO_ENDING
+        return _SPECIAL_FILE
+    extension = entry.suffix.lower()
+    return extension if 1 < len(extension) <= _MAX_EXTENSION_LENGTH else _NO_EXTENSION
 
 
-def _is_still(file: Path) -> bool:
-    """Return whether a file that is named is read as an image.
+def _is_image_file(file: Path) -> bool:
+    """Return whether an explicitly named file is read as an image.
 
-    A video's ending doesn't make a HEIF file a video: FFmpeg takes each tile of it for one.
+    A HEIF file with a video's extension is an image: FFmpeg would read each tile as a video.
     """
-    ending = file.suffix.lower()
-    if ending in IMAGE_ENDINGS:
+    extension = file.suffix.lower()
+    if extension in IMAGE_ENDINGS:
         return True
     try:
-        return is_heif(file) if ending in VIDEO_ENDINGS else is_image(file)
+        return is_heif(file) if extension in VIDEO_ENDINGS else is_image(file)
     except OSError:
-        return False  # opening it as a video says why it can't be read
+        return False  # the error is reported when the file is opened as a video
 
 
 def _describe_left_out(path: str, left_out: Counter[str]) -> str:
-    """Return how many entries of which kind were left out, in one line; empty if none."""
+    """Return the number of left-out entries of each kind in one line; empty if none."""
     if not left_out:
         return ""
-    named = left_out.most_common(_MAX_KINDS)
-    parts = [f"{count} {kind}{'s' * (kind == _FOLDER and count > 1)}" for kind, count in named]
-    others = left_out.total() - sum(count for _, count in named)
+    listed = left_out.most_common(_MAX_LISTED_KINDS)
+    parts = [f"{count} {kind}{'s' * (kind == _FOLDER and count > 1)}" for kind, count in listed]
+    others = left_out.total() - sum(count for _, count in listed)
     parts += [f"{others} others"] if others else []
-    hint = " (--recursive goes into them)" if left_out[_FOLDER] else ""
+    hint = " (--recursive includes them)" if left_out[_FOLDER] else ""
     return f"{redact_address(path)}: left out: {', '.join(parts)}{hint}"
-
-
-def _sorted(files: Iterable[Path]) -> list[Path]:
-    return sorted(files, key=lambda file: (natural_key(str(file)), str(file)))
