@@ -305,7 +305,7 @@ def _to_labels(frame: VideoFrame) -> _Pixels:
     if pixel_format in ("rgb24", "rgba"):
         rgb = frame_to_rgb(frame).astype(np.int32)
         return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
-    raise BadImageError(f"isn't a PNG label map: its pixel format is {pixel_format}")
+    raise BadImageError(f"isn't a PNG of labels: its pixels are {pixel_format}")
 
 
 def _apply_orientation(image: _Pixels, orientation: int) -> _Pixels:

@@ -18,7 +18,7 @@ from streamseg.config import source_names
 from streamseg.errors import NoFramesError, SourceError, redact_address
 from streamseg.sources.image_file import IMAGE_ENDINGS, is_heif, is_image
 
-VIDEO_ENDINGS = (
+VIDEO_EXTENSIONS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".f4v", ".3gp", ".3g2", ".mj2", ".mkv", ".webm", ".avi"),
     *(".divx", ".ts", ".tp", ".trp", ".m2t", ".mts", ".m2ts", ".mpg", ".mpeg", ".mpe", ".m1v"),
     *(".m2v", ".mpv", ".mod", ".tod", ".vob", ".flv", ".wmv", ".asf", ".wtv", ".rm", ".rmvb"),
@@ -93,9 +93,9 @@ def find_inputs(path: str, *, recursive: bool = False, output: Path | None = Non
     inputs = list(_search(path, _ROOT, left_out, recursive=recursive, output=output))
     remark = _describe_left_out(path, left_out)
     if not inputs:
-        extensions = ", ".join((*VIDEO_ENDINGS, *IMAGE_ENDINGS))
+        extensions = ", ".join((*VIDEO_EXTENSIONS, *IMAGE_ENDINGS))
         raise NoFramesError(
-            f"{redact_address(path)}: no media found; supported are {extensions}"
+            f"{redact_address(path)}: no media found; known are {extensions}"
             + (f"; {remark.partition(': ')[2]}" if remark else "")
         )
     return [replace(each, remark=remark) for each in inputs]
@@ -148,7 +148,7 @@ def _search(
     """Yield the inputs of a folder or glob, and count the entries left out in ``left_out``."""
     entries = _list_entries(path)
     for entry in entries:
-        if _kind(entry) in VIDEO_ENDINGS:
+        if _kind(entry) in VIDEO_EXTENSIONS:
             yield Input(str(entry), folder)
     if any(_kind(entry) in IMAGE_ENDINGS for entry in entries):
         yield Input(path, folder)
@@ -159,7 +159,7 @@ def _search(
         if kind == _FOLDER and recursive:
             nested = folder / entry.name
             yield from _search(str(entry), nested, left_out, recursive=True, output=output)
-        elif kind not in VIDEO_ENDINGS and kind not in IMAGE_ENDINGS:
+        elif kind not in VIDEO_EXTENSIONS and kind not in IMAGE_ENDINGS:
             left_out[kind] += 1
 
 
@@ -202,7 +202,7 @@ def _is_image_file(file: Path) -> bool:
     if extension in IMAGE_ENDINGS:
         return True
     try:
-        return is_heif(file) if extension in VIDEO_ENDINGS else is_image(file)
+        return is_heif(file) if extension in VIDEO_EXTENSIONS else is_image(file)
     except OSError:
         return False  # the error is reported when the file is opened as a video
 
