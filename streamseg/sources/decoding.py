@@ -28,7 +28,12 @@ from av.video.stream import VideoStream
 
 from streamseg.config import SourceConfig
 from streamseg.sources.base import BadImageError, LazyFrame, SourceReport, check_pixels
-from streamseg.sources.display_matrix import UPRIGHT, Orientation, TiltError, read_orientation
+from streamseg.sources.display_matrix import (
+    UPRIGHT,
+    Orientation,
+    TiltError,
+    read_display_orientation,
+)
 from streamseg.sources.timeline import DisplayOrder, Timeline
 from streamseg.sources.video_streams import (
     frame_to_rgb,
@@ -81,12 +86,12 @@ class Reading:
         stream: one of its video streams.
         config: source config with the limits.
         start: position at which decoding starts.
-        missing: number of bytes that the container states but the file doesn't have.
+        missing_bytes: number of bytes that the container states but the file doesn't have.
         report: report to which bad packets and missing data are added.
         by_arrival: whether the time of a frame is that of its arrival, because the stream has none.
         left: event after which no further packet is read; a live stream may go on for long without
             a frame.
-        repeats: number of stated frames that repeat the one before them and have no packet.
+        repeated_frames: number of stated frames that repeat the one before and have no packet.
 
     Attributes:
         broken: why the container couldn't be read to its end; empty if it could.
@@ -98,12 +103,12 @@ class Reading:
         stream: VideoStream,
         config: SourceConfig,
         start: Start,
-        missing: int,
+        missing_bytes: int,
         report: SourceReport,
         *,
         by_arrival: bool = False,
         left: threading.Event | None = None,
-        repeats: int = 0,
+        repeated_frames: int = 0,
     ) -> None:
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
@@ -111,13 +116,13 @@ class Reading:
         self._stream = stream
         self._config = config
         self._start = start
-        self._missing_bytes = missing
+        self._missing_bytes = missing_bytes
         self._report = report
         self._timeline = start.timeline or Timeline(float(1 / nominal_frame_rate(stream)))
         self._display_order = _create_display_order(container, stream)
         self._reformatter = VideoReformatter()
         self._pixel_aspect = pixel_aspect_ratio(stream)
-        self._repeated_frames = repeats
+        self._repeated_frames = repeated_frames
         self._packets = 0
         self._discarded_packets = 0
         self._good_frames = 0
@@ -230,7 +235,7 @@ class Reading:
         SEI messages are not repeated within a coded video sequence.
         """
         try:
-            orientation = read_orientation(frame)
+            orientation = read_display_orientation(frame)
         except TiltError as error:
             self._report.note(str(error))
             return UPRIGHT

@@ -64,7 +64,7 @@ class TiltError(ValueError):
     """A display matrix is none of the eight orientations."""
 
 
-def read_orientation(frame: VideoFrame) -> Orientation | None:
+def read_display_orientation(frame: VideoFrame) -> Orientation | None:
     """Return the orientation of a decoded frame; None if it has no display matrix.
 
     Raises:

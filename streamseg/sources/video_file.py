@@ -111,7 +111,7 @@ class VideoFile:
                     start,
                     count_missing_bytes(self._path),
                     report,
-                    repeats=count_repeated_frames(self._path, stream.index),
+                    repeated_frames=count_repeated_frames(self._path, stream.index),
                 )
                 yield from reading.pictures()
             incomplete = incomplete or report.incomplete

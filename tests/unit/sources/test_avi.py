@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.media import MEDIA, frames_equal, moving_images, read_source, write_video
+from support.media import frames_equal, moving_images, read_source, write_video
 
 from streamseg.errors import IncompleteError
-from streamseg.sources.container_checks import count_repeated_frames
 from streamseg.sources.timeline import DisplayOrder
 
 pytestmark = pytest.mark.timeout(60)
@@ -189,20 +188,6 @@ def test_empty_mp4_samples_repeat_a_frame(tmp_path, empty):
     assert result.error is None
     assert frame_numbers(result.frames) == [n for n in range(8) if n not in empty]
     assert result.report.notes == []
-
-
-def test_repeated_frames_are_counted_per_stream_and_within_lists(tmp_path):
-    def chunk(kind, size, content=b""):
-        return kind + struct.pack("<I", size) + content + bytes(size % 2)
-
-    records = chunk(b"LIST", 28) + b"rec " + chunk(b"00dc", 0) + chunk(b"01wb", 3, b"abc")
-    body = chunk(b"LIST", 100) + b"movi" + records + chunk(b"01dc", 0) + chunk(b"00db", 0)
-    path = tmp_path / "lists.avi"
-    path.write_bytes(chunk(b"RIFF", 4 + len(body)) + b"AVI " + body)
-    assert count_repeated_frames(path, 0) == 2
-    assert count_repeated_frames(path, 1) == 1
-    assert count_repeated_frames(MEDIA / "ok.mp4", 0) == 0
-    assert count_repeated_frames(MEDIA / "webcam422.avi", 0) == 0
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.data())

@@ -159,8 +159,6 @@ SMALL_SAMPLES = [
     "one_frame.mp4",
     "pal8.nut",
     "a.ts",
-]
-SMALL_SAMPLES += [
     "alpha_vp9.webm",
     "p10_hevc.mp4",
     "fragmented.mp4",
@@ -171,7 +169,7 @@ SMALL_SAMPLES += [
 
 
 @settings(
-    max_examples=250,
+    max_examples=120,
     deadline=5000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

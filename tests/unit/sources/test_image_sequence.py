@@ -198,7 +198,7 @@ def test_truncated_image_is_refused(tmp_path, extension, share):
 
 
 @settings(
-    max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     extension=st.sampled_from(sorted(FORMATS)),

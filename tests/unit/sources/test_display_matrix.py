@@ -16,7 +16,12 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from support.media import MEDIA, frames_equal, moving_images, read_source, write_video
 
-from streamseg.sources.display_matrix import Orientation, TiltError, parse_matrix, read_orientation
+from streamseg.sources.display_matrix import (
+    Orientation,
+    TiltError,
+    parse_matrix,
+    read_display_orientation,
+)
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -185,5 +190,5 @@ def test_reading_the_orientation_keeps_no_reference_to_the_frame():
     with av.open(str(MEDIA / "rotated90.mp4")) as container:
         frame = next(container.decode(video=0))
     before = sys.getrefcount(frame)
-    assert read_orientation(frame) == Orientation(True, flips_rows=True)
+    assert read_display_orientation(frame) == Orientation(True, flips_rows=True)
     assert sys.getrefcount(frame) == before
