@@ -31,7 +31,7 @@ _SECOND_RECORDING = "a second recording starts at byte {} and is not read: split
 
 
 def count_missing_bytes(path: Path) -> int:
-    """Return how many bytes the container states but the file doesn't have.
+    """Return by how many bytes a file is shorter than its container states.
 
     0 if the file is complete, or the container states no size.
     """

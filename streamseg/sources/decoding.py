@@ -30,8 +30,8 @@ from streamseg.config import SourceConfig
 from streamseg.sources.base import BadImageError, LazyFrame, SourceReport, check_pixels
 from streamseg.sources.display_matrix import (
     UPRIGHT,
+    DisplayMatrixError,
     Orientation,
-    TiltError,
     read_display_orientation,
 )
 from streamseg.sources.timeline import DisplayOrder, Timeline
@@ -61,7 +61,7 @@ usually recovers at the next key frame."""
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Position at which decoding starts.
+    """Position in a video stream at which decoding starts.
 
     Attributes:
         packets: number of packets to skip.
@@ -142,8 +142,8 @@ class Reading:
         """Number of frames decoded."""
         return self._good_frames
 
-    def continue_after(self) -> Start:
-        """Return the start position for a following stream, whose first frame starts an epoch."""
+    def next_start(self) -> Start:
+        """Return the start position for a stream that follows this one, and start a new epoch."""
         self._timeline.start_epoch()
         return Start(0, self._next_index, self._start.epoch, timeline=self._timeline)
 
@@ -172,6 +172,7 @@ class Reading:
         self._report_losses()
 
     def _decoded_frames(self) -> Iterator[VideoFrame]:
+        """Yield the frames of all packets from the start position on, in display order."""
         packets = read_packets(
             self._container, self._stream, self._set_read_error, self._count_repeated_frame
         )
@@ -230,13 +231,14 @@ class Reading:
         return None if pts is None or base is None else float(pts * base)
 
     def _read_orientation(self, frame: VideoFrame) -> Orientation:
-        """Return a frame's orientation; without one, that of the frame before, up to a key frame.
+        """Return a frame's orientation.
 
-        SEI messages are not repeated within a coded video sequence.
+        A frame without one, unless it is a key frame, has that of the frame before: SEI messages
+        apply to a whole coded video sequence.
         """
         try:
             orientation = read_display_orientation(frame)
-        except TiltError as error:
+        except DisplayMatrixError as error:
             self._report.note(str(error))
             return UPRIGHT
         if orientation is None and self._shape is not None and not frame.key_frame:

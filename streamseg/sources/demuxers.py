@@ -101,6 +101,7 @@ def open_container(
 
 
 def _describe_open_error(path: Path, error: Exception) -> str:
+    """Return why FFmpeg can't open a file, from the file's first bytes."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if head[4:8] == b"ftyp":

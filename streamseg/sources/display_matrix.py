@@ -60,15 +60,15 @@ class Orientation:
 UPRIGHT = Orientation()
 
 
-class TiltError(ValueError):
-    """A display matrix is none of the eight orientations."""
+class DisplayMatrixError(ValueError):
+    """A display matrix is not one of the eight orientations."""
 
 
 def read_display_orientation(frame: VideoFrame) -> Orientation | None:
     """Return the orientation of a decoded frame; None if it has no display matrix.
 
     Raises:
-        TiltError: the matrix rotates by no multiple of 90 degrees, or is degenerate.
+        DisplayMatrixError: the matrix rotates by no multiple of 90 degrees, or is degenerate.
     """
     try:
         side_data = _list_side_data(frame)
@@ -85,14 +85,14 @@ def parse_matrix(matrix: tuple[int, ...]) -> Orientation:
         matrix: FFmpeg's nine numbers, row by row.
 
     Raises:
-        TiltError: the matrix rotates by no multiple of 90 degrees, or is degenerate.
+        DisplayMatrixError: the matrix rotates by no multiple of 90 degrees, or is degenerate.
     """
     a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
     is_transposed = abs(b) > abs(a)
     if not (a or b) or not (c or d) or is_transposed != (abs(c) > abs(d)):
-        raise TiltError("a degenerate display matrix is ignored")
+        raise DisplayMatrixError("a degenerate display matrix is ignored")
     if max(_tilt(a, b), _tilt(c, d)) > _MAX_TILT:
-        raise TiltError(f"a rotation of {_rotation(a, b, c, d)} degrees is ignored")
+        raise DisplayMatrixError(f"a rotation of {_rotation(a, b, c, d)} degrees is ignored")
     if is_transposed:
         return Orientation(True, flips_rows=b < 0, flips_columns=c < 0)
     return Orientation(False, flips_rows=d < 0, flips_columns=a < 0)

@@ -52,13 +52,13 @@ class ImageHeader:
 
 
 def read_orientation_tag(tags: Tags) -> int:
-    """Return the orientation, 1 to 8; 1 if the tag is missing or out of range."""
+    """Return the EXIF orientation among a directory's tags, 1 to 8; 1 if missing or invalid."""
     orientation = tags.get(ORIENTATION, (1,))[0]
     return orientation if 1 <= orientation <= 8 else 1
 
 
 def parse_jpeg(data: bytes) -> ImageHeader:
-    """Parse the segments of a JPEG's first image."""
+    """Parse the segments of a JPEG; size and orientation are those of the first image."""
     size, orientation, indexed_images, end = None, None, 1, 0
     for marker, body, end in _jpeg_segments(data, 0):
         if marker in _JPEG_FRAMES and size is None:
@@ -158,6 +158,7 @@ def _count_jpegs_after(data: bytes, end: int) -> int:
 
 
 def _read_exif_orientation(body: bytes) -> int:
+    """Return the orientation in an EXIF block, 1 to 8, with or without EXIF's own prefix."""
     return read_orientation_tag(_read_first_directory(body.removeprefix(_EXIF)))
 
 

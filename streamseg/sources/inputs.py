@@ -43,7 +43,7 @@ _URL = re.compile(r"test:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One source of a recorded run.
+    """Input of a recorded run: a video, a URL, or images in a folder or glob.
 
     Attributes:
         url: URL or path of the source.

@@ -14,7 +14,7 @@ LONG_HEADER_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class BoxHeader:
-    """Header of a box.
+    """Header of an ISO base media box.
 
     Attributes:
         kind: box type, four letters.

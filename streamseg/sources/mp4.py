@@ -18,7 +18,7 @@ from streamseg.sources.isobmff import LONG_HEADER_BYTES, read_box_header
 FORMATS = ("mov",)
 """FFmpeg's names for the format."""
 MAX_SAMPLES = 2_000_000
-"""Maximum number of samples without table bytes of their own: 11 hours at 50 frames per second."""
+"""Maximum number of samples that tables claim but don't list one by one: 11 hours at 50 fps."""
 MAX_BOX_BYTES = 32 * 2**20
 """Maximum size of a box in a stream, other than media data, in bytes."""
 _MAX_READ_BYTES = 512 * 2**20
@@ -44,7 +44,11 @@ _RUN_SAMPLE_FIELDS = 0x000F00
 
 
 def is_mp4(preface: bytes) -> bool:
-    """Return whether a stream that starts with ``preface`` starts with an MP4 box."""
+    """Return whether a stream is MP4.
+
+    Args:
+        preface: its first bytes.
+    """
     return preface[4:8] in _FIRST_BOXES
 
 
@@ -133,7 +137,7 @@ def _read_box_size(data: bytes | bytearray) -> tuple[bytes, int] | None:
 
 
 def _count_unlisted_samples(box: bytes) -> int:
-    """Return the number of samples that a box claims without table bytes for each of them."""
+    """Return the number of samples that a box claims but doesn't list one by one."""
     track_starts = [0, *(match.start() for match in _TRACK.finditer(box)), len(box)]
     tracks = (box[a:b] for a, b in itertools.pairwise(track_starts))
     runs = _TRACK_RUN.finditer(box)
@@ -153,7 +157,7 @@ def _count_fixed_size_samples(track: bytes) -> int:
 
 
 def _count_run_samples(run: re.Match[bytes]) -> int:
-    """Return the number of samples of a track run that its table has no bytes for."""
+    """Return the number of samples that a track run claims but doesn't list in its table."""
     box_size, flags, count = (_to_int(field) for field in run.groups())
     header_size = _RUN_BYTES + 4 * (flags & _RUN_HEADER_FIELDS).bit_count()
     entry_size = 4 * (flags & _RUN_SAMPLE_FIELDS).bit_count()

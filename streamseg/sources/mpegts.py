@@ -102,10 +102,8 @@ class StreamPartFile(io.RawIOBase):
         super().close()
 
 
-def find_part_end(
-    path: Path, part: StreamPart, pid: int, max_bytes: int | None = None
-) -> StreamPart:
-    """Return a part that ends where the transport stream changes to other video.
+def trim_part(path: Path, part: StreamPart, pid: int, max_bytes: int | None = None) -> StreamPart:
+    """Trim a part to end where the transport stream changes to other video.
 
     Args:
         path: transport stream.
@@ -145,7 +143,7 @@ class _LocatedPacket:
 
 
 class _ProgramTracker:
-    """Detector of changes to the program that lists a given PID as video.
+    """Detector of a change to other video in the program that contains a given PID.
 
     Attributes:
         pmt_pids: PIDs of the program map tables, from the latest program association table.
@@ -159,7 +157,7 @@ class _ProgramTracker:
         self.pmt_pids: set[int] = set()
 
     def add_packet(self, packet: bytes) -> bool:
-        """Return whether the packet completes a PMT that replaces the video by other video."""
+        """Add a packet; return whether it completes a PMT that replaces the video by other video."""
         pid = _read_pid(packet)
         section = self._complete_section(pid, packet)
         if section is None:
@@ -195,6 +193,7 @@ class _ProgramTracker:
         return section if is_current and is_intact else None
 
     def _is_replaced(self, pmt_pid: int, stream_types: dict[int, int]) -> bool:
+        """Return whether a PMT replaces the video; the first PMT that lists the PID defines it."""
         stream_type = stream_types.get(self._pid)
         is_orphaned = self._pmt_pid not in self.pmt_pids
         if self._stream_type is None or (stream_type == self._stream_type and is_orphaned):

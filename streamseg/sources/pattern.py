@@ -121,7 +121,7 @@ _OPTION_PARSERS: dict[str, Callable[[str, str, str], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Moving object.
+    """Moving disc or box.
 
     Attributes:
         label: ``DISC`` or ``BOX``.

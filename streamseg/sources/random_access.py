@@ -70,7 +70,7 @@ class RandomAccessFinder:
         self.is_exact = self._is_intra_only or self._syntax is not None
 
     def add_packet(self, packet: Packet[VideoStream]) -> bool:
-        """Return whether decoding may start with the next packet."""
+        """Add the next packet and return whether decoding may start with it."""
         is_refresh = self._is_intra_only or self._is_refresh(packet)
         pts, max_pts = packet.pts, self._max_pts
         if pts is None or packet.is_corrupt or packet.has_sidedata("new_extradata"):
@@ -84,6 +84,7 @@ class RandomAccessFinder:
         return is_refresh and self.is_exact
 
     def _is_refresh(self, packet: Packet[VideoStream]) -> bool:
+        """Return whether a packet is an IDR picture with the first packet's parameter sets."""
         if self._syntax is None:
             return False
         syntax = self._syntax

@@ -207,7 +207,7 @@ def decode_tiff(data: bytes, tags: Tags, max_pixels: int) -> Image:
 
 
 def needs_ffmpeg(data: bytes, tags: Tags) -> bool:
-    """Return whether FFmpeg instead of Pillow must decode the image of the first directory."""
+    """Return whether FFmpeg, and not Pillow, must decode the image of the first directory."""
     layout = _read_layout(data, 0)
     is_interleaved = tags.get(_PLANAR_CONFIGURATION, (1,)) == (1,)
     has_float_predictor = tags.get(_PREDICTOR, (1,)) == (_FLOAT_PREDICTOR,)

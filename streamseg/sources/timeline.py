@@ -59,7 +59,7 @@ class Timeline:
         return self._lost if self._regular >= 9 * self._irregular else 0
 
     def add_frame(self, time: float | None) -> tuple[int, float]:
-        """Return the epoch and the time of the next frame.
+        """Add the next frame and return its epoch and time.
 
         Args:
             time: the frame's time in the stream, in seconds; None if it has none.
@@ -74,7 +74,7 @@ class Timeline:
             self._untimed += 1
             self._last = self._last_stated + self._untimed * self.median_interval
             return self._epoch, self._last
-        self._last = time if self._last is None else self._step(self._last, time)
+        self._last = time if self._last is None else self._advance(self._last, time)
         self._last_stated, self._untimed = self._last, 0
         return self._epoch, self._last
 
@@ -82,7 +82,8 @@ class Timeline:
         """Start a new epoch with the next frame, independent of its time."""
         self._is_epoch_due = self._last is not None
 
-    def _step(self, last: float, time: float) -> float:
+    def _advance(self, last: float, time: float) -> float:
+        """Return the repaired time of the next frame; start a new epoch after a jump."""
         step = time - last
         interval = self.median_interval
         if -min(_JITTER_SECONDS, _JITTER_INTERVALS * interval) <= step <= 0:
@@ -147,7 +148,7 @@ class DisplayOrder:
             self.drop_failed_packet()
 
     def next_time(self, pts: int | None, *, is_key: bool) -> int | None:
-        """Return the time of the next frame.
+        """Remove and return the time of the next frame.
 
         Args:
             pts: the time that FFmpeg assigns to the frame.

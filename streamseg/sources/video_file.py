@@ -34,7 +34,7 @@ from streamseg.sources.container_checks import (
 )
 from streamseg.sources.decoding import Reading, Start
 from streamseg.sources.demuxers import open_container
-from streamseg.sources.mpegts import StreamPart, StreamPartFile, find_part_end
+from streamseg.sources.mpegts import StreamPart, StreamPartFile, trim_part
 from streamseg.sources.random_access import RandomAccessFinder
 from streamseg.sources.timeline import Timeline
 from streamseg.sources.video_streams import (
@@ -77,13 +77,13 @@ class VideoFile:
         self._path = path
         self._config = config
         self._url = redact_address(config.url)
-        with self._open_stream(self._find_end(_WHOLE_FILE, _PROBE_BYTES)) as (container, stream):
+        with self._open_stream(self._trim_part(_WHOLE_FILE, _PROBE_BYTES)) as (container, stream):
             self.report = _create_report(container, stream)
 
     def frames(self) -> Generator[Frame, None, None]:
         """Yield the frames; see :class:`~streamseg.sources.base.Source`."""
         config = self._config
-        first_part = self._find_end(_WHOLE_FILE)
+        first_part = self._trim_part(_WHOLE_FILE)
         with self._open_stream(first_part) as (container, stream):
             self.report = report = _create_report(container, stream)
             tick = _clock_tick(stream)
@@ -120,7 +120,7 @@ class VideoFile:
             if part.following is None:
                 break
             try:
-                part = self._find_end(part.following)
+                part = self._trim_part(part.following)
                 with self._open_stream(part):
                     pass
             except TooLargeError:
@@ -129,11 +129,11 @@ class VideoFile:
                 reason = str(error).removeprefix(f"{self._url}: ")
                 incomplete = f"the next part can't be decoded: {reason}"
                 break
-            start = reading.continue_after()
+            start = reading.next_start()
         report.incomplete = incomplete or describe_unread_part(self._path)
 
-    def _find_end(self, part: StreamPart, max_bytes: int | None = None) -> StreamPart:
-        """Return a part that ends where the video's codec or PID changes.
+    def _trim_part(self, part: StreamPart, max_bytes: int | None = None) -> StreamPart:
+        """Trim a part to end where the video's codec or PID changes.
 
         Args:
             part: part with an unknown end.
@@ -143,7 +143,7 @@ class VideoFile:
             if container.format.name != _TRANSPORT_STREAM:
                 return part
             pid = find_stream(container, self._config).id
-        return find_part_end(self._path, part, pid, max_bytes)
+        return trim_part(self._path, part, pid, max_bytes)
 
     @contextmanager
     def _open_stream(

@@ -8,7 +8,7 @@ import pytest
 from support.media import FAST_HEVC, MEDIA, frames_equal, moving_images, read_source, write_video
 
 from streamseg.errors import IncompleteError, TooLargeError
-from streamseg.sources.mpegts import StreamPart, StreamPartFile, find_part_end
+from streamseg.sources.mpegts import StreamPart, StreamPartFile, trim_part
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -145,15 +145,15 @@ def test_damaged_program_map_is_ignored(tmp_path, pieces):
     path = tmp_path / "damaged.ts"
     tables = bytearray(pieces["hevc"][: 3 * 188])  # SDT, PAT, PMT
     path.write_bytes(pieces["h264"] + tables + pieces["h264"])
-    assert find_part_end(path, StreamPart(), 0x100).following is not None
+    assert trim_part(path, StreamPart(), 0x100).following is not None
     tables[2 * 188 + 17] = 2  # another type of stream
     path.write_bytes(pieces["h264"] + tables + pieces["h264"])
-    assert find_part_end(path, StreamPart(), 0x100) == StreamPart()
+    assert trim_part(path, StreamPart(), 0x100) == StreamPart()
 
 
 @pytest.mark.parametrize("name", ["a.ts", "res_change.ts", "ts_loss5.ts", "two_programs.ts"])
 def test_single_recording_has_one_part(name):
-    assert find_part_end(MEDIA / name, StreamPart(), 0x100) == StreamPart()
+    assert trim_part(MEDIA / name, StreamPart(), 0x100) == StreamPart()
 
 
 @pytest.mark.parametrize("size", [188, 192, 204])
@@ -168,7 +168,7 @@ def test_parts_are_found_in_every_packet_size_and_after_junk(tmp_path, pieces, s
     first = store(pieces["h264"])
     path = tmp_path / "joined.m2ts"
     path.write_bytes(first + bytes(junk) + store(pieces["mpeg2"]))
-    part = find_part_end(path, StreamPart(), 0x100).following
+    part = trim_part(path, StreamPart(), 0x100).following
     assert part is not None
     assert len(first) < part.start <= len(first) + junk + 3 * size
     assert len(part.pat) == size

@@ -17,8 +17,8 @@ from PIL import ImageOps
 from support.media import MEDIA, frames_equal, moving_images, read_source, write_video
 
 from streamseg.sources.display_matrix import (
+    DisplayMatrixError,
     Orientation,
-    TiltError,
     parse_matrix,
     read_display_orientation,
 )
@@ -163,13 +163,14 @@ def test_inexact_and_scaled_matrices_give_the_nearest_orientation(turns, tilt, m
 
 @pytest.mark.parametrize("degrees", [5, 45, 80, 200])
 def test_tilted_matrix_is_refused(degrees):
-    with pytest.raises(TiltError, match=f"rotation of -?{min(degrees, 360 - degrees)} degrees"):
+    rotation = min(degrees, 360 - degrees)
+    with pytest.raises(DisplayMatrixError, match=f"rotation of -?{rotation} degrees"):
         parse_matrix(rotation_matrix(degrees))
 
 
 @pytest.mark.parametrize("matrix", [(0,) * 9, (ONE, 0, 0, ONE, 0, 0, 0, 0, 1 << 30)])
 def test_degenerate_matrix_is_refused(matrix):
-    with pytest.raises(TiltError, match="degenerate"):
+    with pytest.raises(DisplayMatrixError, match="degenerate"):
         parse_matrix(matrix)
 
 
