@@ -88,9 +88,9 @@ class Reading:
         start: position at which decoding starts.
         missing_bytes: number of bytes that the container states but the file doesn't have.
         report: report to which bad packets and missing data are added.
-        by_arrival: whether the time of a frame is that of its arrival, because the stream has none.
-        left: event after which no further packet is read; a live stream may go on for long without
-            a frame.
+        by_arrival: whether frames get the time of their arrival, because the stream has none.
+        left: event after which no further packet is read; a live stream may give no frame for
+            long.
         repeated_frames: number of stated frames that repeat the one before and have no packet.
 
     Attributes:
@@ -131,9 +131,8 @@ class Reading:
         self._last_packet: Packet[VideoStream] | None = None
         self._arrival_start = time.monotonic() if by_arrival else None
         self._stop_event = left or threading.Event()
-        self._awaits_key_frame = (
-            left is not None and stream.codec_context.name in _DECODERS_WITHOUT_KEY_FRAME_WAIT
-        )
+        codec = stream.codec_context.name
+        self._awaits_key_frame = left is not None and codec in _DECODERS_WITHOUT_KEY_FRAME_WAIT
         self._shape: tuple[int, int, Orientation] | None = None
         self.broken = ""
 

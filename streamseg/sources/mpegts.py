@@ -157,7 +157,7 @@ class _ProgramTracker:
         self.pmt_pids: set[int] = set()
 
     def add_packet(self, packet: bytes) -> bool:
-        """Add a packet; return whether it completes a PMT that replaces the video by other video."""
+        """Add a packet; return whether it completes a PMT that lists other video instead."""
         pid = _read_pid(packet)
         section = self._complete_section(pid, packet)
         if section is None:

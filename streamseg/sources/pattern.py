@@ -1,9 +1,9 @@
 """Synthetic test pattern: moving discs and boxes with known masks and track ids.
 
-Every frame is a function of its index, so :meth:`TestPattern.truth` returns the ground truth of any
-frame without rendering those before it. The pattern is used in tests, and as a source if no camera
-is at hand: ``test:?size=640x360&fps=25&frames=250&objects=6&seed=0``. With ``live=1`` it behaves
-like a camera: frames arrive in real time, without an end unless ``frames`` is given.
+Every frame is a function of its index, so :meth:`TestPattern.truth` returns the ground truth of
+any frame without rendering those before it. The pattern is used in tests, and as a source if no
+camera is at hand: ``test:?size=640x360&fps=25&frames=250&objects=6&seed=0``. With ``live=1`` it
+behaves like a camera: frames arrive in real time, without an end unless ``frames`` is given.
 """
 
 from __future__ import annotations
