@@ -1,6 +1,6 @@
 """Container structure checks: truncated files, repeated frames and content that FFmpeg skips.
 
-FFmpeg ends without an error where a file is cut off. The top-level elements of common containers
+FFmpeg reports no error at the end of a truncated file. The top-level elements of common containers
 state their sizes, so a file that is shorter than they state is truncated. Layouts: ISO/IEC
 14496-12, section 4.2 (boxes); RFC 8794, section 4 (EBML variable size integers); RFC 9559, section
 8 (Matroska top-level elements); Microsoft RIFF; Adobe Flash Video File Format, annex E (FLV tags).
@@ -158,7 +158,7 @@ def _top_level_boxes(file: BinaryIO, file_size: int) -> Iterator[_TopLevelBox]:
 
 
 def _find_boxes_end(file: BinaryIO, file_size: int) -> int:
-    """Return where the last top-level box ends; 0 if the boxes don't reach the end of the file."""
+    """Return the end of the last top-level box; 0 if the boxes end before the file does."""
     end = 0
     for box in _top_level_boxes(file, file_size):
         end = box.end
@@ -166,7 +166,7 @@ def _find_boxes_end(file: BinaryIO, file_size: int) -> int:
 
 
 def _find_segment_end(file: BinaryIO, file_size: int) -> int:
-    """Return where the Matroska segment ends; 0 if it states no size, as in a live recording."""
+    """Return the end of the Matroska segment; 0 if it states no size, as in a live recording."""
     file.seek(4)
     header_size = _read_variable_size(file)
     if header_size is None or header_size > file_size:

@@ -44,7 +44,7 @@ from streamseg.sources.video_streams import (
 )
 from streamseg.structures.results import Image
 
-_DECODERS_WITHOUT_KEY_FRAME_WAIT = (
+_DECODERS_WITHOUT_KEY_WAIT = (
     *("mpeg1video", "mpeg4", "h263", "h263p", "flv", "wmv1", "wmv2"),
     *("msmpeg4", "msmpeg4v1", "msmpeg4v2"),
 )
@@ -88,7 +88,7 @@ class Reading:
         start: position at which decoding starts.
         missing_bytes: number of bytes that the container states but the file doesn't have.
         report: report to which bad packets and missing data are added.
-        by_arrival: whether frames get the time of their arrival, because the stream has none.
+        by_arrival: whether frames get their arrival times, because the stream has none.
         left: event after which no further packet is read; a live stream may give no frame for
             long.
         repeated_frames: number of stated frames that repeat the one before and have no packet.
@@ -132,7 +132,7 @@ class Reading:
         self._arrival_start = time.monotonic() if by_arrival else None
         self._stop_event = left or threading.Event()
         codec = stream.codec_context.name
-        self._awaits_key_frame = left is not None and codec in _DECODERS_WITHOUT_KEY_FRAME_WAIT
+        self._awaits_key_frame = left is not None and codec in _DECODERS_WITHOUT_KEY_WAIT
         self._shape: tuple[int, int, Orientation] | None = None
         self.broken = ""
 

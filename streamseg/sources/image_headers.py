@@ -33,7 +33,7 @@ _OS2_HEADER_BYTES: Final = 12
 _MAX_BLOCKS = 100_000
 """Maximum number of segments or chunks read per file, against files made to waste time."""
 _MAX_IMAGES = 100
-"""Number of images after which counting stops; only whether there are several matters."""
+"""Number of images after which counting stops; it only matters whether there are several."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ MAX_SAMPLES = 2_000_000
 MAX_BOX_BYTES = 32 * 2**20
 """Maximum size of a box in a stream, other than media data, in bytes."""
 _MAX_READ_BYTES = 512 * 2**20
-"""Maximum number of bytes that are checked of one box of a file: the index of several weeks."""
+"""Maximum number of bytes checked per box of a file; enough for an index of several weeks."""
 _BOXES_WITH_TABLES = (b"moov", b"moof")
 _BYTES_PER_SAMPLE = 8
 """Number of stream bytes that allow one more sample over ``MAX_SAMPLES``."""

@@ -263,7 +263,7 @@ def _split_packets(data: bytes) -> tuple[npt.NDArray[np.uint8], int]:
 
 
 def _find_first_packet(content: npt.NDArray[np.uint8], size: int) -> int:
-    """Return where packets of ``size`` bytes start; the content's length if nowhere."""
+    """Return the position of the first packet of ``size`` bytes; the content's length if none."""
     count = max(0, len(content) - (_ALIGNED_PACKETS - 1) * size)
     is_sync = content == _SYNC_BYTE
     is_aligned = np.logical_and.reduce(

@@ -224,7 +224,7 @@ class TestPattern:
         return self.render(index), _SQUARE_PIXELS
 
     def _locate(self, shape: _Shape, index: int) -> tuple[tuple[int, int], BoolArray, int]:
-        """Return where a shape is in a frame.
+        """Return position and bitmap of a shape in a frame.
 
         Returns:
             (x, y) of its upper left pixel; its bitmap within the frame, bool, may be empty; and the
