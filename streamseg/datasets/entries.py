@@ -31,7 +31,7 @@ from streamseg.datasets.schema import (
 from streamseg.datasets.spellings import as_written, canonical_entry, canonical_id, canonical_length
 from streamseg.errors import ConfigError, DataError, TooLargeError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.imagefile import read_size
+from streamseg.sources.image_file import read_size
 from streamseg.structures.masks import MAX_PIXELS, Size
 
 Extent: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_PIXELS)]

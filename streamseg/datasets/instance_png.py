@@ -15,7 +15,7 @@ from streamseg.datasets.dataset import AnnotatedImage, Annotation, Dataset, PngS
 from streamseg.datasets.findings import Fault, Findings
 from streamseg.datasets.labels import load_labels, regions
 from streamseg.errors import DataError
-from streamseg.sources.imagefile import IMAGE_ENDINGS
+from streamseg.sources.image_file import IMAGE_ENDINGS
 
 CATEGORY = 1
 """The id of the only category."""

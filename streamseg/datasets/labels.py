@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from streamseg.errors import DataError, TooLargeError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.imagefile import read_labels
+from streamseg.sources.image_file import read_labels
 from streamseg.structures.masks import MAX_PIXELS
 
 Labels: TypeAlias = npt.NDArray[np.int32]

@@ -21,7 +21,7 @@ from streamseg.datasets.polygons import rasterise
 from streamseg.datasets.test_pattern import open_pattern
 from streamseg.errors import DataError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.imagefile import TURNED, read_image, read_orientation
+from streamseg.sources.image_file import TURNED, read_image, read_orientation
 from streamseg.structures.masks import MAX_PIXELS, RLE, BoolArray, Mask, Masks
 from streamseg.structures.results import Image
 from streamseg.structures.targets import THING, UNKNOWN, Sample, Targets

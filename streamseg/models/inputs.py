@@ -20,7 +20,7 @@ from torch import Tensor
 
 from streamseg.errors import ArgumentError, SourceError, TooLargeError, printable, redact
 from streamseg.sources.base import BadImageError
-from streamseg.sources.imagefile import read_image
+from streamseg.sources.image_file import read_image
 from streamseg.structures.masks import MAX_PIXELS
 from streamseg.structures.results import Frame, Image
 

@@ -15,7 +15,9 @@ from streamseg.config import SourceConfig, source_config, source_names
 from streamseg.errors import ConfigError, NoFramesError, SourceError, redact_address
 from streamseg.sources.base import Source, SourceControl, SourceReport
 from streamseg.sources.connection import is_live, live_source
-from streamseg.sources.files import (
+from streamseg.sources.image_file import IMAGE_ENDINGS
+from streamseg.sources.image_sequence import ImageFiles
+from streamseg.sources.inputs import (
     Input,
     expand_inputs,
     find_images,
@@ -23,11 +25,9 @@ from streamseg.sources.files import (
     is_url,
     place_outputs,
 )
-from streamseg.sources.imagefile import IMAGE_ENDINGS
-from streamseg.sources.images import ImageFiles
 from streamseg.sources.live import LiveSource
 from streamseg.sources.pattern import SCHEME, TestPattern
-from streamseg.sources.video import VideoFile
+from streamseg.sources.video_file import VideoFile
 
 __all__ = [
     "ImageFiles",

@@ -28,12 +28,13 @@ from streamseg.config import SourceConfig, read_secret
 from streamseg.errors import ConfigError, NoAnswerError, SourceError, redact_address
 from streamseg.sources.base import SourceReport, decoder_limit, selected
 from streamseg.sources.bytestream import ByteStream
-from streamseg.sources.decoding import Reading, Start, choose_stream, reason_of
+from streamseg.sources.decoding import Reading, Start
 from streamseg.sources.http import Http, host_of
 from streamseg.sources.http_media import open_streams
 from streamseg.sources.live import Abandonment, Beginning, LiveSource
 from streamseg.sources.udp import FORMATS as UDP_FORMATS
 from streamseg.sources.udp import UdpAddress, UdpReceiver
+from streamseg.sources.video_streams import choose_stream, reason_of
 from streamseg.structures.results import Frame
 
 DEVICE_FORMAT = "v4l2"

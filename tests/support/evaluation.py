@@ -15,7 +15,7 @@ from streamseg.models.base import Segmenter
 from streamseg.models.categories import Categories
 from streamseg.models.loading import start_model
 from streamseg.models.weights import files as weights_files
-from streamseg.sources.imagefile import read_image
+from streamseg.sources.image_file import read_image
 from streamseg.sources.pattern import CATEGORIES, TestPattern
 
 INPUT_SIZE = 128

@@ -55,7 +55,7 @@ from streamseg.datasets import (
     skipped_rows_summary,
 )
 from streamseg.errors import ConfigError, DataError
-from streamseg.sources.imagefile import read_image
+from streamseg.sources.image_file import read_image
 from streamseg.structures.results import Image as Pixels
 from streamseg.structures.targets import THING, UNKNOWN
 

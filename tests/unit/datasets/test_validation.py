@@ -45,7 +45,7 @@ from streamseg.config.training import (
 from streamseg.datasets import Problem, check, coco_truth, load_sample, open_dataset
 from streamseg.errors import StreamsegError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.imagefile import read_labels
+from streamseg.sources.image_file import read_labels
 
 Spoil = Callable[[dict[str, Any]], object]
 
