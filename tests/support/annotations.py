@@ -159,4 +159,4 @@ def problems_of(config: DatasetConfig, folder: Path) -> list[Problem]:
 
 def located(config: DatasetConfig, folder: Path) -> list[str]:
     """All problems of a dataset in ``folder``, which is left out of their text."""
-    return [p.located.replace(f"{folder}/", "") for p in problems_of(config, folder)]
+    return [p.description.replace(f"{folder}/", "") for p in problems_of(config, folder)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional
 
 from streamseg.config.training import AugmentConfig
-from streamseg.datasets import Augmentation, augment
+from streamseg.datasets import Augmentation, augmentation
 from streamseg.structures.targets import THING, Sample, Targets
 
 CLASSES = 26
@@ -200,7 +200,7 @@ def test_the_check_looks_at_every_object():
 
 @pytest.mark.parametrize("left_behind", ["image", "boxes", "masks"])
 def test_the_textbook_mistake_would_be_noticed(monkeypatch, left_behind):
-    move = augment._move
+    move = augmentation._transform
 
     def forgetful(given_sample, step):
         """Mirrors two of the three."""
@@ -215,7 +215,7 @@ def test_the_textbook_mistake_would_be_noticed(monkeypatch, left_behind):
     given_sample = scene(150, 200, seed=5)
     vary = Augmentation(config(flip=1, scale=(1, 1)), 200)
     check_colours(vary(given_sample, None))
-    monkeypatch.setattr(augment, "_move", forgetful)
+    monkeypatch.setattr(augmentation, "_transform", forgetful)
     with pytest.raises(AssertionError):
         check_colours(vary(given_sample, None))
 
@@ -441,14 +441,16 @@ def test_some_of_the_donors_objects_are_pasted():
 
 def test_of_a_box_without_a_mask_three_tenths_must_be_left():
     cut_left, cut_more, cut_below = (-70, 0, 30, 50), (-71, 0, 29, 50), (10, 40, 30, 300)
-    tidied = augment._tidy(boxed(100, 100, cut_left, cut_more, cut_below)).targets
+    tidied = augmentation._sanitize(boxed(100, 100, cut_left, cut_more, cut_below)).targets
     assert tidied.boxes.tolist() == [[0, 0, 30, 50], [0, 0, 29, 50], [10, 40, 30, 100]]
     assert tidied.crowd.tolist() == [False, True, True]
 
 
 def test_slivers_are_dropped():
     kept, thin, outside = (10, 10, 12, 40), (-50, 10, 1.9, 40), (100, 20, 130, 40)
-    assert augment._tidy(boxed(100, 100, kept, thin, outside)).targets.labels.tolist() == [0]
+    assert augmentation._sanitize(boxed(100, 100, kept, thin, outside)).targets.labels.tolist() == [
+        0
+    ]
 
 
 def test_a_crowd_keeps_its_box_while_any_of_it_is_seen():
@@ -461,13 +463,13 @@ def test_a_crowd_keeps_its_box_while_any_of_it_is_seen():
     image[20:30, 20:29] = 255
     image[20, 20] = 0
     over = sample(image, [(0, 0, 60, 60)], image[None, ..., 0] > 0, [True], first=DONORS)
-    hidden = augment._tidy(
-        Sample(over.image, augment._hide(given_sample.targets, over.targets.masks[0]))
+    hidden = augmentation._sanitize(
+        Sample(over.image, augmentation._occlude(given_sample.targets, over.targets.masks[0]))
     )
     assert hidden.targets.labels.tolist() == [0]
     assert hidden.targets.boxes.tolist() == [list(box)]
-    gone = augment._tidy(
-        Sample(over.image, augment._hide(given_sample.targets, torch.ones(60, 60) > 0))
+    gone = augmentation._sanitize(
+        Sample(over.image, augmentation._occlude(given_sample.targets, torch.ones(60, 60) > 0))
     )
     assert len(gone.targets) == 0
 
@@ -487,5 +489,9 @@ def test_tight_boxes():
     masks[0, 1:4, 2:7] = True
     masks[0, 1, 2] = False
     masks[2, 4, 7] = True
-    assert augment.tight_boxes(masks).tolist() == [[2, 1, 7, 4], [0, 0, 0, 0], [7, 4, 8, 5]]
-    assert augment.tight_boxes(masks[:0]).shape == (0, 4)
+    assert augmentation.compute_mask_boxes(masks).tolist() == [
+        [2, 1, 7, 4],
+        [0, 0, 0, 0],
+        [7, 4, 8, 5],
+    ]
+    assert augmentation.compute_mask_boxes(masks[:0]).shape == (0, 4)

@@ -1,4 +1,4 @@
-"""Which categories are classes: the rule of ``streamseg.datasets.categories``."""
+"""Which categories are classes: the rule of ``streamseg.datasets.coco_categories``."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def test_what_has_problems_is_left_out_where_problems_are_skipped(tmp_path):
         [100, 101],
         [103, 105],
     ]
-    assert [(each.place, each.reason) for each in dataset.skipped] == [
+    assert [(each.location, each.reason) for each in dataset.skipped] == [
         ("image 40", "images.width: Expected `int | null`, got `str`"),
         ("image 3", "annotations: Object missing required field `category_id`"),
         ("image 3, annotation 102", "category isn't declared"),
@@ -273,7 +273,7 @@ def test_nothing_to_learn_from_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"^set: there are no images in it$"):
         open_dataset(config, tmp_path)
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="none: there are no pictures in it"):
+    with pytest.raises(DataError, match="none: there are no images in it"):
         open_dataset(InstancePngData(images="none", masks="none"), tmp_path)
 
 

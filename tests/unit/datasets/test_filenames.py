@@ -11,7 +11,7 @@ from support.annotations import coco, problems_of, write_coco, write_json, write
 from streamseg.config.training import CocoData
 from streamseg.datasets import load_image, open_dataset
 from streamseg.datasets.filenames import FileFinder
-from streamseg.datasets.findings import Fault
+from streamseg.datasets.problems import Fault
 from streamseg.errors import DataError
 
 COMPOSED = unicodedata.normalize("NFC", "café Ä.jpg")

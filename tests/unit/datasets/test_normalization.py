@@ -30,7 +30,7 @@ from support.annotations import (
 )
 
 from streamseg.datasets import coco_truth, load_sample, open_dataset
-from streamseg.datasets.spellings import canonical_id, canonical_segmentation
+from streamseg.datasets.normalization import canonical_id, canonical_segmentation
 
 Change = Callable[[dict[str, Any]], Any]
 ROWS = ("images", "annotations", "categories")

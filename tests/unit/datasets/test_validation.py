@@ -78,7 +78,7 @@ def both(first: Spoil, second: Spoil) -> Spoil:
     return lambda content: (first(content), second(content))
 
 
-OUT = "reaches out of the picture of 20 x 16"
+OUT = "reaches out of the image of 20 x 16"
 CUT_OFF = compressed(bitmap(6, 3, 16, 15))["counts"][:-2]
 HERE = "image 3, annotation 100: "
 
@@ -145,11 +145,11 @@ COCO: dict[str, tuple[Spoil, list[str]]] = {
     ),
     "run lengths of another size": (
         annotation(1, segmentation={"size": [20, 16], "counts": [320]}),
-        ["image 3, annotation 101: run lengths of 16 x 20 in a picture of 20 x 16"],
+        ["image 3, annotation 101: run lengths of 16 x 20 in an image of 20 x 16"],
     ),
     "run lengths that are too short": (
         annotation(1, segmentation={"size": [16, 20], "counts": [300, 19]}),
-        ["image 3, annotation 101: run lengths of 319 pixels in a picture of 320"],
+        ["image 3, annotation 101: run lengths of 319 pixels in an image of 320"],
     ),
     "negative run lengths": (
         annotation(1, segmentation={"size": [16, 20], "counts": [400, -80]}),
@@ -355,7 +355,7 @@ PANOPTIC: dict[str, tuple[Spoil, list[str]]] = {
     "picture of another size": (
         set_at("images", 0, "height", to=17),
         [
-            "image 3: segments/a.png is 20 x 16, the picture 20 x 17",
+            "image 3: segments/a.png is 20 x 16, the image 20 x 17",
             "image 3: images/a.png: it is 20 x 16, its annotations are for 20 x 17",
         ],
     ),
@@ -373,7 +373,7 @@ def test_panoptic(tmp_path, kind):
 def test_panoptic_png_of_another_size(tmp_path):
     config = write_panoptic(tmp_path)
     write_values(tmp_path / "segments" / "a.png", np.pad(segment_values(), ((0, 1), (0, 0))))
-    expected = ["image 3: segments/a.png is 20 x 17, the picture 20 x 16"]
+    expected = ["image 3: segments/a.png is 20 x 17, the image 20 x 16"]
     assert located(config, tmp_path) == expected
 
 
@@ -389,7 +389,7 @@ def test_instance_png_mask_and_image_without_the_other(tmp_path):
     (tmp_path / "masks" / "s_mask.png").unlink()
     assert located(config, tmp_path) == [
         "image 2: images/s.png has no mask",
-        "masks/q_mask.png belongs to no picture in images",
+        "masks/q_mask.png belongs to no image in images",
     ]
 
 
@@ -399,8 +399,8 @@ def test_instance_png_two_masks_and_two_pictures(tmp_path):
     write_picture(tmp_path / "images" / "r.jpg")
     assert located(config, tmp_path) == [
         "image 1: images/q.jpg has 2 masks, q.png, q_mask.png",
-        "image 2: there are 2 pictures called r",
-        "image 3: there are 2 pictures called r",
+        "image 2: there are 2 images called r",
+        "image 3: there are 2 images called r",
     ]
 
 
