@@ -42,7 +42,7 @@ from streamseg.structures.masks import MAX_PIXELS, Size
 Side: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_PIXELS)]
 
 BOUNDS_TOLERANCE = 0.5
-"""How far boxes and polygons may extend beyond their image, in pixels.
+"""Maximum distance that boxes and polygons may extend beyond their image, in pixels.
 
 Annotation tools round: COCO's own boxes exceed the image by a hundredth, tools with coordinates at
 pixel centers by a half. A larger excess means another image, or another size of this one.

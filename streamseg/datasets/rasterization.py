@@ -1,7 +1,6 @@
-"""Polygons and uncompressed COCO run lengths to compressed run lengths, with pycocotools.
+"""Conversion of polygons and uncompressed run lengths to compressed COCO run lengths.
 
-pycocotools' rasterizer makes the masks equal, pixel by pixel, to those that other tools train and
-evaluate on.
+Masks are equal, pixel by pixel, to those of other tools, which use the same rasterizer.
 """
 
 from __future__ import annotations

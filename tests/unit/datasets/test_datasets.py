@@ -20,11 +20,11 @@ from support.annotations import (
     RECTANGLE,
     SIZE,
     TRIANGLE,
-    bitmap,
     coco,
-    compressed,
-    panoptic,
-    segment_values,
+    encode_compressed,
+    make_panoptic_content,
+    make_segment_values,
+    rectangle_mask,
     write_coco,
     write_instance_png,
     write_json,
@@ -100,8 +100,8 @@ def test_coco_keeps_ids_and_every_kind_of_annotation(tmp_path):
     polygon, runs, counts = first.annotations
     assert (polygon.id, polygon.category_id, polygon.box) == (100, 7, (2, 2, 10, 8))
     assert polygon.segmentation == (RECTANGLE,)
-    assert runs.segmentation == compressed(bitmap(1, 1, 5, 4))
-    assert counts.segmentation == compressed(bitmap(6, 3, 16, 15))
+    assert runs.segmentation == encode_compressed(rectangle_mask(1, 1, 5, 4))
+    assert counts.segmentation == encode_compressed(rectangle_mask(6, 3, 16, 15))
     crowd, box, two = second.annotations
     assert crowd.crowd
     assert not box.crowd
@@ -217,7 +217,7 @@ def test_what_has_problems_is_left_out_where_problems_are_skipped(tmp_path):
 
 
 def test_what_only_opening_shows_can_be_left_out_too(tmp_path):
-    content = panoptic()
+    content = make_panoptic_content()
     content["images"].append({"id": 4, "file_name": "b.png", "height": 16, "width": 20})
     content["annotations"].append(content["annotations"][0] | {"image_id": 4})
     content["annotations"][0] = content["annotations"][0] | {
@@ -289,18 +289,20 @@ def test_panoptic_things_are_the_instances(tmp_path):
     assert brush.crowd
     assert brush.segmentation == PngSegment(png, 66049)
     targets = load_sample(dataset, image, ("cup", "brush"), 0).targets
-    assert (targets.masks.numpy() == [segment_values() == 5, segment_values() == 66049]).all()
+    assert (
+        targets.masks.numpy() == [make_segment_values() == 5, make_segment_values() == 66049]
+    ).all()
     assert targets.crowd.tolist() == [False, True]
 
 
 def test_panoptic_stuff_is_a_map_of_the_model_s_classes(tmp_path):
-    content = panoptic()
+    content = make_panoptic_content()
     content["categories"].append({"id": 201, "name": "sea", "isthing": 0})
     dataset = open_dataset(write_panoptic(tmp_path, content), tmp_path)
     assert dict(dataset.stuff) == {200: "sky", 201: "sea"}
     (image,) = dataset.images
     assert [(patch.id, patch.category_id, patch.area) for patch in image.stuff] == [(300, 200, 20)]
-    values = segment_values()
+    values = make_segment_values()
     stuff = load_sample(dataset, image, ("cup",), 0, ("grass", "sky")).targets.stuff
     expected = np.full(SIZE, UNKNOWN)
     expected[values == 300] = 2
@@ -331,7 +333,7 @@ def test_targets_keep_their_stuff_when_objects_are_chosen_or_moved(tmp_path):
 
 
 def test_panoptic_areas_that_nobody_says_are_counted(tmp_path):
-    content = panoptic()
+    content = make_panoptic_content()
     for segment in content["annotations"][0]["segments_info"]:
         del segment["area"]
     dataset = open_dataset(write_panoptic(tmp_path, content), tmp_path)
@@ -359,7 +361,9 @@ def test_instance_pngs_by_palette_colour_and_grey(tmp_path):
         [(41000, (3, 4, 9, 6), 12)],
     ]
     targets = load_sample(dataset, dataset.images[0], ("pedestrian",), 0).targets
-    assert (targets.masks.numpy() == [bitmap(2, 2, 10, 8), bitmap(12, 10, 18, 15)]).all()
+    assert (
+        targets.masks.numpy() == [rectangle_mask(2, 2, 10, 8), rectangle_mask(12, 10, 18, 15)]
+    ).all()
     assert load_sample(dataset, dataset.images[3], ("pedestrian",), 0).targets.masks.sum() == 12
 
 
@@ -367,7 +371,9 @@ def test_instance_pngs_of_pictures_with_odd_names(tmp_path):
     config = write_instance_png(tmp_path)
     for name, value in (("q_mask.v2", 3), ("r_mask", 4)):
         write_picture(tmp_path / "images" / f"{name}.jpg")
-        write_values(tmp_path / "masks" / f"{name}.png", value * bitmap(1, 1, 3, 3).astype(int))
+        write_values(
+            tmp_path / "masks" / f"{name}.png", value * rectangle_mask(1, 1, 3, 3).astype(int)
+        )
     (tmp_path / "images" / "._q.jpg").write_bytes(b"what another system leaves behind")
     images = open_dataset(config, tmp_path).images
     found = {image.picture.name: [a.id for a in image.annotations] for image in images}
@@ -433,7 +439,7 @@ def test_samples_are_in_the_models_classes(tmp_path):
     assert targets.has_mask.tolist() == [True, False]
     assert targets.crowd.tolist() == [True, False]
     assert targets.masks.dtype == torch.bool
-    assert (targets.masks.numpy() == [bitmap(0, 0, 20, 5), np.zeros(SIZE)]).all()
+    assert (targets.masks.numpy() == [rectangle_mask(0, 0, 20, 5), np.zeros(SIZE)]).all()
     assert targets.annotated.tolist() == [False, True]
 
 

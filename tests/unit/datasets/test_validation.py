@@ -19,14 +19,14 @@ from msgspec.structs import replace
 from PIL import Image
 from support.annotations import (
     SIZE,
-    bitmap,
     coco,
-    compressed,
-    located,
-    panoptic,
+    describe_problems,
+    encode_compressed,
+    encode_uncompressed,
+    make_panoptic_content,
+    make_segment_values,
     problems_of,
-    segment_values,
-    uncompressed,
+    rectangle_mask,
     write_coco,
     write_instance_png,
     write_json,
@@ -79,7 +79,7 @@ def both(first: Spoil, second: Spoil) -> Spoil:
 
 
 OUT = "reaches out of the image of 20 x 16"
-CUT_OFF = compressed(bitmap(6, 3, 16, 15))["counts"][:-2]
+CUT_OFF = encode_compressed(rectangle_mask(6, 3, 16, 15))["counts"][:-2]
 HERE = "image 3, annotation 100: "
 
 COCO: dict[str, tuple[Spoil, list[str]]] = {
@@ -160,7 +160,7 @@ COCO: dict[str, tuple[Spoil, list[str]]] = {
             2,
             segmentation={
                 "size": [16, 20],
-                "counts": compressed(bitmap(6, 3, 16, 15))["counts"][:-2],
+                "counts": encode_compressed(rectangle_mask(6, 3, 16, 15))["counts"][:-2],
             },
         ),
         ["image 3, annotation 102: run lengths of "],
@@ -281,7 +281,7 @@ def test_coco(tmp_path, kind):
     spoil, expected = COCO[kind]
     content = coco()
     spoil(content)
-    found = located(write_coco(tmp_path, content), tmp_path)
+    found = describe_problems(write_coco(tmp_path, content), tmp_path)
     assert begins(found, expected), found
 
 
@@ -365,29 +365,29 @@ PANOPTIC: dict[str, tuple[Spoil, list[str]]] = {
 @pytest.mark.parametrize("kind", PANOPTIC)
 def test_panoptic(tmp_path, kind):
     spoil, expected = PANOPTIC[kind]
-    content = panoptic()
+    content = make_panoptic_content()
     spoil(content)
-    assert located(write_panoptic(tmp_path, content), tmp_path) == expected
+    assert describe_problems(write_panoptic(tmp_path, content), tmp_path) == expected
 
 
 def test_panoptic_png_of_another_size(tmp_path):
     config = write_panoptic(tmp_path)
-    write_values(tmp_path / "segments" / "a.png", np.pad(segment_values(), ((0, 1), (0, 0))))
+    write_values(tmp_path / "segments" / "a.png", np.pad(make_segment_values(), ((0, 1), (0, 0))))
     expected = ["image 3: segments/a.png is 20 x 17, the image 20 x 16"]
-    assert located(config, tmp_path) == expected
+    assert describe_problems(config, tmp_path) == expected
 
 
 def test_panoptic_png_that_is_none(tmp_path):
     config = write_panoptic(tmp_path)
     Image.new("RGB", (20, 16)).save(tmp_path / "segments" / "a.png", format="JPEG")
-    assert located(config, tmp_path) == ["image 3: segments/a.png: isn't a PNG"]
+    assert describe_problems(config, tmp_path) == ["image 3: segments/a.png: isn't a PNG"]
 
 
 def test_instance_png_mask_and_image_without_the_other(tmp_path):
     config = write_instance_png(tmp_path)
     (tmp_path / "images" / "q.jpg").unlink()
     (tmp_path / "masks" / "s_mask.png").unlink()
-    assert located(config, tmp_path) == [
+    assert describe_problems(config, tmp_path) == [
         "image 2: images/s.png has no mask",
         "masks/q_mask.png belongs to no image in images",
     ]
@@ -397,7 +397,7 @@ def test_instance_png_two_masks_and_two_pictures(tmp_path):
     config = write_instance_png(tmp_path)
     write_values(tmp_path / "masks" / "q.png", np.zeros(SIZE, np.int32))
     write_picture(tmp_path / "images" / "r.jpg")
-    assert located(config, tmp_path) == [
+    assert describe_problems(config, tmp_path) == [
         "image 1: images/q.jpg has 2 masks, q.png, q_mask.png",
         "image 2: there are 2 images called r",
         "image 3: there are 2 images called r",
@@ -409,7 +409,7 @@ def test_instance_png_of_another_size_and_damaged(tmp_path):
     write_values(tmp_path / "masks" / "r.png", np.zeros((16, 21), np.int32))
     damaged = tmp_path / "masks" / "s_mask.png"
     damaged.write_bytes(damaged.read_bytes()[:-30])
-    size, damage = located(config, tmp_path)[::-1]
+    size, damage = describe_problems(config, tmp_path)[::-1]
     assert size == "image 2: images/r.png: it is 20 x 16, its annotations are for 21 x 16"
     assert damage.startswith("image 3: masks/s_mask.png: can't be decoded")
 
@@ -420,7 +420,7 @@ def test_pictures_that_cant_be_read(tmp_path, kind):
     picture = tmp_path / "images" / "b.jpg"
     whole = picture.read_bytes()
     picture.write_bytes({"cut off": whole[: len(whole) // 2], "empty": b""}.get(kind, b"hello"))
-    (found,) = located(config, tmp_path)
+    (found,) = describe_problems(config, tmp_path)
     assert found.startswith("image 12: images/b.jpg: ")
 
 
@@ -436,7 +436,7 @@ def test_exif_annotations_of_the_picture_as_it_is_stored(tmp_path, orientation, 
         f"is before its EXIF orientation {orientation} turns it upright: turn the annotations, or "
         "take the orientation out of the file"
     )
-    assert located(config, tmp_path) == ([expected] if orientation >= 5 else [])
+    assert describe_problems(config, tmp_path) == ([expected] if orientation >= 5 else [])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -590,7 +590,7 @@ def test_any_value_anywhere_in_cocos_json(tmp_path, data):
 @WITHIN
 def test_any_value_anywhere_in_a_panoptic_json(tmp_path, data):
     config = write_panoptic(tmp_path)
-    content = panoptic()
+    content = make_panoptic_content()
     path = data.draw(st.sampled_from(list(paths(content))))
     write_json(tmp_path / "set.json", replaced(content, path, data.draw(JSON)))
     use(config, tmp_path)
@@ -616,5 +616,5 @@ def test_many_pictures_take_seconds_at_most(tmp_path):
         content["annotations"][number % 3] | {"id": number, "image_id": number}
         for number in range(800)
     ]
-    content["annotations"][799] |= {"segmentation": uncompressed(bitmap(0, 0, 3, 3))}
+    content["annotations"][799] |= {"segmentation": encode_uncompressed(rectangle_mask(0, 0, 3, 3))}
     assert problems_of(write_coco(tmp_path, content), tmp_path) == []
