@@ -32,7 +32,7 @@ from streamseg.datasets.problems import Id, ProblemReport
 from streamseg.datasets.schema import Entry, Flag, convert_entry, make_entry_fault, read_entry_ids
 from streamseg.errors import DataError
 
-Name: TypeAlias = Annotated[str, Meta(min_length=1)]
+CategoryName: TypeAlias = Annotated[str, Meta(min_length=1)]
 _BACKGROUND_NAMES = frozenset({"background", "ignore"})
 _NORMALIZERS = {
     "id": canonical_id,
@@ -46,7 +46,7 @@ class CategoryEntry(Entry, frozen=True, kw_only=True):
     """Entry of ``categories``; only panoptic files have ``isthing``."""
 
     id: Id
-    name: Name
+    name: CategoryName
     isthing: Flag = True
     supercategory: Any = None
 

@@ -138,7 +138,9 @@ class AnnotationFile:
             if not each.is_thing and isinstance(config, PanopticData)
         }
 
-        def select(image_id: Id, categories: Mapping[int, str]) -> tuple[Annotation, ...]:
+        def select_annotations(
+            image_id: Id, categories: Mapping[int, str]
+        ) -> tuple[Annotation, ...]:
             rows = annotations.get(image_id, ())
             return tuple(each for each in rows if each.category_id in categories)
 
@@ -149,8 +151,8 @@ class AnnotationFile:
                     id=image.id,
                     picture=image.path,
                     size=image.size,
-                    annotations=select(image.id, things),
-                    stuff=select(image.id, stuff),
+                    annotations=select_annotations(image.id, things),
+                    stuff=select_annotations(image.id, stuff),
                 )
                 for image in self.images.values()
             ),

@@ -138,7 +138,7 @@ def _convert_entries(file: AnnotationFile, report: ProblemReport) -> Iterator[_A
 def _assign_ids(
     entries: Iterator[_AnnotationEntry], report: ProblemReport
 ) -> Iterator[_AnnotationEntry]:
-    """Give each entry an id of its own.
+    """Yield the entries, each with a unique id.
 
     Entries without an id, or with one that another entry has, get the lowest unused number from 1.
     An identical copy of an entry is a problem.

@@ -49,7 +49,7 @@ from streamseg.datasets.schema import (
 from streamseg.errors import DataError
 from streamseg.structures.masks import Size
 
-_Value: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_SegmentId: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 PICTURE_READERS = {
     "image_id": canonical_id,
@@ -68,7 +68,7 @@ SEGMENT_READERS = {
 class _SegmentEntry(Entry, frozen=True, kw_only=True):
     """Entry of ``segments_info``; the box is x, y, width, height."""
 
-    id: _Value
+    id: _SegmentId
     category_id: EntryId
     bbox: Box | None = None
     iscrowd: Flag = 0

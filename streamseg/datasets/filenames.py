@@ -25,11 +25,11 @@ from streamseg.datasets.problems import Fault
 
 _SEPARATORS = re.compile(r"[\\/]+|\?d=")  # Label Studio's local files are "/data/…/?d=PATH"
 _DRIVE = re.compile(r"[a-z]:")
-Parts: TypeAlias = tuple[str, ...]
+PathParts: TypeAlias = tuple[str, ...]
 
 
 class FileFinder:
-    """Finder for the files of one folder by the names in a dataset's JSON.
+    """Lookup of the files of one folder by the names in a dataset's JSON.
 
     Args:
         folder: the folder that names are relative to.
@@ -84,7 +84,7 @@ class FileFinder:
 
     def _find_similar(self, names: list[str], excluded_paths: set[str]) -> dict[str, Path | Fault]:
         """Return the best match, or a fault, for each name that no file has exactly."""
-        by_basename: dict[str, list[tuple[Path, Parts]]] = defaultdict(list)
+        by_basename: dict[str, list[tuple[Path, PathParts]]] = defaultdict(list)
         for folder, _, files in os.walk(self._folder):
             for file in files:
                 path = Path(folder) / file
@@ -94,7 +94,7 @@ class FileFinder:
         return {name: self._find_best_match(name, by_basename) for name in names}
 
     def _find_best_match(
-        self, name: str, by_basename: Mapping[str, list[tuple[Path, Parts]]]
+        self, name: str, by_basename: Mapping[str, list[tuple[Path, PathParts]]]
     ) -> Path | Fault:
         """Return the file with the highest rank, or a fault if there is none or a tie."""
         for variant in dict.fromkeys((name, unquote(name), name.split("?", 1)[0])):
@@ -126,14 +126,14 @@ def _absolute(path: Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
 
 
-def _split_path(name: str) -> Parts:
+def _split_path(name: str) -> PathParts:
     """Split a path of any system into folders and basename, in NFC and case-folded."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
     parts = [part for part in _SEPARATORS.split(folded) if part not in ("", ".", "..")]
     return tuple(parts[1:] if parts and _DRIVE.fullmatch(parts[0]) else parts)
 
 
-def _rank(name: str, name_parts: Parts, path: Path, path_parts: Parts) -> tuple[int, bool]:
+def _rank(name: str, name_parts: PathParts, path: Path, path_parts: PathParts) -> tuple[int, bool]:
     """Return the number of trailing parts in common, and whether the basename's case matches."""
     common = 0
     for one, other in zip(reversed(name_parts), reversed(path_parts), strict=False):

@@ -1,4 +1,4 @@
-"""Dataset validation: problems of datasets and their files, and usable annotations.
+"""Dataset validation: problems of datasets and files, and checks for usable annotations.
 
 The files are decoded with the reader that training uses, so a dataset without problems can be
 trained on. Images are compared with their annotations in upright orientation. If a file's EXIF
@@ -23,7 +23,7 @@ from streamseg.errors import ConfigError, DataError, TooLargeError
 
 
 def check(config: DataConfig, folder: Path) -> list[Problem]:
-    """Return all problems of all datasets in a config; every image is opened.
+    """Open all datasets of a config and every image in them; return all problems.
 
     A dataset that can't be read counts as one problem, and the others are still checked. If
     several datasets have the same name, their problems include the file or folder.
@@ -81,10 +81,10 @@ def check_learnable(datasets: Sequence[Dataset], *, stuff: bool) -> None:
     for dataset, reason in zip(datasets, reasons, strict=True):
         has_annotations = any(image.annotations or image.stuff for image in dataset.images)
         if reason and (dataset.skipped or has_annotations):
-            raise DataError(f"{dataset.name}: there is nothing to train on: {reason}")
+            raise DataError(f"{dataset.name}: there is nothing to learn from: {reason}")
     if all(reasons):
         names = ", ".join(dataset.name for dataset in datasets)
-        raise DataError(f"{names}: there is nothing to train on: {reasons[0]}")
+        raise DataError(f"{names}: there is nothing to learn from: {reasons[0]}")
 
 
 def check_measurable(dataset: Dataset, *, stuff: bool) -> None:

@@ -241,7 +241,7 @@ def test_dataset_can_be_pickled(tmp_path, write):
     assert copy.categories == dataset.categories
 
 
-def test_changed_png_raises(tmp_path):
+def test_png_that_changed_after_opening_raises(tmp_path):
     dataset = open_dataset(write_panoptic(tmp_path), tmp_path)
     png = tmp_path / "segments" / "a.png"
     write_values(png, np.zeros((3, 4), np.int32))
