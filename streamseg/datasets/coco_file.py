@@ -90,7 +90,7 @@ class AnnotationFile:
         annotations: raw entries of ``annotations``.
         image_ids: ids of all entries of ``images``, valid or not.
         category_ids: ids of all entries of ``categories``, classes or not.
-        aliases: image id by its other notation, with or without leading zeros.
+        aliases: text image id with leading zeros by its integer, such as 139 to "000139".
     """
 
     images: dict[Id, ImageFile]

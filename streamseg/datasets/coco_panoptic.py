@@ -113,7 +113,7 @@ def read_panoptic(config: PanopticData, root: Path, report: ProblemReport) -> Da
 
 
 def png_name(file_name: str) -> str:
-    """Return the name of the PNG of segments for a file name of an entry or of an image."""
+    """Return the name of the PNG: ``file_name`` itself if it is one, else with ``.png``."""
     name = PurePath(file_name)
     return file_name if name.suffix.lower() == ".png" else f"{name.with_suffix('')}.png"
 
