@@ -1,8 +1,8 @@
 """Dataset formats: opening the dataset of a config section with the reader for its format.
 
 Only problems that show without opening the images are found here, because opening all images of a
-large dataset takes minutes; :func:`~streamseg.datasets.validation.inspect` does that. A damaged
-image raises an error when it is loaded.
+large dataset takes minutes. :func:`~streamseg.datasets.validation.inspect` opens them.
+A damaged image raises an error when it is loaded.
 """
 
 from __future__ import annotations
