@@ -1,8 +1,6 @@
-"""Annotated pictures to learn from and to measure with: reading, checking, varying."""
+"""Annotated image datasets: reading, validation, samples with targets, augmentation."""
 
-from streamseg.datasets.augment import Augmentation
-from streamseg.datasets.check import check
-from streamseg.datasets.content import check_learnable, check_measurable
+from streamseg.datasets.augmentation import Augmentation
 from streamseg.datasets.dataset import (
     AnnotatedImage,
     Annotation,
@@ -11,10 +9,10 @@ from streamseg.datasets.dataset import (
     PngSegment,
     Segmentation,
 )
-from streamseg.datasets.findings import Id, Problem, skipped_rows_counts, skipped_rows_summary
-from streamseg.datasets.inspection import inspect
-from streamseg.datasets.loading import coco_truth, load_image, load_sample, load_segment_ids
-from streamseg.datasets.opening import open_dataset
+from streamseg.datasets.formats import open_dataset
+from streamseg.datasets.problems import Id, Problem, skipped_rows_counts, skipped_rows_summary
+from streamseg.datasets.samples import coco_truth, load_image, load_sample, load_segment_ids
+from streamseg.datasets.validation import check, check_learnable, check_measurable, inspect
 
 __all__ = [
     "AnnotatedImage",

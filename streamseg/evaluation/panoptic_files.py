@@ -1,7 +1,7 @@
 """Panoptic quality of files: JSONs and folders of PNGs in COCO's panoptic format.
 
 Ids of images may be numbers or text, and other values may be spelt as in a dataset; see
-:mod:`streamseg.datasets.spellings`.
+:mod:`streamseg.datasets.normalization`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 from msgspec import Meta
 
-from streamseg.datasets.entries import read_json
+from streamseg.datasets.coco_file import read_json
+from streamseg.datasets.coco_panoptic import PICTURE_READERS, SEGMENT_READERS, png_name
 from streamseg.datasets.filenames import FileFinder
-from streamseg.datasets.findings import Fault, Id
-from streamseg.datasets.labels import load_labels
-from streamseg.datasets.panoptic import PICTURE_READERS, SEGMENT_READERS, png_name
-from streamseg.datasets.schema import Entry, EntryId, FileName, Flag, convert_entry
-from streamseg.datasets.spellings import (
+from streamseg.datasets.label_maps import load_labels
+from streamseg.datasets.normalization import (
     Reader,
     as_written,
     canonical_entry,
     canonical_flag,
     canonical_id,
 )
+from streamseg.datasets.problems import Fault, Id
+from streamseg.datasets.schema import Entry, EntryId, FileName, Flag, convert_entry
 from streamseg.errors import DataError
 from streamseg.evaluation.panoptic import (
     Category,

@@ -34,7 +34,7 @@ from support.paths import ROOT
 from streamseg.config import Thresholds, convert
 from streamseg.config.training import AugmentConfig, PanopticData, TrainingConfig
 from streamseg.datasets import Augmentation, Dataset, open_dataset
-from streamseg.datasets.labels import load_labels
+from streamseg.datasets.label_maps import load_labels
 from streamseg.errors import ConfigError, DataError, WeightsError
 from streamseg.evaluation import panoptic_quality
 from streamseg.evaluation.predictions import predict_dataset

@@ -1,6 +1,6 @@
-"""The synthetic test pattern as a dataset: each frame a picture, with the pattern's own truth.
+"""Synthetic dataset: frames of the test pattern, with the pattern's own ground truth.
 
-Frames are numbered from 1; an annotation's id is the identity of its object.
+Images are numbered from 1; the id of an annotation is the track id of its object.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from streamseg.errors import ConfigError
 from streamseg.sources.pattern import CATEGORIES, SCHEME, TestPattern
 
 
-def read_pattern(config: PatternData, dataset: str) -> Dataset:
-    """The frames of the pattern, and what is visible in them.
+def read_pattern(config: PatternData, name: str) -> Dataset:
+    """Return the frames of a test pattern with the visible objects as annotations.
 
     Args:
-        config: which pattern.
-        dataset: what it is called.
+        config: section of the config with the pattern's url.
+        name: name of the dataset.
 
     Raises:
-        ConfigError: the url isn't a pattern's, or its options are wrong.
-        TooLargeError: its frames have more pixels than the limit.
+        ConfigError: the url is not a test pattern's, or its options are wrong.
+        TooLargeError: the frames have more pixels than the limit.
     """
     if not config.url.startswith(SCHEME):
         raise ConfigError(f"{config.url}: a pattern's url begins with {SCHEME}")
     pattern = open_pattern(config.url)
     return Dataset(
-        name=dataset,
+        name=name,
         images=tuple(
             AnnotatedImage(
                 id=index + 1,
                 picture=PatternFrame(config.url, index),
                 size=pattern.options.size,
-                annotations=_read_frame(pattern, index),
+                annotations=_read_annotations(pattern, index),
             )
             for index in range(pattern.options.frames)
         ),
@@ -47,28 +47,34 @@ def read_pattern(config: PatternData, dataset: str) -> Dataset:
 
 @lru_cache(maxsize=8)
 def open_pattern(url: str) -> TestPattern:
-    """The pattern at ``url``; kept, because a new one draws its background first.
+    """Return the test pattern at ``url``, cached because a new one has to draw its background.
 
     Raises:
-        ConfigError: the url's options are wrong.
-        TooLargeError: its frames have more pixels than the limit.
+        ConfigError: the options in the url are wrong.
+        TooLargeError: the frames have more pixels than the limit.
     """
     return TestPattern("pattern", SourceConfig(url=url))
 
 
-def _read_frame(pattern: TestPattern, index: int) -> tuple[Annotation, ...]:
+def _read_annotations(pattern: TestPattern, index: int) -> tuple[Annotation, ...]:
+    """Return the ground truth of frame ``index`` as annotations."""
     truth = pattern.truth(index)
     assert truth.track_ids is not None
-    rows = zip(truth.track_ids, truth.labels, truth.boxes, truth.masks.areas, strict=True)
+    rows = zip(
+        truth.track_ids,
+        truth.labels,
+        truth.boxes,
+        truth.masks.areas,
+        truth.masks.to_rle(),
+        strict=True,
+    )
     return tuple(
         Annotation(
-            id=int(identity),
+            id=int(track_id),
             category_id=int(label),
             box=(float(x1), float(y1), float(x2), float(y2)),
             segmentation=rle,
             area=float(area),
         )
-        for (identity, label, (x1, y1, x2, y2), area), rle in zip(
-            rows, truth.masks.to_rle(), strict=True
-        )
+        for track_id, label, (x1, y1, x2, y2), area, rle in rows
     )
