@@ -288,7 +288,7 @@ class Recording:
             raise OutputError("; ".join(map(str, failures)))
 
     def _write_result(self, results: IsolatedOutput[ResultsFile], received: Received) -> None:
-        results.attempt(lambda file: file.write(protocol.record(received.message)))
+        results.attempt(lambda file: file.write(protocol.to_recorded(received.message)))
 
     def _write_picture(self, video: IsolatedOutput[VideoFile], received: Received) -> None:
         source = received.source

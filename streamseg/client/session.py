@@ -13,17 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from streamseg import protocol
-from streamseg.client.order import Order
+from streamseg.client.message_order import Order
 from streamseg.client.received import Received
 from streamseg.client.service_identity import ServiceCheck
 from streamseg.errors import UsageError, WireError
-from streamseg.protocol.messages import (
-    Address,
-    MasksMessage,
-    ReplayAnswer,
-    ReplayRequest,
-    StatusMessage,
-)
+from streamseg.protocol.address import Address
+from streamseg.protocol.messages import MasksMessage, ReplayAnswer, ReplayRequest, StatusMessage
 from streamseg.structures.results import SOURCE_NAME
 
 log = logging.getLogger(__name__)

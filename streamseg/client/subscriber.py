@@ -16,15 +16,16 @@ from typing import Any, Literal, TypeAlias
 import zmq
 
 from streamseg import protocol
-from streamseg.client.access import Keys
-from streamseg.client.newest import NewestLink
+from streamseg.client.authentication import Keys
+from streamseg.client.closing import Turn
+from streamseg.client.link import Link
+from streamseg.client.newest_link import NewestLink
 from streamseg.client.received import Received
-from streamseg.client.replay import Asker
+from streamseg.client.replay_client import Asker
 from streamseg.client.session import Session, connectable
-from streamseg.client.shutdown import Turn
-from streamseg.client.sockets import Link
 from streamseg.errors import ReceiveTimeout, UsageError
-from streamseg.protocol.messages import Address, StatusMessage
+from streamseg.protocol.address import Address
+from streamseg.protocol.messages import StatusMessage
 from streamseg.structures.masks import MAX_PIXELS
 
 log = logging.getLogger(__name__)
@@ -292,9 +293,9 @@ class Subscriber:
     def _seen_from_here(self, told: Address) -> Address:
         """An address that the service names: what is every interface, or its own machine, to it."""
         if self._address.transport == "ipc":
-            return Address("tcp", "127.0.0.1", told.port) if told.is_everywhere else told
+            return Address("tcp", "127.0.0.1", told.port) if told.is_wildcard else told
         other_machine = told.is_loopback and not self._address.is_loopback
-        if told.transport == "tcp" and (told.is_everywhere or other_machine):
+        if told.transport == "tcp" and (told.is_wildcard or other_machine):
             return Address("tcp", self._address.host, told.port)
         return told
 

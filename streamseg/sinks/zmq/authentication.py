@@ -16,7 +16,7 @@ import zmq
 from zmq.utils import z85
 
 from streamseg.errors import KeyFileError
-from streamseg.protocol.curve import Allowed, KeyFolder
+from streamseg.protocol.curve import AllowedKeys, KeyFolder
 from streamseg.sinks.zmq.connection_limiter import Refusals
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Admission:
         try:
             allowed = self._folder.allowed()
         except KeyFileError as error:
-            allowed = Allowed({}, (f"nobody may come in: {error}",))
+            allowed = AllowedKeys({}, (f"nobody may come in: {error}",))
         for problem in allowed.problems:
             if problem not in self._problems:  # else it has been said
                 log.error(problem)

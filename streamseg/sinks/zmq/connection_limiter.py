@@ -26,7 +26,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from streamseg.pipeline.metrics import Metrics
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 from streamseg.sinks.zmq.tcp_connections import Connection, Listener
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ import zmq
 from streamseg.config import PublishConfig
 from streamseg.errors import BindError, ConfigError, StreamsegError, UsageError
 from streamseg.pipeline.metrics import Metrics
+from streamseg.protocol.address import Address
 from streamseg.protocol.curve import KeyFolder
-from streamseg.protocol.messages import Address
 from streamseg.sinks.zmq import replay
 from streamseg.sinks.zmq.authentication import Admission
 from streamseg.sinks.zmq.connection_limiter import (
@@ -213,9 +213,7 @@ def _addresses(config: PublishConfig) -> dict[Name, Address]:
         masks_at = Address.parse(config.bind)
         wanted: dict[Name, Address] = {"masks": masks_at}
         wanted["frames"] = (
-            masks_at.for_pictures
-            if config.bind_frames is None
-            else Address.parse(config.bind_frames)
+            masks_at.for_images if config.bind_frames is None else Address.parse(config.bind_frames)
         )
         if config.replay:
             wanted["replay"] = (

@@ -17,7 +17,7 @@ import sys
 import termios
 import time
 
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 
 log = logging.getLogger(__name__)
 

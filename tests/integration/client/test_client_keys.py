@@ -17,9 +17,9 @@ from zmq.utils import z85
 
 import streamseg
 from streamseg import protocol
-from streamseg.client import sockets
+from streamseg.client import link
 from streamseg.errors import KeyFileError, ReceiveTimeout, RefusedError, UsageError
-from streamseg.protocol.curve import new_pair
+from streamseg.protocol.curve import create_pair
 from streamseg.sinks.zmq import replay
 from streamseg.sinks.zmq.replay import Replay
 from streamseg.viewer import Viewer
@@ -86,13 +86,13 @@ def locked(pair, **options) -> Iterator[Locked]:
 
 @pytest.fixture
 def server(tmp_path):
-    return new_pair(tmp_path / "server", "server")
+    return create_pair(tmp_path / "server", "server")
 
 
 @pytest.fixture
 def own(tmp_path):
     """The subscriber's public key, and its secret's file."""
-    return new_pair(tmp_path / "own", "reader").public, tmp_path / "own" / "reader.key"
+    return create_pair(tmp_path / "own", "reader").public, tmp_path / "own" / "reader.key"
 
 
 def test_who_is_allowed_receives_and_what_it_missed_too(server, own, tmp_path) -> None:
@@ -157,7 +157,7 @@ def test_a_service_without_keys_says_to_who_has_one_that_it_needs_none(server, o
 
 
 def test_another_service_than_the_one_trusted_is_suspected(server, own, tmp_path, caplog) -> None:
-    other = new_pair(tmp_path / "other", "server")
+    other = create_pair(tmp_path / "other", "server")
     with locked(server) as publisher:
         publisher.allowed.add(own[0])
         with streamseg.connect(publisher.at, server_key=other.public, key_file=own[1]) as sub:
@@ -174,7 +174,7 @@ def test_another_service_than_the_one_trusted_is_suspected(server, own, tmp_path
 def test_who_has_been_let_in_once_is_patient_when_it_is_refused_later(
     server, own, monkeypatch, caplog
 ) -> None:
-    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.5)
+    monkeypatch.setattr(link, "DEAF_AFTER", 0.5)
     key, file = own
     with locked(server) as publisher:
         bind = publisher.at
@@ -224,7 +224,7 @@ def test_one_key_without_the_other_is_refused_by_its_name(server, own, tmp_path)
 def test_a_viewer_refused_from_the_beginning_ends_and_one_refused_later_waits(
     server, own, monkeypatch
 ) -> None:
-    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.5)
+    monkeypatch.setattr(link, "DEAF_AFTER", 0.5)
     key, file = own
     keys = {"server_key": server.public, "key_file": file}
     with locked(server) as publisher:

@@ -19,7 +19,7 @@ from support.subscribers import fed, forgetful, lying_publisher, masks_json, sta
 
 import streamseg
 from streamseg import protocol
-from streamseg.client import replay, session
+from streamseg.client import replay_client, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout
 from streamseg.sinks.zmq.replay import ANSWER_MESSAGES
@@ -39,7 +39,7 @@ def subscribed(publisher, sources=None, **options):
 @pytest.fixture
 def long_wait(monkeypatch):
     """An answer may take so long that what is had without one is had sooner on any machine."""
-    monkeypatch.setattr(replay, "ANSWER_WITHIN", 20.0)
+    monkeypatch.setattr(replay_client, "ANSWER_WITHIN", 20.0)
     return 10.0
 
 
@@ -122,25 +122,25 @@ def test_the_last_messages_before_the_end_are_missed_by_the_status() -> None:
 def test_a_gap_is_lost_after_two_seconds_if_nobody_answers_and_then_nobody_is_asked(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(replay, "REST", 60.0)
+    monkeypatch.setattr(replay_client, "REST", 60.0)
     with forgetful(mute=True) as publisher, subscribed(publisher) as sub:
         publisher.publish(1, lost=True)
         publisher.publish(2)
         began = time.monotonic()
         assert seqs(sub, 1) == [2]
-        within = replay.ATTEMPTS * replay.ANSWER_WITHIN
+        within = replay_client.ATTEMPTS * replay_client.ANSWER_WITHIN
         assert within - 0.1 < time.monotonic() - began < within + 5
         assert sub.gaps == {"gate": 1}
-        assert [r.since for r in publisher.asked] == [0] * replay.ATTEMPTS
-        monkeypatch.setattr(replay, "ANSWER_WITHIN", 20.0)
+        assert [r.since for r in publisher.asked] == [0] * replay_client.ATTEMPTS
+        monkeypatch.setattr(replay_client, "ANSWER_WITHIN", 20.0)
         publisher.publish(4)
         assert seqs(sub, 1) == [4], "within the subscriber's own timeout"
         assert sub.gaps == {"gate": 2}
-        assert len(publisher.asked) == replay.ATTEMPTS
+        assert len(publisher.asked) == replay_client.ATTEMPTS
 
 
 def test_nobody_at_the_place_announced_is_as_good_as_no_answer(monkeypatch) -> None:
-    monkeypatch.setattr(replay, "ANSWER_WITHIN", 0.1)
+    monkeypatch.setattr(replay_client, "ANSWER_WITHIN", 0.1)
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.say(seq=1, endpoints={"replay": f"tcp://127.0.0.1:{free_port()}"})
         publisher.publish(1, lost=True)
@@ -222,7 +222,7 @@ def test_a_slow_reader_is_not_taken_for_a_replay_that_does_not_answer() -> None:
         publisher.publish(*range(1, 50), lost=True)
         publisher.publish(50)
         first = sub.receive().seq
-        time.sleep(replay.ANSWER_WITHIN + 0.3)
+        time.sleep(replay_client.ANSWER_WITHIN + 0.3)
         assert [first, *seqs(sub, 49)] == list(range(1, 51))
         assert sub.gaps == {"gate": 0}
 
@@ -284,7 +284,7 @@ def test_no_bytes_crash_what_reads_the_answer(parts) -> None:
 
 
 def test_garbage_that_trickles_in_keeps_nobody_waiting(monkeypatch) -> None:
-    monkeypatch.setattr(replay, "ANSWER_WITHIN", 0.3)
+    monkeypatch.setattr(replay_client, "ANSWER_WITHIN", 0.3)
     stop = threading.Event()
 
     def trickle(router) -> None:
@@ -323,7 +323,7 @@ def test_garbage_in_the_place_of_an_answer_is_no_answer(garbage) -> None:
     )
     with (
         lying_publisher() as (sock, at),
-        mock.patch.object(replay, "ANSWER_WITHIN", 20.0),
+        mock.patch.object(replay_client, "ANSWER_WITHIN", 20.0),
         sock.context.socket(zmq.ROUTER) as router,
     ):
         router.linger = 0

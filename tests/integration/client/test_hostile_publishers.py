@@ -18,7 +18,7 @@ from support.subscribers import fed, lying_publisher, masks_json, status_json
 
 import streamseg
 from streamseg import client, protocol
-from streamseg.client import session, sockets
+from streamseg.client import link, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout
 from streamseg.protocol.messages import ReplayAnswer
@@ -27,7 +27,7 @@ from streamseg.protocol.messages import ReplayAnswer
 @pytest.mark.parametrize("kind", ["masks", "frames"])
 def test_after_a_message_that_is_too_large_a_subscriber_hears_again(monkeypatch, kind) -> None:
     """libzmq gives such a connection up for ever."""
-    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.4)
+    monkeypatch.setattr(link, "DEAF_AFTER", 0.4)
     monkeypatch.setattr(protocol, "MAX_JSON_BYTES", 100_000)
     monkeypatch.setattr(protocol, "MAX_JPEG_BYTES", 100_000)
     frames = False if kind == "masks" else "annotated"

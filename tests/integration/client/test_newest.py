@@ -13,10 +13,10 @@ from support.publishers import eventually, jpeg, result, service
 from support.subscribers import lying_publisher, masks_json, status_json
 
 import streamseg
-from streamseg.client import sockets
-from streamseg.client.newest import NewestLink
+from streamseg.client import link
+from streamseg.client.newest_link import NewestLink
 from streamseg.errors import ReceiveTimeout
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 
 
 def thread_names() -> list[str]:
@@ -68,7 +68,7 @@ def test_one_link_after_the_other_can_be_opened() -> None:
     """libzmq gives a name back some time after its socket was closed; id() is soon given again."""
     context, nobody = zmq.Context(), Address("tcp", "127.0.0.1", 1)
     for _ in range(300):
-        opened = sockets.Link(context, nobody, [b"masks/"], keys=None, queued=1, largest=1000)
+        opened = link.Link(context, nobody, [b"masks/"], keys=None, queued=1, largest=1000)
         NewestLink(context, opened).close()
     context.term()
 
@@ -98,7 +98,7 @@ def test_it_works_asynchronously_and_for_pictures() -> None:
 
 
 def test_what_waits_is_bounded_whatever_the_topics_are_called(monkeypatch) -> None:
-    monkeypatch.setattr("streamseg.client.newest.MAX_SOURCES", 10)
+    monkeypatch.setattr("streamseg.client.newest_link.MAX_SOURCES", 10)
     with lying_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=5) as sub:
         assert sock.poll(5000)
         for i in range(500):
@@ -109,7 +109,7 @@ def test_what_waits_is_bounded_whatever_the_topics_are_called(monkeypatch) -> No
 
 
 def test_after_a_message_that_is_too_large_it_hears_again(monkeypatch) -> None:
-    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.4)
+    monkeypatch.setattr(link, "DEAF_AFTER", 0.4)
     monkeypatch.setattr("streamseg.protocol.MAX_JSON_BYTES", 100_000)
     with lying_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=0.1) as sub:
         assert sock.recv()
@@ -132,7 +132,7 @@ def test_what_ends_the_thread_is_raised_where_somebody_waits(monkeypatch) -> Non
         raise zmq.ZMQError(errno.EMFILE)
 
     with lying_publisher() as (_, at), streamseg.connect(at, newest=True, timeout=5) as sub:
-        monkeypatch.setattr(sockets.Link, "look_after", fail)
+        monkeypatch.setattr(link.Link, "look_after", fail)
         with pytest.raises(zmq.ZMQError, match="open files"):
             sub.receive()
 

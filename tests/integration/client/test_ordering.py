@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamseg.client.order import Order
+from streamseg.client.message_order import Order
 
 
 def live(order, *seqs, room=True):

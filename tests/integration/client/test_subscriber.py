@@ -18,7 +18,7 @@ from support.subscribers import fed, lying_publisher, masks_json, status_json
 
 import streamseg
 from streamseg import protocol
-from streamseg.client import session, sockets
+from streamseg.client import link, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout, UsageError, WireError
 from streamseg.sinks.zmq import endpoints
@@ -176,7 +176,7 @@ def test_panoptic_segments_are_checked_and_given() -> None:
 
 def test_what_was_received_can_be_recorded_without_what_depends_on_the_day() -> None:
     received = fed(Session(None, "masks", 10_000), [b"masks/gate/", masks_json(3)])
-    line = msgspec.json.decode(protocol.encode(protocol.record(received.message)))
+    line = msgspec.json.decode(protocol.encode(protocol.to_recorded(received.message)))
     assert not line.keys() & {
         "service",
         "captured_at",
@@ -185,7 +185,7 @@ def test_what_was_received_can_be_recorded_without_what_depends_on_the_day() -> 
         "timing",
         "dropped",
     }
-    assert protocol.record(received.message) == protocol.recorded_message(result(3), 3)
+    assert protocol.to_recorded(received.message) == protocol.recorded_message(result(3), 3)
 
 
 # Losses, restarts and silence
@@ -280,7 +280,7 @@ with streamseg.connect(sys.argv[1], timeout=30) as sub:
 """
     found = instances(100, (1080, 1920))
     with service() as running:
-        pause = sockets.DEAF_AFTER + endpoints.SILENT_AFTER_MS / 1000 + 5
+        pause = link.DEAF_AFTER + endpoints.SILENT_AFTER_MS / 1000 + 5
         child = subprocess.Popen(
             [sys.executable, "-c", program, running.masks_at, str(pause)],
             stdout=subprocess.PIPE,

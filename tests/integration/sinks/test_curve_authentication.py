@@ -20,7 +20,7 @@ from streamseg.config import PublishConfig
 from streamseg.errors import ConfigError, KeyFileError, ReceiveTimeout, RefusedError
 from streamseg.pipeline.metrics import Metrics
 from streamseg.protocol import curve, messages
-from streamseg.protocol.curve import KeyFolder, new_pair, public_key, read_pair
+from streamseg.protocol.curve import KeyFolder, create_pair, parse_public_key, read_pair
 from streamseg.sinks.zmq import authentication
 from streamseg.sinks.zmq.connection_limiter import Refusals
 from streamseg.sinks.zmq.publisher import Publisher
@@ -29,10 +29,10 @@ from streamseg.sinks.zmq.publisher import Publisher
 @pytest.fixture
 def folder(tmp_path):
     """A service's; alice and bob may come in, eve has a pair and may not."""
-    new_pair(tmp_path / "keys", "server")
+    create_pair(tmp_path / "keys", "server")
     folder = KeyFolder(tmp_path / "keys")
     for name in ("alice", "bob", "eve"):
-        pair = new_pair(tmp_path, name)
+        pair = create_pair(tmp_path, name)
         if name != "eve":
             folder.allow(pair.public, name)
     return folder
@@ -106,7 +106,7 @@ def test_a_key_that_is_not_allowed_is_refused(folder) -> None:
 
 @pytest.mark.parametrize("kind", ["masks", "frames", "replay"])
 def test_no_socket_lets_anybody_in_without_a_key_or_with_a_wrong_one(folder, kind) -> None:
-    server = public_key(folder.path / "server.pub")
+    server = parse_public_key(folder.path / "server.pub")
     eve = read_pair(folder.path.parent / "eve.key")
     alice = read_pair(folder.path.parent / "alice.key")
     other = zmq.curve_keypair()[0].decode()
@@ -201,7 +201,7 @@ def test_a_revoked_key_is_cut_off_and_nobody_else_loses_a_result(folder) -> None
 
 
 def test_a_new_key_is_let_in_and_a_changed_one_is_not_without_a_restart(folder) -> None:
-    eve = public_key(folder.path.parent / "eve.pub")
+    eve = parse_public_key(folder.path.parent / "eve.pub")
     with guarded(folder) as running:
         folder.allow(eve, "eve")
         time.sleep(0.6)

@@ -24,8 +24,8 @@ from support.publishers import GREETING, Service, eventually, raw_peer, ready, r
 import streamseg
 from streamseg.errors import ReceiveTimeout
 from streamseg.pipeline.metrics import Metrics
-from streamseg.protocol.curve import KeyFolder, new_pair
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
+from streamseg.protocol.curve import KeyFolder, create_pair
 from streamseg.sinks.zmq import connection_limiter, endpoints
 from streamseg.sinks.zmq.connection_limiter import MAX_HALF_OPEN
 from streamseg.sinks.zmq.endpoints import FILES_OF_EACH
@@ -40,9 +40,9 @@ HTTP = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("keys")
-    new_pair(where / "keys", "server")
+    create_pair(where / "keys", "server")
     folder = KeyFolder(where / "keys")
-    folder.allow(new_pair(where, "alice").public, "alice")
+    folder.allow(create_pair(where, "alice").public, "alice")
     return folder
 
 

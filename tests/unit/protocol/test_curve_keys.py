@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from streamseg.cli import main
 from streamseg.errors import KeyFileError
 from streamseg.protocol import curve
-from streamseg.protocol.curve import KeyFolder, new_pair, public_key, read_pair
+from streamseg.protocol.curve import KeyFolder, create_pair, parse_public_key, read_pair
 
 
 @pytest.fixture
 def folder(tmp_path):
-    new_pair(tmp_path / "keys", "server")
+    create_pair(tmp_path / "keys", "server")
     return KeyFolder(tmp_path / "keys")
 
 
@@ -29,7 +29,7 @@ def mode(path) -> int:
 def test_a_pair_is_two_files_that_nobody_else_can_read(tmp_path) -> None:
     before = os.umask(0)
     try:
-        pair = new_pair(tmp_path / "a" / "keys", "alice")
+        pair = create_pair(tmp_path / "a" / "keys", "alice")
     finally:
         os.umask(before)
     where = tmp_path / "a" / "keys"
@@ -39,21 +39,25 @@ def test_a_pair_is_two_files_that_nobody_else_can_read(tmp_path) -> None:
         "alice.pub": 0o600,
     }
     assert read_pair(where / "alice.key") == pair
-    assert public_key(where / "alice.pub") == public_key(str(where / "alice.pub")) == pair.public
-    assert public_key(pair.public) == pair.public
+    assert (
+        parse_public_key(where / "alice.pub")
+        == parse_public_key(str(where / "alice.pub"))
+        == pair.public
+    )
+    assert parse_public_key(pair.public) == pair.public
     assert pair.secret not in repr(pair)
     assert pair.secret not in (where / "alice.pub").read_text()
 
 
 @pytest.mark.parametrize("ending", ["key", "pub"])
 def test_a_key_never_takes_the_place_of_another(tmp_path, ending) -> None:
-    new_pair(tmp_path / "keys", "alice")
+    create_pair(tmp_path / "keys", "alice")
     kept = tmp_path / "keys" / f"alice.{ending}"
     other = tmp_path / "keys" / ("alice.pub" if ending == "key" else "alice.key")
     other.unlink()
     content = kept.read_bytes()
     with pytest.raises(KeyFileError, match=f"alice.{ending} is there already"):
-        new_pair(tmp_path / "keys", "alice")
+        create_pair(tmp_path / "keys", "alice")
     assert kept.read_bytes() == content
     assert not other.exists()
 
@@ -61,7 +65,7 @@ def test_a_key_never_takes_the_place_of_another(tmp_path, ending) -> None:
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "x" * 65, "ü", "a\n"])
 def test_what_can_be_no_name_is_refused(tmp_path, folder, name) -> None:
     for call in (
-        lambda: new_pair(tmp_path, name),
+        lambda: create_pair(tmp_path, name),
         lambda: folder.allow("x", name),
         lambda: folder.revoke(name),
     ):
@@ -71,7 +75,7 @@ def test_what_can_be_no_name_is_refused(tmp_path, folder, name) -> None:
 
 
 def test_who_is_allowed_is_in_the_folder_until_revoked(tmp_path, folder) -> None:
-    alice, bob = (new_pair(tmp_path, name).public for name in ("alice", "bob"))
+    alice, bob = (create_pair(tmp_path, name).public for name in ("alice", "bob"))
     assert folder.allowed().keys == {}
     seen = [folder.fingerprint()]
     folder.allow(alice, "alice")
@@ -89,7 +93,7 @@ def test_who_is_allowed_is_in_the_folder_until_revoked(tmp_path, folder) -> None
 
 
 def test_what_may_have_become_readable_shows(tmp_path, folder) -> None:
-    folder.allow(new_pair(tmp_path, "bob").public, "bob")
+    folder.allow(create_pair(tmp_path, "bob").public, "bob")
     allowed = folder.path / "allowed"
     seen = [folder.fingerprint()]
     for path, its_mode in (
@@ -106,10 +110,10 @@ def test_what_may_have_become_readable_shows(tmp_path, folder) -> None:
 
 
 def test_a_name_or_a_key_is_allowed_once_only(tmp_path, folder) -> None:
-    alice = new_pair(tmp_path, "alice").public
+    alice = create_pair(tmp_path, "alice").public
     folder.allow(alice, "alice")
     with pytest.raises(KeyFileError, match="alice is allowed already: revoke it first"):
-        folder.allow(new_pair(tmp_path, "other").public, "alice")
+        folder.allow(create_pair(tmp_path, "other").public, "alice")
     with pytest.raises(KeyFileError, match="that key is allowed already, as alice"):
         folder.allow(alice, "alias")
     with pytest.raises(KeyFileError, match="bob isn't allowed; allowed is: alice"):
@@ -117,7 +121,7 @@ def test_a_name_or_a_key_is_allowed_once_only(tmp_path, folder) -> None:
 
 
 def test_a_damaged_file_among_the_allowed_is_a_problem_of_its_own(tmp_path, folder) -> None:
-    alice = new_pair(tmp_path, "alice").public
+    alice = create_pair(tmp_path, "alice").public
     folder.allow(alice, "alice")
     (folder.path / "allowed" / "bob.pub").write_text("nonsense")
     (folder.path / "allowed" / "README").write_text("not looked at")
@@ -140,7 +144,7 @@ def test_a_folder_that_others_can_only_read_is_fine(folder, others) -> None:
 
 @pytest.mark.parametrize("others", [0o720, 0o702, 0o777])
 def test_a_folder_that_others_can_write_to_is_refused(tmp_path, folder, others) -> None:
-    folder.allow(new_pair(tmp_path, "alice").public, "alice")
+    folder.allow(create_pair(tmp_path, "alice").public, "alice")
     (folder.path / "allowed").chmod(others)
     with pytest.raises(KeyFileError, match=r"allowed: others can write to it .*: chmod 700"):
         folder.allowed()
@@ -151,21 +155,21 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path, folder, others) 
 
 @pytest.mark.parametrize("others", [0o640, 0o604, 0o620, 0o644, 0o677])
 def test_a_secret_that_others_can_read_is_refused(tmp_path, others) -> None:
-    new_pair(tmp_path, "alice")
+    create_pair(tmp_path, "alice")
     (tmp_path / "alice.key").chmod(others)
     with pytest.raises(KeyFileError, match=r"others can read this secret.*chmod 600"):
         read_pair(tmp_path / "alice.key")
 
 
 def test_the_wrong_file_of_a_pair_is_said_to_be_so(tmp_path) -> None:
-    pair = new_pair(tmp_path, "alice")
+    pair = create_pair(tmp_path, "alice")
     with pytest.raises(KeyFileError, match=r"this is the public key: name the \.key file"):
         read_pair(tmp_path / "alice.pub")
     with pytest.raises(KeyFileError, match=r"this is a secret key: keep it") as caught:
-        public_key(tmp_path / "alice.key")
+        parse_public_key(tmp_path / "alice.key")
     assert pair.secret not in str(caught.value)
     with pytest.raises(KeyFileError, match=r"this is a secret key") as caught:
-        public_key((tmp_path / "alice.key").read_text())
+        parse_public_key((tmp_path / "alice.key").read_text())
     assert pair.secret not in str(caught.value)
 
 
@@ -209,7 +213,7 @@ def test_what_is_no_file_is_said(tmp_path) -> None:
 @pytest.mark.parametrize("text", ["", "x", "a" * 41, "a\0b", "x" * 5000, "#" * 40, "é" * 40])
 def test_what_is_neither_a_key_nor_a_file_is_said(text) -> None:
     with pytest.raises(KeyFileError):
-        public_key(text)
+        parse_public_key(text)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -220,7 +224,7 @@ def test_any_text_is_a_key_or_is_refused(tmp_path, text) -> None:
     path = tmp_path / "any.pub"
     path.write_text(f"streamseg-public-key {text}", encoding="utf-8", errors="replace")
     try:
-        assert public_key(path) == text.rstrip("\r\n")
+        assert parse_public_key(path) == text.rstrip("\r\n")
     except KeyFileError as error:
         assert "\n" not in str(error)  # noqa: PT017 - both ends are right
 
@@ -245,7 +249,7 @@ def test_from_new_to_revoked_on_the_command_line(capsys, tmp_path) -> None:
     served = tmp_path / "keys"
     assert run(capsys, "keys", "new", "server", "--dir", served)[0] == 0
     code, public, _ = run(capsys, "keys", "new", "alice", "--dir", tmp_path)
-    assert (code, public.strip()) == (0, public_key(tmp_path / "alice.pub"))
+    assert (code, public.strip()) == (0, parse_public_key(tmp_path / "alice.pub"))
     assert run(capsys, "keys", "allow", served, tmp_path / "alice.pub") == (0, "", "")
     assert run(capsys, "keys", "list", served) == (0, f"alice {public}", "")
     assert run(capsys, "keys", "revoke", served, "alice") == (0, "", "")
@@ -268,7 +272,7 @@ def test_from_new_to_revoked_on_the_command_line(capsys, tmp_path) -> None:
 )
 def test_what_goes_wrong_is_one_line(capsys, tmp_path, monkeypatch, arguments, why) -> None:
     monkeypatch.chdir(tmp_path)
-    new_pair(tmp_path / "keys", "server")
+    create_pair(tmp_path / "keys", "server")
     code, out, err = run(capsys, "keys", *arguments)
     assert (code, out) == (1, "")
     assert why in err

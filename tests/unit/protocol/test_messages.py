@@ -332,14 +332,14 @@ def test_an_address_knows_its_neighbours_and_who_can_reach_it(
 ) -> None:
     address = Address.parse(text)
     assert str(address) == text
-    assert str(address.for_pictures) == pictures
+    assert str(address.for_images) == pictures
     assert str(address.for_replay) == replay
     assert address.is_loopback == loopback
 
 
 def test_the_last_port_has_no_neighbour() -> None:
     with pytest.raises(UsageError, match="has no next port"):
-        _ = Address.parse("tcp://127.0.0.1:65535").for_pictures
+        _ = Address.parse("tcp://127.0.0.1:65535").for_images
 
 
 @pytest.mark.parametrize("port", [65534, 65535])

@@ -13,9 +13,9 @@ from itertools import count, islice
 
 import zmq
 
+from streamseg.client.link import Link
 from streamseg.client.session import MAX_SOURCES
-from streamseg.client.sockets import Link
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 
 _LOOK_UP_EVERY = 0.5
 """Seconds."""

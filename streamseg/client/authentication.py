@@ -13,8 +13,8 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from streamseg.errors import UsageError
-from streamseg.protocol.curve import KeyPair, public_key, read_pair
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
+from streamseg.protocol.curve import KeyPair, parse_public_key, read_pair
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Keys:
                 "key_file without server_key (--key without --server-key): name the service's "
                 "public key too"
             )
-        return cls(public_key(server_key), read_pair(key_file))
+        return cls(parse_public_key(server_key), read_pair(key_file))
 
     def put_on(self, sock: zmq.Socket[bytes]) -> None:
         """Use them on a socket, before it is connected."""

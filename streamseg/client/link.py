@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import zmq
 
-from streamseg.client.access import Handshakes, Keys
+from streamseg.client.authentication import Handshakes, Keys
 from streamseg.errors import RefusedError, UsageError
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 
 log = logging.getLogger(__name__)
 

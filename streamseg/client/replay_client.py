@@ -13,10 +13,10 @@ import time
 import zmq
 
 from streamseg import protocol
-from streamseg.client.access import Keys
+from streamseg.client.authentication import Keys
+from streamseg.client.link import prepare
 from streamseg.client.session import Session
-from streamseg.client.sockets import prepare
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 
 log = logging.getLogger(__name__)
 
