@@ -1,6 +1,6 @@
-"""Keys of a subscriber, and what a service does with them: CURVE, and the handshakes it ends in.
+"""CURVE keys of a subscriber, and the outcome of its handshakes with a service.
 
-libzmq says nothing of a refused handshake but to a monitor, and never tries again.
+libzmq reports a refused handshake only on a monitor socket and never retries it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from streamseg.protocol.curve import KeyPair, parse_public_key, read_pair
 
 log = logging.getLogger(__name__)
 
-_BROKEN_OFF = 3
-"""Handshakes in a row that end without a word, after which the service's key may be wrong."""
+_MAX_UNEXPLAINED_FAILURES = 3
+"""Consecutive handshakes that end without a reason before the service's key is suspected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Whom a subscriber trusts, and who it is.
+    """The service's public key and the subscriber's own key pair.
 
     Attributes:
-        server: the service's public key.
-        own: the subscriber's pair.
+        server: public key of the service.
+        own: key pair of the subscriber.
     """
 
     server: str
@@ -36,56 +36,56 @@ class Keys:
 
     @classmethod
     def load(cls, server_key: str | Path | None, key_file: str | Path | None) -> Keys | None:
-        """The keys that are named, None for a service without.
+        """Read the given keys; returns None if neither is given.
 
         Raises:
-            UsageError: one is named without the other.
-            KeyFileError: what is named isn't a key, or others can read the secret.
+            UsageError: only one of the two is given.
+            KeyFileError: a key is invalid, or other users can read the secret key.
         """
         if server_key is None and key_file is None:
             return None
         if key_file is None:
             raise UsageError(
-                "server_key without key_file (--server-key without --key): name your own secret's "
-                "file too; `streamseg keys new` makes one"
+                "server_key without key_file (--server-key without --key): also give the file of "
+                "your own secret key; `streamseg keys new` creates one"
             )
         if server_key is None:
             raise UsageError(
-                "key_file without server_key (--key without --server-key): name the service's "
-                "public key too"
+                "key_file without server_key (--key without --server-key): also give the public "
+                "key of the service"
             )
         return cls(parse_public_key(server_key), read_pair(key_file))
 
-    def put_on(self, sock: zmq.Socket[bytes]) -> None:
-        """Use them on a socket, before it is connected."""
+    def apply_to(self, sock: zmq.Socket[bytes]) -> None:
+        """Set the keys on a socket that isn't connected yet."""
         sock.setsockopt_string(zmq.CURVE_SERVERKEY, self.server)
         sock.setsockopt_string(zmq.CURVE_PUBLICKEY, self.own.public)
         sock.setsockopt_string(zmq.CURVE_SECRETKEY, self.own.secret)
 
 
-class Handshakes:
-    """What has become of the handshakes with a service, over one socket after the other.
+class HandshakeMonitor:
+    """Outcome of the handshakes with a service, over successive sockets.
 
     Args:
-        address: where the sockets are connected to.
-        keys: those they use.
+        address: endpoint of the service.
+        keys: keys of the sockets, or None.
 
     Attributes:
-        admitted: whether one has succeeded, ever.
-        refused: whether the service has refused the latest one.
-        trouble: what stands in the way, as far as it is known.
+        was_admitted: whether any handshake has succeeded.
+        is_refused: whether the latest handshake was refused.
+        problem: why the latest handshake failed, or None.
     """
 
     def __init__(self, address: Address, keys: Keys | None) -> None:
         self._address = address
         self._keys = keys
-        self._broken_off = 0
-        self.admitted = False
-        self.refused = False
-        self.trouble: str | None = None
+        self._unexplained_failures = 0
+        self.was_admitted = False
+        self.is_refused = False
+        self.problem: str | None = None
 
-    def watch(self, sock: zmq.Socket[bytes]) -> None:
-        """Look at a socket from now on, which isn't connected yet."""
+    def attach(self, sock: zmq.Socket[bytes]) -> None:
+        """Monitor a socket that isn't connected yet."""
         self._sock = sock
         self._monitor = sock.get_monitor_socket(
             zmq.Event.HANDSHAKE_SUCCEEDED
@@ -94,50 +94,50 @@ class Handshakes:
             | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
         )
 
-    def let_go(self) -> None:
-        """Look at the socket no more, before it is closed.
+    def detach(self) -> None:
+        """Stop monitoring the socket; call this before closing it.
 
-        All that waits is read first: libzmq's thread would wait for room for it, and never end.
+        Queued events are read first: libzmq's I/O thread would otherwise block on a full queue.
         """
-        self.look()
+        self.read_events()
         self._sock.disable_monitor()
         self._monitor.close(linger=0)
 
-    def look(self) -> None:
-        """Take in what has happened since; never waits."""
+    def read_events(self) -> None:
+        """Process the events since the last call; doesn't block."""
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)
-            self._take(event["event"], event["value"])
+            self._handle(event["event"], event["value"])
 
-    def _take(self, event: int, value: int) -> None:
+    def _handle(self, event: int, value: int) -> None:
         if event == zmq.Event.HANDSHAKE_SUCCEEDED:
-            self.admitted = True
-            self.refused = False
-            self.trouble = None
-            self._broken_off = 0
+            self.was_admitted = True
+            self.is_refused = False
+            self.problem = None
+            self._unexplained_failures = 0
         elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
-            self.refused = True
+            self.is_refused = True
             key = "our key" if self._keys is None else f"the key {self._keys.own.public}"
-            self._say(f"the service refuses {key}: `streamseg keys allow` there lets it in")
+            self._report(f"the service refuses {key}: allow it there with `streamseg keys allow`")
         elif value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-            self.refused = True
-            self._say(
-                "the service asks for no key: connect without server_key and key_file "
+            self.is_refused = True
+            self._report(
+                "the service uses no keys: connect without server_key and key_file "
                 "(--server-key and --key)"
                 if self._keys
-                else "the service asks for a key: connect with server_key and key_file "
+                else "the service requires a key: connect with server_key and key_file "
                 "(--server-key and --key)"
             )
         else:
-            self._broken_off += 1
-            if self._keys and self._broken_off >= _BROKEN_OFF:
-                self._say(
-                    "the handshake is broken off again and again: is "
-                    f"{self._keys.server} the service's key?"
+            self._unexplained_failures += 1
+            if self._keys and self._unexplained_failures >= _MAX_UNEXPLAINED_FAILURES:
+                self._report(
+                    f"the handshake fails repeatedly: check that {self._keys.server} is the "
+                    "service's key"
                 )
 
-    def _say(self, trouble: str) -> None:
-        """Note what is wrong, and say it once if nothing is raised: see ``Link.look_after``."""
-        if trouble != self.trouble and (self.admitted or not self.refused):
-            log.warning("%s: %s", self._address, trouble)
-        self.trouble = trouble
+    def _report(self, problem: str) -> None:
+        """Store a problem; log it once unless ``Link.check`` raises it."""
+        if problem != self.problem and (self.was_admitted or not self.is_refused):
+            log.warning("%s: %s", self._address, problem)
+        self.problem = problem

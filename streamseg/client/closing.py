@@ -1,8 +1,8 @@
-"""Closing a subscriber from anywhere: its reader, another thread, a signal handler.
+"""Exclusive use of a subscriber's sockets, and closing them from any thread or signal handler.
 
-A ZeroMQ socket belongs to one thread at a time. So who closes does not touch the sockets of a
-reader that is at work: the reader is woken, and closes them itself. No lock is waited for, because
-a signal handler may have interrupted the very thread that holds it.
+A ZeroMQ socket may be used by one thread at a time. So ``close`` doesn't touch the sockets while a
+reader uses them: it wakes the reader, which closes them itself. ``close`` never waits for a lock,
+because a signal handler may have interrupted the thread that holds it.
 """
 
 from __future__ import annotations
@@ -16,56 +16,57 @@ from contextlib import contextmanager
 from streamseg.errors import UsageError
 
 
-class Turn:
-    """The right to use the sockets: one reader has it at a time, until they are closed.
+class ReaderLock:
+    """The right to use the sockets, held by one reader at a time until ``close``.
 
     Args:
-        close_sockets: called once or more often when ``close`` was called, by whoever has the
-            turn then.
+        close_sockets: called at least once after ``close``, by the thread that holds the lock.
 
     Attributes:
         is_closed: whether ``close`` was called.
-        wake_up: file descriptor that is readable from then on.
+        wake_up: file descriptor that becomes readable on ``close``.
     """
 
     def __init__(self, close_sockets: Callable[[], None]) -> None:
         self._close_sockets = close_sockets
-        self._taken = threading.Lock()
+        self._lock = threading.Lock()
         self.is_closed = False
         self.wake_up, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
 
     def __del__(self) -> None:
-        # Not before: another thread may be about to write there.
+        # Not in close: another thread may be about to write to the pipe.
         for end in (self.wake_up, self._write_end):
             os.close(end)
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Use the sockets.
+    def acquire(self) -> Iterator[None]:
+        """Hold the lock.
 
         Raises:
-            UsageError: somebody else is using them.
+            UsageError: another thread or task holds it.
         """
-        if not self._taken.acquire(blocking=False):
-            raise UsageError("another thread or task is reading this subscriber: make one for each")
+        if not self._lock.acquire(blocking=False):
+            raise UsageError(
+                "another thread or task is reading this subscriber: create one for each"
+            )
         try:
             yield
         finally:
-            self._taken.release()
-            self._close_if_asked()
+            self._lock.release()
+            self._close_if_requested()
 
     def close(self) -> None:
-        """Have the sockets closed: now, or by the reader that is at work."""
+        """Close the sockets now, or have the active reader close them."""
         self.is_closed = True
-        with contextlib.suppress(BlockingIOError):  # it was written often enough
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of earlier wake-ups
             os.write(self._write_end, b"\0")
-        self._close_if_asked()
+        self._close_if_requested()
 
-    def _close_if_asked(self) -> None:
-        """Close the sockets unless somebody has the turn, who does it at its end."""
-        if self.is_closed and self._taken.acquire(blocking=False):
+    def _close_if_requested(self) -> None:
+        """Close the sockets unless a reader holds the lock; it closes them when it is done."""
+        if self.is_closed and self._lock.acquire(blocking=False):
             try:
                 self._close_sockets()
             finally:
-                self._taken.release()
+                self._lock.release()

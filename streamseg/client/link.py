@@ -1,4 +1,4 @@
-"""A SUB socket that is made anew when it may have gone deaf, and notices when it is refused."""
+"""A subscriber's SUB socket: reconnected when it goes silent, checked for refused handshakes."""
 
 from __future__ import annotations
 
@@ -9,36 +9,35 @@ from collections.abc import Iterator, Sequence
 
 import zmq
 
-from streamseg.client.authentication import Handshakes, Keys
+from streamseg.client.authentication import HandshakeMonitor, Keys
 from streamseg.errors import RefusedError, UsageError
 from streamseg.protocol.address import Address
 
 log = logging.getLogger(__name__)
 
-DEAF_AFTER = 5.0
-"""Seconds without a word, not even a status, after which the connection is made anew.
+RECONNECT_AFTER = 5.0
+"""Seconds without any message, not even a status, before the socket is replaced.
 
-libzmq gives a connection up for good after one message that is too large, or a handshake that was
-refused. This takes the place of ZMTP's heartbeats, too: when one of those runs out while the queue
-here is full, libzmq 4.3.5 connects again and aborts the process (``Assertion failed:
-_input_stopped``).
+libzmq abandons a connection after a message that is too large or a refused handshake. This also
+replaces ZMTP heartbeats: if one times out while the receive queue is full, libzmq 4.3.5 reconnects
+and then aborts the process (``Assertion failed: _input_stopped``).
 """
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 2000
 
 
 class Link:
-    """Subscribed from the beginning. Belongs to one thread at a time.
+    """A connected SUB socket with its subscriptions. Used by one thread at a time.
 
     Args:
-        context: of the socket.
-        address: where to connect to.
-        topics: what to subscribe to.
-        keys: the subscriber's, where the service has some.
-        queued: messages that may wait here.
-        largest: bytes of a part of a message.
+        context: ZeroMQ context of the socket.
+        address: endpoint to connect to.
+        topics: topic prefixes to subscribe to.
+        keys: keys of the subscriber, or None.
+        queue_size: high-water mark of received messages.
+        max_part_bytes: largest accepted message part.
 
     Raises:
-        UsageError: there can be no connection to such an address.
+        UsageError: libzmq can't connect to the address.
     """
 
     def __init__(
@@ -48,75 +47,75 @@ class Link:
         topics: Sequence[bytes],
         *,
         keys: Keys | None,
-        queued: int,
-        largest: int,
+        queue_size: int,
+        max_part_bytes: int,
     ) -> None:
         self.address = address
         self.reopened = 0
         self._context = context
         self._topics = topics
         self._keys = keys
-        self._queued = queued
-        self._largest = largest
-        self._handshakes = Handshakes(address, keys)
+        self._queue_size = queue_size
+        self._max_part_bytes = max_part_bytes
+        self._handshakes = HandshakeMonitor(address, keys)
         self.socket = self._open()
 
     @property
-    def trouble(self) -> str | None:
-        """What stands in the way of the connection, if it is known."""
-        return self._handshakes.trouble
+    def problem(self) -> str | None:
+        """Why the latest handshake failed, or None."""
+        return self._handshakes.problem
 
-    def waiting(self) -> Iterator[list[bytes]]:
-        """The messages that have arrived."""
+    def receive_waiting(self) -> Iterator[list[bytes]]:
+        """Yield the received messages, as lists of parts; doesn't block."""
         with contextlib.suppress(zmq.Again):
             while True:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
-                self._heard_at = time.monotonic()
+                self._received_at = time.monotonic()
                 yield parts
 
-    def look_after(self) -> None:
-        """Connect again if nothing has come for long; everything that came must have been read.
+    def check(self) -> None:
+        """Replace the socket if it has been silent; call this after reading all messages.
 
         Raises:
-            RefusedError: the service doesn't let us in, and never has. One that has is asked
-                again and again, as after any disconnection.
+            RefusedError: the service refuses the connection and never accepted one before. After
+                an accepted connection, a refusal is retried like any disconnection.
         """
-        self._handshakes.look()
-        if self._handshakes.refused and not self._handshakes.admitted:
-            raise RefusedError(f"{self.address}: {self._handshakes.trouble}")
-        if time.monotonic() - self._heard_at > DEAF_AFTER:
-            log.debug("%s: connecting again", self.address)
+        self._handshakes.read_events()
+        if self._handshakes.is_refused and not self._handshakes.was_admitted:
+            raise RefusedError(f"{self.address}: {self._handshakes.problem}")
+        if time.monotonic() - self._received_at > RECONNECT_AFTER:
+            log.debug("%s: reconnecting", self.address)
             self.close()
             self.socket = self._open()
             self.reopened += 1
 
     def close(self) -> None:
-        """Let the service know that nobody is waiting here any more. May be called twice."""
+        """Disconnect. May be called twice."""
         if not self.socket.closed:
-            self._handshakes.let_go()
+            self._handshakes.detach()
             self.socket.close(linger=0)
 
     def _open(self) -> zmq.Socket[bytes]:
         sock = self._context.socket(zmq.SUB)
-        sock.rcvhwm = self._queued
-        sock.sndhwm = 0  # subscriptions are sent messages: libzmq drops those there is no room for
-        sock.setsockopt(zmq.MAXMSGSIZE, self._largest)
-        prepare(sock, self.address, self._keys)
+        sock.rcvhwm = self._queue_size
+        sock.sndhwm = 0  # subscriptions are messages too: libzmq drops those beyond the mark
+        sock.setsockopt(zmq.MAXMSGSIZE, self._max_part_bytes)
+        set_common_options(sock, self.address, self._keys)
         for topic in self._topics:
             sock.subscribe(topic)
-        self._handshakes.watch(sock)
+        self._handshakes.attach(sock)
         try:
             sock.connect(str(self.address))
         except zmq.ZMQError as error:
-            self._handshakes.let_go()
+            self._handshakes.detach()
             sock.close(linger=0)
             raise UsageError(f"{self.address}: {error}") from None
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
         return sock
 
 
-def prepare(sock: zmq.Socket[bytes], address: Address, keys: Keys | None) -> None:
-    """What every socket of a subscriber has: it comes again by itself, and has the keys."""
+def set_common_options(sock: zmq.Socket[bytes], address: Address, keys: Keys | None) -> None:
+    """Set the options of every subscriber socket: linger, IPv6, reconnection and keys."""
     sock.linger = 0
     for option, value in (
         (zmq.IPV6, int(":" in address.host)),
@@ -125,4 +124,4 @@ def prepare(sock: zmq.Socket[bytes], address: Address, keys: Keys | None) -> Non
     ):
         sock.setsockopt(option, value)
     if keys is not None:
-        keys.put_on(sock)
+        keys.apply_to(sock)

@@ -1,7 +1,7 @@
-"""One topic's messages in order, each once, whichever way they come: live, or given again.
+"""Ordering of one topic's messages: each one once and in sequence, live or replayed.
 
-No sockets, no clock. While something is missing, what is newer is held back; what is missing is
-asked for since ``last``, until it has come or is known to be lost.
+Uses no sockets and no clock. While messages are missing, later ones are buffered; the missing ones
+are requested since ``last`` until they arrive or are known to be lost.
 """
 
 from __future__ import annotations
@@ -12,103 +12,102 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Order(Generic[T]):
-    """Each method returns what can be given now, in order.
+class MessageOrder(Generic[T]):
+    """Reorder buffer of one topic. Its methods return the messages that are next in sequence.
 
     Attributes:
-        last: the number of the latest message that was given or counted as lost; None before the
-            first.
-        lost: messages that never came.
+        last: sequence number of the last message returned or counted as lost; None at first.
+        lost: number of messages that never arrived.
     """
 
     def __init__(self) -> None:
         self.last: int | None = None
         self.lost = 0
-        self._known = -1  # the highest number that has been heard of
-        self._held: deque[tuple[int, T]] = deque()
-        self._asked = (-1, -1)
+        self._newest = -1  # highest sequence number known to have been published
+        self._buffer: deque[tuple[int, T]] = deque()
+        self._requested = (-1, -1)
 
     @property
-    def held(self) -> int:
-        """Messages held back."""
-        return len(self._held)
+    def buffered(self) -> int:
+        """Number of buffered messages."""
+        return len(self._buffer)
 
     @property
-    def is_missing_some(self) -> bool:
-        """Whether there is, or was, something after ``last`` that hasn't come."""
-        return self.last is not None and self._known > self.last
+    def has_gap(self) -> bool:
+        """Whether a message after ``last`` was published but not returned yet."""
+        return self.last is not None and self._newest > self.last
 
-    def live(self, seq: int, item: T, *, room: bool) -> list[T]:
-        """Take a message as it was published.
+    def add_live(self, seq: int, item: T, *, has_room: bool) -> list[T]:
+        """Add a message that arrived live.
 
         Args:
-            seq: its number.
+            seq: its sequence number.
             item: the message.
-            room: whether it may be held back; otherwise it is as if it had been lost on the way.
+            has_room: whether it may be buffered; otherwise it is treated as not received.
         """
         if self.last is None:
-            self.last = self._known = seq
+            self.last = self._newest = seq
             return [item]
-        if seq <= (self._held[-1][0] if self._held else self.last):
+        if seq <= (self._buffer[-1][0] if self._buffer else self.last):
             return []
-        self._known = max(self._known, seq)
+        self._newest = max(self._newest, seq)
         if seq == self.last + 1:
             self.last = seq
             return [item]
-        if room:
-            self._held.append((seq, item))
+        if has_room:
+            self._buffer.append((seq, item))
         return []
 
-    def told(self, seq: int) -> None:
-        """There is a message of this number, seen or not."""
+    def note_published(self, seq: int) -> None:
+        """Record that a message with this sequence number was published."""
         if self.last is not None:
-            self._known = max(self._known, seq)
+            self._newest = max(self._newest, seq)
 
-    def ask(self) -> int:
-        """The number to ask since; ``answered`` is about this question."""
+    def start_request(self) -> int:
+        """Return the sequence number to request replay since; ends with ``end_request``."""
         assert self.last is not None
-        self._asked = (self.last, self._known)
+        self._requested = (self.last, self._newest)
         return self.last
 
-    def again(self, seq: int, item: T) -> list[T]:
-        """Take a message that is given again, in order: what was before it can't be had."""
+    def add_replayed(self, seq: int, item: T) -> list[T]:
+        """Add a replayed message. Replays are in order: missing ones before it are lost."""
         if self.last is None or seq <= self.last:
             return []
-        given = self._pass_to(seq - 1)
+        ready = self._advance_to(seq - 1)
         if self.last >= seq:
-            return given  # it was held back
+            return ready  # it was in the buffer
         self.last = seq
-        self._known = max(self._known, seq)
-        return [*given, item, *self._pass_to(seq)]
+        self._newest = max(self._newest, seq)
+        return [*ready, item, *self._advance_to(seq)]
 
-    def answered(self) -> list[T]:
-        """The answer has ended. If it brought nothing, what was known when asking is lost."""
-        since, known = self._asked
+    def end_request(self) -> list[T]:
+        """End a request. If it returned nothing, the messages known when it started are lost."""
+        since, newest = self._requested
         if self.last is None or self.last > since:
             return []
-        return self._pass_to(min(known, self._held[0][0] - 1) if self._held else known)
+        return self._advance_to(min(newest, self._buffer[0][0] - 1) if self._buffer else newest)
 
     def give_up(self) -> list[T]:
-        """Nothing that is missing will come any more."""
-        return [] if self.last is None else self._pass_to(self._known)
+        """Count all missing messages as lost."""
+        return [] if self.last is None else self._advance_to(self._newest)
 
     def restart(self) -> list[T]:
-        """The numbers begin afresh."""
-        given = self.give_up()
-        self.last, self._known = None, -1
-        return given
+        """Start over with new sequence numbers, for a restarted service."""
+        ready = self.give_up()
+        self.last, self._newest = None, -1
+        return ready
 
-    def _pass_to(self, seq: int) -> list[T]:
-        """Go on to this number: what is held up to there, and right after it; the rest is lost."""
+    def _advance_to(self, seq: int) -> list[T]:
+        """Advance ``last`` to ``seq``: return buffered messages up to and following it."""
         assert self.last is not None
-        given: list[T] = []
-        while self._held and self._held[0][0] <= max(seq, self.last + 1):
-            at, item = self._held.popleft()
-            self.lost += at - self.last - 1
-            self.last = at
-            given.append(item)
+        ready: list[T] = []
+        while self._buffer and self._buffer[0][0] <= max(seq, self.last + 1):
+            buffered_seq, item = self._buffer.popleft()
+            self.lost += buffered_seq - self.last - 1
+            self.last = buffered_seq
+            ready.append(item)
         if seq > self.last:
             self.lost += seq - self.last
             self.last = seq
-            given += self._pass_to(seq)
-        return given
+            ready += self._advance_to(seq)
+        return ready

@@ -1,7 +1,7 @@
-"""A link of which only the newest message of each topic is kept: a slow reader gets what is now.
+"""A link that keeps only the newest message of each topic, for readers slower than the stream.
 
-A thread reads all the time. Otherwise what is oldest would wait in libzmq's queues, here and at
-the publisher, and what is newest would be lost.
+A thread reads all the time. Otherwise old messages would wait in libzmq's queues, here and at the
+publisher, while new ones are dropped.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from streamseg.client.link import Link
 from streamseg.client.session import MAX_SOURCES
 from streamseg.protocol.address import Address
 
-_LOOK_UP_EVERY = 0.5
+_POLL_TIMEOUT = 0.5
 """Seconds."""
-_READ_AT_ONCE = 1000
-"""Messages after which the thread looks up, whether it shall end."""
+_BATCH_SIZE = 1000
+"""Messages read before the thread checks whether it was closed."""
 _numbers = count()
-"""For names that no link has had: libzmq gives one back some time after its socket was closed."""
+"""Makes inproc names unique: libzmq frees a name some time after its socket was closed."""
 
 
 class NewestLink:
-    """Like ``Link``, around one that belongs to a thread from now on.
+    """Link with the interface of ``Link``, read by a thread of its own.
 
     Args:
-        context: of the link's socket.
-        link: connected.
+        context: ZeroMQ context of the link's socket.
+        link: connected link; the thread owns it from now on.
 
     Attributes:
-        socket: readable when a message may wait.
+        socket: becomes readable when a message may be waiting.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], link: Link) -> None:
@@ -42,32 +42,32 @@ class NewestLink:
         self._newest: dict[bytes, list[bytes]] = {}
         self._failure: Exception | None = None
         self.socket = context.socket(zmq.PAIR)
-        self._bell = context.socket(zmq.PAIR)
-        for end in (self.socket, self._bell):
+        self._thread_socket = context.socket(zmq.PAIR)
+        for end in (self.socket, self._thread_socket):
             end.sndhwm = end.rcvhwm = 1
-        between = f"inproc://newest-{next(_numbers)}"
-        self.socket.bind(between)
-        self._bell.connect(between)
-        self._thread = threading.Thread(target=self._read, name="newest", daemon=True)
+        address = f"inproc://newest-{next(_numbers)}"
+        self.socket.bind(address)
+        self._thread_socket.connect(address)
+        self._thread = threading.Thread(target=self._run, name="newest", daemon=True)
         self._thread.start()
 
     @property
     def address(self) -> Address:
-        """Where it is connected to."""
+        """Endpoint that the link is connected to."""
         return self._link.address
 
     @property
     def reopened(self) -> int:
-        """How often the connection was made anew."""
+        """Number of times the socket was replaced."""
         return self._link.reopened
 
     @property
-    def trouble(self) -> str | None:
-        """What stands in the way of the connection, if it is known."""
-        return self._link.trouble
+    def problem(self) -> str | None:
+        """Why the latest handshake failed, or None."""
+        return self._link.problem
 
-    def waiting(self) -> Iterator[list[bytes]]:
-        """The newest message of each topic, each once."""
+    def receive_waiting(self) -> Iterator[list[bytes]]:
+        """Yield the newest message of each topic, each one once; doesn't block."""
         with contextlib.suppress(zmq.Again):
             while True:
                 self.socket.recv(zmq.NOBLOCK)
@@ -78,52 +78,52 @@ class NewestLink:
                 parts = self._newest.pop(next(iter(self._newest)))
             yield parts
 
-    def look_after(self) -> None:
-        """Raises what the thread has met.
+    def check(self) -> None:
+        """Raise the error that ended the thread, if any.
 
         Raises:
-            RefusedError: see ``Link``.
+            RefusedError: see ``Link.check``.
         """
         if self._failure is not None:
             raise self._failure
 
     def close(self) -> None:
-        """End the thread, and with it the link. May be called twice."""
+        """Stop the thread and close the link. May be called twice."""
         if self.socket.closed:
             return
-        with contextlib.suppress(zmq.Again):  # Again: the thread has ended by itself
+        with contextlib.suppress(zmq.Again):  # the thread has ended already
             self.socket.send(b"", zmq.NOBLOCK)
         self._thread.join()
         self.socket.close(linger=0)
 
     # The thread
 
-    def _read(self) -> None:
+    def _run(self) -> None:
         try:
-            while not self._bell.poll(0):
-                zmq.select([self._link.socket, self._bell], [], [], _LOOK_UP_EVERY)
-                for parts in islice(self._link.waiting(), _READ_AT_ONCE):
-                    self._keep(parts)
-                self._link.look_after()
-        except Exception as error:  # noqa: BLE001 - raised by look_after, where somebody waits
+            while not self._thread_socket.poll(0):
+                zmq.select([self._link.socket, self._thread_socket], [], [], _POLL_TIMEOUT)
+                for parts in islice(self._link.receive_waiting(), _BATCH_SIZE):
+                    self._store(parts)
+                self._link.check()
+        except Exception as error:  # noqa: BLE001 - raised by check in the reader's thread
             self._failure = error
-            self._ring()
+            self._notify()
         finally:
             self._link.close()
-            self._bell.close(linger=0)
+            self._thread_socket.close(linger=0)
 
-    def _keep(self, parts: list[bytes]) -> None:
-        """Put a message in the place of its topic's last one, a status behind all others.
+    def _store(self, parts: list[bytes]) -> None:
+        """Replace the topic's message; a status message moves behind all others.
 
-        What a status says of a source's end shall not be read before the source's last result.
+        Otherwise the status that ends a source could be read before its last result.
         """
         with self._lock:
             if parts[0].startswith(b"status/"):
                 self._newest.pop(parts[0], None)
             if parts[0] in self._newest or len(self._newest) < 2 * MAX_SOURCES:
                 self._newest[parts[0]] = parts
-        self._ring()
+        self._notify()
 
-    def _ring(self) -> None:
-        with contextlib.suppress(zmq.Again):  # Again: it has been rung already
-            self._bell.send(b"", zmq.NOBLOCK)
+    def _notify(self) -> None:
+        with contextlib.suppress(zmq.Again):  # a notification is pending already
+            self._thread_socket.send(b"", zmq.NOBLOCK)

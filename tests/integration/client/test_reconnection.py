@@ -1,4 +1,4 @@
-"""Every kind of subscriber survives that its service is gone for a while, or starts again."""
+"""Reconnection of every kind of subscriber after a pause or restart of the service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STARTS = 2
 
 
 class Reader:
-    """A subscriber in a thread of its own, and of what frames its results were."""
+    """A subscriber in a thread, with the frame indices of its results."""
 
     def __init__(self, at: str, kind: str, folder: Path) -> None:
         self.indices: list[int] = []
@@ -91,7 +91,7 @@ def reading(*arguments):
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "watch", "newest"])
-def test_masks_go_on_with_each_start_of_the_publisher(kind, tmp_path) -> None:
+def test_masks_resume_after_each_restart(kind, tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     with reading(bind, kind, tmp_path) as reader:
         for start in range(STARTS):
@@ -110,7 +110,7 @@ def test_masks_go_on_with_each_start_of_the_publisher(kind, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pictures", "newest pictures"])
-def test_pictures_go_on_with_each_start_even_at_another_port(kind, tmp_path) -> None:
+def test_images_resume_after_a_restart_at_another_port(kind, tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     with reading(bind, kind, tmp_path) as reader:
         for start in range(STARTS):
@@ -122,7 +122,7 @@ def test_pictures_go_on_with_each_start_even_at_another_port(kind, tmp_path) -> 
     assert reader.indices == list(range(STARTS))
 
 
-def test_the_viewer_goes_on_with_each_start(tmp_path) -> None:
+def test_viewer_resumes_after_each_restart(tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     with viewer(bind) as shown, page(shown, looks=("gate",)) as looker:
         for start in range(2):
@@ -140,8 +140,8 @@ def test_the_viewer_goes_on_with_each_start(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "watch"])
-def test_a_short_disconnection_loses_nothing(kind, tmp_path) -> None:
-    """Also of a source whose end has come meanwhile; the replay socket is reached as it is."""
+def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
+    """Includes a source that ends meanwhile; the replay socket stays reachable."""
     with service() as running:
         cable = Cable(running.masks_at)
         with reading(cable.at, kind, tmp_path) as reader:
@@ -164,7 +164,7 @@ def test_a_short_disconnection_loses_nothing(kind, tmp_path) -> None:
         assert [index for index, source in mine if source == name] == list(range(count))
 
 
-def test_a_reader_slower_than_its_queues_loses_nothing_that_is_kept() -> None:
+def test_slow_reader_gets_all_kept_results() -> None:
     found, many = instances(100, (1080, 1920)), 700  # more than fits on the way
     with service() as running, streamseg.connect(running.masks_at, timeout=10) as sub:
         running.wait_joined()
@@ -175,7 +175,7 @@ def test_a_reader_slower_than_its_queues_loses_nothing_that_is_kept() -> None:
 
 
 @pytest.mark.slow
-def test_a_service_killed_and_started_again_is_heard_again_by_every_kind(tmp_path) -> None:
+def test_every_subscriber_resumes_after_a_killed_service_restarts(tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     live = "test:?live=1&size=320x240&fps=10"
     kinds = ("sync", "async", "watch", "newest", "pictures", "newest pictures")
