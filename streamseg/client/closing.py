@@ -40,18 +40,21 @@ class ReaderLock:
             os.close(end)
 
     @contextmanager
-    def acquire(self) -> Iterator[None]:
-        """Hold the lock.
+    def acquire(self) -> Iterator[bool]:
+        """Hold the lock. Yields False if ``close`` was called and the sockets must not be used.
 
         Raises:
-            UsageError: another thread or task holds it.
+            UsageError: another thread or task is reading.
         """
         if not self._lock.acquire(blocking=False):
+            if self.is_closed:  # the lock may be held by ``close`` in another thread
+                yield False
+                return
             raise UsageError(
                 "another thread or task is reading this subscriber: create one for each"
             )
         try:
-            yield
+            yield not self.is_closed
         finally:
             self._lock.release()
             self._close_if_requested()

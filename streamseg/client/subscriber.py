@@ -113,7 +113,9 @@ class Subscriber:
         """
         deadline = _Deadline(self._timeout if timeout is ... else timeout)
         self._check_process()
-        with self._reader_lock.acquire():
+        with self._reader_lock.acquire() as is_open:
+            if not is_open:
+                return None
             while (received := self._read()) is None and not self.ended:
                 seconds = self._poll_seconds(deadline)
                 zmq.select([*self._sockets, self._reader_lock.wake_up], [], [], seconds)
@@ -125,7 +127,9 @@ class Subscriber:
         """Return the next result, like ``receive``; cancellation loses no result."""
         deadline = _Deadline(self._timeout if timeout is ... else timeout)
         self._check_process()
-        with self._reader_lock.acquire():
+        with self._reader_lock.acquire() as is_open:
+            if not is_open:
+                return None
             while (received := self._read()) is None and not self.ended:
                 seconds = self._poll_seconds(deadline)
                 await _wait_readable(self._sockets, self._reader_lock.wake_up, seconds)

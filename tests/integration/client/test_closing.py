@@ -98,6 +98,25 @@ def test_concurrent_closes_while_receiving_are_safe() -> None:
     assert received[:3] == [0, 1, 2]
 
 
+def test_receive_returns_none_while_another_thread_closes(subscriber) -> None:
+    closing, closed = threading.Event(), threading.Event()
+
+    def close_slowly() -> None:
+        closing.set()
+        closed.wait(WITHIN)
+
+    close_sockets = subscriber._reader_lock._close_sockets
+    subscriber._reader_lock._close_sockets = close_slowly
+    closer = threading.Thread(target=subscriber.close)
+    closer.start()
+    assert closing.wait(WITHIN)
+    assert subscriber.receive() is None
+    closed.set()
+    closer.join(WITHIN)
+    subscriber._reader_lock._close_sockets = close_sockets
+    subscriber.close()
+
+
 def test_second_reader_is_a_usage_error(subscriber) -> None:
     reader = threading.Thread(target=lambda: list(subscriber))
     reader.start()
