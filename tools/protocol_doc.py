@@ -89,8 +89,8 @@ def format_limits() -> str:
         (
             "data sent by a subscriber over TCP",
             (
-                f"{connection_limiter.MAY_SEND_AT_ONCE // 1024} KiB, plus "
-                f"{connection_limiter.MAY_SEND_A_SECOND} bytes per second"
+                f"{connection_limiter.MAX_BURST_BYTES // 1024} KiB, plus "
+                f"{connection_limiter.MAX_BYTES_PER_SECOND} bytes per second"
             ),
         ),
         ("publisher queue per subscriber: masks", _count_messages(endpoints.MASKS_QUEUED)),

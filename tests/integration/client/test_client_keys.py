@@ -21,7 +21,7 @@ from streamseg.client import link
 from streamseg.errors import KeyFileError, ReceiveTimeout, RefusedError, UsageError
 from streamseg.protocol.curve import create_pair
 from streamseg.sinks.zmq import replay
-from streamseg.sinks.zmq.replay import Replay
+from streamseg.sinks.zmq.replay import ReplayBuffer
 from streamseg.viewer import Viewer
 
 
@@ -38,7 +38,7 @@ class KeyedPublisher:
         self.router = self._lock(zmq.ROUTER)
         self.at = self.masks.getsockopt(zmq.LAST_ENDPOINT).decode()
         self.endpoints = {"replay": self.router.getsockopt(zmq.LAST_ENDPOINT).decode()}
-        self.history = Replay(60, replay.DEFAULT_BYTES, "one")
+        self.history = ReplayBuffer(60, replay.DEFAULT_BYTES, "one")
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._judge, daemon=True)
         self._thread.start()
@@ -59,11 +59,11 @@ class KeyedPublisher:
                 code = b"200" if z85.encode(key).decode() in self.allowed else b"400"
                 self._zap.send_multipart([version, request, code, b"", b"", b""])
             if self.router.poll(0):
-                self.history.answer(self.router)
+                self.history.answer_requests(self.router)
 
     def publish(self, seq, *, lost=False) -> None:
         message = masks_json(seq)
-        self.history.keep(b"masks/gate/", seq, message)
+        self.history.add(b"masks/gate/", seq, message)
         if not lost:
             self.masks.send_multipart([b"masks/gate/", message])
 

@@ -85,7 +85,7 @@ def test_concurrent_closes_while_receiving_are_safe() -> None:
     with service() as running:
         sub = streamseg.connect(running.masks_at)
         closers = [threading.Thread(target=sub.close) for _ in range(8)]
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put(*(result(index) for index in range(10)))
         received = []
         for got in sub:

@@ -25,7 +25,7 @@ def thread_names() -> list[str]:
 
 def test_paused_reader_gets_the_newest_result_of_each_source() -> None:
     with service() as running, streamseg.connect(running.masks_at, newest=True, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(result(0))
         assert sub.receive().seq == 0
         many = 500  # more than fits into libzmq's queues
@@ -54,7 +54,7 @@ def waits_for(sub, source, seq) -> bool:
 def test_last_result_is_returned_before_the_end() -> None:
     with service() as running:
         with streamseg.connect(running.masks_at, ["gate"], newest=True, timeout=5) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.publisher.set_state("gate", "live", "", 0)
             eventually(lambda: b'"live"' in waiting(sub, b"status/gate/"))
             running.put_and_wait(*[result(i) for i in range(5)])
@@ -81,7 +81,9 @@ def test_newest_works_with_asyncio_and_images() -> None:
             running.masks_at, frames="plain", newest=True, timeout=5
         ) as sub:
             first = asyncio.create_task(sub.receive_async())
-            await asyncio.to_thread(eventually, lambda: running.publisher.wants("video", "gate"))
+            await asyncio.to_thread(
+                eventually, lambda: running.publisher.has_image_subscribers("video", "gate")
+            )
             running.show(result(0), None, jpeg())
             seen = [(await first).index]
             for i in range(1, 30):

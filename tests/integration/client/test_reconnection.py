@@ -96,7 +96,7 @@ def test_masks_resume_after_each_restart(kind, tmp_path) -> None:
     with reading(bind, kind, tmp_path) as reader:
         for start in range(STARTS):
             with service(bind=bind) as running:
-                running.wait_joined()
+                running.wait_for_subscribers()
                 for i in range(4):
                     running.put_and_wait(result(i))
                     eventually(lambda due=4 * start + i + 1: len(reader.indices) == due)
@@ -115,7 +115,7 @@ def test_images_resume_after_a_restart_at_another_port(kind, tmp_path) -> None:
     with reading(bind, kind, tmp_path) as reader:
         for start in range(STARTS):
             with service(bind=bind, bind_frames="tcp://127.0.0.1:*") as running:
-                eventually(lambda r=running: r.publisher.wants("video", "gate"))
+                eventually(lambda r=running: r.publisher.has_image_subscribers("video", "gate"))
                 running.show(result(start), None, jpeg())
                 eventually(lambda due=start + 1: len(reader.indices) == due)
                 running.kill()
@@ -128,7 +128,9 @@ def test_viewer_resumes_after_each_restart(tmp_path) -> None:
         for start in range(2):
             with service(bind=bind) as running:
                 running.publisher.set_state("gate", "live", "", 0)
-                eventually(lambda r=running: r.publisher.wants("video", "gate"), within=15)
+                eventually(
+                    lambda r=running: r.publisher.has_image_subscribers("video", "gate"), within=15
+                )
                 looker.board(lambda b: source(b).get("state") == "live")
                 running.put_and_wait(result(start))
                 running.show(result(start), None, jpeg())
@@ -145,7 +147,7 @@ def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
     with service() as running:
         cable = Cable(running.masks_at)
         with reading(cable.at, kind, tmp_path) as reader:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put_and_wait(result(0), result(0, "yard"))
             eventually(lambda: len(reader.indices) == 2)
             cable.cut()
@@ -154,7 +156,7 @@ def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
             running.put_and_wait(*[result(i, "yard") for i in range(1, 50)])
             running.publisher.set_state("yard", "ended", "end of stream", 0)
             cable.mend()
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put_and_wait(*[result(i) for i in range(200, 210)])
             eventually(lambda: len(reader.indices) == 210 + 50)
             assert reader._subscriber.gaps == {"gate": 0, "yard": 0}
@@ -167,7 +169,7 @@ def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
 def test_slow_reader_gets_all_kept_results() -> None:
     found, many = instances(100, (1080, 1920)), 700  # more than fits on the way
     with service() as running, streamseg.connect(running.masks_at, timeout=10) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 0)
         running.put_and_wait(*[result(i, found=found) for i in range(many)])
         assert [sub.receive().index for _ in range(many)] == list(range(many))

@@ -28,7 +28,7 @@ from streamseg.sinks.zmq import endpoints
 
 def test_results_are_iterated_until_the_service_ends() -> None:
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(*[result(i) for i in range(5)])
         running.finish()
         assert [r.index for r in sub] == [0, 1, 2, 3, 4]
@@ -42,7 +42,7 @@ def test_results_are_iterated_asynchronously() -> None:
     async def read() -> list[int]:
         async with streamseg.connect(running.masks_at, timeout=5) as sub:
             reading = asyncio.create_task(_indices(sub))
-            await asyncio.to_thread(running.wait_joined)
+            await asyncio.to_thread(running.wait_for_subscribers)
             await asyncio.to_thread(running.put_and_wait, *[result(i) for i in range(50)])
             await asyncio.to_thread(running.end)
             return await reading
@@ -58,7 +58,7 @@ async def _indices(sub):
 def test_an_asynchronous_receive_can_be_cancelled_and_loses_nothing() -> None:
     async def read() -> list[int]:
         async with streamseg.connect(running.masks_at, timeout=5) as sub:
-            await asyncio.to_thread(running.wait_joined)
+            await asyncio.to_thread(running.wait_for_subscribers)
             for _ in range(3):
                 with pytest.raises(asyncio.TimeoutError):
                     await asyncio.wait_for(sub.receive_async(), 0.05)
@@ -73,7 +73,7 @@ def test_two_subscribers_share_an_event_loop() -> None:
     async def read() -> list[list[int]]:
         subs = [streamseg.connect(running.masks_at, timeout=5) for _ in range(2)]
         tasks = [asyncio.create_task(_indices(sub)) for sub in subs]
-        await asyncio.to_thread(running.wait_joined, 2)
+        await asyncio.to_thread(running.wait_for_subscribers, 2)
         await asyncio.to_thread(running.put_and_wait, *[result(i) for i in range(20)])
         await asyncio.to_thread(running.end)
         received = await asyncio.gather(*tasks)
@@ -89,14 +89,14 @@ def test_late_subscriber_gets_all_results_from_then_on() -> None:
     with service() as running:
         running.put_and_wait(*[result(i) for i in range(10)])
         with streamseg.connect(running.masks_at, timeout=5) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put_and_wait(result(10), result(11))
             assert [sub.receive().seq, sub.receive().seq] == [10, 11]
             assert sub.gaps == {"gate": 0}
 
 
 def test_late_subscriber_gets_the_end_of_its_source_at_once(monkeypatch) -> None:
-    monkeypatch.setattr("streamseg.sinks.zmq.status.STATUS_EVERY", 30.0)
+    monkeypatch.setattr("streamseg.sinks.zmq.status.STATUS_INTERVAL", 30.0)
     with service() as running:
         running.publisher.set_state("gate", "ended", "end of stream", 0)
         time.sleep(0.2)
@@ -108,7 +108,7 @@ def test_late_subscriber_gets_the_end_of_its_source_at_once(monkeypatch) -> None
 
 def test_only_named_sources_are_received_and_end_the_iteration() -> None:
     with service() as running, streamseg.connect(running.masks_at, ["a", "c"], timeout=5) as sub:
-        running.wait_joined(2)
+        running.wait_for_subscribers(2)
         running.put_and_wait(result(0, "a"), result(0, "b"), result(0, "c"), result(0, "aa"))
         running.publisher.set_state("a", "ended", "", 0)
         running.put_and_wait(result(1, "c"))
@@ -123,7 +123,7 @@ def test_images_arrive_with_their_results_until_the_end() -> None:
     red, blue = jpeg(colour=(255, 0, 0)), jpeg(colour=(0, 0, 255))
 
     def show() -> None:
-        eventually(lambda: running.publisher.wants("video", "gate"))
+        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"))
         for i in range(5):
             running.show(result(i), red, blue)
         running.finish()
@@ -149,7 +149,7 @@ def test_images_from_an_explicit_address() -> None:
             "tcp://127.0.0.1:1", frames="annotated", frames_address=running.frames_at, timeout=5
         ) as sub,
     ):
-        eventually(lambda: running.publisher.wants("frames", "gate"))
+        eventually(lambda: running.publisher.has_image_subscribers("frames", "gate"))
         running.show(result(7), jpeg())
         running.finish()
         assert [r.index for r in sub] == [7]
@@ -231,7 +231,7 @@ def test_subscriber_may_start_before_the_service() -> None:
         with pytest.raises(ReceiveTimeout, match="is a service running there"):
             sub.receive(timeout=0.2)
         with service(bind=bind) as running:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result())
             assert sub.receive().index == 0
 
@@ -270,7 +270,7 @@ def test_subscriber_continues_after_a_long_pause_with_a_full_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Runs in its own process: with ZMTP heartbeats in the client, libzmq aborted it."""
-    monkeypatch.setattr(endpoints, "SILENT_AFTER_MS", 15_000)
+    monkeypatch.setattr(endpoints, "TCP_TIMEOUT_MS", 15_000)
     program = """
 import sys, time, streamseg
 with streamseg.connect(sys.argv[1], timeout=30) as sub:
@@ -280,13 +280,13 @@ with streamseg.connect(sys.argv[1], timeout=30) as sub:
 """
     found = instances(100, (1080, 1920))
     with service() as running:
-        pause = link.RECONNECT_AFTER + endpoints.SILENT_AFTER_MS / 1000 + 5
+        pause = link.RECONNECT_AFTER + endpoints.TCP_TIMEOUT_MS / 1000 + 5
         child = subprocess.Popen(
             [sys.executable, "-c", program, running.masks_at, str(pause)],
             stdout=subprocess.PIPE,
             text=True,
         )
-        running.wait_joined(within=30)
+        running.wait_for_subscribers(within=30)
         until = time.monotonic() + pause + 5
         while time.monotonic() < until:
             running.put_and_wait(*[result(i, found=found) for i in range(10)])
@@ -393,7 +393,7 @@ def test_ipv6_works_end_to_end() -> None:
     with service(bind="tcp://[::1]:*") as running:
         assert running.masks_at.startswith("tcp://[::1]:")
         with streamseg.connect(running.masks_at, timeout=5) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result())
             assert sub.receive().index == 0
 
@@ -404,7 +404,7 @@ def test_ipc_works_end_to_end_with_images(tmp_path) -> None:
         reading: list[int] = []
         thread = threading.Thread(target=lambda: reading.append(sub.receive().index))
         thread.start()
-        eventually(lambda: running.publisher.wants("video", "gate"))
+        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"))
         running.show(result(3), None, jpeg())
         thread.join(5)
     assert reading == [3]

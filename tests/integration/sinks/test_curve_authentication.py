@@ -23,7 +23,7 @@ from streamseg.protocol import curve
 from streamseg.protocol.address import Address
 from streamseg.protocol.curve import KeyFolder, create_pair, parse_public_key, read_pair
 from streamseg.sinks.zmq import authentication
-from streamseg.sinks.zmq.connection_limiter import Refusals
+from streamseg.sinks.zmq.connection_limiter import RefusalLog
 from streamseg.sinks.zmq.publisher import Publisher
 
 
@@ -86,8 +86,8 @@ def test_an_allowed_key_receives_masks_and_images(folder) -> None:
         connect(running, folder, "alice") as masks,
         connect(running, folder, "bob", frames="plain", frames_address=running.frames_at) as images,
     ):
-        eventually(lambda: running.publisher.wants("video", "gate"))
-        running.wait_joined(2)
+        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"))
+        running.wait_for_subscribers(2)
         running.put(result(7))
         running.show(result(7), None, jpeg())
         assert masks.receive().index == 7
@@ -144,7 +144,7 @@ def test_network_traffic_is_encrypted(folder) -> None:
             server_key=folder.path / "server.pub",
             key_file=folder.path.parent / "alice.key",
         ) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result(3, source="secret-yard"))
             assert sub.receive().source == "secret-yard"
     assert len(traffic) > 500
@@ -186,7 +186,7 @@ def test_revoking_a_key_disconnects_it_and_others_lose_no_result(folder) -> None
         connect(running, folder, "alice") as alice,
         connect(running, folder, "bob", timeout=1.5) as bob,
     ):
-        running.wait_joined(2)
+        running.wait_for_subscribers(2)
         with reading(alice) as received_by_alice, reading(bob) as received_by_bob:
             running.put(*[result(i) for i in range(20)], every=0.02)
             folder.revoke("bob")
@@ -206,7 +206,7 @@ def test_added_and_replaced_keys_apply_without_a_restart(folder) -> None:
         folder.allow(eve, "eve")
         time.sleep(0.6)
         with connect(running, folder, "eve") as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result(1))
             assert sub.receive().index == 1
             path = folder.path / "allowed" / "eve.pub"
@@ -216,7 +216,7 @@ def test_added_and_replaced_keys_apply_without_a_restart(folder) -> None:
 
 def test_a_damaged_key_file_does_not_affect_other_keys(folder, caplog) -> None:
     with service_with_keys(folder) as running, connect(running, folder, "alice") as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         with reading(sub) as received:
             with caplog.at_level(logging.ERROR):
                 (folder.path / "allowed" / "bob.pub").write_text("half a ke")
@@ -232,7 +232,7 @@ def test_without_the_folder_all_keys_are_refused(folder) -> None:
         service_with_keys(folder) as running,
         connect(running, folder, "alice", timeout=0.7) as sub,
     ):
-        running.wait_joined()
+        running.wait_for_subscribers()
         shutil.rmtree(folder.path / "allowed")
         eventually(lambda: count_refused(running, "key") >= 1)
         running.put(result(1))
@@ -243,7 +243,7 @@ def test_without_the_folder_all_keys_are_refused(folder) -> None:
 @pytest.mark.slow
 def test_a_folder_is_accepted_again_after_its_permissions_are_corrected(folder) -> None:
     with service_with_keys(folder) as running, connect(running, folder, "alice", timeout=20) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         with reading(sub) as received:
             (folder.path / "allowed").chmod(0o770)
             eventually(lambda: count_refused(running, "key") >= 1)
@@ -255,18 +255,20 @@ def test_a_folder_is_accepted_again_after_its_permissions_are_corrected(folder) 
 
 
 @pytest.fixture
-def admission(folder, monkeypatch):
-    """Create an admission that checks the folder at every call."""
-    monkeypatch.setattr(authentication, "LOOK_EVERY", 0.0)
+def authenticator(folder, monkeypatch):
+    """Create an authenticator that checks the folder at every call."""
+    monkeypatch.setattr(authentication, "CHECK_INTERVAL", 0.0)
     context = zmq.Context()
-    admission = authentication.Admission(context, folder, lambda name: False, Refusals(Metrics()))
-    yield admission
-    admission.close()
+    authenticator = authentication.Authenticator(
+        context, folder, lambda name: False, RefusalLog(Metrics())
+    )
+    yield authenticator
+    authenticator.close()
     context.term()
 
 
 def test_a_temporary_disk_error_is_logged_once_and_retried(
-    folder, admission, monkeypatch, caplog
+    folder, authenticator, monkeypatch, caplog
 ) -> None:
     def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -274,40 +276,40 @@ def test_a_temporary_disk_error_is_logged_once_and_retried(
     (folder.path / "allowed" / "bob.pub").touch()
     with monkeypatch.context() as patch:
         patch.setattr(curve.os, "open", fail)
-        revoked = [admission.somebody_was_revoked() for _ in range(5)]
+        revoked = [authenticator.reload_keys() for _ in range(5)]
     assert revoked == [True, False, False, False, False]
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert errors == [
         f"{folder.path}/allowed/{name}.pub: Input/output error" for name in ("alice", "bob")
     ]
-    assert not admission._names
-    assert not admission.somebody_was_revoked()
-    assert sorted(admission._names.values()) == ["alice", "bob"]
+    assert not authenticator._names
+    assert not authenticator.reload_keys()
+    assert sorted(authenticator._names.values()) == ["alice", "bob"]
 
 
-def test_a_folder_without_a_fingerprint_is_read_at_every_check(folder, admission) -> None:
+def test_a_folder_without_a_fingerprint_is_read_at_every_check(folder, authenticator) -> None:
     loop = folder.path / "allowed" / "loop.pub"
     loop.symlink_to(loop)
-    assert not admission.somebody_was_revoked()
+    assert not authenticator.reload_keys()
     folder.revoke("bob")
-    assert admission.somebody_was_revoked()
+    assert authenticator.reload_keys()
 
 
-def test_changed_modes_and_dates_revoke_no_key(folder, admission) -> None:
+def test_changed_modes_and_dates_revoke_no_key(folder, authenticator) -> None:
     for path in (folder.path / "allowed", folder.path / "allowed" / "bob.pub"):
         path.chmod(0o500)
-        assert not admission.somebody_was_revoked()
+        assert not authenticator.reload_keys()
         path.touch()
-        assert not admission.somebody_was_revoked()
+        assert not authenticator.reload_keys()
         path.chmod(0o700)
-    assert sorted(admission._names.values()) == ["alice", "bob"]
+    assert sorted(authenticator._names.values()) == ["alice", "bob"]
 
 
 def test_connections_over_the_limit_must_wait_for_a_disconnection(folder) -> None:
     with service_with_keys(folder, max_connections=2) as running:
         with connect(running, folder, "alice") as first, connect(running, folder, "bob") as second:
             eventually(lambda: count_subscribers(running) == 2)
-            running.wait_joined(2)
+            running.wait_for_subscribers(2)
             with connect(running, folder, "alice", timeout=0.7) as third:
                 with pytest.raises((ReceiveTimeout, RefusedError)):
                     third.receive()
@@ -316,7 +318,7 @@ def test_connections_over_the_limit_must_wait_for_a_disconnection(folder) -> Non
                 eventually(lambda: count_refused(running, "full") >= 1)
         eventually(lambda: not running.publisher._anybody())
         with connect(running, folder, "bob") as fourth:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result(2))
             assert fourth.receive().index == 2
 
@@ -350,7 +352,7 @@ def test_keys_and_revocation_apply_to_ipc_sockets(folder, tmp_path) -> None:
         connect(running, folder, "alice") as alice,
         connect(running, folder, "bob", timeout=1.0) as bob,
     ):
-        running.wait_joined(2)
+        running.wait_for_subscribers(2)
         with reading(alice) as received_by_alice, reading(bob) as received_by_bob:
             running.put(result(0))
             eventually(lambda: received_by_alice == received_by_bob == [0])

@@ -22,8 +22,8 @@ FOUND = instances(100, (1080, 1920))
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the timeouts of the end of a publisher."""
-    monkeypatch.setattr(publisher, "LAST_WORD", 0.2)
-    monkeypatch.setattr(publisher, "READS_AGAIN_WITHIN", 2.0)
+    monkeypatch.setattr(publisher, "END_REPEATED_FOR", 0.2)
+    monkeypatch.setattr(publisher, "SLOW_READ_INTERVAL", 2.0)
     monkeypatch.setattr(publisher, "LINGER_MS", 100)
 
 
@@ -44,7 +44,7 @@ def reader() -> Iterator[zmq.Socket[bytes]]:
 def publish_backlog(running: Service, reader: zmq.Socket[bytes]) -> None:
     """Publish more than the receive buffers of the subscriber hold, and end."""
     reader.connect(running.masks_at)
-    running.wait_joined()
+    running.wait_for_subscribers()
     running.put_and_wait(*[result(i, found=FOUND) for i in range(BACKLOG)])
     running.finish()
 

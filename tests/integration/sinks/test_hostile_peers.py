@@ -28,7 +28,7 @@ from streamseg.protocol.address import Address
 from streamseg.protocol.curve import KeyFolder, create_pair
 from streamseg.sinks.zmq import connection_limiter, endpoints
 from streamseg.sinks.zmq.connection_limiter import MAX_HALF_OPEN
-from streamseg.sinks.zmq.endpoints import FILES_OF_EACH
+from streamseg.sinks.zmq.endpoints import FILES_PER_CONNECTION
 from streamseg.sinks.zmq.tcp_connections import Connection
 
 KINDS = ("masks", "frames", "replay")
@@ -61,7 +61,7 @@ def service_and_subscriber(folder, *, with_keys, **options):
             running.masks_at, timeout=10, **(key_options if with_keys else {})
         ) as sub,
     ):
-        running.wait_joined()
+        running.wait_for_subscribers()
         yield running, sub
 
 
@@ -120,7 +120,7 @@ def test_connections_are_counted_correctly_after_arbitrary_bytes(shared_service)
     running, _ = shared_service
     value = running.metrics.registry.get_sample_value
     eventually(lambda: value("streamseg_subscribers") == 1)
-    gates = running.publisher._sockets._gates
+    gates = running.publisher._sockets._limiters
     eventually(lambda: [each.established for each in gates.values()] == [1, 0, 0])
 
 
@@ -157,9 +157,11 @@ def test_many_half_open_connections_leave_room_for_others(folder, kind, with_key
         before = count_open_files()
         for _ in range(count):
             clients.enter_context(raw_peer(running.publisher.endpoints[kind]))
-        watched = running.publisher._sockets._gates[kind]
+        watched = running.publisher._sockets._limiters[kind]
         eventually(lambda: len(watched._connections) - watched.established <= MAX_HALF_OPEN)
-        eventually(lambda: count_open_files() - before - count <= FILES_OF_EACH * MAX_HALF_OPEN + 5)
+        eventually(
+            lambda: count_open_files() - before - count <= FILES_PER_CONNECTION * MAX_HALF_OPEN + 5
+        )
         with raw_peer(running.publisher.endpoints[kind], handshake=GREETING):
             pass  # raw_peer has received a greeting
         running.put(result(1))
@@ -206,15 +208,15 @@ def test_floods_of_distinct_topics_are_survived_with_little_memory(folder) -> No
             running.put(result(number))
             assert sub.receive().index == number
         assert rss() - before < 150_000_000
-        audience = running.publisher._audience[running.publisher._masks]
-        eventually(lambda: len(audience._joins) <= 2, within=30)
+        subscriptions = running.publisher._subscriptions[running.publisher._masks]
+        eventually(lambda: len(subscriptions._counts) <= 2, within=30)
         assert sub.gaps == {"gate": 0}
 
 
 def test_new_connections_are_accepted_again_some_time_after_a_flood(folder, monkeypatch) -> None:
-    monkeypatch.setattr(connection_limiter, "SHUT_FOR", 0.5)
+    monkeypatch.setattr(connection_limiter, "PAUSE_AFTER_FLOOD", 0.5)
     # A small limit, so that the test does not depend on the speed of the machine.
-    monkeypatch.setattr(connection_limiter, "MAY_SEND_AT_ONCE", 2048)
+    monkeypatch.setattr(connection_limiter, "MAX_BURST_BYTES", 2048)
     with service_and_subscriber(folder, with_keys=False) as (running, _):
         value = running.metrics.registry.get_sample_value
         loud = {"reason": "loud"}
@@ -245,33 +247,35 @@ def test_new_connections_are_accepted_again_some_time_after_a_flood(folder, monk
 )
 def test_new_connections_wait_while_the_listener_is_blocked(folder) -> None:
     with service_and_subscriber(folder, with_keys=False) as (running, sub):
-        watched = running.publisher._sockets._gates["masks"]
+        watched = running.publisher._sockets._limiters["masks"]
         eventually(lambda: watched.established == 1)
-        watched._shut_until = math.inf
+        watched._paused_until = math.inf
         eventually(lambda: watched._listener._is_shut)
         port = int(running.masks_at.rpartition(":")[2])
         with pytest.raises(TimeoutError):
             socket.create_connection(("127.0.0.1", port), timeout=0.3)
         running.put(result(1))
         assert sub.receive().index == 1
-        threading.Timer(0.2, setattr, (watched, "_shut_until", 0.0)).start()
+        threading.Timer(0.2, setattr, (watched, "_paused_until", 0.0)).start()
         with raw_peer(running.masks_at, handshake=GREETING + ready(b"SUB")):
             pass
 
 
 def test_the_listener_stays_blocked_while_the_network_thread_has_a_backlog() -> None:
     with zmq.Context() as context, context.socket(zmq.XPUB) as sock:
-        watched = connection_limiter.Gate("masks", sock, 1, connection_limiter.Refusals(Metrics()))
-        watched._shut_until = until = time.monotonic() + 60
-        watched.look(is_behind=False)
-        assert watched._shut_until == until
+        watched = connection_limiter.ConnectionLimiter(
+            "masks", sock, 1, connection_limiter.RefusalLog(Metrics())
+        )
+        watched._paused_until = until = time.monotonic() + 60
+        watched.check(is_publisher_behind=False)
+        assert watched._paused_until == until
         now = time.monotonic()
-        watched._shut_until = now + connection_limiter.SHUT_FOR / 2
-        watched.look(is_behind=True)
-        assert watched._shut_until >= now + connection_limiter.SHUT_FOR
-        watched._shut_until = 0.0
-        watched.look(is_behind=True)
-        assert watched._shut_until == 0.0, "there was no flood"
+        watched._paused_until = now + connection_limiter.PAUSE_AFTER_FLOOD / 2
+        watched.check(is_publisher_behind=True)
+        assert watched._paused_until >= now + connection_limiter.PAUSE_AFTER_FLOOD
+        watched._paused_until = 0.0
+        watched.check(is_publisher_behind=True)
+        assert watched._paused_until == 0.0, "there was no flood"
         watched.close()
 
 
@@ -284,8 +288,8 @@ def test_a_reused_file_descriptor_is_not_kept_open(
     with (tmp_path / "file").open("wb") as file, socket.create_server(("127.0.0.1", 0)) as other:
         for fd in (file.fileno(), other.fileno(), 10**6):
             connection = Connection(fd, address)
-            assert connection.received == 0
-            connection.cut()
+            assert connection.received_bytes == 0
+            connection.shut_down()
         other.setblocking(False)
         with pytest.raises(BlockingIOError):
             other.accept()

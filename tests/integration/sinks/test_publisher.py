@@ -41,7 +41,7 @@ from streamseg.pipeline.metrics import Metrics
 from streamseg.sinks.zmq import endpoints, publisher
 from streamseg.sinks.zmq import status as publishing_statuses
 from streamseg.sinks.zmq.publisher import Publisher
-from streamseg.sinks.zmq.subscriptions import Audience
+from streamseg.sinks.zmq.subscriptions import Subscriptions
 
 
 def create_publisher(
@@ -169,7 +169,7 @@ def test_an_ipc_path_in_use_is_not_taken_over(tmp_path: Path) -> None:
         with pytest.raises(BindError, match="is taken"):
             create_publisher(f"ipc://{tmp_path}/other", f"ipc://{tmp_path}/masks-frames")
         with streamseg.connect(address, timeout=5) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result())
             assert sub.receive().index == 0
 
@@ -204,7 +204,7 @@ def test_closing_a_publisher_that_never_ran_releases_its_port() -> None:
 
 def test_results_arrive_completely_in_order_and_are_counted() -> None:
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         sent = [result(i, found=instances(i % 4)) for i in range(30)]
         running.put_and_wait(*sent)
         running.finish()
@@ -231,7 +231,7 @@ def test_results_arrive_completely_in_order_and_are_counted() -> None:
 def test_panoptic_segments_arrive() -> None:
     original = panoptic_result()
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put(original)
         received = sub.receive()
     assert [(s.id, s.name, s.thing) for s in received.segments] == [
@@ -246,7 +246,7 @@ def test_images_contain_the_complete_results_and_have_their_own_sequence_numbers
         service() as running,
         raw_subscriber(running.frames_at, b"frames/", b"video/") as sub,
     ):
-        running.wait_joined(2)
+        running.wait_for_subscribers(2)
         running.put_and_wait(*[result(i) for i in range(3)])
         annotated, plain = jpeg(colour=(255, 0, 0)), jpeg(colour=(0, 0, 255))
         running.show(result(3), annotated, plain)
@@ -262,7 +262,7 @@ def test_images_contain_the_complete_results_and_have_their_own_sequence_numbers
 
 def test_wants_is_true_while_a_subscriber_to_images_is_connected() -> None:
     with service() as running:
-        wants = running.publisher.wants
+        wants = running.publisher.has_image_subscribers
         assert not wants("frames", "gate")
         with raw_subscriber(running.frames_at, b"frames/gate/") as first:
             eventually(lambda: wants("frames", "gate"))
@@ -285,7 +285,7 @@ def test_without_subscribers_results_are_counted_but_not_encoded() -> None:
         assert unencoded.instances.masks._counts is None
         assert running.metrics.account("gate").snapshot().published == 1
         with streamseg.connect(running.masks_at, timeout=5) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result(1))
             assert sub.receive().seq == 1
 
@@ -294,14 +294,16 @@ def test_wait_joined_counts_only_current_subscriptions() -> None:
     never, joined = threading.Event(), []
     with service() as running:
         waiter = threading.Thread(
-            target=lambda: joined.append(running.publisher.wait_joined(2, never.is_set))
+            target=lambda: joined.append(running.publisher.wait_for_subscribers(2, never.is_set))
         )
         waiter.start()
         with raw_subscriber(running.masks_at, b"status/"), raw_subscriber(running.masks_at, b"mas"):
-            running.wait_joined(1)
-        eventually(lambda: not running.publisher._audience[running.publisher._masks].results_joined)
+            running.wait_for_subscribers(1)
+        eventually(
+            lambda: not running.publisher._subscriptions[running.publisher._masks].result_count
+        )
         with raw_subscriber(running.masks_at, b""):
-            running.wait_joined(1)
+            running.wait_for_subscribers(1)
             assert waiter.is_alive()
             with raw_subscriber(running.frames_at, b"video/gate/"):
                 waiter.join(5)
@@ -312,14 +314,14 @@ def test_wait_joined_returns_when_it_is_stopped() -> None:
     stopped = threading.Event()
     with service() as running:
         threading.Timer(0.2, stopped.set).start()
-        assert not running.publisher.wait_joined(1, stopped.is_set)
+        assert not running.publisher.wait_for_subscribers(1, stopped.is_set)
 
 
 def test_wait_joined_returns_when_the_publisher_closes() -> None:
     joined = []
     with service() as running:
         waiter = threading.Thread(
-            target=lambda: joined.append(running.publisher.wait_joined(1, lambda: False))
+            target=lambda: joined.append(running.publisher.wait_for_subscribers(1, lambda: False))
         )
         waiter.start()
     waiter.join(5)
@@ -330,7 +332,7 @@ def test_results_that_the_network_thread_takes_too_late_are_dropped_and_counted(
     running = Service()  # not started
     count = publisher.RESULTS_WAITING + 5
     running.put(*[result(i) for i in range(count)])
-    for i in range(publisher.PICTURES_WAITING + 2):
+    for i in range(publisher.IMAGES_WAITING + 2):
         running.show(result(i), jpeg())
     running.start()
     running.end()
@@ -346,7 +348,7 @@ def test_results_that_the_network_thread_takes_too_late_are_dropped_and_counted(
 
 def test_results_that_exceed_the_size_limit_fail(monkeypatch) -> None:
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(result(0))
         monkeypatch.setattr(protocol, "MAX_JSON_BYTES", 2000)
         running.put_and_wait(result(1, found=instances(30)), result(2))
@@ -369,7 +371,7 @@ def statuses_of(source, received):
 
 def test_statuses_are_published_at_each_interval_on_both_sockets(monkeypatch) -> None:
     interval = 0.25
-    monkeypatch.setattr(publishing_statuses, "STATUS_EVERY", interval)
+    monkeypatch.setattr(publishing_statuses, "STATUS_INTERVAL", interval)
     started_at = time.monotonic()
     with (
         service() as running,
@@ -393,7 +395,7 @@ def test_statuses_are_published_at_each_interval_on_both_sockets(monkeypatch) ->
 
 
 def test_a_status_is_published_at_each_change_on_both_sockets(monkeypatch) -> None:
-    monkeypatch.setattr(publishing_statuses, "STATUS_EVERY", 60.0)
+    monkeypatch.setattr(publishing_statuses, "STATUS_INTERVAL", 60.0)
     with (
         service() as running,
         raw_subscriber(running.masks_at, b"status/") as masks,
@@ -413,7 +415,7 @@ def test_a_status_is_published_at_each_change_on_both_sockets(monkeypatch) -> No
 def test_a_new_subscriber_gets_the_latest_status_immediately_with_its_old_seq(
     kind, monkeypatch
 ) -> None:
-    monkeypatch.setattr(publishing_statuses, "STATUS_EVERY", 60.0)
+    monkeypatch.setattr(publishing_statuses, "STATUS_INTERVAL", 60.0)
     with service() as running:
         endpoint = running.publisher.endpoints[kind]
         with raw_subscriber(endpoint, b"status/gate/") as first:
@@ -430,7 +432,7 @@ def test_a_new_subscriber_gets_the_latest_status_immediately_with_its_old_seq(
 
 def test_a_state_change_is_published_after_earlier_results() -> None:
     with service() as running, streamseg.connect(running.masks_at, ["gate"], timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         for round_ in range(20):
             running.put(*[result(10 * round_ + i) for i in range(10)])
             running.publisher.set_state("gate", "live", str(round_), round_)
@@ -451,7 +453,7 @@ def test_a_state_change_is_published_after_earlier_images() -> None:
 
 
 def _publish_images_and_end(running: Service) -> None:
-    eventually(lambda: running.publisher.wants("frames", "gate"))
+    eventually(lambda: running.publisher.has_image_subscribers("frames", "gate"))
     for i in range(3):
         running.show(result(i), jpeg())
     running.publisher.set_state("gate", "ended", "end of stream", 0)
@@ -459,7 +461,7 @@ def _publish_images_and_end(running: Service) -> None:
 
 def test_at_the_end_sources_and_service_are_ended_and_failures_are_kept() -> None:
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 2)
         running.publisher.set_state("yard", "failed", "no such host", 1)
         running.put(result())
@@ -475,11 +477,11 @@ def test_at_the_end_sources_and_service_are_ended_and_failures_are_kept() -> Non
 def test_messages_queued_at_the_end_are_still_delivered() -> None:
     """More data than the network buffers, to a subscriber that starts reading after the end."""
     with service() as running, raw_subscriber(running.frames_at, b"video/", rcvhwm=2) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         noise = jpeg() + os.urandom(3_000_000)
         for i in range(12):
             running.show(result(i), None, noise)
-            eventually(lambda: len(running.publisher.pictures) == 0)
+            eventually(lambda: len(running.publisher.images) == 0)
         ending = threading.Thread(target=running.end)
         ending.start()
         assert [
@@ -492,7 +494,7 @@ def test_messages_queued_at_the_end_are_still_delivered() -> None:
 def test_a_slow_subscriber_with_a_full_queue_receives_the_end_of_stream_message() -> None:
     found = instances(100, (1080, 1920))
     with service() as running, streamseg.connect(running.masks_at, timeout=10) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(*[result(i, found=found) for i in range(2500)])
         ending = threading.Thread(target=running.end)
         ending.start()
@@ -504,13 +506,13 @@ def test_a_slow_subscriber_with_a_full_queue_receives_the_end_of_stream_message(
 
 def test_a_subscriber_that_does_not_read_does_not_delay_the_end_of_the_service(monkeypatch) -> None:
     monkeypatch.setattr(publisher, "LINGER_MS", 200)
-    monkeypatch.setattr(publisher, "LAST_WORD", 0.2)
-    monkeypatch.setattr(publisher, "READS_AGAIN_WITHIN", 0.5)
+    monkeypatch.setattr(publisher, "END_REPEATED_FOR", 0.2)
+    monkeypatch.setattr(publisher, "SLOW_READ_INTERVAL", 0.5)
     with service() as running, raw_subscriber(running.frames_at, b"video/", rcvhwm=1):
-        running.wait_joined()
+        running.wait_for_subscribers()
         for i in range(12):
             running.show(result(i), None, os.urandom(3_000_000))
-            eventually(lambda: len(running.publisher.pictures) == 0)
+            eventually(lambda: len(running.publisher.images) == 0)
         started_at = time.monotonic()
         running.end()
         assert time.monotonic() - started_at < 5
@@ -551,7 +553,7 @@ def test_a_stopped_subscriber_process_does_not_delay_other_subscribers() -> None
     with service() as running, subscriber_process(running.masks_at, "read") as stopped:
         os.kill(stopped.pid, signal.SIGSTOP)
         with streamseg.connect(running.masks_at, timeout=20) as sub:
-            running.wait_joined(2)
+            running.wait_for_subscribers(2)
             count = 3 * endpoints.MASKS_QUEUED
             for i in range(count):
                 running.put(result(i, found=found))
@@ -566,11 +568,11 @@ def test_a_stopped_subscriber_process_does_not_delay_other_subscribers() -> None
 def test_a_subscriber_that_never_reads_uses_no_more_memory_than_its_queue() -> None:
     image = os.urandom(1_000_000)
     with service() as running, subscriber_process(running.frames_at, "sleep"):
-        running.wait_joined()
+        running.wait_for_subscribers()
         memory = []
         for i in range(400):
             running.show(result(i), None, image)
-            eventually(lambda: len(running.publisher.pictures) == 0)
+            eventually(lambda: len(running.publisher.images) == 0)
             memory.append(rss())
     bound = endpoints.FRAMES_QUEUED * len(image)
     assert memory[-1] - memory[0] < bound + 20_000_000
@@ -606,7 +608,7 @@ def test_the_service_continues_after_hostile_bytes(kind) -> None:
         contextlib.ExitStack() as open_peers,
         streamseg.connect(running.masks_at, timeout=5) as sub,
     ):
-        running.wait_joined()
+        running.wait_for_subscribers()
         for number, data in enumerate(hostile_bytes()):
             peer = open_peers.enter_context(raw_peer(running.publisher.endpoints[kind]))
             with contextlib.suppress(ConnectionError):
@@ -636,7 +638,7 @@ def test_a_flooding_client_is_disconnected_and_its_memory_released(kind, attack)
     else:
         chunk = b"".join(b"\x00\x40\x01" + os.urandom(63) for _ in range(700))
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         before = rss()
         with raw_peer(
             running.publisher.endpoints[kind], handshake=GREETING + ready(b"SUB")
@@ -646,14 +648,16 @@ def test_a_flooding_client_is_disconnected_and_its_memory_released(kind, attack)
         assert rss() - before < 150_000_000
         running.put(result())
         assert sub.receive().index == 0
-        eventually(lambda: len(running.publisher._audience[running.publisher._masks]._joins) <= 2)
+        eventually(
+            lambda: len(running.publisher._subscriptions[running.publisher._masks]._counts) <= 2
+        )
 
 
 def test_a_subscriber_to_many_sources_is_not_disconnected() -> None:
     names = [f"camera-{i:04}-{'x' * 50}" for i in range(MAX_SOURCES)]
     with service() as running, streamseg.connect(running.masks_at, names, timeout=5) as sub:
-        running.wait_joined(len(names))
-        time.sleep(3 * publisher.LISTEN_EVERY)
+        running.wait_for_subscribers(len(names))
+        time.sleep(3 * publisher.POLL_TIMEOUT)
         running.publisher.set_state(names[-1], "live", "", 0)
         running.put_and_wait(result(source=names[-1]))
         assert sub.receive().source == names[-1]
@@ -667,47 +671,49 @@ def test_beyond_the_limit_of_prefixes_every_topic_is_wanted(
     monkeypatch,
 ) -> None:
     monkeypatch.setattr("streamseg.sinks.zmq.subscriptions.MAX_PREFIXES", 3)
-    audience = Audience()
+    subscriptions = Subscriptions()
     for prefix in (b"masks/a/", b"masks/a/", b"frames/b/", b"x"):
-        assert audience.hear(b"\x01" + prefix) == prefix
-    assert audience.results_joined == 3
-    assert not audience.wants(b"masks/zzz/")
-    audience.hear(b"\x01more")
-    assert len(audience._joins) == 3
-    assert audience.wants(b"masks/zzz/")
+        assert subscriptions.process(b"\x01" + prefix) == prefix
+    assert subscriptions.result_count == 3
+    assert not subscriptions.includes(b"masks/zzz/")
+    subscriptions.process(b"\x01more")
+    assert len(subscriptions._counts) == 3
+    assert subscriptions.includes(b"masks/zzz/")
     for prefix in (b"more", b"x", b"frames/b/", b"masks/a/"):
-        audience.hear(b"\x00" + prefix)
-    assert audience.results_joined == 0
-    assert not audience.wants(b"masks/a/")
-    audience.hear(b"\x01")
-    assert audience.wants(b"masks/a/")
-    assert audience.results_joined == 1
+        subscriptions.process(b"\x00" + prefix)
+    assert subscriptions.result_count == 0
+    assert not subscriptions.includes(b"masks/a/")
+    subscriptions.process(b"\x01")
+    assert subscriptions.includes(b"masks/a/")
+    assert subscriptions.result_count == 1
 
 
 def test_prefixes_beyond_the_limit_are_wanted_until_they_are_unsubscribed(monkeypatch) -> None:
     monkeypatch.setattr("streamseg.sinks.zmq.subscriptions.MAX_PREFIXES", 3)
-    audience = Audience()
+    subscriptions = Subscriptions()
     for prefix in (b"masks/before/", b"1", b"2", b"3", b"masks/during/"):
-        audience.hear(b"\x01" + prefix)
+        subscriptions.process(b"\x01" + prefix)
     for prefix in (b"1", b"2", b"3"):
-        audience.hear(b"\x00" + prefix)
-    assert audience.wants(b"masks/before/")
-    assert audience.wants(b"masks/during/"), "it was subscribed although the limit was reached"
-    audience.hear(b"\x00masks/during/")
-    assert audience.wants(b"masks/before/")
-    assert not audience.wants(b"masks/another/"), "it was never subscribed"
+        subscriptions.process(b"\x00" + prefix)
+    assert subscriptions.includes(b"masks/before/")
+    assert subscriptions.includes(b"masks/during/"), (
+        "it was subscribed although the limit was reached"
+    )
+    subscriptions.process(b"\x00masks/during/")
+    assert subscriptions.includes(b"masks/before/")
+    assert not subscriptions.includes(b"masks/another/"), "it was never subscribed"
 
 
 def test_a_prefix_longer_than_any_topic_matches_nothing() -> None:
-    audience = Audience()
-    audience.hear(b"\x01masks/" + b"x" * 100)
-    assert audience.anybody
-    assert audience.results_joined == 0
-    assert not audience.wants(b"masks/x/")
+    subscriptions = Subscriptions()
+    subscriptions.process(b"\x01masks/" + b"x" * 100)
+    assert subscriptions.anybody
+    assert subscriptions.result_count == 0
+    assert not subscriptions.includes(b"masks/x/")
 
 
 @pytest.mark.parametrize("message", [b"", b"\x02masks/", b"masks/"])
 def test_a_message_that_is_not_a_subscription_is_ignored(message) -> None:
-    audience = Audience()
-    assert audience.hear(message) is None
-    assert audience._joins == {}
+    subscriptions = Subscriptions()
+    assert subscriptions.process(message) is None
+    assert subscriptions._counts == {}

@@ -13,7 +13,7 @@ from support.publishers import eventually
 
 from streamseg import protocol
 from streamseg.sinks.zmq import replay
-from streamseg.sinks.zmq.replay import Replay
+from streamseg.sinks.zmq.replay import ReplayBuffer
 
 TOPIC = b"masks/gate/"
 
@@ -22,10 +22,12 @@ def request(since=-1, *, source="gate", service="one", v=1) -> bytes:
     return protocol.encode(protocol.ReplayRequest(v=v, service=service, source=source, since=since))
 
 
-def filled_buffer(count, *, seconds=60.0, max_bytes=replay.DEFAULT_BYTES, size=1000) -> Replay:
-    history = Replay(seconds, max_bytes, "one")
+def filled_buffer(
+    count, *, seconds=60.0, max_bytes=replay.DEFAULT_BYTES, size=1000
+) -> ReplayBuffer:
+    history = ReplayBuffer(seconds, max_bytes, "one")
     for seq in range(count):
-        history.keep(TOPIC, seq, b"%06d" % seq + bytes(size - 6))
+        history.add(TOPIC, seq, b"%06d" % seq + bytes(size - 6))
     return history
 
 
@@ -34,7 +36,7 @@ def connected_sockets(history):
     """Connect a DEALER to a ROUTER that ``history`` answers; yield both and a request function."""
     context = zmq.Context()
     router, dealer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
-    replay.set_up(router)
+    replay.set_replay_options(router)
     router.bind("tcp://127.0.0.1:*")
     dealer.connect(router.getsockopt(zmq.LAST_ENDPOINT).decode())
     dealer.rcvtimeo = 5000
@@ -45,7 +47,7 @@ def connected_sockets(history):
         while not dealer.poll(0):
             assert time.monotonic() < deadline, "no answer"
             if router.poll(20):
-                history.answer(router)
+                history.answer_requests(router)
         messages = []
         while len(parts := dealer.recv_multipart()) == 2:
             messages.append(parts)
@@ -110,7 +112,7 @@ def test_messages_older_than_the_time_limit_are_deleted() -> None:
         assert seqs(request_replay(request())[0]) == [0, 1, 2]
         time.sleep(0.6)
         assert request_replay(request())[0] == []
-    assert history.bytes_kept == 0
+    assert history.size == 0
 
 
 @settings(deadline=None, max_examples=40)
@@ -121,16 +123,16 @@ def test_messages_older_than_the_time_limit_are_deleted() -> None:
 def test_the_oldest_messages_are_deleted_when_the_size_limit_is_exceeded(
     published, max_bytes
 ) -> None:
-    history = Replay(60, max_bytes, "one")
+    history = ReplayBuffer(60, max_bytes, "one")
     kept, sizes = [], []
     for seq, (source, size) in enumerate(published):
-        history.keep(f"masks/{source}/".encode(), seq, bytes(size))
+        history.add(f"masks/{source}/".encode(), seq, bytes(size))
         kept.append((source, seq))
         sizes.append(size + replay.OVERHEAD)
         while sum(sizes) > max_bytes:
             kept.pop(0)
             sizes.pop(0)
-        assert history.bytes_kept == sum(sizes) <= max_bytes
+        assert history.size == sum(sizes) <= max_bytes
     with connected_sockets(history) as (_, _, request_replay):
         for name in "abc":
             expected = [seq for source, seq in kept if source == name]
@@ -173,7 +175,7 @@ def test_arbitrary_bytes_do_not_prevent_later_answers(messages) -> None:
         dealer.send(b"")  # the last one: after it, all messages were processed
         deadline = time.monotonic() + 5
         while router.poll(20) and time.monotonic() < deadline:
-            history.answer(router)
+            history.answer_requests(router)
         assert seqs(request_replay(request(1))[0]) == [2]
 
 
@@ -200,7 +202,7 @@ def test_a_client_that_requests_without_reading_does_not_delay_others() -> None:
         longest_call, deadline = 0.0, time.monotonic() + 10
         while router.poll(200) and time.monotonic() < deadline:
             started_at = time.monotonic()
-            history.answer(router)
+            history.answer_requests(router)
             longest_call = max(longest_call, time.monotonic() - started_at)
         assert longest_call < 1
         assert seqs(request_replay(request(998))[0]) == [999]
@@ -216,7 +218,7 @@ def test_a_client_that_disconnects_before_its_answer_is_ignored() -> None:
         assert router.poll(5000)
         disconnected.close(linger=0)
         time.sleep(0.1)
-        history.answer(router)
+        history.answer_requests(router)
         assert seqs(request_replay(request(1))[0]) == [2]
 
 
@@ -229,7 +231,7 @@ def count_answers_of_one_call(history, requests: int, clients: int) -> int:
             socket.connect("inproc://requests")
             for _ in range(requests):
                 socket.send(request())
-        history.answer(router)
+        history.answer_requests(router)
         answers = 0
         for socket in sockets:
             while socket.poll(100):
@@ -258,7 +260,7 @@ def test_the_next_call_answers_the_remaining_requests() -> None:
         def is_answered() -> bool:
             nonlocal answers
             if router.poll(0):
-                history.answer(router)
+                history.answer_requests(router)
             with contextlib.suppress(zmq.Again):
                 while True:
                     answers += len(dealer.recv_multipart(zmq.NOBLOCK)) == 1

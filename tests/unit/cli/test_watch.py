@@ -87,7 +87,7 @@ def cells(table, column: str) -> list[str]:
 def test_a_camera_that_stalls_has_no_rate_any_more(screen, monkeypatch) -> None:
     monkeypatch.setattr(watch, "RATE_OVER", 1.0)
     with service() as running, watching(running.masks_at):
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put(*(result(i) for i in range(20)), every=0.02)
         eventually(lambda: " 20 " in screen())
         eventually(lambda: " 0.0 " in screen(), within=5)
@@ -95,7 +95,7 @@ def test_a_camera_that_stalls_has_no_rate_any_more(screen, monkeypatch) -> None:
 
 def test_a_service_that_dies_is_said_to_be_silent(screen) -> None:
     with service() as running, watching(running.masks_at):
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 0)
         running.put(*(result(i) for i in range(5)))
         eventually(lambda: "live" in screen())
@@ -106,7 +106,7 @@ def test_a_service_that_dies_is_said_to_be_silent(screen) -> None:
 
 def test_nothing_is_drawn_where_nobody_looks(capsys) -> None:
     with service() as running, watching(running.masks_at, limit=5):
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(*(result(i) for i in range(5)))
     said = capsys.readouterr()
     assert DRAWN not in said.err
@@ -116,7 +116,7 @@ def test_nothing_is_drawn_where_nobody_looks(capsys) -> None:
 def test_a_burst_is_drawn_few_times_and_none_of_it_is_lost(screen, tmp_path) -> None:
     began = time.monotonic()
     with service() as running, watching(running.masks_at, jsonl=tmp_path / "out.jsonl"):
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(*(result(i) for i in range(BURST)))
         running.end()
         eventually((tmp_path / "out.jsonl").exists)
@@ -197,7 +197,7 @@ def test_a_video_is_of_the_source_that_comes_first(tmp_path, caplog) -> None:
         service() as running,
         watching(running.masks_at, **files),
     ):
-        eventually(lambda: running.publisher.wants("frames", "gate"))
+        eventually(lambda: running.publisher.has_image_subscribers("frames", "gate"))
         for i in range(6):
             for source, picture in pictures.items():
                 running.show(result(i, source), picture)
