@@ -151,7 +151,7 @@ def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
             running.put_and_wait(result(0), result(0, "yard"))
             eventually(lambda: len(reader.indices) == 2)
             cable.cut()
-            eventually(lambda: not running.publisher._anybody())
+            eventually(lambda: not running.publisher._has_subscribers())
             running.put_and_wait(*[result(i) for i in range(1, 200)])
             running.put_and_wait(*[result(i, "yard") for i in range(1, 50)])
             running.publisher.set_state("yard", "ended", "end of stream", 0)

@@ -316,7 +316,7 @@ def test_connections_over_the_limit_must_wait_for_a_disconnection(folder) -> Non
                 running.put(result(1))
                 assert first.receive().index == second.receive().index == 1
                 eventually(lambda: count_refused(running, "full") >= 1)
-        eventually(lambda: not running.publisher._anybody())
+        eventually(lambda: not running.publisher._has_subscribers())
         with connect(running, folder, "bob") as fourth:
             running.wait_for_subscribers()
             running.put(result(2))

@@ -98,7 +98,7 @@ def test_a_fast_shutdown_does_not_wait_for_slow_subscribers(reader, end) -> None
 def test_publishing_the_end_ignores_sources_that_were_just_removed() -> None:
     with service() as running:
         statuses = running.publisher._statuses
-        statuses.note("gate", "live", "", 0)
+        statuses.set_state("gate", "live", "", 0)
         statuses.publish({"gate"})
         statuses.forget("gate")
         statuses.publish_end(aborted=True)

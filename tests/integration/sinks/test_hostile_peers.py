@@ -250,7 +250,7 @@ def test_new_connections_wait_while_the_listener_is_blocked(folder) -> None:
         watched = running.publisher._sockets._limiters["masks"]
         eventually(lambda: watched.established == 1)
         watched._paused_until = math.inf
-        eventually(lambda: watched._listener._is_shut)
+        eventually(lambda: watched._listener._is_paused)
         port = int(running.masks_at.rpartition(":")[2])
         with pytest.raises(TimeoutError):
             socket.create_connection(("127.0.0.1", port), timeout=0.3)

@@ -122,7 +122,7 @@ def test_a_free_port_is_chosen_for_each_socket(bind) -> None:
 def test_a_port_in_use_is_a_one_line_error_and_the_other_port_is_released(offset) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port + offset)):
-        with pytest.raises(BindError, match=f"tcp://127.0.0.1:{port + offset} is taken") as caught:
+        with pytest.raises(BindError, match=f"tcp://127.0.0.1:{port + offset} is in use") as caught:
             create_publisher(f"tcp://127.0.0.1:{port}")
         assert "\n" not in str(caught.value)
         assert ("--bind-frames" in str(caught.value)) == bool(offset)
@@ -164,9 +164,9 @@ def test_all_interfaces_can_be_bound_with_the_insecure_option() -> None:
 def test_an_ipc_path_in_use_is_not_taken_over(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/masks"
     with service(bind=address) as running:
-        with pytest.raises(BindError, match="is taken"):
+        with pytest.raises(BindError, match="is in use"):
             create_publisher(address)
-        with pytest.raises(BindError, match="is taken"):
+        with pytest.raises(BindError, match="is in use"):
             create_publisher(f"ipc://{tmp_path}/other", f"ipc://{tmp_path}/masks-frames")
         with streamseg.connect(address, timeout=5) as sub:
             running.wait_for_subscribers()
@@ -186,7 +186,7 @@ def test_an_unused_ipc_socket_file_is_replaced(tmp_path: Path) -> None:
 def test_a_regular_file_is_not_replaced_by_an_ipc_socket(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text("precious")
-    with pytest.raises(BindError, match="there is a file"):
+    with pytest.raises(BindError, match="a file with that name exists"):
         create_publisher(f"ipc://{path}")
     assert path.read_text() == "precious"
 
@@ -707,7 +707,7 @@ def test_prefixes_beyond_the_limit_are_wanted_until_they_are_unsubscribed(monkey
 def test_a_prefix_longer_than_any_topic_matches_nothing() -> None:
     subscriptions = Subscriptions()
     subscriptions.process(b"\x01masks/" + b"x" * 100)
-    assert subscriptions.anybody
+    assert subscriptions.has_any
     assert subscriptions.result_count == 0
     assert not subscriptions.includes(b"masks/x/")
 
