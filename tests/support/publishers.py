@@ -151,8 +151,8 @@ class Service:
         self.join()
 
     def kill(self) -> None:
-        """Without a last word, as if the process were gone."""
-        self.publisher._say_ended = lambda: None  # type: ignore[method-assign]
+        """End without end-of-stream messages, as if the process had been killed."""
+        self.publisher._publish_end = lambda: None  # type: ignore[method-assign]
         self.end()
 
     def join(self) -> None:
