@@ -30,7 +30,8 @@ import numpy.typing as npt
 
 from streamseg.errors import DataError, MaskError, WireError
 from streamseg.evaluation.mot_text import MotLine, is_header, read_mot_lines
-from streamseg.protocol.messages import RecordedMessage, decode, decode_instances
+from streamseg.protocol.encoding import decode, decode_instances
+from streamseg.protocol.messages import RecordedMessage
 from streamseg.structures.masks import BoolArray, IntArray, Masks, Size
 from streamseg.structures.results import NOT_TRACKED
 

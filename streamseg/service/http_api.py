@@ -35,7 +35,7 @@ from streamseg.errors import (
     redact,
     redact_address,
 )
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 from streamseg.service.http_access import Names, Server, hasty
 from streamseg.service.service import Reloaded, Service
 from streamseg.service.source_session import SourceSession

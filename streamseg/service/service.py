@@ -2,7 +2,7 @@
 
     source ─┐                                     ┌→ mqtt.results → broker
     source ─┼→ inbox → worker → tracked → tracker ┼→ publisher.results → network thread
-    source ─┘                                     └→ painter → publisher.pictures ↗
+    source ─┘                                     └→ painter → publisher.images ↗
 
 Sinks drop their oldest here, so nothing that is late can hold the masks back. Of a live source
 only the newest frame waits for the worker. Sources can be added and taken away while it runs.
@@ -136,11 +136,11 @@ class Service:
             "painter",
             encode_images(
                 self._drain.painted(to_paint),
-                publisher.wants,
+                publisher.has_image_subscribers,
                 config.publish.jpeg_quality,
                 self.metrics,
             ),
-            into=[publisher.pictures],
+            into=[publisher.images],
         )
         into: list[Mailbox[Result]] = [publisher.results, to_paint]
         if self._mqtt is not None:
@@ -408,7 +408,7 @@ class Service:
         wanted = self._config.publish.wait_subscribers
         if wanted:
             feed.set("waiting", f"for {wanted} subscribers")
-            if not self._publisher.wait_joined(wanted, lambda: feed.stopped):
+            if not self._publisher.wait_for_subscribers(wanted, lambda: feed.stopped):
                 self._drain.source_ended(feed.name, self._why_ended(feed))
                 return
         yield from feed.frames()

@@ -24,7 +24,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from streamseg.client import Subscriber, connect
 from streamseg.errors import BindError, UsageError
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 from streamseg.service.http_access import Names, Server, hasty
 from streamseg.viewer.browsers import MAX_SAID, Browser
 from streamseg.viewer.guard import Guard

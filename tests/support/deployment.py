@@ -9,7 +9,7 @@ from support.paths import ROOT
 
 from streamseg import load_model
 from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 from streamseg.service.http_api import AFTER_MASKS
 from streamseg.service.service import Service
 from streamseg.service.supervisor import Supervisor

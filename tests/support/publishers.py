@@ -92,7 +92,7 @@ class Service:
         self.metrics = Metrics()
         self.publisher = Publisher(PublishConfig(bind=bind, **options), self.metrics)
         self.publisher.results.add_writer()
-        self.publisher.pictures.add_writer()
+        self.publisher.images.add_writer()
         self.done: list[Result] = []
         self._thread = threading.Thread(target=self._drain, daemon=True)
 
@@ -112,12 +112,12 @@ class Service:
         self._thread.start()
         return self
 
-    def wait_joined(self, count: int = 1, within: float = 10) -> None:
+    def wait_for_subscribers(self, count: int = 1, within: float = 10) -> None:
         never = threading.Event()
         timer = threading.Timer(within, never.set)
         timer.start()
         try:
-            assert self.publisher.wait_joined(count, never.is_set), (
+            assert self.publisher.wait_for_subscribers(count, never.is_set), (
                 f"no {count} subscribers in time"
             )
         finally:
@@ -138,12 +138,12 @@ class Service:
             eventually(lambda due=due: len(self.done) >= due)
 
     def show(self, item: Result, annotated: bytes | None, plain: bytes | None = None) -> None:
-        self.publisher.pictures.put(EncodedImages(item, annotated, plain))
+        self.publisher.images.put(EncodedImages(item, annotated, plain))
 
     def finish(self) -> None:
         """There is no more to publish; the end of the sources says so."""
         self.publisher.results.close()
-        self.publisher.pictures.close()
+        self.publisher.images.close()
 
     def end(self) -> None:
         """Finish, and wait until the network thread has."""
@@ -151,8 +151,8 @@ class Service:
         self.join()
 
     def kill(self) -> None:
-        """Without a last word, as if the process were gone."""
-        self.publisher._say_ended = lambda: None  # type: ignore[method-assign]
+        """End without end-of-stream messages, as if the process had been killed."""
+        self.publisher._publish_end = lambda: None  # type: ignore[method-assign]
         self.end()
 
     def join(self) -> None:
@@ -167,7 +167,7 @@ def service(**options: object) -> Iterator[Service]:
         yield running
     finally:
         running.publisher.results.abort()
-        running.publisher.pictures.abort()
+        running.publisher.images.abort()
         running.join()
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import zmq
 
-from streamseg.protocol.messages import MasksMessage, StatusMessage, decode, parse_topic
+from streamseg.protocol.encoding import decode
+from streamseg.protocol.messages import MasksMessage, StatusMessage, parse_topic
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from support.publishers import result
 
 from streamseg import protocol
 from streamseg.sinks.zmq import replay
-from streamseg.sinks.zmq.replay import Replay
+from streamseg.sinks.zmq.replay import ReplayBuffer
 
 
 def masks_json(seq=0, *, source="gate", started="one", made=None, **changes):
@@ -81,9 +81,9 @@ class Forgetful:
         self._context = zmq.Context()
         self._masks = self._context.socket(zmq.XPUB)
         self._router = self._context.socket(zmq.ROUTER)
-        self._history = Replay(60, replay.DEFAULT_BYTES, started)
+        self._history = ReplayBuffer(60, replay.DEFAULT_BYTES, started)
         self._lock = threading.Lock()
-        replay.set_up(self._router)
+        replay.set_replay_options(self._router)
         for sock in (self._masks, self._router):
             sock.bind("tcp://127.0.0.1:*")
         self.at = self._masks.getsockopt(zmq.LAST_ENDPOINT).decode()
@@ -104,7 +104,7 @@ class Forgetful:
             message = masks_json(seq, source=source, started=self.started)
             if kept:
                 with self._lock:
-                    self._history.keep(topic, seq, message)
+                    self._history.add(topic, seq, message)
             if not lost:
                 self._masks.send_multipart([topic, message])
 
@@ -133,7 +133,7 @@ class Forgetful:
                 )
                 continue
             with self._lock:
-                self._history.answer(self._router)
+                self._history.answer_requests(self._router)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from streamseg.protocol.messages import escape_undecodable
+from streamseg.protocol.encoding import escape_undecodable
 from streamseg.sinks.files.part_file import PartFile, PartFolder, part_of, write_whole, writing
 from streamseg.sinks.files.results import OutputFile
 from streamseg.structures.results import Frame, Result, Segment, SegmentMap, segment_map

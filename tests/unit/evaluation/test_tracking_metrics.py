@@ -14,7 +14,8 @@ from support.paths import SHARED
 from streamseg.config.training import TrackingTask
 from streamseg.errors import DataError, StreamsegError
 from streamseg.evaluation import evaluate_tracks, read_tracks, to_dict, tracking, tracking_summary
-from streamseg.protocol.messages import RecordedMessage, encode, instance_messages
+from streamseg.protocol.encoding import encode, instance_messages
+from streamseg.protocol.messages import RecordedMessage
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Instances
 

@@ -176,7 +176,7 @@ def test_what_a_service_publishes_is_what_is_recorded(tmp_path):
         received = list(subscriber)
     service.wait()
     recorded = messages_of(process(model, images, tmp_path / "out"))
-    assert [protocol.record(each.message) for each in received] == recorded
+    assert [protocol.to_recorded(each.message) for each in received] == recorded
     for each in received:
         picture = cv2.imread(str(images / each.item))[..., ::-1].copy()
         (parts,) = model.predict_panoptic([picture])

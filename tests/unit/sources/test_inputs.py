@@ -14,7 +14,7 @@ from support.still_images import encode_image, smooth_image
 from streamseg.cli import main
 from streamseg.config import SourceConfig, source_names
 from streamseg.errors import NoFramesError
-from streamseg.protocol.messages import escape_undecodable
+from streamseg.protocol.encoding import escape_undecodable
 from streamseg.sources import Input, find_inputs, open_source, place_outputs
 
 pytestmark = pytest.mark.timeout(120)
