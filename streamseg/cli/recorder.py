@@ -76,7 +76,7 @@ class Recorder:
             raise OutputError("; ".join(map(str, failures)))
 
     def _write_result(self, results: IsolatedOutput[ResultsFile], received: Received) -> None:
-        results.attempt(lambda file: file.write(protocol.record(received.message)))
+        results.attempt(lambda file: file.write(protocol.to_recorded(received.message)))
 
     def _write_image(self, video: IsolatedOutput[VideoFile], received: Received) -> None:
         source = received.source
