@@ -8,6 +8,7 @@ page of another site, so that no web page can reach it through its reader's brow
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import socket
 import threading
@@ -47,6 +48,8 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_CONNECTIONS = 64
 ANSWER_WITHIN = 60.0
 """Seconds that a connection may last: one request, which may be to read the config again."""
+CLOSE_WITHIN = 0.5
+"""Time that clients get to finish their requests when the server stops, in seconds."""
 STOP_WITHIN = 2.0
 ONLY_IN_FILES = ("password_env", "password_file")
 
@@ -163,11 +166,29 @@ class Control:
 
 
 class _Server(uvicorn.Server):
-    """Loads what the first request would load, while there are descriptors for it."""
+    """uvicorn, which leaves no connection open when it ends."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Load what the first request would load, while there are file descriptors for it."""
         await run_in_threadpool(int)
         await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish the requests under way; abort connections whose clients don't read or write on."""
+        loop = asyncio.get_running_loop()
+        for listener in sockets or ():
+            loop.remove_reader(listener)
+        for _ in range(2):  # asyncio never closes a connection that it has only accepted until then
+            await asyncio.sleep(0)
+        aborting = loop.call_later(CLOSE_WITHIN, self._abort_connections)
+        await super().shutdown(sockets)
+        aborting.cancel()
+        self._abort_connections()
+        await asyncio.sleep(0)  # the loop closes an aborted connection in its next iteration
+
+    def _abort_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def _routes(service: Service, reload: Reload | None) -> list[Route]:

@@ -21,6 +21,7 @@ from streamseg import connect, load_model
 from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig, WorkerConfig
 from streamseg.errors import BindError, ConfigError
 from streamseg.models.base import Segmenter
+from streamseg.pipeline.metrics import Metrics
 from streamseg.service import http_api as control_of_services
 from streamseg.service.http_api import Control, Reload
 from streamseg.service.http_client import Controlled
@@ -193,6 +194,7 @@ class Well:
     """As much of a service as ``/healthz`` asks."""
 
     health_problem = ""
+    metrics = Metrics()
 
 
 @contextlib.contextmanager
@@ -257,6 +259,35 @@ def test_who_keeps_it_waiting_is_cut_off(
             while peer.recv(1000):
                 pass
     assert not caplog.records, "what strangers do fills no log"
+
+
+@pytest.mark.parametrize(
+    "request_part", [b"", REQUEST, POST + b"Content-Type: application/json\r\n\r\n{"]
+)
+def test_stopping_closes_the_connections_of_incomplete_requests(
+    caplog: pytest.LogCaptureFixture, request_part: bytes
+) -> None:
+    with controlled() as control:
+        peer = socket.create_connection(("127.0.0.1", port_of(control)), timeout=5)
+        peer.sendall(request_part.replace(b"%d", b"%d" % port_of(control)))
+        time.sleep(0.1)
+    with peer, contextlib.suppress(ConnectionResetError):
+        while peer.recv(1000):
+            pass
+    assert not caplog.records
+
+
+def test_stopping_closes_the_connection_of_a_client_that_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(control_of_services, "generate_latest", lambda _registry: bytes(50_000_000))
+    with controlled() as control:
+        peer = socket.create_connection(("127.0.0.1", port_of(control)), timeout=5)
+        peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % port_of(control))
+        peer.recv(1)
+    with peer, contextlib.suppress(ConnectionResetError):
+        while peer.recv(100_000):  # what the system's buffers hold, and then the end
+            pass
 
 
 def test_of_a_connection_that_is_over_nothing_is_kept() -> None:
