@@ -247,10 +247,12 @@ class Recording:
     """
 
     def __init__(self, jsonl: Path | None, save: Path | None) -> None:
-        self._results = None if jsonl is None else IsolatedOutput(lambda: ResultsFile(jsonl))
-        self._video = None if save is None else IsolatedOutput(lambda: VideoFile(save))
+        self._results = None if jsonl is None else IsolatedOutput(ResultsFile(jsonl))
+        self._video = None if save is None else IsolatedOutput(VideoFile(save))
         self._saved: str | None = None
         self._others: set[str] = set()
+        for output in self._outputs:
+            output.open()
         self._raise_failure()
 
     def record(self, messages: Iterable[Received]) -> Iterator[Received]:
@@ -288,13 +290,15 @@ class Recording:
             raise OutputError("; ".join(map(str, failures)))
 
     def _write_result(self, results: IsolatedOutput[ResultsFile], received: Received) -> None:
-        results.attempt(lambda file: file.write(protocol.record(received.message)))
+        results.attempt(lambda file: file.write_message(protocol.record(received.message)))
 
     def _write_picture(self, video: IsolatedOutput[VideoFile], received: Received) -> None:
         source = received.source
         self._saved = self._saved or source
         if source == self._saved:
-            video.attempt(lambda file: file.write(received.frame, received.pts, received.epoch))
+            video.attempt(
+                lambda file: file.write_image(received.frame, received.pts, received.epoch)
+            )
         elif source not in self._others:
             self._others.add(source)
             log.warning(

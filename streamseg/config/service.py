@@ -195,6 +195,8 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
 
     Attributes:
         enabled: false leaves every track at -1.
+        type: name of a tracker plug-in; None is the built-in tracker, which alone takes the other
+            options.
         lost_track_seconds: seconds that an identity outlives its object's disappearance.
         min_hits: frames before an object gets an identity.
         high_score_threshold: minimum score of the instances that are matched first; weaker ones
@@ -207,6 +209,7 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
     """
 
     enabled: bool = True
+    type: str | None = None
     lost_track_seconds: NotNegative = 2.0
     min_hits: Count = 2
     high_score_threshold: Fraction01 = 0.45
@@ -306,7 +309,11 @@ class MqttConfig(Section, frozen=True, kw_only=True):
 
 
 class Config(Section, frozen=True, kw_only=True):
-    """A whole service."""
+    """A whole service.
+
+    Attributes:
+        sinks: plug-in sinks: the ``type`` of each, and its own options.
+    """
 
     sources: tuple[SourceConfig, ...]
     model: ModelConfig = ModelConfig()
@@ -316,6 +323,7 @@ class Config(Section, frozen=True, kw_only=True):
     publish: PublishConfig = PublishConfig()
     control: ControlConfig = ControlConfig()
     mqtt: MqttConfig | None = None
+    sinks: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sources:

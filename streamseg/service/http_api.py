@@ -38,8 +38,9 @@ from streamseg.errors import (
 )
 from streamseg.protocol.messages import Address
 from streamseg.service.http_access import Names, hasty
-from streamseg.service.service import Reloaded, Service
+from streamseg.service.service import Service
 from streamseg.service.source_session import SourceSession
+from streamseg.service.source_set import Reloaded
 from streamseg.service.system_limits import FileReserve, ReservedListener
 
 AFTER_MASKS = 3
@@ -235,11 +236,11 @@ class _Api:
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     def sources(self, _: Request) -> Response:
-        return _json([self._status(feed) for feed in self._service.sessions()])
+        return _json([self._status(session) for session in self._service.sources])
 
     def source(self, request: Request) -> Response:
         name = request.path_params["name"]
-        found = [self._status(feed) for feed in self._service.sessions() if feed.name == name]
+        found = [self._status(session) for session in self._service.sources if session.name == name]
         return _json(found[0]) if found else _error(404, f"there is no source called {name!r}")
 
     async def add(self, request: Request) -> Response:
@@ -247,26 +248,26 @@ class _Api:
             named = [option for option in ONLY_IN_FILES if getattr(source, option)]
             if named:
                 raise ConfigError(f"{named[0]} can only be named in the config file")
-            return _json({"name": self._service.add(source)}, 201)
+            return _json({"name": self._service.sources.add(source)}, 201)
 
         return await _answer(request, SourceConfig, add)
 
     def remove(self, request: Request) -> Response:
-        return _done(lambda: self._service.remove(request.path_params["name"]))
+        return _done(lambda: self._service.sources.remove(request.path_params["name"]))
 
     def pause(self, request: Request) -> Response:
-        return _done(lambda: self._service.pause(request.path_params["name"]))
+        return _done(lambda: self._service.sources.pause(request.path_params["name"]))
 
     def resume(self, request: Request) -> Response:
-        return _done(lambda: self._service.resume(request.path_params["name"]))
+        return _done(lambda: self._service.sources.resume(request.path_params["name"]))
 
     def thresholds(self, _: Request) -> Response:
-        return _json(self._service.default_thresholds)
+        return _json(self._service.sources.thresholds.default)
 
     async def set_thresholds(self, request: Request) -> Response:
         def change(thresholds: Thresholds) -> Response:
-            self._service.set_thresholds(thresholds)
-            return _json(self._service.default_thresholds)
+            self._service.sources.set_thresholds(thresholds)
+            return _json(self._service.sources.thresholds.default)
 
         return await _answer(request, Thresholds, change)
 
@@ -274,8 +275,8 @@ class _Api:
         name = request.path_params["name"]
 
         def change(thresholds: Thresholds | None) -> Response:
-            self._service.set_thresholds(thresholds, name)
-            return _json(self._service.thresholds_of(name))
+            self._service.sources.set_thresholds(thresholds, name)
+            return _json(self._service.sources.thresholds[name])
 
         return await _answer(request, Thresholds | None, change)
 
@@ -304,7 +305,7 @@ class _Api:
             failed=dict(account.failed),
             in_flight=account.in_flight,
             age_p99_ms=1000 * metrics.age_p99_of(feed.name),
-            thresholds=self._service.thresholds_of(feed.name),
+            thresholds=self._service.sources.thresholds[feed.name],
         )
 
 

@@ -18,7 +18,8 @@ from streamseg.errors import StreamsegError
 from streamseg.pipeline.summary import Summary
 from streamseg.service import systemd
 from streamseg.service.http_api import Control
-from streamseg.service.service import Reloaded, Service
+from streamseg.service.service import Service
+from streamseg.service.source_set import Reloaded
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class Supervisor:
         with self._reloading:
             systemd.reloading()
             try:
-                changes = self._service.reload(self._load())
+                changes = self._service.sources.reload(self._load())
             finally:
                 systemd.ready()
         log.warning(
@@ -144,7 +145,7 @@ class Supervisor:
 
     def _lively(self) -> str:
         """How many of the sources are live, and which aren't."""
-        feeds = self._service.sessions()
+        feeds = list(self._service.sources)
         others = [f"{f.name} {f.condition.state}" for f in feeds if f.condition.state != "live"]
         named = f" ({', '.join(others[:MOST_NAMED])})" if others else ""
         return f"{len(feeds) - len(others)} of {len(feeds)} sources live{named}"

@@ -219,10 +219,10 @@ def test_the_example_for_cameras_serves_cameras(
                     wanted.discard(result.source)
                     if not wanted:
                         break
-            states = {feed.name: feed.condition for feed in service.sessions()}
+            states = {feed.name: feed.condition for feed in service.sources}
         finally:
             operation.stop()
             thread.join(30)
     assert {states[name].state for name in ("gate", "yard", "hall")} == {"live"}
     assert states["desk"].state in ("waiting", "connecting")
-    assert service.thresholds_of("yard").score == 0.6
+    assert service.sources.thresholds["yard"].score == 0.6

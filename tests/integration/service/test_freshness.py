@@ -8,7 +8,7 @@ import numpy as np
 
 from streamseg.pipeline.mailbox import Mailbox
 from streamseg.pipeline.metrics import RECENT, RecentAges
-from streamseg.pipeline.stages import fresh
+from streamseg.pipeline.stages import drop_stale
 from streamseg.structures.results import Frame
 
 
@@ -33,7 +33,7 @@ def test_of_a_live_source_only_the_newest_frame_waits_and_a_recording_loses_none
 def test_frames_that_are_too_old_are_dropped_before_they_cost_anything_if_they_are_live() -> None:
     old, young, recorded = frame("camera", 0, age=2), frame("camera", 1), frame("file", 0, age=9)
     dropped: list[Frame] = []
-    batches = fresh([[old, young, recorded], [old]], 1.0, "camera".__eq__, dropped.append)
+    batches = drop_stale([[old, young, recorded], [old]], 1.0, "camera".__eq__, dropped.append)
     assert list(batches) == [[young, recorded]]
     assert dropped == [old, old]
 

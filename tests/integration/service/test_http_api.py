@@ -25,7 +25,8 @@ from streamseg.pipeline.metrics import Metrics
 from streamseg.service import http_api as control_of_services
 from streamseg.service.http_api import Control, Reload
 from streamseg.service.http_client import Controlled
-from streamseg.service.service import Reloaded, Service
+from streamseg.service.service import Service
+from streamseg.service.source_set import Reloaded
 from streamseg.service.supervisor import Supervisor
 
 pytestmark = pytest.mark.timeout(60)
@@ -68,7 +69,7 @@ class Running:
             connection.close()
 
     def state(self, name: str) -> str:
-        return {f.name: f.condition.state for f in self.service.sessions()}.get(name, "gone")
+        return {f.name: f.condition.state for f in self.service.sources}.get(name, "gone")
 
     def until(self, name: str, state: str) -> None:
         deadline = time.monotonic() + 15
@@ -146,7 +147,7 @@ def test_thresholds_change_what_comes_out_from_then_on(running: Running) -> None
     assert (status, json.loads(now)["score"]) == (200, 1.0)
     assert found() == 0
     running.ask("PUT", "/v1/sources/gate/thresholds", None)
-    assert running.service.thresholds_of("gate").score == pytest.approx(0.45)
+    assert running.service.sources.thresholds["gate"].score == pytest.approx(0.45)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_what_can_t_be_is_refused_and_changes_nothing(
 ) -> None:
     answered, text = running.ask(method, path, body)
     assert (answered, why in text) == (status, True), text
-    assert [feed.name for feed in running.service.sessions()] == ["gate"]
+    assert [feed.name for feed in running.service.sources] == ["gate"]
     assert running.state("gate") == "live"
 
 

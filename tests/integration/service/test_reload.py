@@ -42,10 +42,10 @@ class Running:
         return self._forward(*given)  # type: ignore[arg-type]
 
     def state(self, name: str) -> str:
-        return {f.name: f.condition.state for f in self.service.sessions()}.get(name, "gone")
+        return {f.name: f.condition.state for f in self.service.sources}.get(name, "gone")
 
     def epoch(self, name: str) -> int:
-        return {f.name: f.condition.epoch for f in self.service.sessions()}[name]
+        return {f.name: f.condition.epoch for f in self.service.sources}[name]
 
     def until(self, name: str, *states: str) -> None:
         deadline = time.monotonic() + 20
@@ -56,7 +56,7 @@ class Running:
     def until_it_is(self, source: SourceConfig) -> None:
         """Until the one of that name is this one."""
         deadline = time.monotonic() + 20
-        while source not in [feed.config for feed in self.service.sessions()]:
+        while source not in [feed.config for feed in self.service.sources]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -103,19 +103,19 @@ def test_a_changed_source_comes_back_however_long_its_last_frames_take(running: 
     running.hold("gate")
     began = time.monotonic()
     new = running.config(gate(2), SourceConfig(url=LIVE, name="door"), score=0.3)
-    changes = running.service.reload(new)
+    changes = running.service.sources.reload(new)
     assert time.monotonic() - began < 5, "nobody waits for the model"
     assert (changes.restarted, changes.added, changes.removed) == (("gate",), ("door",), ("yard",))
-    assert running.service.default_thresholds.score == 0.3
+    assert running.service.sources.thresholds.default.score == 0.3
     assert running.state("gate") != "gone"
-    again = running.service.reload(running.config(gate(3)))  # before it has come back
+    again = running.service.sources.reload(running.config(gate(3)))  # before it has come back
     assert again.restarted == ("gate",)
     running.may_go_on.set()
     running.until("door", "gone")
     running.until("yard", "gone")
     running.until_it_is(gate(3))
     running.until("gate", "live")
-    assert [feed.removed for feed in running.service.sessions()] == [False]
+    assert [feed.removed for feed in running.service.sources] == [False]
     assert running.epoch("gate") > 0
 
 
@@ -123,7 +123,7 @@ def test_who_asked_for_a_source_alone_goes_on_when_its_options_change(running: R
     with connect(running.service.endpoints["masks"], ["gate"], timeout=20) as results:
         assert next(iter(results)).epoch == 0
         for seed in (2, 3):
-            running.service.reload(running.config(gate(seed)))
+            running.service.sources.reload(running.config(gate(seed)))
             for received in results:
                 if received.epoch == seed - 1:
                     break
@@ -133,8 +133,8 @@ def test_who_asked_for_a_source_alone_goes_on_when_its_options_change(running: R
 
 def test_what_is_taken_away_before_it_came_back_stays_away(running: Running) -> None:
     running.hold("gate")
-    running.service.reload(running.config(gate(2), SourceConfig(url=LIVE, name="yard")))
-    running.service.remove("gate")
+    running.service.sources.reload(running.config(gate(2), SourceConfig(url=LIVE, name="yard")))
+    running.service.sources.remove("gate")
     running.may_go_on.set()
     running.until("gate", "gone")
     running.until("yard", "live")
@@ -144,28 +144,30 @@ def test_what_is_taken_away_before_it_came_back_stays_away(running: Running) -> 
 
 def test_a_paused_source_stays_paused_when_its_options_change(running: Running) -> None:
     running.until("gate", "live")
-    running.service.pause("gate")
+    running.service.sources.pause("gate")
     running.until("gate", "waiting")
     for seed in (2, 3):
-        running.service.reload(running.config(gate(seed), SourceConfig(url=LIVE, name="yard")))
+        running.service.sources.reload(
+            running.config(gate(seed), SourceConfig(url=LIVE, name="yard"))
+        )
     running.until_it_is(gate(3))
     running.until("gate", "waiting")
     decoded = running.service.metrics.account("gate").snapshot().decoded
     time.sleep(0.5)
     assert running.service.metrics.account("gate").snapshot().decoded == decoded
-    running.service.resume("gate")
+    running.service.sources.resume("gate")
     running.until("gate", "live")
 
 
 def test_a_source_can_be_paused_and_resumed_before_it_has_come_back(running: Running) -> None:
     running.hold("gate")
-    running.service.reload(running.config(gate(2)))
-    running.service.pause("gate")
+    running.service.sources.reload(running.config(gate(2)))
+    running.service.sources.pause("gate")
     running.may_go_on.set()
     running.until_it_is(gate(2))
     running.until("gate", "waiting")
-    running.service.reload(running.config(gate(3)))
-    running.service.resume("gate")
+    running.service.sources.reload(running.config(gate(3)))
+    running.service.sources.resume("gate")
     running.may_go_on.set()
     running.until_it_is(gate(3))
     running.until("gate", "live")
@@ -177,8 +179,8 @@ def test_a_source_that_waits_for_subscribers_can_be_changed_and_taken_away(
     made = Running(model, gate(1), SourceConfig(url=LIVE, name="yard"), wait_subscribers=1)
     try:
         made.until("gate", "waiting")
-        made.service.reload(made.config(gate(2), SourceConfig(url=LIVE, name="yard")))
-        made.service.remove("yard")
+        made.service.sources.reload(made.config(gate(2), SourceConfig(url=LIVE, name="yard")))
+        made.service.sources.remove("yard")
         made.until("yard", "gone")
         made.until("gate", "waiting")
     finally:
@@ -187,11 +189,11 @@ def test_a_source_that_waits_for_subscribers_can_be_changed_and_taken_away(
 
 def test_a_failure_that_was_mended_is_none_any_more(running: Running) -> None:
     away = SourceConfig(url=f"rtsp://127.0.0.1:{free_port()}/x", name="door", max_attempts=1)
-    running.service.add(away)
+    running.service.sources.add(away)
     running.until("door", "failed")
     assert "given up after 1 attempts" in running.service.problems[0]
     mended = SourceConfig(url=LIVE, name="door")
-    running.service.reload(running.config(mended, SourceConfig(url=LIVE, name="gate")))
+    running.service.sources.reload(running.config(mended, SourceConfig(url=LIVE, name="gate")))
     running.until("door", "live")
     assert running.service.problems == []
 
@@ -202,8 +204,8 @@ def test_nothing_is_added_once_the_last_source_has_ended(model: Segmenter) -> No
         made.until("short", "ended")
         assert not made.service.ready
         with pytest.raises(ConfigError, match="isn't running"):
-            made.service.add(gate(1))
+            made.service.sources.add(gate(1))
         with pytest.raises(ConfigError, match="isn't running"):
-            made.service.reload(made.config(gate(1)))
+            made.service.sources.reload(made.config(gate(1)))
     finally:
         made.close(model)

@@ -220,7 +220,7 @@ def test_a_file_that_fails_does_not_cost_the_other_and_is_said_at_the_end(tmp_pa
     def full(*_):
         raise OutputError("out.jsonl: can't be written: the disk is full")
 
-    monkeypatch.setattr(ResultsFile, "write", full)
+    monkeypatch.setattr(ResultsFile, "write_message", full)
     given = [dataclasses.replace(received(), jpeg=jpeg()) for _ in range(5)]
     with pytest.raises(OutputError, match=r"out\.jsonl: can't be written"):
         list(recorded(given, Recording(tmp_path / "out.jsonl", tmp_path / "out.mp4")))

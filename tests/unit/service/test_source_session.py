@@ -6,7 +6,7 @@ import pytest
 
 from streamseg.config import SourceConfig
 from streamseg.pipeline.metrics import Metrics
-from streamseg.service.source_session import Opened, SourceSession
+from streamseg.service.source_session import OpenedSource, SourceSession
 from streamseg.sources import LiveSource, open_source
 
 CONFIG = SourceConfig(url="rtsp://127.0.0.1:1/x", name="door")
@@ -20,7 +20,7 @@ class Said:
         source = open_source(CONFIG)
         assert isinstance(source, LiveSource)
         self.source = source
-        opened = Opened(source, CONFIG)
+        opened = OpenedSource(source, CONFIG)
         self.feed = SourceSession(opened, 0, Metrics(), lambda *said: self.reasons.append(said[2]))
 
 
@@ -35,7 +35,7 @@ def test_a_camera_that_is_away_is_logged_once_though_subscribers_were_waited_for
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     said = Said()
-    said.feed.set("waiting", "for 1 subscribers")
+    said.feed.set_state("waiting", "for 1 subscribers")
     for _ in range(3):
         said.source.tell("connecting", "")
         said.source.tell("waiting", "connection refused")

@@ -37,6 +37,7 @@ from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.stages import track
 from streamseg.recording.process import Processor
 from streamseg.service.service import Service
+from streamseg.sinks.base import run_sink
 from streamseg.sinks.files.panoptic import PanopticFiles
 from streamseg.structures.masks import Mask
 from streamseg.structures.results import MAX_SEGMENT_ID, Segment
@@ -238,10 +239,11 @@ def sink(path):
 def test_a_run_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path):
     first = panoptic_result()
     with sink(tmp_path / "panoptic.json") as file:
-        file.write(first.frame, first.segments)
+        file.write_segments(first.frame, first.segments)
     whole = (tmp_path / "panoptic.json").read_bytes()
     cut = sink(tmp_path / "panoptic.json")
-    cut.write(replace(first.frame, index=7), first.segments)
+    cut.open()
+    cut.write_segments(replace(first.frame, index=7), first.segments)
     cut.abort()
     # What was there before is whole, what was begun has its name of one that isn't.
     assert (tmp_path / "panoptic.json").read_bytes() == whole
@@ -249,7 +251,7 @@ def test_a_run_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path):
     assert [path.name for path in (tmp_path / "panoptic.part").iterdir()] == ["000007.png"]
     assert b'"image_id":7' in (tmp_path / "panoptic.json.part").read_bytes()
     with sink(tmp_path / "panoptic.json") as file:
-        file.write(replace(first.frame, index=9), first.segments)
+        file.write_segments(replace(first.frame, index=9), first.segments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["panoptic", "panoptic.json"]
     assert [path.name for path in (tmp_path / "panoptic").iterdir()] == ["000009.png"]
 
@@ -258,7 +260,7 @@ def test_the_json_gets_its_name_after_the_pngs(tmp_path, monkeypatch):
     """Whenever the power fails, a panoptic.json names PNGs that are there."""
     first, seen = panoptic_result(), []
     with sink(tmp_path / "panoptic.json") as file:
-        file.write(first.frame, first.segments)
+        file.write_segments(first.frame, first.segments)
 
     rename = os.replace
 
@@ -268,7 +270,7 @@ def test_the_json_gets_its_name_after_the_pngs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", watched)
     with sink(tmp_path / "panoptic.json") as file:
-        file.write(first.frame, first.segments)
+        file.write_segments(first.frame, first.segments)
     assert seen == [("panoptic", False), ("panoptic.json", False)]
 
 
@@ -278,7 +280,7 @@ def test_no_frames_and_no_parts_are_sound_files_too(tmp_path):
     written = json.loads((tmp_path / "none.json").read_text())
     assert (written["images"], written["annotations"]) == ([], [])
     with sink(tmp_path / "void.json") as file:
-        file.write(panoptic_result().frame, ())
+        file.write_segments(panoptic_result().frame, ())
     (entry,) = json.loads((tmp_path / "void.json").read_text())["annotations"]
     assert entry["segments_info"] == []
     assert (ids_of(tmp_path / "void" / entry["file_name"]) == 0).all()
@@ -289,7 +291,7 @@ def test_parts_without_pixels_are_left_out_and_large_ids_kept(tmp_path):
     empty, last = Mask.from_array(np.zeros(result.frame.size, bool)), MAX_SEGMENT_ID
     person = replace(result.segments[0], id=last)
     with sink(tmp_path / "p.json") as file:
-        file.write(result.frame, (person, Segment(5, 3, "car", False, empty)))
+        file.write_segments(result.frame, (person, Segment(5, 3, "car", False, empty)))
     (entry,) = json.loads((tmp_path / "p.json").read_text())["annotations"]
     assert [info["id"] for info in entry["segments_info"]] == [last]
     ids = ids_of(tmp_path / "p" / "000000.png")
@@ -300,7 +302,7 @@ def test_parts_without_pixels_are_left_out_and_large_ids_kept(tmp_path):
 def test_ids_that_no_png_can_hold_are_refused(tmp_path, number):
     result = panoptic_result()
     with sink(tmp_path / "p.json") as file, pytest.raises(StreamsegError, match="ids go from 1 to"):
-        file.write(result.frame, [replace(result.segments[0], id=number)])
+        file.write_segments(result.frame, [replace(result.segments[0], id=number)])
 
 
 def test_places_that_cannot_be_written_are_said_in_one_line_and_at_once(tmp_path):
@@ -312,40 +314,39 @@ def test_places_that_cannot_be_written_are_said_in_one_line_and_at_once(tmp_path
         (tmp_path / "folder.json", "folder.json: can't be written: there is a folder of that"),
     ):
         with pytest.raises(OutputError, match=message) as refused:
-            sink(path)
+            sink(path).open()
         assert "\n" not in str(refused.value)
 
 
 def test_a_full_disk_leaves_the_files_before_whole(tmp_path):
     result = panoptic_result()
     with sink(tmp_path / "p.json") as file:
-        file.write(result.frame, result.segments)
+        file.write_segments(result.frame, result.segments)
     whole = (tmp_path / "p.json").read_bytes()
     again, frames = sink(tmp_path / "p.json"), [replace(result.frame, index=n) for n in range(100)]
-    told = r"p\.json: can't be written: the file would be larger"
-    with pytest.raises(OutputError, match=told), files_no_larger_than(2000):
-        list(again.drain(replace(result, frame=frame) for frame in frames))
+    again.open()
+    reason = r"p\.json: can't be written: the file would be larger"
+    with pytest.raises(OutputError, match=reason), files_no_larger_than(2000):
+        for frame in frames:
+            again.write(replace(result, frame=frame))
     again.abort()
     assert (tmp_path / "p.json").read_bytes() == whole
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["000000.png"]
 
 
 def test_no_frame_is_kept(tmp_path):
-    pictures = []
+    images = []
 
     def results():
         for index in range(6):
             image = np.zeros((40, 60, 3), np.uint8)
-            pictures.append(weakref.ref(image))
+            images.append(weakref.ref(image))
             made = panoptic_result()
             yield replace(made, frame=replace(made.frame, index=index, image=image))
 
-    with sink(tmp_path / "p.json") as file:
-        for _ in file.drain(results()):
-            assert (
-                sum(picture() is not None for picture in pictures) <= 2
-            )  # this and the one before
-    assert len(pictures) == 6
+    for _ in run_sink(sink(tmp_path / "p.json"), results()):
+        assert sum(image() is not None for image in images) <= 2  # this and the one before
+    assert len(images) == 6
 
 
 @pytest.mark.timeout(60)

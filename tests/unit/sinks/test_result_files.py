@@ -18,6 +18,7 @@ from support.processes import PEAK, files_no_larger_than
 
 from streamseg import protocol
 from streamseg.errors import OutputError
+from streamseg.sinks.base import run_sink
 from streamseg.sinks.files.part_file import (
     PartFolder,
     append_bytes,
@@ -59,6 +60,16 @@ def result_of(index, source="gate", pts=None, pixel_aspect=Fraction(1)):
     return Result(frame, instances, "test")
 
 
+def opened(sink):
+    sink.open()
+    return sink
+
+
+def write_all(sink, results):
+    for result in results:
+        sink.write(result)
+
+
 def part(path):
     return path.with_name(path.name + ".part")
 
@@ -76,7 +87,7 @@ def record(path, moments, size=(48, 64)):
     """A video with a picture at each (pts, epoch), and the times a decoder finds in it."""
     with VideoFile(path) as video:
         for pts, epoch in moments:
-            video.write(plain(size), pts, epoch)
+            video.write_image(plain(size), pts, epoch)
     return times(path)
 
 
@@ -87,7 +98,7 @@ def test_results_come_back_from_their_file_as_they_were(tmp_path):
     path = tmp_path / "results.jsonl"
     results = [result_of(i) for i in range(5)]
     with ResultsFile(path) as file:
-        assert list(file.drain(results)) == results
+        write_all(file, results)
     lines = path.read_bytes().splitlines()
     messages = [protocol.decode(line, protocol.RecordedMessage) for line in lines]
     assert messages == [protocol.recorded_message(result, i) for i, result in enumerate(results)]
@@ -99,23 +110,23 @@ def test_results_come_back_from_their_file_as_they_were(tmp_path):
 def test_each_source_has_its_own_sequence(tmp_path):
     path = tmp_path / "results.jsonl"
     with ResultsFile(path) as file:
-        for _ in file.drain([result_of(0, "a"), result_of(0, "b"), result_of(1, "a")]):
-            pass
+        write_all(file, [result_of(0, "a"), result_of(0, "b"), result_of(1, "a")])
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert [(row["source"], row["seq"]) for row in rows] == [("a", 0), ("b", 0), ("a", 1)]
 
 
 def test_a_result_is_in_the_file_before_it_is_passed_on(tmp_path):
     file = ResultsFile(tmp_path / "results.jsonl")
-    passed = file.drain(result_of(i) for i in range(3))
+    written = run_sink(file, (result_of(i) for i in range(3)))
     for expected in (1, 2, 3):
-        next(passed)
+        next(written)
         assert len(part(file.path).read_bytes().splitlines()) == expected
-    file.close()
+    assert list(written) == []
+    assert len(file.path.read_bytes().splitlines()) == 3
 
 
 def test_results_without_a_frame_are_an_empty_file(tmp_path):
-    ResultsFile(tmp_path / "results.jsonl").close()
+    opened(ResultsFile(tmp_path / "results.jsonl")).close()
     assert (tmp_path / "results.jsonl").read_bytes() == b""
 
 
@@ -123,18 +134,16 @@ def test_results_without_a_frame_are_an_empty_file(tmp_path):
 def test_a_file_has_its_name_only_once_it_is_closed(tmp_path, kind):
     path = tmp_path / "out"
     path.write_text("of an earlier run")
-    file = kind(path)
-    for _ in file.drain([result_of(0)]):
+    for _ in run_sink(kind(path), [result_of(0)]):
         assert path.read_text() == "of an earlier run"
-    file.close()
     assert path.stat().st_size > 100
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("kind", [ResultsFile, VideoFile])
 def test_closing_twice_and_aborting_after_it_does_nothing_more(tmp_path, kind):
-    file = kind(tmp_path / "out")
-    list(file.drain([result_of(0)]))
+    file = opened(kind(tmp_path / "out"))
+    write_all(file, [result_of(0)])
     file.close()
     content = file.path.read_bytes()
     file.close()
@@ -150,7 +159,7 @@ def test_an_exception_leaves_the_part_and_no_file(tmp_path, kind):
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"), kind(tmp_path / "out") as file:
-        list(file.drain(results()))
+        write_all(file, results())
     file.close()  # too late
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.part"]
 
@@ -163,8 +172,8 @@ def test_a_file_is_known_by_its_name(tmp_path, kind):
 
 def writers(path):
     return [
-        lambda: ResultsFile(path),
-        lambda: VideoFile(path),
+        lambda: opened(ResultsFile(path)),
+        lambda: opened(VideoFile(path)),
         lambda: write_json_atomically(path, {}),
     ]
 
@@ -206,12 +215,12 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / "results.jsonl"
-    file = ResultsFile(path)
-    file.add(result_of(0))
+    file = opened(ResultsFile(path))
+    file.write(result_of(0))
     before = part(path).read_bytes()
     monkeypatch.setattr("streamseg.sinks.files.part_file.write_whole", full)
     with pytest.raises(OutputError, match=r"results\.jsonl: .*the disk is full.*make room"):
-        file.add(result_of(1))
+        file.write(result_of(1))
     file.abort()
     assert not path.exists()
     assert part(path).read_bytes() == before  # nothing of the line that didn't fit
@@ -221,7 +230,7 @@ def test_results_that_do_not_fit_leave_the_part_with_whole_lines(tmp_path):
     path = tmp_path / "results.jsonl"
     with files_no_larger_than(1000), pytest.raises(OutputError, match="larger than it may be"):  # noqa: SIM117
         with ResultsFile(path) as file:
-            list(file.drain(result_of(i) for i in range(20)))
+            write_all(file, (result_of(i) for i in range(20)))
     assert not path.exists()
     *lines, end = part(path).read_bytes().split(b"\n")
     assert len(lines) > 2
@@ -237,9 +246,9 @@ def test_a_video_that_does_not_fit_never_gets_its_name_even_if_only_its_end_is_m
     images = [noise((240, 320), seed) for seed in range(4)]
 
     def write(path):
-        video = VideoFile(path)
+        video = opened(VideoFile(path))
         for index, image in enumerate(images):
-            video.write(image, index / 25)
+            video.write_image(image, index / 25)
         video.close()
 
     write(tmp_path / "whole.mp4")
@@ -271,7 +280,7 @@ def test_colours_come_back_right_with_and_without_heed_of_the_flags(tmp_path, si
     half_y, half_x = size[0] // 2, size[1] // 2
     image[:half_y, :half_x], image[:half_y, half_x:], image[half_y:, :half_x] = RED, GREEN, BLUE
     with VideoFile(path) as video:
-        video.write(image, 0.0)
+        video.write_image(image, 0.0)
     (frame,) = decode(path)
     assert (frame.height, frame.width) == size
     assert frame.format.name == "yuv420p"
@@ -292,7 +301,7 @@ def test_black_and_white_use_the_whole_range(tmp_path):
     image = plain((64, 64), (0, 0, 0))
     image[:, 32:] = 255
     with VideoFile(path) as video:
-        video.write(image, 0.0)
+        video.write_image(image, 0.0)
     decoded = decode(path)[0].to_ndarray(format="rgb24")
     assert decoded[32, 16].max() <= 2
     assert decoded[32, 48].min() >= 253
@@ -367,10 +376,10 @@ def test_a_video_begins_with_its_first_picture_whatever_the_clock_says(tmp_path,
 
 def test_no_picture_makes_no_video_and_takes_none_away(tmp_path):
     path = tmp_path / "out.mp4"
-    VideoFile(path).close()
+    opened(VideoFile(path)).close()
     assert list(tmp_path.iterdir()) == []
     path.write_text("of an earlier run")
-    VideoFile(path).close()
+    opened(VideoFile(path)).close()
     assert path.read_text() == "of an earlier run"
 
 
@@ -380,7 +389,7 @@ def test_odd_sizes_become_even_by_repeating_the_edge(tmp_path, size):
     image = plain(size, BLUE)
     image[-1, :], image[:, -1] = RED, RED
     with VideoFile(path) as video:
-        video.write(image, 0.0)
+        video.write_image(image, 0.0)
     (frame,) = decode(path)
     assert (frame.height, frame.width) == (size[0] + size[0] % 2, size[1] + size[1] % 2)
     corner = frame.to_ndarray(format="rgb24")[-1, -1].astype(int)
@@ -391,7 +400,7 @@ def test_odd_sizes_become_even_by_repeating_the_edge(tmp_path, size):
 def test_the_shape_of_pixels_is_kept(tmp_path, shape):
     path = tmp_path / "out.mp4"
     with VideoFile(path) as video:
-        list(video.drain([result_of(0, pixel_aspect=shape), result_of(1, pixel_aspect=shape)]))
+        write_all(video, [result_of(row, pixel_aspect=shape) for row in (0, 1)])
     with av.open(str(path)) as container:
         assert container.streams.video[0].sample_aspect_ratio == shape
     assert len(decode(path)) == 2
@@ -408,8 +417,8 @@ def test_the_shape_of_pixels_is_kept(tmp_path, shape):
 def test_pictures_of_another_size_are_fitted_into_the_first_on_black(tmp_path, later, inside):
     path = tmp_path / "out.mp4"
     with VideoFile(path) as video:
-        video.write(plain((240, 320)), 0.0)
-        video.write(plain(later, RED), 0.1)
+        video.write_image(plain((240, 320)), 0.0)
+        video.write_image(plain(later, RED), 0.1)
     first, second = decode(path)
     assert (first.height, first.width) == (second.height, second.width) == (240, 320)
     red = second.to_ndarray(format="rgb24")[..., 0] > 100
@@ -422,17 +431,17 @@ def test_pictures_of_another_size_are_fitted_into_the_first_on_black(tmp_path, l
 def test_pictures_with_other_pixels_are_fitted_too(tmp_path):
     path = tmp_path / "out.mp4"
     with VideoFile(path) as video:
-        video.write(plain((240, 320)), 0.0)
-        video.write(plain((240, 160), RED), 0.1, pixel_aspect=Fraction(2))
+        video.write_image(plain((240, 320)), 0.0)
+        video.write_image(plain((240, 160), RED), 0.1, pixel_aspect=Fraction(2))
     decoded = decode(path)[1].to_ndarray(format="rgb24")
     assert (decoded[..., 0] > 100).mean() > 0.98
 
 
 def test_an_interrupted_video_is_playable_up_to_there(tmp_path):
     path = tmp_path / "out.mp4"
-    video = VideoFile(path)
+    video = opened(VideoFile(path))
     for index in range(10):
-        video.write(plain((48, 64)), index / 25)
+        video.write_image(plain((48, 64)), index / 25)
     video.abort()
     assert not path.exists()
     assert len(decode(part(path))) == 10
@@ -442,7 +451,7 @@ def test_a_video_shows_the_results_painted_on(tmp_path):
     path = tmp_path / "out.mp4"
     results = [result_of(i) for i in range(3)]
     with VideoFile(path) as video:
-        assert list(video.drain(results)) == results
+        write_all(video, results)
     shown = decode(path)[2].to_ndarray(format="rgb24").astype(int)
     painted = annotate(results[2].frame.image, results[2].instances)
     assert np.abs(shown - painted).mean() < 12
@@ -456,7 +465,7 @@ def test_the_encoder_takes_one_thread(tmp_path):
     with VideoFile(tmp_path / "out.mp4") as video:
         before = threads()
         for index in range(20):
-            video.write(noise((240, 320), index), index / 25)
+            video.write_image(noise((240, 320), index), index / 25)
         assert threads() - before <= 1
 
 
@@ -472,7 +481,7 @@ from streamseg.sinks.files.results import VideoFile
 image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 with VideoFile(Path(sys.argv[1])) as video:
     for index in range(5000):
-        video.write(image, index / 25)
+        video.write_image(image, index / 25)
         if index in (500, 4999):
             print(peak())
 """
@@ -537,7 +546,7 @@ def test_no_link_is_written_through(tmp_path, which, kind, where):
     precious = linked(tmp_path, at, kind)
     made = writers(path)[which]()
     if made is not None:
-        made.add(result_of(0))
+        made.write(result_of(0))
         made.close()
     assert precious.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
@@ -548,8 +557,8 @@ def test_no_link_is_written_through(tmp_path, which, kind, where):
 
 def test_a_file_that_was_exchanged_while_it_was_written_is_an_error(tmp_path):
     path = tmp_path / "results.jsonl"
-    file = ResultsFile(path)
-    file.add(result_of(0))
+    file = opened(ResultsFile(path))
+    file.write(result_of(0))
     part(path).unlink()
     precious = linked(tmp_path, part(path), "link")
     with pytest.raises(OutputError, match="another program replaced it"):
@@ -562,7 +571,7 @@ def test_a_folder_that_was_exchanged_while_a_file_was_written_gets_nothing(tmp_p
     (tmp_path / "out").mkdir()
     (tmp_path / "other").mkdir()
     with ResultsFile(tmp_path / "out" / "results.jsonl") as file:
-        file.add(result_of(0))
+        file.write(result_of(0))
         (tmp_path / "out").rename(tmp_path / "moved")
         (tmp_path / "out").symlink_to(tmp_path / "other")
     assert [entry.name for entry in (tmp_path / "moved").iterdir()] == ["results.jsonl"]
@@ -622,7 +631,7 @@ def test_a_complete_video_is_what_ffmpeg_writes_at_once(tmp_path):
     path = tmp_path / "out.mp4"
     with VideoFile(path) as video:
         for index, image in enumerate(images):
-            video.write(image, 7 + index / 30, pixel_aspect=Fraction(4, 3))
+            video.write_image(image, 7 + index / 30, pixel_aspect=Fraction(4, 3))
     ways = H264File.__new__(H264File)
     ways._first_size = ways._size = (48, 64)
     ways._pixel_aspect, ways._clock = Fraction(4, 3), _Clock()
@@ -641,9 +650,10 @@ import numpy as np
 from pathlib import Path
 from streamseg.sinks.files.results import VideoFile
 video = VideoFile(Path(sys.argv[1]))
+video.open()
 rng = np.random.default_rng(0)
 for index in range(40):
-    video.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), index / 25)
+    video.write_image(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), index / 25)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -659,11 +669,11 @@ def test_what_was_written_before_a_kill_can_be_played(tmp_path):
 @pytest.mark.parametrize("limit", [10_000, 60_000, 61_234])
 def test_what_was_written_before_the_disk_was_full_can_be_played(tmp_path, limit):
     path = tmp_path / "out.mp4"
-    video = IsolatedOutput(lambda: VideoFile(path))
+    video = opened(IsolatedOutput(VideoFile(path)))
     with files_no_larger_than(limit):
         for index in range(60):
             image = noise((48, 64), index)
-            video.attempt(lambda file, image=image, pts=index / 25: file.write(image, pts))
+            video.attempt(lambda file, image=image, pts=index / 25: file.write_image(image, pts))
     video.close()
     assert "larger than it may be" in str(video.failure)
     shown = decode(part(path))
@@ -675,9 +685,9 @@ def test_what_was_written_before_the_disk_was_full_can_be_played(tmp_path, limit
 
 def test_a_copy_that_does_not_fit_leaves_the_fragments(tmp_path, monkeypatch):
     path = tmp_path / "out.mp4"
-    video = VideoFile(path)
+    video = opened(VideoFile(path))
     for index in range(20):
-        video.write(noise((48, 64), index), index / 25)
+        video.write_image(noise((48, 64), index), index / 25)
     size = part(path).stat().st_size
 
     def smaller(encoder, whole, copy=H264File.copy_into):
@@ -701,8 +711,8 @@ def test_pictures_that_are_too_long_are_scaled_and_that_is_said(tmp_path, caplog
     (image if size[0] > size[1] else image.swapaxes(0, 1))[: max(size) // 2] = RED
     scaled = [max(1, round(side * 16_384 / max(size))) for side in size]
     with VideoFile(path) as video:
-        video.write(image, 0.0)
-        video.write(image, 1.0)
+        video.write_image(image, 0.0)
+        video.write_image(image, 1.0)
     first, second = decode(path)
     assert [first.height, first.width] == [side + side % 2 for side in scaled]
     shown = second.to_ndarray(format="rgb24").astype(int)
@@ -713,7 +723,7 @@ def test_pictures_that_are_too_long_are_scaled_and_that_is_said(tmp_path, caplog
 
 def test_the_longest_pictures_stay_as_they_are(tmp_path, caplog):
     with VideoFile(tmp_path / "out.mp4") as video:
-        video.write(plain((2, 16_384)), 0.0)
+        video.write_image(plain((2, 16_384)), 0.0)
     (frame,) = decode(tmp_path / "out.mp4")
     assert (frame.height, frame.width) == (2, 16_384)
     assert caplog.messages == []
@@ -723,15 +733,15 @@ def test_the_longest_pictures_stay_as_they_are(tmp_path, caplog):
 
 
 def test_the_failure_of_an_output_is_kept_and_nothing_is_written_after_it(tmp_path):
-    good = IsolatedOutput(lambda: ResultsFile(tmp_path / "good"))
-    full = IsolatedOutput(lambda: ResultsFile(tmp_path / "full"))
-    gone = IsolatedOutput(lambda: ResultsFile(tmp_path / "gone" / "file"))
+    good = opened(IsolatedOutput(ResultsFile(tmp_path / "good")))
+    full = opened(IsolatedOutput(ResultsFile(tmp_path / "full")))
+    gone = opened(IsolatedOutput(ResultsFile(tmp_path / "gone" / "file")))
     assert "no such folder" in str(gone.failure)
     for index in range(8):
         for output in (good, gone):
-            output.add(result_of(index))
+            output.write(result_of(index))
         with files_no_larger_than(1000):
-            full.add(result_of(index))
+            full.write(result_of(index))
     failure = full.failure
     assert "larger than it may be" in str(failure)
     for output in (good, full, gone):
