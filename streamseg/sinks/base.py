@@ -10,7 +10,7 @@ Other packages add sinks by entry points of the group ``streamseg.sinks``: see `
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import GenericAlias
@@ -79,9 +79,15 @@ def run_sink(sink: Sink, results: Iterable[Result]) -> Iterator[Result]:
             yield result
     except BaseException:
         with suppress(Exception):  # the first failure is the one to report
-            sink.close()
+            abort_sink(sink)
         raise
     sink.close()
+
+
+def abort_sink(sink: Sink) -> None:
+    """Close a sink after a failure; a file, which has ``abort``, isn't completed."""
+    abort: Callable[[], None] = getattr(sink, "abort", sink.close)
+    abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +197,15 @@ def _make_writer(plugin: Plugin, options: dict[str, Any], row: int) -> SinkWrite
 
 
 def _convert_options(options: dict[str, Any], schema: type[msgspec.Struct], row: int) -> Any:
-    """Return the options as an instance of their schema, which must know each of them.
-
-    They are converted at their place in the config, so that the message has their whole path.
-    """
+    """Return the options as an instance of their schema; keys that it hasn't are errors."""
+    # Checked at their place in a config, so that the message has the whole path.
     strict = msgspec.defstruct(schema.__name__, [], bases=(schema,), forbid_unknown_fields=True)
     config = msgspec.defstruct("Config", [("sinks", GenericAlias(tuple, (*[Any] * row, strict)))])
     try:
-        return msgspec.convert({"sinks": [*[None] * row, options]}, config).sinks[row]  # type: ignore[attr-defined]
+        msgspec.convert({"sinks": [*[None] * row, options]}, config)
     except msgspec.ValidationError as error:
         raise ConfigError(explain(str(error), config)) from None
+    return msgspec.convert(options, schema)
 
 
 def _describe(error: Exception) -> str:

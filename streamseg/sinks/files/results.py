@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from streamseg import protocol
 from streamseg.errors import OutputError
 from streamseg.pipeline.mailbox import Policy
-from streamseg.sinks.base import Sink
+from streamseg.sinks.base import Sink, abort_sink
 from streamseg.sinks.files.part_file import PartFile, writing
 from streamseg.structures.results import Image, Result
 
@@ -251,7 +251,7 @@ class IsolatedOutput(Generic[SinkT]):
         except OutputError as error:
             self.failure = error
             with suppress(OutputError):  # the first failure is the one to report
-                self._end()
+                abort_sink(self._sink)
 
     def open(self) -> None:
         """Open the sink."""
@@ -270,13 +270,7 @@ class IsolatedOutput(Generic[SinkT]):
 
     def abort(self) -> None:
         """End the sink without completing what it has written."""
-        self.attempt(lambda _: self._end())
-
-    def _end(self) -> None:
-        if isinstance(self._sink, OutputFile):
-            self._sink.abort()
-        else:
-            self._sink.close()
+        self.attempt(abort_sink)
 
 
 def write_json_atomically(path: Path, data: Mapping[str, Any]) -> None:

@@ -324,12 +324,9 @@ def test_a_full_disk_leaves_the_files_before_whole(tmp_path):
         file.write_segments(result.frame, result.segments)
     whole = (tmp_path / "p.json").read_bytes()
     again, frames = sink(tmp_path / "p.json"), [replace(result.frame, index=n) for n in range(100)]
-    again.open()
     reason = r"p\.json: can't be written: the file would be larger"
     with pytest.raises(OutputError, match=reason), files_no_larger_than(2000):
-        for frame in frames:
-            again.write(replace(result, frame=frame))
-    again.abort()
+        list(run_sink(again, (replace(result, frame=frame) for frame in frames)))
     assert (tmp_path / "p.json").read_bytes() == whole
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["000000.png"]
 
