@@ -268,7 +268,7 @@ class SourceSet:
             yield from session.frames()
         reason = "end of stream"
         if session.removed:
-            reason = "it was taken away"
+            reason = "the source was removed"
         elif self._pipeline.stopping:
             reason = "the service was stopped"
         self._pipeline.drain.end_source(session.name, reason)

@@ -10,13 +10,13 @@ from support.paths import ROOT
 from streamseg import load_model
 from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig
 from streamseg.protocol.messages import Address
-from streamseg.service.http_api import AFTER_MASKS
+from streamseg.service.http_api import PORT_OFFSET
 from streamseg.service.service import Service
 from streamseg.service.supervisor import Supervisor
 
 DEPLOY = ROOT / "deploy"
 PATTERN = "test:?live=1&size=160x120&fps=10"
-CONTROL_PORT = Address.parse(PublishConfig().bind).port + AFTER_MASKS
+CONTROL_PORT = Address.parse(PublishConfig().bind).port + PORT_OFFSET
 
 
 def checked(*command: object) -> str:
@@ -39,14 +39,14 @@ class served:  # noqa: N801 - a context manager
             control=ControlConfig(bind="127.0.0.1:0"),
         )
         service = Service(config, load_model("nanomask", input_size=128))
-        self._operation = Supervisor(service, config, None)
-        self._thread = threading.Thread(target=self._operation.run)
+        self._supervisor = Supervisor(service, config, None)
+        self._thread = threading.Thread(target=self._supervisor.run)
 
     def __enter__(self) -> Supervisor:
         self._thread.start()
-        return self._operation
+        return self._supervisor
 
     def __exit__(self, *_: object) -> None:
-        self._operation.stop()
+        self._supervisor.stop()
         self._thread.join(20)
         assert not self._thread.is_alive()

@@ -25,7 +25,7 @@ from streamseg.pipeline.runner import LATE_AFTER
 from streamseg.service import systemd
 from streamseg.service.http_api import STOP_WITHIN as CONTROL_STOPS_WITHIN
 from streamseg.service.service import STOP_WITHIN, Service
-from streamseg.service.supervisor import TELL_EVERY, Supervisor
+from streamseg.service.supervisor import REPORT_EVERY, Supervisor
 
 # systemd
 
@@ -69,7 +69,7 @@ def test_the_unit_waits_for_as_long_as_the_service_may_take() -> None:
     assert told["Type"] == "notify"
     stopping = STOP_WITHIN + LATE_AFTER + CONTROL_STOPS_WITHIN
     assert stopping + 5 <= seconds(told["TimeoutStopSec"]) <= 60
-    assert seconds(told["WatchdogSec"]) >= 2 * TELL_EVERY
+    assert seconds(told["WatchdogSec"]) >= 2 * REPORT_EVERY
     assert told["RestartPreventExitStatus"] == "2"
 
 

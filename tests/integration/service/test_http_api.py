@@ -1,4 +1,4 @@
-"""Control of a running service: over HTTP, by ``ctl``, by signals; and who may not."""
+"""HttpApi of a running service: over HTTP, by ``ctl``, by signals; and who may not."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig,
 from streamseg.errors import BindError, ConfigError
 from streamseg.models.base import Segmenter
 from streamseg.pipeline.metrics import Metrics
-from streamseg.service import http_api as control_of_services
-from streamseg.service.http_api import Control, Reload
+from streamseg.service import http_api
+from streamseg.service.http_api import HttpApi, Reload
 from streamseg.service.http_client import Controlled
 from streamseg.service.service import Service
 from streamseg.service.source_set import Reloaded
@@ -199,9 +199,9 @@ class Well:
 
 
 @contextlib.contextmanager
-def controlled(reload: Reload | None = None, **options: object) -> Iterator[Control]:
-    """Control alone, of a service that needs no model."""
-    control = Control(
+def controlled(reload: Reload | None = None, **options: object) -> Iterator[HttpApi]:
+    """HttpApi alone, of a service that needs no model."""
+    control = HttpApi(
         cast(Service, Well()), config(SourceConfig(url=LIVE, name="gate"), **options), reload
     )
     control.start()
@@ -211,11 +211,11 @@ def controlled(reload: Reload | None = None, **options: object) -> Iterator[Cont
         control.stop()
 
 
-def port_of(control: Control) -> int:
+def port_of(control: HttpApi) -> int:
     return int(control.address.rpartition(":")[2])
 
 
-def health(control: Control, host: str) -> int:
+def health(control: HttpApi, host: str) -> int:
     address = ("127.0.0.1", port_of(control))
     with contextlib.closing(http.client.HTTPConnection(*address, timeout=10)) as asking:
         asking.request("GET", "/healthz", headers={"Host": host})
@@ -250,7 +250,7 @@ POST = b"POST /v1/sources HTTP/1.1\r\nHost: localhost:%d\r\nContent-Length: 9\r\
 def test_who_keeps_it_waiting_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: bytes
 ) -> None:
-    monkeypatch.setattr(control_of_services, "ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr(http_api, "CONNECTION_TIMEOUT", 0.5)
     with (
         controlled() as control,
         socket.create_connection(("127.0.0.1", port_of(control)), timeout=5) as peer,
@@ -281,7 +281,7 @@ def test_stopping_closes_the_connections_of_incomplete_requests(
 def test_stopping_closes_the_connection_of_a_client_that_does_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(control_of_services, "generate_latest", lambda _registry: bytes(50_000_000))
+    monkeypatch.setattr(http_api, "generate_latest", lambda _registry: bytes(50_000_000))
     with controlled() as control:
         peer = socket.create_connection(("127.0.0.1", port_of(control)), timeout=5)
         peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % port_of(control))
@@ -294,7 +294,7 @@ def test_stopping_closes_the_connection_of_a_client_that_does_not_read(
 def test_of_a_connection_that_is_over_nothing_is_kept() -> None:
     def kept() -> int:
         gc.collect()
-        return sum(type(thing).__name__ == "Hasty" for thing in gc.get_objects())
+        return sum(type(thing).__name__ == "LimitedProtocol" for thing in gc.get_objects())
 
     with controlled() as control:
         for _ in range(10):
@@ -306,7 +306,7 @@ def test_of_a_connection_that_is_over_nothing_is_kept() -> None:
 
 def test_a_crowd_of_connections_is_bounded_and_it_serves_again_when_they_have_left() -> None:
     with controlled() as control, contextlib.ExitStack() as crowd:
-        for _ in range(control_of_services.MAX_CONNECTIONS):
+        for _ in range(http_api.MAX_CONNECTIONS):
             crowd.enter_context(socket.create_connection(("127.0.0.1", port_of(control))))
         with contextlib.suppress(ConnectionResetError):
             one_more = crowd.enter_context(
@@ -333,7 +333,7 @@ def test_it_says_that_it_is_well_while_as_much_is_asked_of_it_as_it_can_do_at_on
 
     with controlled(reload) as control, contextlib.ExitStack() as crowd:
         address = ("127.0.0.1", port_of(control))
-        for _ in range(control_of_services.MAX_CONNECTIONS - 1):
+        for _ in range(http_api.MAX_CONNECTIONS - 1):
             asking = http.client.HTTPConnection(*address)
             crowd.callback(asking.close)
             asking.request("POST", "/v1/reload")
@@ -370,7 +370,7 @@ def test_beyond_loopback_there_must_be_a_token(model: Segmenter) -> None:
         (ControlConfig(bind="127.0.0.1:99999"), BindError, "65535"),
     ):
         with pytest.raises(error, match=why):
-            Control(service, Config(sources=made.sources, control=control), None)
+            HttpApi(service, Config(sources=made.sources, control=control), None)
     service.close()
 
 

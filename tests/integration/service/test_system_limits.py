@@ -148,7 +148,7 @@ def test_open_files_are_counted_by_what_they_are_for() -> None:
 def test_a_descriptor_that_comes_back_is_never_free_in_between() -> None:
     reserve = FileReserve()
     try:
-        assert reserve.give_up_one()
+        assert reserve.release_one()
         ours, theirs = socket.socketpair()
         descriptor = ours.detach()
         reserve.take_back(descriptor)

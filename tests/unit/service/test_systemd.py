@@ -49,10 +49,13 @@ def heard(systemd) -> list[str]:
 @pytest.mark.parametrize(
     ("tell", "said"),
     [
-        (systemd_module.ready, ["READY=1"]),
-        (systemd_module.stopping, ["STOPPING=1"]),
-        (systemd_module.watchdog, ["WATCHDOG=1"]),
-        (lambda: systemd_module.status("3 of 4 sources live"), ["STATUS=3 of 4 sources live"]),
+        (systemd_module.notify_ready, ["READY=1"]),
+        (systemd_module.notify_stopping, ["STOPPING=1"]),
+        (systemd_module.notify_watchdog, ["WATCHDOG=1"]),
+        (
+            lambda: systemd_module.notify_status("3 of 4 sources live"),
+            ["STATUS=3 of 4 sources live"],
+        ),
     ],
 )
 def test_each_change_is_one_datagram(systemd, tell, said) -> None:
@@ -62,7 +65,7 @@ def test_each_change_is_one_datagram(systemd, tell, said) -> None:
 
 def test_a_reload_brings_the_time_on_the_monotonic_clock(systemd) -> None:
     before = time.monotonic()
-    systemd_module.reloading()
+    systemd_module.notify_reloading()
     first, second = heard(systemd)
     assert first == "RELOADING=1"
     when = int(re.fullmatch(r"MONOTONIC_USEC=(\d+)", second)[1]) / 1e6
@@ -70,7 +73,7 @@ def test_a_reload_brings_the_time_on_the_monotonic_clock(systemd) -> None:
 
 
 def test_a_status_can_not_say_anything_else(systemd) -> None:
-    systemd_module.status("all well\nREADY=1\r\nMAINPID=1")
+    systemd_module.notify_status("all well\nREADY=1\r\nMAINPID=1")
     assert heard(systemd) == ["STATUS=all well READY=1 MAINPID=1"]
 
 
@@ -78,13 +81,13 @@ def test_without_systemd_nothing_happens(monkeypatch, caplog) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     for tell in (
-        systemd_module.ready,
-        systemd_module.reloading,
-        systemd_module.stopping,
-        systemd_module.watchdog,
+        systemd_module.notify_ready,
+        systemd_module.notify_reloading,
+        systemd_module.notify_stopping,
+        systemd_module.notify_watchdog,
     ):
         tell()
-    systemd_module.status("x")
+    systemd_module.notify_status("x")
     assert systemd_module.watchdog_interval() is None
     assert caplog.records == []
 
@@ -93,10 +96,10 @@ def test_a_systemd_that_is_gone_is_a_line_in_the_log_and_no_failure(
     tmp_path, monkeypatch, caplog
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
-    systemd_module.watchdog()
+    systemd_module.notify_watchdog()
     (record,) = caplog.records
     assert record.getMessage().endswith(
-        "nobody: systemd can't be told WATCHDOG=1: No such file or directory"
+        "nobody: can't notify systemd of WATCHDOG=1: No such file or directory"
     )
 
 
@@ -104,7 +107,7 @@ def test_a_process_that_can_open_nothing_more_goes_on(systemd, caplog) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
-        systemd_module.stopping()
+        systemd_module.notify_stopping()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert "Too many open files" in caplog.text
@@ -113,7 +116,7 @@ def test_a_process_that_can_open_nothing_more_goes_on(systemd, caplog) -> None:
 def test_a_systemd_that_does_not_read_holds_nothing_up(systemd, caplog) -> None:
     began = time.monotonic()
     for _ in range(10_000):
-        systemd_module.watchdog()
+        systemd_module.notify_watchdog()
         if caplog.records:
             break
     assert "temporarily unavailable" in caplog.text
@@ -220,7 +223,7 @@ def operation():
     service = Service(config, load_model("nanomask", input_size=128))
     made = Supervisor(service, config, None)
     yield made
-    made._control.stop()  # where it never ran
+    made._http_api.stop()  # where it never ran
     service.close()
 
 
@@ -251,9 +254,9 @@ def test_a_service_that_is_not_well_says_so_and_is_no_longer_taken_for_alive(
         assert metrics.get_sample_value("streamseg_well") == 1
         assert metrics.get_sample_value("streamseg_ready") == 1
         monkeypatch.setattr(Service, "health_problem", "the model hangs")
-        until(listening, "STATUS=not well: the model hangs")
-        assert [heard(listening) for _ in range(3)] == [["STATUS=not well: the model hangs"]] * 3
-        assert caplog.text.count("not well") == 1, "it is said once"
+        until(listening, "STATUS=not healthy: the model hangs")
+        assert [heard(listening) for _ in range(3)] == [["STATUS=not healthy: the model hangs"]] * 3
+        assert caplog.text.count("not healthy") == 1, "it is said once"
         assert metrics.get_sample_value("streamseg_well") == 0
     assert metrics.get_sample_value("streamseg_ready") == 0
 
@@ -268,7 +271,9 @@ def test_looking_for_garbage_does_not_go_through_the_model_while_it_runs(
     monkeypatch, operation
 ) -> None:
     frozen: list[int] = []
-    monkeypatch.setattr(systemd_module, "ready", lambda: frozen.append(gc.get_freeze_count()))
+    monkeypatch.setattr(
+        systemd_module, "notify_ready", lambda: frozen.append(gc.get_freeze_count())
+    )
     with running(operation):
         eventually(lambda: frozen)
     assert frozen[0] > 100_000

@@ -205,7 +205,7 @@ def test_a_file_where_a_folder_should_be_is_an_output_error(tmp_path, which):
 @pytest.mark.parametrize("which", range(3))
 def test_a_folder_without_the_right_to_write_is_an_output_error(tmp_path, which):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    with pytest.raises(OutputError, match="no right to write"):
+    with pytest.raises(OutputError, match="no permission to write"):
         writers(tmp_path / "out")[which]()
 
 
@@ -718,7 +718,7 @@ def test_pictures_that_are_too_long_are_scaled_and_that_is_said(tmp_path, caplog
     shown = second.to_ndarray(format="rgb24").astype(int)
     assert np.abs(shown[0, 0] - RED).max() < 20
     (warning,) = caplog.messages
-    assert f"out.mp4: pictures of {size[1]} x {size[0]} pixels are scaled to" in warning
+    assert f"out.mp4: images of {size[1]} x {size[0]} pixels are scaled to" in warning
 
 
 def test_the_longest_pictures_stay_as_they_are(tmp_path, caplog):
