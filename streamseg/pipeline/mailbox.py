@@ -78,7 +78,7 @@ class Mailbox(Generic[T]):
             self._opened = True
 
     def close(self) -> None:
-        """Remove a writer, which has no more items; readers still get those that wait."""
+        """Remove a writer, which has no more items; readers still get the items that wait."""
         with self._changed:
             self._writers -= 1
             self._changed.notify_all()
@@ -190,13 +190,13 @@ class Mailbox(Generic[T]):
 
     @property
     def finished(self) -> bool:
-        """Whether no item can be read any more."""
+        """True if no item can be read any more."""
         with self._changed:
             return self._is_ended() and not (self._has_items() and not self._aborted)
 
     @property
     def aborted(self) -> bool:
-        """Whether ``abort`` was called."""
+        """True after ``abort``."""
         with self._changed:
             return self._aborted
 

@@ -47,7 +47,7 @@ class AccountSnapshot:
 
     @property
     def balanced(self) -> bool:
-        """Whether every decoded frame is counted in exactly one place."""
+        """True if every decoded frame is counted in exactly one place."""
         settled = self.published + sum(self.dropped.values()) + sum(self.failed.values())
         return self.decoded == settled + self.in_flight
 
@@ -71,19 +71,19 @@ class Metrics:
         self.dropped = self._counter("dropped_frames", "Frames dropped", ("source", "reason"))
         self.failed = self._counter("failed_frames", "Frames that failed", ("source", "reason"))
         self.in_flight = Gauge(
-            "streamseg_in_flight_frames", "Frames on their way", source, registry=self.registry
+            "streamseg_in_flight_frames", "Frames in flight", source, registry=self.registry
         )
         self.instances = self._counter("instances", "Instances found", source)
-        self.pictures = self._counter("pictures", "Pictures painted and compressed", source)
+        self.pictures = self._counter("pictures", "Images annotated and encoded", source)
         self.pictures_dropped = self._counter(
-            "dropped_pictures", "Pictures dropped because the painter was late", source
+            "dropped_pictures", "Images dropped because the encoder was late", source
         )
         self.messages_dropped = self._counter(
             "dropped_messages", "Results dropped because a sink was late", ("sink",)
         )
         self.sink_connected = Gauge(
             "streamseg_sink_connected",
-            "1 while a sink has a connection to what it is told to deliver to",
+            "1 while a sink is connected to its receiver",
             ("sink",),
             registry=self.registry,
         )
@@ -121,7 +121,7 @@ class Metrics:
             "streamseg_subscribers", "Connections of subscribers", registry=self.registry
         )
         self.refused = self._counter(
-            "refused_connections", "Connections refused or cut off", ("reason",)
+            "refused_connections", "Connections refused or aborted", ("reason",)
         )
         self.well = Gauge(
             "streamseg_well",

@@ -97,7 +97,7 @@ class Pipeline:
 
     @property
     def aborted(self) -> bool:
-        """Whether the run was aborted."""
+        """True once the run was aborted."""
         return self._aborted.is_set()
 
     def wait(self, deadline: float | None = None) -> None:
@@ -118,7 +118,7 @@ class Pipeline:
             elif self.stopping.is_set() and deadline is not None:
                 due = due or time.monotonic() + deadline
                 if due < time.monotonic():
-                    log.warning("not finished %g s after stop: ending now", deadline)
+                    log.warning("not finished %g s after stop: aborting", deadline)
                     self.abort()
             alive[0].join(0.1)
         if self._first_failure is not None:

@@ -3,7 +3,7 @@
 ``GET /healthz``, ``/readyz`` and ``/metrics`` are for monitoring; ``/v1/…`` takes and returns JSON,
 and is what ``streamseg ctl`` uses. It binds loopback by default; beyond loopback, everything but
 the health checks requires a token. Requests with an unknown ``Host``, or from a page of another
-site, are refused, so that no web page can reach the API through a visitor's browser.
+site, are refused, so that no web page can reach the API through a browser on this machine.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class HttpApi:
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="error",  # anybody can send malformed requests
+                log_level="error",  # malformed requests of unknown clients are no errors
                 access_log=False,
                 server_header=False,
                 headers=[("Connection", "close")],
@@ -194,8 +194,8 @@ def _routes(service: Service, reload: Reload | None) -> list[Route]:
 class _Endpoints:
     """Request handlers.
 
-    Those that may take long or wait for a lock run in a pool of threads. The health checks run in
-    the event loop, so that they are answered however busy that pool is.
+    Handlers that may take long or wait for a lock run in a pool of threads. The health checks run
+    in the event loop, so that they are answered while that pool is busy.
     """
 
     def __init__(self, service: Service, reload: Reload | None) -> None:

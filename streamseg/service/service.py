@@ -112,7 +112,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes frames and publishes results."""
+        """True while it takes frames and publishes results."""
         return self.sources.is_running
 
     @property
@@ -122,7 +122,7 @@ class Service:
 
     @property
     def health_problem(self) -> str:
-        """Reason why the service itself isn't healthy, whatever its sources; empty if it is."""
+        """Reason why the service itself, apart from its sources, isn't healthy; else empty."""
         now, pipeline = time.monotonic(), self._pipeline
         if now - pipeline.busy_since > STUCK_AFTER:
             return f"the model has worked on one batch for {now - pipeline.busy_since:.0f} s"

@@ -106,12 +106,12 @@ class SourceSession:
 
     @property
     def paused(self) -> bool:
-        """Whether the source is paused."""
+        """True if the source is paused."""
         return self.source.control.paused
 
     @property
     def stopped(self) -> bool:
-        """Whether the source was told to stop."""
+        """True once the source was stopped."""
         return self.source.control.stopped
 
     def needs_restart(self, config: SourceConfig) -> bool:

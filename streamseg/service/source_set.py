@@ -101,7 +101,7 @@ class SourceSet:
 
     @property
     def is_running(self) -> bool:
-        """Whether sources can be added: after ``start``, until ``stop`` or the end of the last."""
+        """True while sources can be added: from ``start`` to ``stop``, or the end of the last."""
         return self._is_open and not self._pipeline.stopping
 
     @property

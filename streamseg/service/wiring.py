@@ -158,7 +158,7 @@ class ServicePipeline:
 
     @property
     def stopping(self) -> bool:
-        """Whether the pipeline was stopped or has failed."""
+        """True once the pipeline was stopped, or has failed."""
         return self._pipeline.stopping.is_set()
 
     def stop(self) -> None:

@@ -30,7 +30,7 @@ DEFAULT_CAPACITY = 16
 
 
 class SinkWriter(Protocol):
-    """What a plug-in's object must have.
+    """Interface of a plug-in sink.
 
     The entry point names a class, or another callable, that is called with the options of its
     section in the config: an instance of its attribute ``Options``, a ``msgspec.Struct``. Without
@@ -92,7 +92,7 @@ def abort_sink(sink: Sink) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PluginSink:
-    """Sink of another package; whatever it raises becomes an ``OutputError`` with its name.
+    """Sink of another package; its exceptions become an ``OutputError`` with its name.
 
     Attributes:
         name: type in the config, with a number if the type is there more than once.

@@ -1,4 +1,4 @@
-"""What the tests of an installation share: checkers that are programs, and a service that runs."""
+"""Helpers of deployment tests: checking programs, and a running service."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ CONTROL_PORT = Address.parse(PublishConfig().bind).port + PORT_OFFSET
 
 
 def checked(*command: object) -> str:
-    """What a checker says that finds nothing wrong."""
+    """Run a checking program, which must succeed; return its output."""
     done = subprocess.run(
         list(map(str, command)), check=False, capture_output=True, text=True, timeout=60
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    return output
 
 
 class served:  # noqa: N801 - a context manager
-    """A service that runs in a thread."""
+    """Context of a supervised service that runs in a thread."""
 
     def __init__(self, *sources: SourceConfig) -> None:
         config = Config(

@@ -116,7 +116,7 @@ class PartFile(io.RawIOBase):
         Raises:
             OSError: that failed; the ``.part`` stays.
         """
-        with self:  # is closed whatever happens
+        with self:  # closes the file in any case
             os.fsync(self._file.fileno())
             now = os.stat(self._part, dir_fd=self._folder, follow_symlinks=False)
             if not os.path.samestat(now, os.fstat(self._file.fileno())):
@@ -285,5 +285,5 @@ def _remove(path: Path) -> None:
 def _replaced() -> OSError:
     return FileExistsError(
         errno.EEXIST,
-        "another program replaced it while it was written: use a folder that only this program writes to",
+        "another program replaced it while it was written: choose a folder that no other one uses",
     )

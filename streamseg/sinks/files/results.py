@@ -145,7 +145,7 @@ class ResultsFile(OutputFile):
 class VideoFile(OutputFile):
     """H.264 video in MP4; see :class:`~streamseg.sinks.files.video.H264File`.
 
-    The ``.part`` is a fragmented MP4, which can be played as far as it goes whatever ends the run;
+    The ``.part`` is a fragmented MP4, which can be played as far as it goes, however the run ends;
     ``close`` copies its packets into an ordinary MP4.
 
     The first image sets the size and the pixel aspect. Without any image there is no file:

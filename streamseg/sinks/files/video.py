@@ -63,7 +63,7 @@ def require_encoder() -> None:
 class H264File:
     """Fragmented MP4 with one video track, and its copy as an ordinary MP4.
 
-    Fragments can be played as far as they go, whatever ends the program. The ordinary file, with
+    Fragments can be played as far as they go, however the program ends. The ordinary file, with
     its index at the front, can be played by every player and is quick to seek in.
 
     Times are those of the images, to 1/90000 s, relative to the first one. They are strictly
@@ -222,7 +222,7 @@ def _pad_to_even(image: Image) -> Image:
 
 
 def _letterbox(image: Image, size: Size, stretch: Fraction) -> Image:
-    """Return ``image``, its pixels ``stretch`` times wider, scaled to fit into ``size`` on black."""
+    """Return ``image`` scaled into ``size`` on black, its pixels ``stretch`` times wider."""
     height, width = image.shape[0], float(image.shape[1] * stretch)
     scale = min(size[0] / height, size[1] / width)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
