@@ -18,7 +18,6 @@ from streamseg.service.capacity import check_capacity
 from streamseg.service.source_session import OpenedSource, SourceSession
 from streamseg.service.wiring import ServicePipeline
 from streamseg.sources import open_source
-from streamseg.structures.results import Frame
 
 log = logging.getLogger(__name__)
 
@@ -254,24 +253,7 @@ class SourceSet:
                 self._problems[session.name] = reason
             self._pipeline.drain.end_source(session.name, reason, failed=True)
 
-        frames = self._frames_until_end(session)
-        self._pipeline.start_source(session.name, frames, fail, live=session.source.live)
-
-    def _frames_until_end(self, session: SourceSession) -> Iterator[Frame]:
-        """Yield a source's frames once enough subscribers have joined, then record its end."""
-        subscribers = self._config.publish.wait_subscribers
-        if subscribers:
-            session.set_state("waiting", f"for {subscribers} subscribers")
-        if not subscribers or self._pipeline.publisher.wait_joined(
-            subscribers, lambda: session.stopped
-        ):
-            yield from session.frames()
-        reason = "end of stream"
-        if session.removed:
-            reason = "the source was removed"
-        elif self._pipeline.stopping:
-            reason = "the service was stopped"
-        self._pipeline.drain.end_source(session.name, reason)
+        self._pipeline.start_source(session, fail)
 
     def _end_session(self, session: SourceSession, successor: OpenedSource | None) -> None:
         """Stop a source; once it is drained its successor starts, paused if the source is."""

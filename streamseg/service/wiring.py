@@ -28,6 +28,7 @@ from streamseg.pipeline.stages import SourceThresholds, drop_stale, infer, track
 from streamseg.pipeline.summary import RunStatistics
 from streamseg.protocol.messages import State
 from streamseg.service.source_drain import SourceDrain
+from streamseg.service.source_session import SourceSession
 from streamseg.sinks.base import Sink, run_sink
 from streamseg.sinks.zmq.publisher import Publisher
 from streamseg.structures.results import Frame, Result
@@ -119,25 +120,17 @@ class ServicePipeline:
         pipeline.spawn("worker", results, into=[detected])
         self._inbox.add_writer()  # sources come and go; the inbox must outlive each of them
 
-    def start_source(
-        self,
-        name: str,
-        frames: Iterator[Frame],
-        on_error: Callable[[Exception], None],
-        *,
-        live: bool,
-    ) -> None:
-        """Run a source in a thread of its own.
+    def start_source(self, session: SourceSession, on_error: Callable[[Exception], None]) -> None:
+        """Run a source in a thread of its own; of a live one only the newest frame may wait.
 
         Args:
-            name: name of the source.
-            frames: its frames.
-            on_error: called with the exception that ``frames`` raises.
-            live: whether only its newest frame may wait for the worker.
+            session: session of the source.
+            on_error: called with the exception of a source that fails.
         """
-        self._is_live[name] = live
-        inlet = self._newest if live else self._inbox
-        self._pipeline.spawn(f"source:{name}", frames, [inlet], on_error=on_error)
+        self._is_live[session.name] = session.source.live
+        inlet = self._newest if session.source.live else self._inbox
+        frames = self._frames_until_end(session)
+        self._pipeline.spawn(f"source:{session.name}", frames, [inlet], on_error=on_error)
 
     def publish_state(self, source: str, state: State, reason: str, epoch: int) -> None:
         """Publish the state of a source, to subscribers and to the MQTT broker."""
@@ -188,6 +181,20 @@ class ServicePipeline:
                     self._metrics.account(account.source).abandon("stopped")
                 elif account.in_flight:
                     raise StreamsegError(f"{account.source}: lost {account.in_flight} frames")
+
+    def _frames_until_end(self, session: SourceSession) -> Iterator[Frame]:
+        """Yield a source's frames once enough subscribers have joined, then record its end."""
+        subscribers = self._config.publish.wait_subscribers
+        if subscribers:
+            session.set_state("waiting", f"for {subscribers} subscribers")
+        if not subscribers or self.publisher.wait_joined(subscribers, lambda: session.stopped):
+            yield from session.frames()
+        reason = "end of stream"
+        if session.removed:
+            reason = "the source was removed"
+        elif self.stopping:
+            reason = "the service was stopped"
+        self.drain.end_source(session.name, reason)
 
     def _take_batches(self) -> Iterator[list[Frame]]:
         worker = self._config.worker
