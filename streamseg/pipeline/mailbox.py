@@ -2,7 +2,7 @@
 
 ``block``: the writer waits, so that nothing is lost (recordings). ``drop_oldest``: the oldest item
 of the same source is dropped, so that what is read is recent (live sources). Readers get the
-sources in turn, so that one with many items doesn't starve the others. ``Newest`` is a second way
+sources in turn, so that one with many items doesn't starve the others. ``NewestInlet`` is a second way
 into a mailbox, with a policy of its own: one worker reads cameras and recordings alike.
 """
 
@@ -102,13 +102,13 @@ class Mailbox(Generic[T]):
         else:
             self.put_newest(item, self._capacity, self._on_drop)
 
-    def newest(self, on_drop: Callable[[T], None]) -> Newest[T]:
+    def newest(self, on_drop: Callable[[T], None]) -> NewestInlet[T]:
         """Return an inlet for sources of which only the newest item may wait.
 
         Args:
             on_drop: called with each item that a newer one replaces, outside the lock.
         """
-        return Newest(self, on_drop)
+        return NewestInlet(self, on_drop)
 
     def put_newest(self, item: T, capacity: int, on_drop: Callable[[T], None] | None) -> None:
         """Add an item without waiting; drop the source's oldest one if there is no room.
@@ -223,7 +223,7 @@ class Mailbox(Generic[T]):
             self._on_put()
 
 
-class Newest(Generic[T]):
+class NewestInlet(Generic[T]):
     """Inlet of a mailbox in which only the newest item of a source waits; see ``newest``."""
 
     def __init__(self, mailbox: Mailbox[T], on_drop: Callable[[T], None]) -> None:

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from streamseg.protocol.messages import escape_undecodable
-from streamseg.sinks.files.part_file import PartFile, PartFolder, part_of, write_whole, writing
+from streamseg.sinks.files.part_file import PartFile, PartFolder, part_path, write_whole, writing
 from streamseg.sinks.files.results import OutputFile
 from streamseg.structures.results import Frame, Result, Segment, SegmentMap, segment_map
 
@@ -65,7 +65,7 @@ class PanopticFiles(OutputFile):
         visible = [segment for segment in segments if segment.mask.area]
         image_name, png_name = self._name_files(frame)
         ids = segment_map(visible, frame.size)
-        with writing(part_of(self.path.with_suffix("")) / png_name):
+        with writing(part_path(self.path.with_suffix("")) / png_name):
             self._folder.write_file(png_name, _encode_png(ids))
         height, width = frame.size
         image = {"id": frame.index, "file_name": image_name, "height": height, "width": width}

@@ -168,7 +168,7 @@ class PartFolder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._part = part_of(path)
+        self._part = part_path(path)
         if not path.is_symlink() and path.exists() and not path.is_dir():
             raise FileExistsError(
                 errno.EEXIST, "there is a file of that name: choose another folder"
@@ -202,7 +202,7 @@ class PartFolder:
             self._folder = -1
 
 
-def part_of(path: Path) -> Path:
+def part_path(path: Path) -> Path:
     """Return the path of a file or folder until it is complete."""
     return path.with_name(path.name + PART)
 
