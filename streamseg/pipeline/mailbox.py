@@ -2,8 +2,8 @@
 
 ``block``: the writer waits, so that nothing is lost (recordings). ``drop_oldest``: the oldest item
 of the same source is dropped, so that what is read is recent (live sources). Readers get the
-sources in turn, so that one with many items doesn't starve the others. ``NewestInlet`` is a second way
-into a mailbox, with a policy of its own: one worker reads cameras and recordings alike.
+sources in turn, so that one with many items doesn't starve the others. ``NewestInlet`` is a second
+way into a mailbox, with a policy of its own: one worker reads cameras and recordings alike.
 """
 
 from __future__ import annotations

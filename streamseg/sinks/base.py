@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import GenericAlias
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ import msgspec
 from streamseg.config import Section
 from streamseg.config.plugins import Plugin, find_plugins
 from streamseg.config.validation_errors import explain
-from streamseg.errors import ConfigError, OutputError, StreamsegError
+from streamseg.errors import ConfigError, OutputError, StreamsegError, redact
 from streamseg.pipeline.mailbox import Policy
 from streamseg.structures.results import Result
 
@@ -110,40 +110,38 @@ class PluginSink:
         return int(getattr(self.writer, "capacity", DEFAULT_CAPACITY))
 
     def open(self) -> None:
-        """Open it.
+        """Open the plug-in's object.
 
         Raises:
             OutputError: the plug-in failed.
         """
-        try:
+        with self._named_errors():
             self.writer.open()
-        except Exception as error:
-            raise self._failure(error) from error
 
     def write(self, result: Result) -> None:
-        """Write a result.
+        """Pass a result to the plug-in's object.
 
         Raises:
             OutputError: the plug-in failed.
         """
-        try:
+        with self._named_errors():
             self.writer.write(result)
-        except Exception as error:
-            raise self._failure(error) from error
 
     def close(self) -> None:
-        """Close it.
+        """Close the plug-in's object.
 
         Raises:
             OutputError: the plug-in failed.
         """
-        try:
+        with self._named_errors():
             self.writer.close()
-        except Exception as error:
-            raise self._failure(error) from error
 
-    def _failure(self, error: Exception) -> OutputError:
-        return OutputError(f"sink {self.name}: {_describe(error)}")
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise OutputError(f"sink {self.name}: {_describe(error)}") from error
 
 
 def load_sinks(sections: Sequence[Mapping[str, Any]], policy: Policy) -> list[PluginSink]:
@@ -179,20 +177,20 @@ def load_sinks(sections: Sequence[Mapping[str, Any]], policy: Policy) -> list[Pl
 
 def _make_writer(plugin: Plugin, options: dict[str, Any], row: int) -> SinkWriter:
     factory = plugin.load()
+    origin = f"plug-in {plugin.name!r} of {plugin.origin}"
     schema = getattr(factory, "Options", None)
     if schema is not None and not (isinstance(schema, type) and issubclass(schema, msgspec.Struct)):
-        raise ConfigError(
-            f"plug-in {plugin.name!r} of {plugin.origin}: its Options is no msgspec.Struct"
-        )
+        raise ConfigError(f"{origin}: its Options is no msgspec.Struct")
     converted = _convert_options(options, schema or Section, row)
     try:
         writer: SinkWriter = factory() if schema is None else factory(converted)
     except StreamsegError as error:
         raise ConfigError(f"sinks[{row}]: {error}") from error
     except Exception as error:
-        raise ConfigError(
-            f"sinks[{row}]: plug-in {plugin.name!r} of {plugin.origin}: {_describe(error)}"
-        ) from error
+        raise ConfigError(f"sinks[{row}]: {origin}: {_describe(error)}") from error
+    for method in ("open", "write", "close"):
+        if not callable(getattr(writer, method, None)):
+            raise ConfigError(f"{origin}: its object has no method {method}()")
     return writer
 
 
@@ -209,6 +207,6 @@ def _convert_options(options: dict[str, Any], schema: type[msgspec.Struct], row:
 
 
 def _describe(error: Exception) -> str:
-    """Return an exception in one line, with its type unless the message is meant for users."""
-    text = " ".join(str(error).split())
+    """Return an exception in one line, with its type unless it is one of ours; no passwords."""
+    text = redact(" ".join(str(error).split()))
     return text if isinstance(error, StreamsegError) else f"{type(error).__name__}: {text}"

@@ -51,6 +51,10 @@ class Refusing(Bare):
 
 class Strange(Bare):
     Options = dict
+
+class Incomplete:
+    def open(self): pass
+    def write(self, result): pass
 """
 ENTRY_POINTS = {
     "streamseg.sinks": {
@@ -58,6 +62,7 @@ ENTRY_POINTS = {
         "bare": "demo_plugin:Bare",
         "refusing": "demo_plugin:Refusing",
         "strange": "demo_plugin:Strange",
+        "incomplete": "demo_plugin:Incomplete",
         "broken": "demo_plugin_that_is_gone:Nothing",
     }
 }
@@ -91,6 +96,7 @@ def test_a_sink_without_options_takes_none() -> None:
         ({"type": "lines", "path": 5}, "sinks[1].path: Expected `str`, got `int`"),
         ({"type": "lines", "pth": "a"}, "sinks[1].pth: unknown key; did you mean 'path'?"),
         ({"type": "refusing"}, "'refusing' of demo-plugin 1.0: ValueError: port 1 is odd"),
+        ({"type": "incomplete"}, "demo-plugin 1.0: its object has no method close()"),
         ({"type": "strange"}, "'strange' of demo-plugin 1.0: its Options is no msgspec.Struct"),
         (
             {"type": "broken"},
@@ -98,7 +104,7 @@ def test_a_sink_without_options_takes_none() -> None:
         ),
         (
             {"type": "line"},
-            "sinks[1].type: 'line' isn't installed; installed sink plug-ins: bare, broken, lines, ",
+            "sinks[1].type: 'line' isn't installed; installed sink plug-ins: bare, broken, ",
         ),
         ({"path": "a"}, "sinks[1].type: is missing; installed sink plug-ins: "),
     ],
