@@ -305,7 +305,7 @@ def test_stopping_closes_the_connection_of_a_client_that_does_not_read(
         peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % port_of(control))
         peer.recv(1)
     with peer, contextlib.suppress(ConnectionResetError):
-        while peer.recv(100_000):  # what the system's buffers hold, and then the end
+        while peer.recv(100_000):  # the content of the system's buffers, then the end
             pass
 
 
@@ -356,7 +356,7 @@ def test_health_is_answered_while_every_worker_thread_is_busy() -> None:
             crowd.callback(asking.close)
             asking.request("POST", "/v1/reload")
         try:
-            for _ in range(40):  # threads that starlette has for what may take long
+            for _ in range(40):  # worker threads of starlette
                 assert under_way.acquire(timeout=10)
             assert health(control, f"localhost:{port_of(control)}") == 200
         finally:

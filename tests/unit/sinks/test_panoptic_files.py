@@ -1,4 +1,4 @@
-"""Panoptic results that leave the house: as PNGs and JSON, painted, published."""
+"""Panoptic results in files, in the annotated video and in messages."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def family(monkeypatch):
 
 
 def ids_of(png):
-    """R + 256 G + 65536 B."""
+    """Return the segment ids of a PNG, R + 256 G + 65536 B."""
     blue, green, red = np.moveaxis(cv2.imread(str(png), cv2.IMREAD_COLOR).astype(int), 2, 0)
     return red + 256 * green + 65536 * blue
 
@@ -257,7 +257,7 @@ def test_an_aborted_run_leaves_part_files_and_the_complete_ones_before(tmp_path)
 
 
 def test_the_json_file_is_renamed_after_the_folder_of_pngs(tmp_path, monkeypatch):
-    """Whenever the power fails, a panoptic.json names PNGs that are there."""
+    """After a power failure at any time, every PNG that panoptic.json refers to exists."""
     first, seen = panoptic_result(), []
     with sink(tmp_path / "panoptic.json") as file:
         file.write_segments(first.frame, first.segments)
@@ -348,7 +348,7 @@ def test_frames_are_released_after_writing(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_an_interrupted_run_completes_the_json_file(tmp_path):
-    """The first signal finishes what was taken, the second doesn't; what is named is there."""
+    """Both signals complete the JSON file, and every PNG that it refers to exists."""
     model = ideal(tmp_path)
     url = "test:?size=64x48&frames=100000&objects=2"
     config = Config(sources=(SourceConfig(url=url, name="test"),))
