@@ -8,7 +8,7 @@ expected. Only ``sources`` is required.
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -185,6 +185,8 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
 
     Attributes:
         enabled: whether to track; otherwise all track ids are -1.
+        type: name of a plug-in tracker; None for the built-in one, the only one that has the
+            options below.
         lost_track_seconds: time for which a track is kept without a detection, in seconds.
         min_hits: number of frames with a detection until a track gets its id.
         high_score_threshold: minimum score of the instances that are matched first; weaker ones
@@ -196,6 +198,7 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
     """
 
     enabled: bool = True
+    type: str | None = None
     lost_track_seconds: NotNegative = 2.0
     min_hits: Count = 2
     high_score_threshold: Fraction01 = 0.45
@@ -293,7 +296,11 @@ class MqttConfig(Section, frozen=True, kw_only=True):
 
 
 class Config(Section, frozen=True, kw_only=True):
-    """Config of a service."""
+    """Config of a service.
+
+    Attributes:
+        sinks: plug-in sinks, each with its ``type`` and its own options.
+    """
 
     sources: tuple[SourceConfig, ...]
     model: ModelConfig = ModelConfig()
@@ -303,6 +310,7 @@ class Config(Section, frozen=True, kw_only=True):
     publish: PublishConfig = PublishConfig()
     control: ControlConfig = ControlConfig()
     mqtt: MqttConfig | None = None
+    sinks: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sources:

@@ -25,7 +25,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from streamseg.client import Subscriber, connect
 from streamseg.errors import BindError, UsageError
 from streamseg.protocol.address import Address
-from streamseg.service.http_access import Names, Server, hasty
+from streamseg.service.http_access import ClosingServer, Names, hasty
 from streamseg.viewer.browsers import MAX_SAID, Browser
 from streamseg.viewer.guard import Guard
 from streamseg.viewer.relay import Relay
@@ -175,7 +175,7 @@ async def _send(browser_socket: WebSocket, browser: Browser) -> None:
             await browser_socket.send_bytes(message)
 
 
-class _Server(Server):
+class _Server(ClosingServer):
     """Signals are the command line's; here they would only be taken from it."""
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A subscriber that keeps everything: when each result and each change of state came."""
+"""Subscriber that records when each result and each change of state was received."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamseg.protocol.messages import MasksMessage, StatusMessage, parse_topic
 
 @dataclass(frozen=True)
 class Came:
-    """A result; ``at`` is monotonic seconds."""
+    """Result that was received; ``at`` is in monotonic seconds."""
 
     at: float
     epoch: int
@@ -25,7 +25,7 @@ class Came:
 
 @dataclass(frozen=True)
 class Said:
-    """A state, when it was entered; ``at`` is monotonic seconds."""
+    """Change of state that was received; ``at`` is in monotonic seconds."""
 
     at: float
     state: str
@@ -34,12 +34,12 @@ class Said:
 
 
 class Observer:
-    """Reads ``address`` in a thread of its own.
+    """Subscriber that reads in a thread of its own.
 
     Attributes:
         came: results, by source.
-        said: states, by source; one that stays is there once.
-        latest: the latest status, by source.
+        said: changes of state, by source.
+        latest: latest status message, by source.
     """
 
     def __init__(self, address: str) -> None:
@@ -61,10 +61,10 @@ class Observer:
         self._socket.close(linger=0)
 
     def until(self, true: Callable[[], object], within: float, what: str) -> float:
-        """Wait for something; the seconds that it took.
+        """Wait until ``true`` returns a true value; return the seconds that it took.
 
         Raises:
-            TimeoutError: it wasn't so in time.
+            TimeoutError: it took longer than ``within`` seconds.
         """
         began = time.monotonic()
         while not true():
@@ -78,18 +78,18 @@ class Observer:
         return bool(self.said.get(name)) and self.said[name][-1].state == "live"
 
     def epochs(self, name: str) -> list[int]:
-        """The epochs of a source's results, in order."""
+        """Return the epochs of a source's results, in order."""
         return list(dict.fromkeys(came.epoch for came in self.came.get(name, [])))
 
     def first_of(self, name: str, epoch: int) -> Came | None:
-        """The first result of that epoch or a later one."""
+        """Return the first result of that epoch or a later one."""
         return next((c for c in self.came.get(name, []) if c.epoch >= epoch), None)
 
     def said_between(self, name: str, begin: float, end: float) -> list[Said]:
         return [said for said in self.said.get(name, []) if begin <= said.at < end]
 
     def per_second(self, name: str, begin: float, seconds: int) -> list[int]:
-        """How many results came in each second."""
+        """Return the number of results received in each second."""
         counts = Counter(int((came.at - begin) // 1) for came in self.came.get(name, []))
         return [counts[second] for second in range(seconds)]
 
@@ -104,9 +104,9 @@ class Observer:
                 came = Came(time.monotonic(), message.epoch, message.size)
                 self.came.setdefault(source, []).append(came)
             else:
-                self._note(source, decode(body, StatusMessage))
+                self._record_status(source, decode(body, StatusMessage))
 
-    def _note(self, source: str, status: StatusMessage) -> None:
+    def _record_status(self, source: str, status: StatusMessage) -> None:
         self.latest[source] = status
         said = self.said.setdefault(source, [])
         if not said or (said[-1].state, said[-1].reason) != (status.state, status.reason):
@@ -114,6 +114,6 @@ class Observer:
 
 
 def balanced(status: StatusMessage) -> bool:
-    """Whether every decoded frame is accounted for."""
+    """Return whether every decoded frame is accounted for."""
     settled = status.published + sum(status.dropped.values()) + sum(status.failed.values())
     return status.decoded == settled + status.in_flight

@@ -223,7 +223,7 @@ def test_failed_file_does_not_affect_the_other_file(tmp_path, monkeypatch):
     def full(*_):
         raise OutputError("out.jsonl: can't be written: the disk is full")
 
-    monkeypatch.setattr(ResultsFile, "write", full)
+    monkeypatch.setattr(ResultsFile, "write_message", full)
     messages = [dataclasses.replace(received(), jpeg=jpeg()) for _ in range(5)]
     with (
         pytest.raises(OutputError, match=r"out\.jsonl: can't be written"),

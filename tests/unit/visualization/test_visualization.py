@@ -290,5 +290,5 @@ def test_frames_that_no_jpeg_can_hold_have_no_pictures_and_end_nothing(caplog):
     assert [picture.result.frame.size[1] for picture in made] == [64, 65_500]
     assert metrics.pictures_dropped_total() == 2
     assert caplog.messages == [
-        "gate: frames of 65501 x 2 pixels have no pictures: JPEG takes sides of 65500"
+        "gate: frames of 65501 x 2 pixels have no images: JPEG sides are at most 65500"
     ]
