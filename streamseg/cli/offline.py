@@ -123,14 +123,21 @@ def models(
 
     Example: `streamseg models` or `streamseg models solov2_r50`
     """
-    from streamseg.cli.terminal import listing, model_description, model_row
+    from streamseg.cli.terminal import listing, model_description, model_row, plugin_row
+    from streamseg.config.plugins import find_plugins
     from streamseg.models.registry import REGISTRY, find
 
+    plugins = find_plugins("streamseg.models")
+    if name in plugins:
+        out.print(f"{name}: plug-in of {plugins[name].origin}", highlight=False)
+        return 0
     if name is not None:
         out.print(model_description(find(name)), soft_wrap=True, highlight=False)
         return 0
     columns = ("name", "params", "GFLOPs", "box AP", "mask", "PQ", "weights")
-    out.print(listing("models", columns, [model_row(entry) for entry in REGISTRY]))
+    rows = [model_row(entry) for entry in REGISTRY]
+    rows += [plugin_row(plugin) for plugin in plugins.values()]
+    out.print(listing("models", columns, rows))
     out.print("`streamseg models NAME` shows license, input size and the source of the weights.")
     return 0
 

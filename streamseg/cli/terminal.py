@@ -22,6 +22,7 @@ from rich.table import Table
 from streamseg.pipeline.summary import Summary
 
 if TYPE_CHECKING:
+    from streamseg.config.plugins import Plugin
     from streamseg.models.registry import Availability, ModelInfo
 
 LINE_INTERVAL = 100
@@ -125,6 +126,11 @@ def model_row(entry: ModelInfo) -> tuple[str, ...]:
         *("-" if value is None else f"{value:.1f}" for value in accuracies),
         entry.weights,
     )
+
+
+def plugin_row(plugin: Plugin) -> tuple[str, ...]:
+    """Return the row of a plug-in in the table of models."""
+    return plugin.name, *("-",) * 5, plugin.origin
 
 
 def model_description(entry: ModelInfo) -> str:

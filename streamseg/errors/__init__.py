@@ -120,6 +120,10 @@ class OutputError(StreamsegError):
     """A file or folder can't be written."""
 
 
+class PluginError(StreamsegError):
+    """A plug-in failed at run time; the message has its package."""
+
+
 class BindError(StreamsegError):
     """An address can't be bound."""
 

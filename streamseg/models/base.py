@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import os
-from abc import ABC, abstractmethod
+import time
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, overload
@@ -26,10 +27,11 @@ from streamseg.models.forking import adapt_to_fork
 from streamseg.models.inputs import AnyImage, is_single, read_images, read_one
 from streamseg.models.layers.losses import Criterion
 from streamseg.models.layers.masks import MaskSource
+from streamseg.models.model import Inference, Model, Prediction
 from streamseg.models.selection import Selection, checked_thresholds
 from streamseg.models.weights.origin import Origin, network_state, reload, reload_arguments
 from streamseg.structures.masks import Size
-from streamseg.structures.results import Image, Instances, Segment
+from streamseg.structures.results import Frame, Image, Instances, Segment
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -105,20 +107,7 @@ class Detections:
     panoptic: PanopticSource | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """What a model says of one image.
-
-    Attributes:
-        instances: the things, best score first.
-        segments: the panoptic parts, None for a model that has none.
-    """
-
-    instances: Instances
-    segments: tuple[Segment, ...] | None = None
-
-
-class Segmenter(ABC):
+class Segmenter(Model):
     """A network with its weights, ready to predict.
 
     Attributes:
@@ -136,8 +125,6 @@ class Segmenter(ABC):
 
     trained_on: ClassVar[Categories]
     """The categories of the published weights."""
-    class_agnostic_iou: ClassVar[float | None] = None
-    """What ``thresholds.class_agnostic_iou: auto`` is where the model is served; None is none."""
     multiple: ClassVar[int] = 32
     """Prepared images are padded with zeros to a multiple of this, to the right and below."""
 
@@ -345,6 +332,25 @@ class Segmenter(ABC):
         single = is_single(images)
         read = [read_one(images, "the image")] if single else read_images(images)
         return single, self.postprocess(self.forward(self.prepare(read), thresholds))
+
+    def infer(self, frames: Sequence[Frame], thresholds: Sequence[Thresholds]) -> Inference:
+        """Predict the instances in each frame; see ``Model.infer``."""
+        started = time.monotonic()
+        batches = self.prepare([frame.image for frame in frames])
+        prepared = time.monotonic()
+        detections = self.forward(batches, thresholds)
+        detected = time.monotonic()
+        predictions = self.postprocess(detections)
+        seconds = {
+            "prepare": prepared - started,
+            "forward": detected - prepared,
+            "postprocess": time.monotonic() - detected,
+        }
+        return Inference(predictions, seconds)
+
+    def warm_up(self) -> None:
+        """Run the model once: the first forward takes several times as long as the others."""
+        self.predict([np.zeros((720, 1280, 3), np.uint8)])
 
     def prepare(self, images: Sequence[Image]) -> list[Batch]:
         """Resize, normalise and pad; images of equal padded shape come into one batch."""

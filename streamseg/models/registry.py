@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from streamseg.config.plugins import find_plugins
 from streamseg.errors import UnknownModelError
 
 Availability: TypeAlias = Literal["bundled", "downloaded", "yours"]
@@ -479,14 +480,20 @@ REGISTRY: tuple[ModelInfo, ...] = (
 
 
 def find(name: str) -> ModelInfo:
-    """The entry of that name.
+    """Return the entry of a model.
 
     Raises:
-        UnknownModelError: there is none; near matches are listed.
+        UnknownModelError: no model of this package has the name; similar names are listed.
     """
     names = [entry.name for entry in REGISTRY]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
-        raise UnknownModelError(f"no model is called {name!r}; {hint}")
-    return REGISTRY[names.index(name)]
+    if name in names:
+        return REGISTRY[names.index(name)]
+    plugins = find_plugins("streamseg.models")
+    if name in plugins:
+        raise UnknownModelError(
+            f"{name!r} is a plug-in of {plugins[name].origin}: use it with serve or process"
+        )
+    names += plugins
+    near = difflib.get_close_matches(name, names, 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
+    raise UnknownModelError(f"no model is called {name!r}; {hint}")

@@ -16,7 +16,7 @@ import msgspec
 from streamseg.config import Config, Thresholds, TrackerConfig
 from streamseg.config.plugins import find_plugins
 from streamseg.errors import ConfigError
-from streamseg.models.base import Segmenter
+from streamseg.models.model import Model
 from streamseg.models.selection import Selection
 from streamseg.pipeline.metrics import Account, Metrics
 from streamseg.sources import Source
@@ -43,13 +43,13 @@ class SourceThresholds:
         UsageError: the model has no class of a name in the thresholds.
     """
 
-    def __init__(self, default: Thresholds, model: Segmenter) -> None:
+    def __init__(self, default: Thresholds, model: Model) -> None:
         self.model = model
         self._by_source: dict[str, Thresholds] = {}
         self.default = self._resolve(default)
 
     @classmethod
-    def of(cls, config: Config, model: Segmenter) -> SourceThresholds:
+    def of(cls, config: Config, model: Model) -> SourceThresholds:
         """Return the thresholds of a config.
 
         Raises:
@@ -139,37 +139,27 @@ def drop_stale(
 
 def infer(
     batches: Iterable[Sequence[Frame]],
-    model: Segmenter,
+    model: Model,
     thresholds: SourceThresholds,
     metrics: Metrics,
 ) -> Iterator[Result]:
-    """Find the instances in each frame of each batch, and the panoptic parts if the model has any.
+    """Predict the instances, and with a panoptic model the segments, of each frame.
 
     Args:
         batches: lists of frames, of one source or of many.
-        model: finds them.
-        thresholds: by source.
-        metrics: takes the seconds spent on a frame, by stage.
+        model: model to run.
+        thresholds: thresholds of each source.
+        metrics: gets the seconds per frame of each stage.
     """
     for frames in batches:
-        taken = time.monotonic()
-        prepared = model.prepare([frame.image for frame in frames])
-        ready = time.monotonic()
-        own = [thresholds[frame.source] for frame in frames]
-        detections = model.forward(prepared, own)
-        found = time.monotonic()
-        predictions = model.postprocess(detections)
-        done = time.monotonic()
-        spent = {
-            "prepare": (ready - taken) / len(frames),
-            "forward": (found - ready) / len(frames),
-            "postprocess": (done - found) / len(frames),
-        }
-        for stage, seconds in spent.items():
+        started = time.monotonic()
+        inference = model.infer(frames, [thresholds[frame.source] for frame in frames])
+        per_frame = {stage: total / len(frames) for stage, total in inference.seconds.items()}
+        for stage, seconds in per_frame.items():
             metrics.stage_seconds.labels(stage).observe(seconds)
-        for frame, prediction in zip(frames, predictions, strict=True):
-            timing = {"queue": (taken - frame.monotonic) * 1000}
-            timing |= {stage: seconds * 1000 for stage, seconds in spent.items()}
+        for frame, prediction in zip(frames, inference.predictions, strict=True):
+            timing = {"queue": (started - frame.monotonic) * 1000}
+            timing |= {stage: seconds * 1000 for stage, seconds in per_frame.items()}
             yield Result(frame, prediction.instances, model.name, timing, prediction.segments)
 
 

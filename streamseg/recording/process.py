@@ -30,7 +30,7 @@ from streamseg.errors import (
     UsageError,
     redact_address,
 )
-from streamseg.models.base import Segmenter
+from streamseg.models.model import Model
 from streamseg.models.registry import REGISTRY
 from streamseg.pipeline.allocator import share_heap
 from streamseg.pipeline.mailbox import Mailbox
@@ -112,7 +112,7 @@ class Processor:
     def __init__(
         self,
         config: Config,
-        model: Segmenter,
+        model: Model,
         out: Path,
         progress: Progress,
         *,
@@ -207,7 +207,7 @@ class _Run:
         self,
         config: SourceConfig,
         source: Source,
-        model: Segmenter,
+        model: Model,
         folder: Path,
         files: Sequence[OutputFile],
         sinks: Sequence[PluginSink],

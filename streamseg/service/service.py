@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 
 import msgspec
-import numpy as np
 import torch
 
 from streamseg.config import Config
 from streamseg.models import load_model
-from streamseg.models.base import Segmenter
+from streamseg.models.model import Model, find_model_plugin
 from streamseg.pipeline.allocator import share_heap
 from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.stages import SourceThresholds, find_tracker
@@ -48,7 +47,7 @@ class Service:
             plug-in can't be loaded; nothing was started.
     """
 
-    def __init__(self, config: Config, model: Segmenter | None = None) -> None:
+    def __init__(self, config: Config, model: Model | None = None) -> None:
         share_heap()
         self.metrics = Metrics()
         self._config = config
@@ -132,9 +131,17 @@ class Service:
         return ""
 
 
-def load_configured(config: Config) -> Segmenter:
-    """Return the model that a config names, and set the number of threads of its forward."""
+def load_configured(config: Config) -> Model:
+    """Return the model that a config names, and set the number of threads of its forward.
+
+    Raises:
+        ConfigError: a plug-in can't be loaded, or an option is set that it doesn't have.
+        UnknownModelError, UsageError, WeightsError: see :func:`streamseg.load_model`.
+    """
     model = config.model
+    plugin = find_model_plugin(model)
+    if plugin is not None:
+        return plugin
     if config.worker.threads is not None:
         torch.set_num_threads(config.worker.threads)
     return load_model(
@@ -148,7 +155,7 @@ def load_configured(config: Config) -> Segmenter:
     )
 
 
-def _warmed_up(model: Segmenter) -> Segmenter:
-    """Return the model after its first forward, which takes several times as long as the others."""
-    model.predict([np.zeros((720, 1280, 3), np.uint8)])
+def _warmed_up(model: Model) -> Model:
+    """Return the model after its first inference."""
+    model.warm_up()
     return model

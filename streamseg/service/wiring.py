@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from streamseg.config import Config, MqttConfig
 from streamseg.errors import ConfigError, StreamsegError
-from streamseg.models.base import Segmenter
+from streamseg.models.model import Model
 from streamseg.pipeline.mailbox import Mailbox
 from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.rendering import encode_images
@@ -69,7 +69,7 @@ class ServicePipeline:
     def __init__(
         self,
         config: Config,
-        model: Segmenter,
+        model: Model,
         thresholds: SourceThresholds,
         sinks: Sequence[Sink],
         metrics: Metrics,
@@ -261,7 +261,7 @@ class ServicePipeline:
 
 
 def _open_mqtt(
-    config: MqttConfig, model: Segmenter, thresholds: SourceThresholds, metrics: Metrics
+    config: MqttConfig, model: Model, thresholds: SourceThresholds, metrics: Metrics
 ) -> MqttSink:
     try:
         from streamseg.sinks.mqtt.sink import MqttSink

@@ -1,9 +1,8 @@
-"""Where frames come from: recordings and live streams, all opened by their url.
+"""Sources of frames: recordings, image folders, live streams and plug-ins, opened by URL or path.
 
-``open_source`` is the one way in. A source is whatever has the members of
-:class:`~streamseg.sources.base.Source`; a new kind is a module here and a line in
-``open_source``. Recorded ones (``video``, ``images``, ``pattern``) wait for their reader. Live
-ones (``live``: what they share; ``connection``: how each kind is opened; ``http``) don't.
+``open_source`` opens them all. Recorded sources (``video_file``, ``image_sequence``, ``pattern``)
+wait until a frame is consumed; live ones (``live``, ``connection``, ``http`` …) don't. Other
+packages add URL schemes by entry points of the group ``streamseg.sources``: see ``plugin``.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import os
 from pathlib import Path
 
 from streamseg.config import SourceConfig, source_config, source_names
+from streamseg.config.plugins import find_plugins
 from streamseg.errors import ConfigError, NoFramesError, SourceError, redact_address
 from streamseg.sources.base import Source, SourceControl, SourceReport
 from streamseg.sources.connection import is_live, live_source
@@ -27,6 +27,7 @@ from streamseg.sources.inputs import (
 )
 from streamseg.sources.live import LiveSource
 from streamseg.sources.pattern import SCHEME, TestPattern
+from streamseg.sources.plugin import find_source_plugin
 from streamseg.sources.video_file import VideoFile
 
 __all__ = [
@@ -51,17 +52,17 @@ LIVE_ONLY = (
 
 
 def open_source(config: SourceConfig | str | os.PathLike[str]) -> Source:
-    """A source, opened and looked at; nothing stays open until its ``frames()`` are asked for.
+    """Open a source and check it; no file or connection stays open until ``frames()`` is called.
 
     Args:
-        config: the source, or its url or path.
+        config: config of the source, or its URL or path.
 
     Raises:
-        ConfigError: a value of the config or an option in a ``test:`` url is wrong, or is for
-            another kind of source.
-        NoFramesError: there is nothing in it that could be decoded.
+        ConfigError: a value of the config or of a ``test:`` URL is invalid or belongs to another
+            kind of source, or a plug-in can't be imported.
+        NoFramesError: nothing in it can be decoded.
         TooLargeError: its frames have more than ``max_pixels``.
-        SourceError: it is missing, can't be read, or is of a kind that isn't known.
+        SourceError: it doesn't exist, can't be read, or is of an unknown kind.
     """
     checked = source_config(config)
     try:
@@ -81,7 +82,11 @@ def _open(config: SourceConfig) -> Source:
         return live_source(name, config)
     url = redact_address(config.url)
     if is_url(config.url):
-        raise SourceError(f"{url}: can't be opened; known are rtsp, rtmp, http, udp and {SCHEME}")
+        plugin = find_source_plugin(name, config)
+        if plugin is not None:
+            return plugin
+        schemes = ["rtsp", "rtmp", "http", "udp", SCHEME, *find_plugins("streamseg.sources")]
+        raise SourceError(f"{url}: can't be opened; known are {', '.join(schemes)}")
     path = Path(config.url)
     images = find_images(config.url)
     if images:
@@ -98,7 +103,7 @@ def _open(config: SourceConfig) -> Source:
 
 
 def _check_recorded(config: SourceConfig) -> None:
-    """Refuse options that would be ignored."""
+    """Refuse options of live sources, which would be ignored."""
     for option in LIVE_ONLY:
         if getattr(config, option) != getattr(SourceConfig(url="-"), option):
             raise ConfigError(f"{redact_address(config.url)}: {option} is for live sources only")
