@@ -25,8 +25,9 @@ from streamseg.cli.terminal import ProgressReport
 from streamseg.config import Thresholds
 from streamseg.config.training import CocoData, load_evaluation_config
 from streamseg.datasets import coco_truth, open_dataset
-from streamseg.evaluation import evaluate_coco, to_dict
+from streamseg.evaluation import evaluate_coco
 from streamseg.evaluation.predictions import predict_dataset
+from streamseg.evaluation.report import scores_to_dict
 from streamseg.models import load_model
 from streamseg.models.nanomask.segmenter import NanoMask
 
@@ -92,7 +93,7 @@ def test_a_model_is_measured_as_the_library_measures_it(
     assert report["through_service"] is False
     (measured,) = report["datasets"]
     for on in ("boxes", "masks"):
-        expected = to_dict(evaluate_coco(coco_truth(dataset), rows, on))
+        expected = scores_to_dict(evaluate_coco(coco_truth(dataset), rows, on))
         assert measured[on] == expected
         assert 0.2 < measured[on]["ap"] < 0.95
         assert set(TWELVE.split()) < measured[on].keys()
@@ -123,7 +124,7 @@ def test_its_tables_have_every_number_and_the_classes_that_occur(
     ]
     assert [row[1:] for row in twelve] == percents
     assert [row[0] for row in cells[12:]] == ["cup", "box", "disc"] * 2  # ids ascending
-    assert "own: nanomask doesn't know and can't find: cup" in result.stderr
+    assert "own: classes that nanomask doesn't have: cup" in result.stderr
 
 
 def test_out_has_pictures(streamseg: Run, folder: Path, tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_classes_that_arent_annotated_everywhere_arent_measured(
     (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
     assert [each["name"] for each in measured["boxes"]["classes"]] == ["disc"]
     assert measured["boxes"]["ap"] == measured["boxes"]["classes"][0]["ap"]
-    assert "own: known to nanomask, not annotated there: box" in result.stderr
+    assert "own: classes of nanomask that aren't annotated: box" in result.stderr
 
 
 def test_many_classes_that_arent_annotated_are_counted(
@@ -199,7 +200,7 @@ def test_many_classes_that_arent_annotated_are_counted(
     config = own_config(tmp_path / "coco", tmp_path / "eval.yaml")
     result = streamseg("eval", config, "--weights", "none")
     assert result.returncode == 0, result.stderr
-    assert "own: known to nanomask, not annotated there: 77 classes" in result.stderr
+    assert "own: classes of nanomask that aren't annotated: 77 classes" in result.stderr
 
 
 def test_boxes_alone_are_measured_where_there_are_no_masks(
@@ -241,7 +242,7 @@ def test_several_datasets_are_measured_each_by_itself(
 def test_the_example_for_tracks_runs_as_it_is(
     streamseg: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamseg.evaluation.runner.load_model", None)  # none is loaded
+    monkeypatch.setattr("streamseg.evaluation.evaluator.load_model", None)  # none is loaded
     result = streamseg("eval", EXAMPLES / "tracking.yaml", "--json", "n.json", "--out", "out")
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "n.json").read_text())
@@ -385,14 +386,14 @@ def test_nothing_to_measure(streamseg: Run, tmp_path: Path, content: dict, expec
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        (("--through-service",), "--through-service measures data, and the config has none"),
+        (("--through-service",), "--through-service needs data, and the config has none"),
         (
             ("--weights", "none"),
-            "--model, --weights and --class-names are for data, and the config has none",
+            "--model, --weights and --class-names need data, and the config has none",
         ),
         (
             ("--model", "nanomask"),
-            "--model, --weights and --class-names are for data, and the config has none",
+            "--model, --weights and --class-names need data, and the config has none",
         ),
     ],
 )
@@ -482,7 +483,7 @@ def test_two_datasets_of_one_name(streamseg: Run, folder: Path, tmp_path: Path) 
     raw["data"]["val"] *= 2
     write_config(config, **raw)
     said = one_line(streamseg("eval", config), 2)
-    assert said == "data.val: two datasets are called 'own': give each a name"
+    assert said == "data.val: two datasets are named 'own': give each a name"
 
 
 def test_weights_of_another_architecture(streamseg: Run, folder: Path, tmp_path: Path) -> None:
@@ -505,7 +506,7 @@ def test_no_class_in_common(streamseg: Run, folder: Path, tmp_path: Path) -> Non
         data={"root": "data", "val": [data]},
     )
     said = one_line(streamseg("eval", config))
-    assert said.startswith("set: the model knows none of its classes: ")
+    assert said.startswith("set: the model has none of its classes: ")
     assert "disc" in said
 
 
@@ -531,10 +532,10 @@ def test_a_picture_that_cant_be_used(
 def test_places_that_cant_be_written_are_said_before_anything_is_measured(
     streamseg: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamseg.evaluation.runner.load_model", None)
+    monkeypatch.setattr("streamseg.evaluation.evaluator.load_model", None)
     config = own_config(folder, tmp_path / "eval.yaml")
     said = one_line(streamseg("eval", config, "--json", "gone/numbers.json"))
-    assert said == "gone/numbers.json: isn't a file in a folder that there is"
+    assert said == "gone/numbers.json: must be a file in an existing folder"
     (tmp_path / "file").touch()
     assert "file" in one_line(streamseg("eval", config, "--out", "file"))
 
@@ -542,9 +543,9 @@ def test_places_that_cant_be_written_are_said_before_anything_is_measured(
 def test_pictures_without_matplotlib(
     streamseg: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamseg.evaluation.outputs.find_spec", lambda name: None)
+    monkeypatch.setattr("streamseg.evaluation.report_files.find_spec", lambda name: None)
     said = one_line(streamseg("eval", own_config(folder, tmp_path / "e.yaml"), "--out", "out"))
-    assert said == "--out draws with matplotlib: pip install 'streamseg[train]'"
+    assert said == "--out needs matplotlib: pip install 'streamseg[train]'"
 
 
 def test_a_tracks_file_that_is_missing(streamseg: Run) -> None:

@@ -24,10 +24,11 @@ from streamseg.config import ModelConfig, Thresholds
 from streamseg.config.training import CocoData, DataConfig, EvaluationConfig, PatternData
 from streamseg.datasets import Dataset, coco_truth, open_dataset
 from streamseg.errors import DataError, OutputError, ReceiveTimeout, StageError, StreamsegError
-from streamseg.evaluation import evaluate_coco, served, to_dict
+from streamseg.evaluation import evaluate_coco, service_predictions
+from streamseg.evaluation.evaluator import Measurement
 from streamseg.evaluation.predictions import predict_dataset
-from streamseg.evaluation.runner import Measurement
-from streamseg.evaluation.served import predict_through_service
+from streamseg.evaluation.report import scores_to_dict
+from streamseg.evaluation.service_predictions import predict_through_service
 from streamseg.models.base import Segmenter
 from streamseg.sinks.zmq.endpoints import MASKS_QUEUED
 from streamseg.sinks.zmq.publisher import RESULTS_WAITING, Publisher
@@ -77,7 +78,9 @@ def direct(model: Segmenter, dataset: Dataset, batch: int = 1) -> list[dict]:
 
 
 def both_scores(dataset: Dataset, rows: list[dict]) -> list[dict]:
-    return [to_dict(evaluate_coco(coco_truth(dataset), rows, on)) for on in ("boxes", "masks")]
+    return [
+        scores_to_dict(evaluate_coco(coco_truth(dataset), rows, on)) for on in ("boxes", "masks")
+    ]
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def publisher(monkeypatch: pytest.MonkeyPatch):
 def test_the_messages_of_a_service_give_the_rows_and_the_numbers_of_the_model(
     wild: Segmenter, own: Dataset
 ) -> None:
-    assert len(own.images) > served.PIECE, "one piece alone proves little"
+    assert len(own.images) > service_predictions.IMAGES_PER_SERVICE, "one piece alone proves little"
     told = []
     rows = predict_through_service(
         wild, own, THRESHOLDS, batch=1, progress=lambda *report: told.append(report)
@@ -219,8 +222,8 @@ def test_without_pieces_a_slow_network_thread_would_lose_and_that_is_an_error(
         publish()
 
     publisher(stuck)
-    monkeypatch.setattr(served, "PIECE", 1000)
-    lost = r"\d+ of 30 pictures came to no message \(publisher_late: \d+\)"
+    monkeypatch.setattr(service_predictions, "IMAGES_PER_SERVICE", 1000)
+    lost = r"no message was received for \d+ of 30 images \(publisher_late: \d+\)"
     with pytest.raises(StreamsegError, match=lost):
         through(wild, pattern(30), batch=4)
 
@@ -235,7 +238,8 @@ def test_a_message_that_is_lost_is_an_error(wild: Segmenter, publisher) -> None:
 
     publisher(lossy)
     with pytest.raises(
-        StreamsegError, match="pattern: 2 of 10 pictures came to no message; the first is image 4"
+        StreamsegError,
+        match="pattern: no message was received for 2 of 10 images; the first is image 4",
     ):
         through(wild, pattern(10))
 
@@ -249,7 +253,9 @@ def test_a_message_that_comes_twice_is_an_error(wild: Segmenter, publisher) -> N
             self._masks.send_multipart([topic, again])
 
     publisher(twice)
-    with pytest.raises(StreamsegError, match=r"pattern: 000003\.png came to more than one message"):
+    with pytest.raises(
+        StreamsegError, match=r"pattern: more than one message for 000003\.png was received"
+    ):
         through(wild, pattern(10))
 
 
@@ -257,7 +263,7 @@ def test_a_message_that_is_too_large_is_an_error(
     wild: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "MAX_JSON_BYTES", 2000)
-    with pytest.raises(StreamsegError, match=r"4 of 4 pictures came to no message \(too_large: 4"):
+    with pytest.raises(StreamsegError, match=r"for 4 of 4 images \(too_large: 4"):
         through(wild, pattern(4))
 
 
@@ -311,7 +317,7 @@ def test_a_service_that_fails_is_an_error() -> None:
 
 
 def test_a_service_that_goes_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "SILENCE", 0.5)
+    monkeypatch.setattr(service_predictions, "TIMEOUT", 0.5)
     before = threading.active_count()
     begun = time.monotonic()
     with pytest.raises(ReceiveTimeout, match=r"no result in 0\.5 s"):

@@ -36,16 +36,16 @@ from streamseg.config.training import AugmentConfig, PanopticData, TrainingConfi
 from streamseg.datasets import Augmentation, Dataset, open_dataset
 from streamseg.datasets.labels import load_labels
 from streamseg.errors import ConfigError, DataError, WeightsError
-from streamseg.evaluation import panoptic_quality
+from streamseg.evaluation import evaluate_panoptic
 from streamseg.evaluation.predictions import predict_dataset
 from streamseg.models import load_model, loading
 from streamseg.models.categories import Categories
 from streamseg.models.weights import files
 from streamseg.structures.targets import UNKNOWN
 from streamseg.training import Trainer, checkpoint
-from streamseg.training.batches import Batches
-from streamseg.training.classes import classes_of
-from streamseg.training.distributed import Processes
+from streamseg.training.batches import BatchLoader
+from streamseg.training.classes import merge_categories
+from streamseg.training.distributed import ProcessGroup
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ITS_OWN = Categories(
@@ -139,7 +139,7 @@ def test_going_on_with_other_stuff_is_refused_with_what_differs(trained):
     content["categories"].append({"id": 96, "name": "sand", "isthing": 0})
     (out / "more" / "panoptic.json").write_text(json.dumps(content))
     changed = recipe(out, data={"root": str(out / "more"), "train": [section(MADE)]})
-    with pytest.raises(WeightsError, match="it knows 3 classes of stuff, not 4, it lacks sand"):
+    with pytest.raises(WeightsError, match="it has 3 stuff classes, not 4, without sand"):
         Trainer(changed, out, out / "run", silent, resume=True)
 
 
@@ -147,15 +147,17 @@ def test_a_stuff_that_became_a_thing_is_another_class(trained):
     _, _, out = trained
     weights = files.read(out / "run" / "last.pt")
     moved = Categories({**weights.categories.things, 90: "grass"}, {91: "sky", 95: "water"})
-    with pytest.raises(WeightsError, match=r"it lacks grass; .* of stuff, not 2, it has grass"):
-        checkpoint.load(out / "run" / "last.pt", recipe(out), NAME, moved)
+    with pytest.raises(
+        WeightsError, match=r"without grass; .* stuff classes, not 2, and also grass"
+    ):
+        checkpoint.load_checkpoint(out / "run" / "last.pt", recipe(out), NAME, moved)
 
 
 def test_a_family_without_stuff_learns_the_things_alone(tmp_path):
     model = {"name": "nanomask", "weights": "none", "device": "cpu", "input_size": 64}
     run = Trainer(recipe(tmp_path, model=model), tmp_path, tmp_path / "run", silent)
     assert (run.model.categories, run.model.stuff) == ({40: "disc", 41: "cup"}, {})
-    batch = next(run._batches.epoch(0))
+    batch = next(run._batches.load_epoch(0))
     assert [target.stuff for target in batch.targets] == [None, None]
 
 
@@ -167,7 +169,7 @@ def test_data_without_stuff_teach_the_things_of_a_panoptic_model(tmp_path):
     run = Trainer(recipe(tmp_path, data=data, batch=6, epochs=1), tmp_path, tmp_path / "o", silent)
     stuff = {
         n.split()[0]: t.stuff
-        for b in run._batches.epoch(0)
+        for b in run._batches.load_epoch(0)
         for n, t in zip(b.names, b.targets, strict=True)
     }
     assert stuff["p"] is None
@@ -177,7 +179,9 @@ def test_data_without_stuff_teach_the_things_of_a_panoptic_model(tmp_path):
 
 def test_a_panoptic_model_on_data_without_stuff_is_refused(tmp_path):
     data = {"train": [{"format": "pattern", "url": "test:?size=64x48&frames=2"}]}
-    with pytest.raises(ConfigError, match=f"{NAME} learns things and stuff, and no stuff is") as no:
+    with pytest.raises(
+        ConfigError, match=f"{NAME} learns things and stuff, and data.train has no stuff"
+    ) as no:
         Trainer(recipe(tmp_path, data=data), tmp_path, tmp_path / "run", silent)
     assert "\n" not in str(no.value)
     assert not (tmp_path / "run").exists()
@@ -190,10 +194,10 @@ def nothing_but(things, stuff, name="a"):
 def test_classes_are_merged_by_name_things_and_stuff_apart():
     first = nothing_but({1: "disc"}, {9: "sky", 5: "grass"})
     second = nothing_but({3: "disc", 2: "cup"}, {7: "sky", 8: "sea"})
-    known = classes_of([first, second], NAME)
+    known = merge_categories([first, second], NAME)
     assert list(known.things.items()) == [(1, "disc"), (2, "cup")]
     assert list(known.stuff.items()) == [(5, "grass"), (8, "sea"), (9, "sky")]
-    assert classes_of([first, second], "nanomask") == Categories(known.things)
+    assert merge_categories([first, second], "nanomask") == Categories(known.things)
 
 
 @pytest.mark.parametrize(
@@ -202,18 +206,22 @@ def test_classes_are_merged_by_name_things_and_stuff_apart():
         ({2: "sky"}, {}, "a: 'sky' is stuff here and a thing in the training data"),
         ({}, {1: "sea"}, "b: category 1 is 'sea' here and 'disc' in another dataset"),
         ({}, {9: "sea"}, "b: category 9 is 'sea' here and 'sky' in another dataset"),
-        ({}, {n: str(n) for n in range(100, 400)}, "301 classes of stuff, more than the 254"),
+        (
+            {},
+            {n: str(n) for n in range(100, 400)},
+            "301 stuff classes, more than the maximum of 254",
+        ),
     ],
 )
 def test_classes_that_cannot_be_learnt_together_are_refused(things, stuff, message):
     datasets = [nothing_but({1: "disc"}, {9: "sky"}), nothing_but(things, stuff, "b")]
     with pytest.raises(ConfigError, match=message):
-        classes_of(datasets, NAME)
+        merge_categories(datasets, NAME)
 
 
 def test_as_many_classes_of_stuff_as_fit_are_learnt():
     stuff = {number: f"s{number}" for number in range(1000, 1254)}
-    assert len(classes_of([nothing_but({1: "disc"}, stuff)], NAME).stuff) == 254
+    assert len(merge_categories([nothing_but({1: "disc"}, stuff)], NAME).stuff) == 254
 
 
 # Batches
@@ -231,8 +239,8 @@ def batch_of(world, family, **augment):
         NAME, family.build(NAME, KNOWN), KNOWN, input_size=64, device=torch.device("cpu")
     )
     steps = Augmentation(AugmentConfig(photometric=0, flip=0, **augment), 64)
-    given = {"size": 4, "seed": 1, "workers": 0, "processes": Processes()}
-    return next(Batches([world], steps, model, **given).epoch(0)), model
+    given = {"size": 4, "seed": 1, "workers": 0, "group": ProcessGroup()}
+    return next(BatchLoader([world], steps, model, **given).load_epoch(0)), model
 
 
 def test_stuff_is_unknown_in_the_padding_of_a_batch(world):
@@ -280,7 +288,7 @@ def test_panoptic_quality_of_a_model_is_that_of_its_files(world, tmp_path):
     assert found.panoptic.all.pq == found.panoptic.all.sq == 1.0
     own = ideal(tmp_path / "weights", ITS_OWN)
     process(own, tmp_path / "world" / "images", tmp_path / "out")
-    scores = panoptic_quality(
+    scores = evaluate_panoptic(
         tmp_path / "world" / "panoptic.json",
         tmp_path / "world" / "panoptic",
         tmp_path / "out" / "images" / "panoptic.json",
@@ -361,7 +369,7 @@ def test_eval_reports_panoptic_quality_and_what_a_service_publishes_has_the_same
     config = write_world(tmp_path / "world", water=True)
     ended = streamseg("eval", eval_config(tmp_path, config), *way, "--json", "n.json")
     assert ended.returncode == 0, ended.stderr
-    assert f"panoptic: stuff that {NAME} can't find: water" in ended.stderr
+    assert f"panoptic: stuff that {NAME} doesn't have: water" in ended.stderr
     (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
     data = open_dataset(config, tmp_path / "world")
     found = predict_dataset(ideal(tmp_path), data, Thresholds(score=0.05), batch=4, progress=silent)

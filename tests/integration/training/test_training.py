@@ -26,10 +26,10 @@ from streamseg.config.training import TrainingConfig
 from streamseg.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from streamseg.models import load_model
 from streamseg.models.weights import files
-from streamseg.training import Trainer
+from streamseg.training import Trainer, validation
 from streamseg.training import trainer as trainer_module
-from streamseg.training.log import Journal
-from streamseg.training.optimization import freeze, train_mode
+from streamseg.training.log import TrainingLog
+from streamseg.training.optimization import freeze_parameters, set_train_mode
 
 PATTERN = "test:?size=64x48&frames=8&objects=3&fps=1"
 TINY = {
@@ -168,7 +168,7 @@ def kill_after(out: Path, place: tuple[int, int], **changes: object) -> None:
 
 @pytest.fixture
 def often_logged(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trainer_module, "LOG_EVERY", 3)
+    monkeypatch.setattr(trainer_module, "STEPS_PER_LOG_LINE", 3)
 
 
 @pytest.mark.usefixtures("often_logged")
@@ -202,11 +202,11 @@ def test_a_training_that_was_killed_anywhere_writes_the_same_files(tmp_path):
 @pytest.mark.usefixtures("often_logged")
 def test_a_training_killed_while_it_measured_writes_no_line_twice(tmp_path, monkeypatch):
     trainer(tmp_path / "whole", **LOGGED).run()
-    monkeypatch.setattr(trainer_module.Journal, "draw", lambda _: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(trainer_module.TrainingLog, "plot", lambda _: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         trainer(tmp_path / "out", **LOGGED).run()
     monkeypatch.undo()
-    monkeypatch.setattr(trainer_module, "LOG_EVERY", 3)
+    monkeypatch.setattr(trainer_module, "STEPS_PER_LOG_LINE", 3)
     assert len(rows_of(tmp_path / "out" / "measures.csv")) == 2
     trainer(tmp_path / "out", resume=True, **LOGGED).run()
     for name in LOGS:
@@ -232,19 +232,19 @@ WHOLE_LOG = b"step,epoch,rate,loss,mask\n20,1,0.001,0.5,0.5\n40,2,0.0005,0.25,0.
         (WHOLE_LOG[:30], 2, 0, "2 of its last lines are damaged or missing, dropped"),
         (b"", 2, 0, "2 of its last lines are damaged or missing, dropped"),
         (bytes(70), 2, 0, "2 of its last lines are damaged or missing, dropped"),
-        (None, 2, 0, "is missing; it begins again"),
+        (None, 2, 0, "is missing, starting a new file"),
         (WHOLE_LOG, 0, 0, ""),
     ],
 )
 def test_what_an_interruption_leaves_of_a_log(tmp_path, content, lines, kept, note):
     if content is not None:
         (tmp_path / "steps.csv").write_bytes(content)
-    journal = Journal(tmp_path, {"steps.csv": lines})
-    assert journal.lines == {"steps.csv": kept, "measures.csv": 0, "panoptic.csv": 0}
+    journal = TrainingLog(tmp_path, {"steps.csv": lines})
+    assert journal.line_counts == {"steps.csv": kept, "measures.csv": 0, "panoptic.csv": 0}
     assert journal.notes == ([f"{tmp_path}/steps.csv: {note}"] if note else [])
     expected = b"".join(WHOLE_LOG.splitlines(keepends=True)[: kept + 1]) if kept else b""
     assert (tmp_path / "steps.csv").read_bytes() == expected
-    journal.note_step(60, 3, 0.1, {"mask": 1.0})
+    journal.log_step(60, 3, 0.1, {"mask": 1.0})
     assert len(rows_of(tmp_path / "steps.csv")) == kept + 1
 
 
@@ -253,7 +253,7 @@ def test_a_log_that_is_damaged_in_its_middle_is_refused(tmp_path, line, number):
     damaged = WHOLE_LOG.replace(line, b"\0\xff," + line[9:])
     (tmp_path / "steps.csv").write_bytes(damaged)
     with pytest.raises(DataError, match=rf"steps\.csv: line {number} is damaged and later ones"):
-        Journal(tmp_path, {"steps.csv": 2})
+        TrainingLog(tmp_path, {"steps.csv": 2})
     assert (tmp_path / "steps.csv").read_bytes() == damaged
 
 
@@ -348,7 +348,7 @@ def test_the_averaged_weights_are_not_the_last_ones(whole):
 def test_the_order_and_the_pictures_do_not_depend_on_the_workers(tmp_path):
     def first_batch(workers):
         run = trainer(tmp_path / str(workers), workers=workers)
-        return next(run._batches.epoch(1))
+        return next(run._batches.load_epoch(1))
 
     here, there = first_batch(0), first_batch(1)
     assert here.names == there.names
@@ -391,13 +391,13 @@ def test_other_ways_of_training_learn_as_well(tmp_path, changes):
 
 @pytest.mark.parametrize("ema", [0, 0.9])
 def test_what_is_measured_is_not_in_training(tmp_path, monkeypatch, ema):
-    predict, measured = trainer_module.predict_dataset, []
+    predict, measured = validation.predict_dataset, []
 
     def watched(model, *args, **kwargs):
         measured.append([m.training for m in model.network.modules()])
         return predict(model, *args, **kwargs)
 
-    monkeypatch.setattr(trainer_module, "predict_dataset", watched)
+    monkeypatch.setattr(validation, "predict_dataset", watched)
     trainer(tmp_path, epochs=2, ema=ema, evaluate_every=1).run()
     assert len(measured) == 2
     assert not any(map(any, measured))
@@ -422,7 +422,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
         with pytest.raises(OutputError, match=r"last\.pt: can't be written"):
-            again._save("last.pt")
+            again._save_checkpoint("last.pt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -434,26 +434,26 @@ def test_a_full_disk_is_one_line_for_the_journal_too(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    journal = Journal(tmp_path, {})
-    journal.note_step(1, 1, 0.1, {"mask": 1.0})
+    journal = TrainingLog(tmp_path, {})
+    journal.log_step(1, 1, 0.1, {"mask": 1.0})
     monkeypatch.setattr("streamseg.sinks.files.part_file.write_whole", full)
     with pytest.raises(OutputError, match=r"steps\.csv: can't be written: the disk is full"):
-        journal.note_step(2, 1, 0.1, {"mask": 1.0})
+        journal.log_step(2, 1, 0.1, {"mask": 1.0})
 
 
 def test_a_link_in_the_journal_s_place_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("precious")
-    journal = Journal(tmp_path, {})
-    journal.note_step(1, 1, 0.1, {"mask": 1.0})
+    journal = TrainingLog(tmp_path, {})
+    journal.log_step(1, 1, 0.1, {"mask": 1.0})
     (tmp_path / "steps.csv").unlink()
     (tmp_path / "steps.csv").symlink_to(tmp_path / "precious")
     with pytest.raises(OutputError, match=r"steps\.csv: .*links are not followed"):
-        journal.note_step(2, 1, 0.1, {"mask": 1.0})
+        journal.log_step(2, 1, 0.1, {"mask": 1.0})
     assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_a_second_training_does_not_overwrite_the_first(whole):
-    with pytest.raises(ConfigError, match="holds a training already: go on with --resume"):
+    with pytest.raises(ConfigError, match="holds a training already: continue it with --resume"):
         trainer(whole)
 
 
@@ -470,7 +470,7 @@ def test_going_on_with_another_recipe_is_refused_with_what_differs(whole):
 def test_going_on_with_other_classes_is_refused_with_what_differs(whole, tmp_path):
     images = annotated(tmp_path, ["disc", "box", "star"])
     data = {"train": [images], "val": []}
-    with pytest.raises(WeightsError, match="it knows 2 classes, not 3, it lacks star"):
+    with pytest.raises(WeightsError, match="it has 2 classes, not 3, without star"):
         trainer(whole, resume=True, data=data)
 
 
@@ -588,11 +588,11 @@ def test_pictures_of_background_beside_others_are_learnt_from(tmp_path):
 
 def test_frozen_batch_norms_keep_their_statistics():
     network = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2))
-    freeze(network, ("0",))
-    train_mode(network)
+    freeze_parameters(network, ("0",))
+    set_train_mode(network)
     assert [module.training for module in network] == [False, True]
     with pytest.raises(ConfigError, match="nothing is left to be trained"):
-        freeze(network, ("1",))
+        freeze_parameters(network, ("1",))
 
 
 def test_one_id_with_two_names_is_refused(tmp_path):

@@ -12,15 +12,10 @@ import pytest
 from support.paths import SHARED
 
 from streamseg.errors import DataError, StreamsegError
-from streamseg.evaluation import (
-    CocoScores,
-    coco_classes,
-    coco_summary,
-    confusion,
-    evaluate_coco,
-    to_dict,
-)
+from streamseg.evaluation import CocoScores, confusion, evaluate_coco
 from streamseg.evaluation import coco_backends as backends
+from streamseg.evaluation.report import scores_to_dict
+from streamseg.evaluation.tables import make_coco_class_table, make_coco_table
 from streamseg.structures.masks import Masks
 
 SIZE = (80, 120)
@@ -268,14 +263,14 @@ def test_nothing_that_was_given_is_changed():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 9}, "result 1 is of image 9, which the truth hasn't"),
+        ({"image_id": 9}, "result 1: image 9 isn't in the ground truth"),
         ({"score": float("nan")}, "result 1 has a score that isn't finite"),
         ({"bbox": [1, 2, 3]}, "result 1 has no bbox of four finite numbers"),
-        ({"segmentation": None}, "result 1 has no segmentation: masks can't be compared"),
+        ({"segmentation": None}, "result 1 has no segmentation: only its box can be scored"),
         ({"segmentation": {"size": [80, 120], "counts": "0"}}, "result 1: run lengths of 0 pixels"),
         (
             {"segmentation": rle((1, 1, 5, 5), (81, 120))},
-            r"result 1 has run lengths of \[81, 120\]",
+            r"result 1 has run lengths of size \[81, 120\]",
         ),
         ({"segmentation": [[1, 2, 3, 4]]}, "result 1 has a polygon that isn't three or more pairs"),
     ],
@@ -356,13 +351,13 @@ def test_confusion_without_anything():
 def test_tables_and_json():
     truth, results = noisy()
     scores = [evaluate_coco(truth, results, on) for on in ("boxes", "masks")]
-    table = coco_summary("noise", scores)
+    table = make_coco_table("noise", scores)
     assert table.title == f"noise: 12 images, scored by {scores[0].backend}"
     assert {len(row) for row in table.rows} == {len(table.columns)} == {13}
     assert table.rows[1][:2] == ("masks", f"{100 * scores[1].ap:.1f}")
-    classes = coco_classes("noise", scores[0])
+    classes = make_coco_class_table("noise", scores[0])
     assert [row[0] for row in classes.rows] == ["person", "car"]
-    plain = json.loads(json.dumps(to_dict(scores[0]), allow_nan=False))
+    plain = json.loads(json.dumps(scores_to_dict(scores[0]), allow_nan=False))
     assert plain["ap"] == scores[0].ap
     assert plain["classes"][2] == {
         "category_id": 7,
@@ -372,4 +367,4 @@ def test_tables_and_json():
         "truths": 0,
     }
     assert len(plain["curves"]["recall"]) == 101
-    assert to_dict(confusion(truth, results, "boxes"))["names"] == ["person", "car", "kite"]
+    assert scores_to_dict(confusion(truth, results, "boxes"))["names"] == ["person", "car", "kite"]

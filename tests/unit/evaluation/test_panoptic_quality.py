@@ -14,11 +14,10 @@ from support.paths import SHARED, TESTS
 from streamseg.errors import DataError
 from streamseg.evaluation import (
     PanopticScores,
-    panoptic_classes,
-    panoptic_quality,
-    panoptic_summary,
-    to_dict,
+    evaluate_panoptic,
 )
+from streamseg.evaluation.report import scores_to_dict
+from streamseg.evaluation.tables import make_panoptic_class_table, make_panoptic_table
 
 FIXTURE = TESTS / "fixtures" / "panoptic_quality"
 SYNTHETIC = json.loads((FIXTURE / "synthetic.json").read_text())
@@ -54,7 +53,7 @@ class Files:
     def score(self) -> PanopticScores:
         (self.folder / "gt.json").write_text(json.dumps(self.truth))
         (self.folder / "pred.json").write_text(json.dumps(self.results))
-        return panoptic_quality(
+        return evaluate_panoptic(
             self.folder / "gt.json",
             self.folder / "gt",
             self.folder / "pred.json",
@@ -150,8 +149,8 @@ def test_nothing_to_score(files: Files):
     files.truth["annotations"] = []
     scores = files.score()
     assert (scores.all, scores.things, scores.stuff, scores.images) == (None, None, None, 0)
-    assert panoptic_summary("none", scores).rows[0] == ("all", "-", "-", "-")
-    assert to_dict(scores)["all"] is None
+    assert make_panoptic_table("none", scores).rows[0] == ("all", "-", "-", "-")
+    assert scores_to_dict(scores)["all"] is None
 
 
 def test_results_of_other_images_are_left_out(files: Files):
@@ -237,10 +236,13 @@ def _other_area(files: Files) -> None:
     [
         (_unlisted, r"pred/1.png: segment \d+ isn't in segments_info"),
         (_unpainted, "pred/1.png: segment 7777 of segments_info has no pixels"),
-        (_unknown, r"pred.json: image 101: segment \d+ is of category 88, which the truth hasn't"),
-        (_unknown_in_truth, r"gt.json: image 100: segment \d+ is of category 88"),
+        (
+            _unknown,
+            r"pred.json: image 101: segment \d+ has category 88, which isn't in the ground truth",
+        ),
+        (_unknown_in_truth, r"gt.json: image 100: segment \d+ has category 88"),
         (_missing, "pred.json: there is no result for image 102"),
-        (_twice, r"pred/1.png: segment \d+ stands in segments_info twice"),
+        (_twice, r"pred/1.png: segment \d+ is in segments_info twice"),
         (_no_png, "pred/1.png"),
         (_broken_png, "pred/1.png"),
         (_other_size, r"pred/1.png: is \(94, 128\), but .*gt/1.png is \(96, 128\)"),
@@ -258,21 +260,24 @@ def test_mistakes_in_files(files: Files, spoil: Callable[[Files], None], message
 def test_files_that_are_not_there_or_not_json(files: Files, tmp_path: Path):
     files.score()
     with pytest.raises(DataError, match=r"nowhere.json: there is no such file"):
-        panoptic_quality(tmp_path / "nowhere.json", tmp_path, tmp_path / "pred.json", tmp_path)
+        evaluate_panoptic(tmp_path / "nowhere.json", tmp_path, tmp_path / "pred.json", tmp_path)
     (tmp_path / "pred.json").write_text("[1, 2")
     with pytest.raises(DataError, match=r"pred.json: isn't a panoptic JSON"):
-        panoptic_quality(tmp_path / "gt.json", tmp_path, tmp_path / "pred.json", tmp_path)
+        evaluate_panoptic(tmp_path / "gt.json", tmp_path, tmp_path / "pred.json", tmp_path)
 
 
 def test_tables_and_json(files: Files):
     scores = files.score()
-    summary, classes = panoptic_summary("maps", scores), panoptic_classes("maps", scores)
+    summary, classes = (
+        make_panoptic_table("maps", scores),
+        make_panoptic_class_table("maps", scores),
+    )
     assert summary.rows[0] == ("all", "55.4", "72.4", "74.8")
     assert summary.rows[1] == ("things", "38.8", "67.6", "56.9")
     assert summary.rows[2] == ("stuff", "76.0", "78.4", "97.2")
     assert classes.rows[0] == ("c1", "thing", "40.5", "67.5", "60.0", "3", "2", "2")
     assert {len(row) for row in classes.rows} == {len(classes.columns)}
-    plain = json.loads(json.dumps(to_dict(scores), allow_nan=False))
+    plain = json.loads(json.dumps(scores_to_dict(scores), allow_nan=False))
     assert plain["things"]["pq"] == scores.things.pq
     assert plain["classes"][0]["tally"]["matched"] == 3
 
@@ -281,7 +286,7 @@ def test_real_truth_against_itself():
     folder = SHARED / "data" / "panoptic" / "train2017"
     if not folder.is_dir():
         pytest.skip(f"{folder} isn't there (not ours to ship)")
-    scores = panoptic_quality(
+    scores = evaluate_panoptic(
         folder / "panoptic.json",
         folder / "panoptic",
         folder / "panoptic.json",

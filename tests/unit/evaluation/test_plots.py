@@ -20,7 +20,7 @@ from streamseg.evaluation import (
     plot_series,
 )
 from streamseg.evaluation import plots as module
-from streamseg.evaluation.plots import shown_classes
+from streamseg.evaluation.plots import select_classes
 
 BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 
@@ -83,9 +83,9 @@ def test_of_many_classes_the_frequent_ones_are_shown():
     for place in range(0, 60, 2):
         counts[place, place] = 100 - place
     counts[80, 79] = 1000  # never there, and often found
-    shown = shown_classes(matrix(counts))
+    shown = select_classes(matrix(counts))
     assert shown == [*range(0, 38, 2), 79]
-    assert shown_classes(matrix(np.zeros((3, 3), int))) == []
+    assert select_classes(matrix(np.zeros((3, 3), int))) == []
 
 
 def test_a_matrix_of_nothing(tmp_path: Path):

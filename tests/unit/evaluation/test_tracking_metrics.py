@@ -13,7 +13,9 @@ from support.paths import SHARED
 
 from streamseg.config.training import TrackingTask
 from streamseg.errors import DataError, StreamsegError
-from streamseg.evaluation import evaluate_tracks, read_tracks, to_dict, tracking, tracking_summary
+from streamseg.evaluation import evaluate_tracks, read_tracks, tracking_metrics
+from streamseg.evaluation.report import scores_to_dict
+from streamseg.evaluation.tables import make_tracking_table
 from streamseg.protocol.messages import RecordedMessage, encode, instance_messages
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Instances
@@ -49,7 +51,7 @@ class Pair:
         *,
         on: str = "masks",
         classes: dict[str, int] | None = None,
-    ) -> tracking.TrackingScores:
+    ) -> tracking_metrics.TrackingScores:
         (self.folder / "truth.txt").write_text("\n".join(truth) + "\n")
         (self.folder / "results.txt").write_text("\n".join(results) + "\n")
         named = CLASSES if classes is None else classes
@@ -103,7 +105,7 @@ def test_smota_weighs_overlap(pair: Pair):
     assert score.mota == 1
     assert score.smota == pytest.approx(90 / 110)
     assert pair.score([mots(0, 5, 1, 10, 10)], [mots(0, 8, 1, 11, 10)], on="boxes").overall == (
-        tracking.TrackScore(
+        tracking_metrics.TrackScore(
             hota=score.hota,
             deta=score.deta,
             assa=score.assa,
@@ -215,7 +217,7 @@ def test_mot_text_as_tools_write_it(tmp_path: Path, kind: str):
 
 def test_a_header_of_another_order_is_refused(pair: Pair):
     head = "id,frame,bb_left,bb_top,bb_width,bb_height\n"
-    with pytest.raises(DataError, match=r"line 1: the columns must be frame,id,left,top,width"):
+    with pytest.raises(DataError, match=r"line 1: the header must be frame,id,left,top,width"):
         pair.score(PLAIN_MOT.split("\n"), mot_lines(head=head).split("\n"), on="boxes", classes={})
 
 
@@ -308,18 +310,18 @@ def test_no_results_at_all(pair: Pair):
     [
         (["0 1 1 60 100"], {}, r"results.txt: line 1: isn't MOTS text: frame id class height"),
         ([mots(0, 1, 1, 0, 0), "0 x 1 60 100 a"], {}, "line 2: 'x' isn't a number"),
-        (["0 1.5 1 60 100 a"], {}, r"line 1: '1.5' isn't a whole number"),
-        (["0 1e300 1 60 100 a"], {}, "line 1: '1e300' isn't a whole number"),
+        (["0 1.5 1 60 100 a"], {}, r"line 1: '1.5' isn't an integer"),
+        (["0 1e300 1 60 100 a"], {}, "line 1: '1e300' isn't an integer"),
         (["-1 1 1 60 100 a"], {}, "line 1: frame -1, but frames are counted from 0"),
         ([mots(0, 1, 1, 0, 0)[:-2]], {}, "line 1: run lengths"),
-        (["", mots(0, 1, 1, 0, 0), mots(0, 1, 2, 9, 9)], {}, "line 3: its id is in frame 0 for"),
+        (["", mots(0, 1, 1, 0, 0), mots(0, 1, 2, 9, 9)], {}, "line 3: id 1 is in frame 0 twice"),
         (
             [
                 mots(0, 1, 1, 0, 0),
                 f"1 1 1 70 100 {Masks.from_boxes([(0, 0, 5, 5)], (70, 100)).counts[0]}",
             ],
             {},
-            r"line 2: a frame of \(70, 100\), the first was of \(60, 100\)",
+            r"line 2: the frame is \(70, 100\), the first was \(60, 100\)",
         ),
         (
             [f"1 1 1 70 100 {Masks.from_boxes([(0, 0, 5, 5)], (70, 100)).counts[0]}"],
@@ -329,20 +331,20 @@ def test_no_results_at_all(pair: Pair):
         (
             [box(1, 1, 0)],
             {"classes": {"car": 1}},
-            "results.txt: has boxes only: say overlap: boxes",
+            "results.txt: has only boxes: set overlap: boxes",
         ),
-        ([box(1, 1, 0)], {"on": "boxes"}, "line 1: has no class, in the eighth column"),
+        ([box(1, 1, 0)], {"on": "boxes"}, "line 1: has no class in the eighth column"),
         ([box(0, 1, 0)], {"classes": {}}, "line 1: frame 0, but frames are counted from 1"),
         (["1,2,3"], {"classes": {}}, "line 1: isn't MOT text"),
         (["1,1,nan,5,5,5"], {"classes": {}}, "line 1: 'nan' isn't a finite number"),
         ([mots(0, 1, 3, 0, 0)], {}, "results.txt: has no track of car, pedestrian: it has 3"),
         ([jsonl(0, standing(1, "auto"))], {}, "has no track of car, pedestrian: it has auto"),
         ([jsonl(0, standing(1)), '{"v": 1'], {}, "line 2: not a RecordedMessage"),
-        ([jsonl(0, standing(1))] * 2, {}, "line 2: frame 0 is there for the second time"),
+        ([jsonl(0, standing(1))] * 2, {}, "line 2: frame 0 is in the file twice"),
         (
             [jsonl(0, standing(1)), jsonl(1, standing(1), source="yard")],
             {},
-            "line 2: is of yard, those before of gate",
+            "line 2: the source is yard, before it was gate",
         ),
     ],
 )
@@ -365,7 +367,7 @@ def test_without_trackeval(pair: Pair, monkeypatch: pytest.MonkeyPatch):
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name="trackeval")
 
-    monkeypatch.setattr(tracking, "import_module", missing)
+    monkeypatch.setattr(tracking_metrics, "import_module", missing)
     with pytest.raises(StreamsegError, match="pip install --no-deps trackeval") as error:
         pair.score(two_cars(1), two_cars(1))
     assert "\n" not in str(error.value)
@@ -373,14 +375,14 @@ def test_without_trackeval(pair: Pair, monkeypatch: pytest.MonkeyPatch):
 
 def test_tables_and_json(pair: Pair):
     scores = pair.score([*two_cars(2), mots(0, 7, 2, 70, 40)], two_cars(2))
-    table = tracking_summary(scores)
-    assert [row[0] for row in table.rows] == ["car", "pedestrian", "together"]
+    table = make_tracking_table(scores)
+    assert [row[0] for row in table.rows] == ["car", "pedestrian", "all classes"]
     assert table.rows[0] == ("car", *["100.0"] * 6, "0", "0", "2")
     assert {len(row) for row in table.rows} == {len(table.columns)}
-    plain = json.loads(json.dumps(to_dict(scores), allow_nan=False))
+    plain = json.loads(json.dumps(scores_to_dict(scores), allow_nan=False))
     assert plain["overall"]["tracks"] == 3
     assert plain["classes"]["car"]["hota"] == scores.classes["car"].hota
-    one = tracking_summary(pair.score(two_cars(2), two_cars(2), on="boxes", classes={"car": 1}))
+    one = make_tracking_table(pair.score(two_cars(2), two_cars(2), on="boxes", classes={"car": 1}))
     assert [len(row) for row in one.rows] == [9]
 
 

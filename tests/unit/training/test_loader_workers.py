@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from streamseg.errors import DataError, TrainingError
-from streamseg.training import workers
-from streamseg.training.workers import load_ahead
+from streamseg.training import loader_workers
+from streamseg.training.loader_workers import load_ahead
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +72,9 @@ def die(number: int) -> int:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (signal.SIGKILL, "was killed, probably for lack of memory: set workers to 0"),
-        (signal.SIGBUS, "was ended by SIGBUS: set workers to 0"),
-        (signal.SIGUSR1, "was ended by SIGUSR1: set workers to 0"),
+        (signal.SIGKILL, "was killed, probably out of memory: set workers lower or to 0"),
+        (signal.SIGBUS, "was ended by SIGBUS: set workers lower or to 0"),
+        (signal.SIGUSR1, "was ended by SIGUSR1: set workers lower or to 0"),
     ],
 )
 def test_a_worker_that_dies_is_one_line(number: int, message: str):
@@ -94,7 +94,7 @@ def test_a_lack_of_memory_is_one_line():
     def load(_: int) -> bytes:
         raise MemoryError
 
-    with pytest.raises(TrainingError, match="lack of memory: set workers to 0"):
+    with pytest.raises(TrainingError, match="out of memory: set workers lower or to 0"):
         list(load_ahead(load, [1], 1))
 
 
@@ -111,7 +111,7 @@ def test_few_descriptors_are_one_line():
 
 def test_a_process_that_cant_be_started_is_one_line(monkeypatch: pytest.MonkeyPatch):
     started = []
-    start = workers._context.Process.start
+    start = loader_workers._context.Process.start
 
     def limited(process) -> None:
         if started:
@@ -119,8 +119,10 @@ def test_a_process_that_cant_be_started_is_one_line(monkeypatch: pytest.MonkeyPa
         started.append(process)
         start(process)
 
-    monkeypatch.setattr(workers._context.Process, "start", limited)
-    with pytest.raises(TrainingError, match="Resource temporarily unavailable: set workers to 0"):
+    monkeypatch.setattr(loader_workers._context.Process, "start", limited)
+    with pytest.raises(
+        TrainingError, match="Resource temporarily unavailable: set workers lower or to 0"
+    ):
         list(load_ahead(square, range(4), 2))
     assert not started[0].is_alive()
 
@@ -128,7 +130,7 @@ def test_a_process_that_cant_be_started_is_one_line(monkeypatch: pytest.MonkeyPa
 def test_a_worker_that_hangs_does_not_keep_the_training_from_ending(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(workers, "END_SECONDS", 0.1)
+    monkeypatch.setattr(loader_workers, "EXIT_SECONDS", 0.1)
 
     def load(key: int) -> int:
         time.sleep(60 * key)
@@ -140,7 +142,7 @@ def test_a_worker_that_hangs_does_not_keep_the_training_from_ending(
 
 ORPHANS = """
 import os, sys, time
-from streamseg.training.workers import load_ahead
+from streamseg.training.loader_workers import load_ahead
 def load(key):
     return os.getpid()
 loaded = load_ahead(load, range(100), 3)
