@@ -51,7 +51,7 @@ class ClassMatch:
 
 
 def match_classes(categories: Mapping[int, str], dataset: Dataset) -> ClassMatch:
-    """Match a model's categories by name with those that a dataset annotates.
+    """Match a model's categories by name with the classes that a dataset annotates.
 
     Raises:
         DataError: they have no name in common.

@@ -23,7 +23,7 @@ CHANGEABLE_KEYS = ("workers", "evaluate_every", "save_every")
 """Config keys that may change when a training resumes: the result doesn't depend on them."""
 
 STATE_KEYS = ("network", "optimiser", "scaler", "losses", "lines")
-"""Keys of the training state that is stored besides the served weights and the position."""
+"""Keys of the training state that is stored in addition to the served weights and the position."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ TEXT_COLUMNS = frozenset({"dataset", "on", "of"})
 class CsvTable:
     """CSV file that is complete after every row; it is created with its first row.
 
-    An existing file is read and cut back to ``count`` rows. Damaged rows at its end, as a kill or
+    An existing file is read and truncated to ``count`` rows. Damaged rows at its end, as a kill or
     a full disk leaves them, are dropped.
 
     Args:

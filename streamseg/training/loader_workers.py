@@ -90,7 +90,7 @@ class _WorkerPool:
             raise TrainingError(f"{_describe_exit(process.exitcode)}: {REMEDY}") from None
 
     def close(self) -> None:
-        """Close the pipes, which ends the workers; kill those that don't exit in time."""
+        """Close the pipes, which ends the workers; kill workers that don't exit in time."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
