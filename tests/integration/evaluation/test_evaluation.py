@@ -18,7 +18,13 @@ import yaml
 from PIL import Image
 from support.annotations import coco, write_coco, write_json, write_panoptic, write_picture
 from support.commands import Ended, Run, command, environment
-from support.evaluation import INPUT_SIZE, LEAST_SCORE, wild_model, write_own_truth, write_weights
+from support.evaluation import (
+    INPUT_SIZE,
+    MIN_SCORE,
+    make_wild_model,
+    write_self_labeled_dataset,
+    write_weights,
+)
 from support.paths import ROOT
 
 from streamseg.cli.terminal import ProgressReport
@@ -40,9 +46,9 @@ pytestmark = pytest.mark.timeout(90)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights, and a dataset of what they find."""
     made = tmp_path_factory.mktemp("eval")
-    model = wild_model()
+    model = make_wild_model()
     write_weights(model, made / "wild.safetensors")
-    write_own_truth(made, model, count=6)
+    write_self_labeled_dataset(made, model, count=6)
     return made
 
 
@@ -86,7 +92,7 @@ def test_a_model_is_measured_as_the_library_measures_it(
     dataset = open_dataset(CocoData(images="images", annotations="own.json"), folder)
     model = load_model("nanomask", folder / "wild.safetensors", input_size=INPUT_SIZE)
     rows = predict_dataset(
-        model, dataset, Thresholds(score=LEAST_SCORE), batch=1, progress=lambda *_: None
+        model, dataset, Thresholds(score=MIN_SCORE), batch=1, progress=lambda *_: None
     ).results
     report = json.loads((tmp_path / "numbers.json").read_text())
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())

@@ -11,10 +11,10 @@ import pytest
 from msgspec.structs import replace
 from support.evaluation import (
     INPUT_SIZE,
-    LEAST_SCORE,
-    wild_model,
-    write_own_truth,
-    write_pictures,
+    MIN_SCORE,
+    make_wild_model,
+    write_pattern_images,
+    write_self_labeled_dataset,
     write_weights,
 )
 from support.paths import SHARED
@@ -35,18 +35,18 @@ from streamseg.sinks.zmq.publisher import RESULTS_WAITING, Publisher
 from streamseg.structures.results import Result
 
 pytestmark = pytest.mark.timeout(90)
-THRESHOLDS = Thresholds(score=LEAST_SCORE, max_instances=100)
+THRESHOLDS = Thresholds(score=MIN_SCORE, max_instances=100)
 
 
 @pytest.fixture(scope="module")
 def wild() -> Segmenter:
-    return wild_model()
+    return make_wild_model()
 
 
 @pytest.fixture(scope="module")
 def folder(wild: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("own")
-    write_own_truth(made, wild)
+    write_self_labeled_dataset(made, wild)
     return made
 
 
@@ -291,7 +291,7 @@ def test_a_picture_that_cant_be_used_is_said_as_without_a_service(
     assert victim.name in str(alone.value)
 
 
-class Odd(type(wild_model())):  # type: ignore[misc]
+class Odd(type(make_wild_model())):  # type: ignore[misc]
     """A model that does something else in its forward."""
 
     def forward(self, *arguments: object) -> list:
@@ -300,7 +300,7 @@ class Odd(type(wild_model())):  # type: ignore[misc]
 
 
 def odd(instead) -> Segmenter:
-    model = wild_model()
+    model = make_wild_model()
     model.__class__ = Odd
     model.instead = instead  # type: ignore[attr-defined]
     return model
@@ -330,7 +330,7 @@ def test_nothing_is_left_behind(wild: Segmenter, tmp_path: Path, monkeypatch) ->
     place = tmp_path / "temporary"
     place.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(place))
-    files = write_pictures(tmp_path / "images", 3)
+    files = write_pattern_images(tmp_path / "images", 3)
     before = [file.read_bytes() for file in files]
     assert through(wild, pattern(3))
     assert list(place.iterdir()) == []
