@@ -289,8 +289,8 @@ def test_images_and_targets_are_resized_to_the_training_shape(world):
 def test_panoptic_quality_of_a_model_equals_that_of_its_files(world, tmp_path):
     """Predictions are matched by class name; ``process`` writes the files."""
     model = ideal(tmp_path / "weights")
-    found = predict_dataset(model, world, Thresholds(), batch=3, progress=ignore_progress)
-    assert found.panoptic.all.pq == found.panoptic.all.sq == 1.0
+    predictions = predict_dataset(model, world, Thresholds(), batch=3, progress=ignore_progress)
+    assert predictions.panoptic.all.pq == predictions.panoptic.all.sq == 1.0
     own = ideal(tmp_path / "weights", DATASET_CATEGORIES)
     process(own, tmp_path / "world" / "images", tmp_path / "out")
     scores = evaluate_panoptic(
@@ -299,20 +299,22 @@ def test_panoptic_quality_of_a_model_equals_that_of_its_files(world, tmp_path):
         tmp_path / "out" / "images" / "panoptic.json",
         tmp_path / "out" / "images" / "panoptic",
     )
-    assert scores == found.panoptic
+    assert scores == predictions.panoptic
 
 
 def test_classes_that_the_model_lacks_are_missed(tmp_path):
     config = write_world(tmp_path / "world", water=True)
     data = open_dataset(config, tmp_path / "world")
-    found = predict_dataset(ideal(tmp_path), data, Thresholds(), batch=4, progress=ignore_progress)
-    by_name = {each.name: each for each in found.panoptic.classes}
+    predictions = predict_dataset(
+        ideal(tmp_path), data, Thresholds(), batch=4, progress=ignore_progress
+    )
+    by_name = {each.name: each for each in predictions.panoptic.classes}
     assert (by_name["water"].tally.missed, by_name["water"].tally.matched) == (4, 0)
     assert by_name["cup"].quality is None
     assert by_name["sky"].quality.pq == 1.0
     # The model predicts grass on the water, too.
     assert 0.6 < by_name["grass"].quality.sq < 1
-    assert found.panoptic.stuff.pq < found.panoptic.things.pq == 1.0
+    assert predictions.panoptic.stuff.pq < predictions.panoptic.things.pq == 1.0
 
 
 def test_segments_of_classes_that_the_dataset_lacks_are_left_out(tmp_path, world):
@@ -322,10 +324,10 @@ def test_segments_of_classes_that_the_dataset_lacks_are_left_out(tmp_path, world
         files.to_safetensors(replace(weights, categories=known))
     )
     model = load_model(NAME, tmp_path / "w.safetensors", device="cpu", input_size=64)
-    found = predict_dataset(model, world, Thresholds(), batch=4, progress=ignore_progress)
-    by_name = {each.name: each for each in found.panoptic.classes}
+    predictions = predict_dataset(model, world, Thresholds(), batch=4, progress=ignore_progress)
+    by_name = {each.name: each for each in predictions.panoptic.classes}
     assert (by_name["grass"].tally.missed, by_name["sky"].quality.pq) == (4, 1.0)
-    assert sum(each.tally.wrong for each in found.panoptic.classes) == 0
+    assert sum(each.tally.wrong for each in predictions.panoptic.classes) == 0
 
 
 def test_panoptic_quality_needs_stuff_in_model_and_dataset(tmp_path, world, nanomask):
@@ -340,8 +342,8 @@ def test_panoptic_quality_needs_stuff_in_model_and_dataset(tmp_path, world, nano
     )
     things = nanomask.categories
     named = replace(world, categories=dict(zip((40, 41), things.values(), strict=False)))
-    found = predict_dataset(nanomask, named, Thresholds(), batch=4, progress=ignore_progress)
-    assert found.panoptic is None
+    predictions = predict_dataset(nanomask, named, Thresholds(), batch=4, progress=ignore_progress)
+    assert predictions.panoptic is None
 
 
 @pytest.mark.parametrize(
@@ -376,17 +378,17 @@ def test_eval_reports_panoptic_quality_of_a_model_and_of_a_service(
     ended = streamseg("eval", write_eval_config(tmp_path, config), *options, "--json", "n.json")
     assert ended.returncode == 0, ended.stderr
     assert f"panoptic: stuff that {NAME} doesn't have: water" in ended.stderr
-    (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
+    (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
     data = open_dataset(config, tmp_path / "world")
-    found = predict_dataset(
+    predictions = predict_dataset(
         ideal(tmp_path), data, Thresholds(score=0.05), batch=4, progress=ignore_progress
     )
     for of in ("all", "things", "stuff"):
-        quality = getattr(found.panoptic, of)
+        quality = getattr(predictions.panoptic, of)
         numbers = {"pq": quality.pq, "sq": quality.sq, "rq": quality.rq}
-        assert measured["panoptic"][of] == numbers
+        assert scores["panoptic"][of] == numbers
     words = ended.stdout.split()
-    assert f"{100 * found.panoptic.stuff.pq:.1f}" in words
+    assert f"{100 * predictions.panoptic.stuff.pq:.1f}" in words
     assert {"PQ", "SQ", "RQ", "things", "stuff", "water"} <= set(words)
 
 
@@ -398,8 +400,8 @@ def test_example_eval_config_runs(streamseg: Run, tmp_path):
         *("--weights", weights, "--set", f"data.root={tmp_path / 'coco'}"),
     )
     assert ended.returncode == 0, ended.stderr
-    (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
-    assert measured["panoptic"]["all"]["pq"] == 1.0
+    (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
+    assert scores["panoptic"]["all"]["pq"] == 1.0
 
 
 def test_example_training_config_runs(streamseg: Run, tmp_path):
@@ -434,8 +436,8 @@ def test_panoptic_fpn_trains_and_evaluates_with_the_example_configs(
     weights = ("--weights", tmp_path / "run" / "model.safetensors")
     ended = streamseg("eval", evaluate / "panoptic-model.yaml", *here, *weights, "--json", "n.json")
     assert ended.returncode == 0, ended.stderr
-    (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
-    assert set(measured["panoptic"]) >= {"all", "things", "stuff", "classes"}
+    (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
+    assert set(scores["panoptic"]) >= {"all", "things", "stuff", "classes"}
     model = ("--model", NAME, *weights, "--set", "model.input_size=64")
     ended = streamseg("process", tmp_path / "coco" / "val2017", "--out", "o", "--panoptic", *model)
     assert ended.returncode == 0, ended.stderr
