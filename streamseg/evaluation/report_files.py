@@ -16,7 +16,7 @@ from streamseg.sinks.files.results import write_bytes_atomically, write_json_ato
 
 
 def prepare(folder: Path | None, file: Path | None) -> None:
-    """Create the output folder and check before the evaluation that :func:`write` can succeed.
+    """Create the output folder and check that :func:`write` can succeed.
 
     Args:
         folder: as in :func:`write`.

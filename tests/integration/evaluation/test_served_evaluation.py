@@ -203,7 +203,7 @@ def test_scores_depend_on_the_published_messages(
 
 
 def publish_slowly(_: Publisher, __: Result, publish) -> None:
-    time.sleep(0.15)
+    time.sleep(0.1)
     publish()
 
 
@@ -213,12 +213,12 @@ def test_slow_network_thread_drops_no_result(wild_model: Segmenter, replace_publ
     reports = []
     predict_through_service(
         wild_model,
-        open_pattern(30),
+        open_pattern(20),
         THRESHOLDS,
         batch=4,
         progress=lambda *report: reports.append(report),
     )
-    assert reports[-1] == ("pattern", 30, 30)
+    assert reports[-1] == ("pattern", 20, 20)
     assert RESULTS_WAITING <= MASKS_QUEUED, "sockets must hold what the publisher queues"
 
 
