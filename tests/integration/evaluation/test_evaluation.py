@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("eval")
     model = make_wild_model()
     write_weights(model, path / "wild.safetensors")
-    write_self_labeled_dataset(path, model, count=6)
+    write_self_labeled_dataset(path, model, count=4)
     return path
 
 
@@ -109,7 +109,7 @@ def test_scores_equal_those_of_the_library(streamseg: Run, folder: Path, tmp_pat
         assert scores[on] == expected
         assert 0.2 < scores[on]["ap"] < 0.95
         assert set(TWELVE.split()) < scores[on].keys()
-    assert scores["images"] == 6
+    assert scores["images"] == 4
     assert scores["unknown"] == ["cup"]
     assert json.loads((tmp_path / "out" / "own" / "results.json").read_text()) == rows
 

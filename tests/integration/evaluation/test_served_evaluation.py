@@ -46,7 +46,7 @@ def wild_model() -> Segmenter:
 @pytest.fixture(scope="module")
 def folder(wild_model: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("own")
-    write_self_labeled_dataset(path, wild_model, count=6)
+    write_self_labeled_dataset(path, wild_model, count=5)
     return path
 
 

@@ -126,7 +126,9 @@ def test_network_is_in_eval_mode_during_evaluation(
         return predict_dataset(model, *args, **kwargs)
 
     monkeypatch.setattr(validation, "predict_dataset", record_mode)
-    make_trainer(tmp_path, ema=ema, evaluate_every=1).run()
+    section = {"format": "pattern", "url": PATTERN.replace("frames=8", "frames=2")}
+    data = {"train": [section], "val": [section]}
+    make_trainer(tmp_path, ema=ema, evaluate_every=1, data=data).run()
     assert len(modes) == 2
     assert not any(map(any, modes))
 
