@@ -341,13 +341,13 @@ def test_check_lists_every_problem_of_a_training_config(streamseg: Run, tmp_path
     write_coco(tmp_path / "data", content)
     (tmp_path / "data" / "images" / "empty.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     dataset = {"format": "coco", "images": "images", "annotations": "set.json"}
-    recipe = write_config(
-        tmp_path / "recipe.yaml",
+    config = write_config(
+        tmp_path / "train.yaml",
         model={"name": "nanomask"},
         epochs=3,
         data={"root": "data", "train": [dataset]},
     )
-    result = streamseg("eval", "--check", recipe)
+    result = streamseg("eval", "--check", config)
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     assert len(lines) == 3
@@ -356,7 +356,7 @@ def test_check_lists_every_problem_of_a_training_config(streamseg: Run, tmp_path
     assert lines[1].startswith("set: image 12, annotation 103: ")
     assert lines[2].startswith("set: image 40: ")
     assert "empty.png" in lines[2]
-    assert result.stderr == f"streamseg: {recipe}: 3 problems\n"
+    assert result.stderr == f"streamseg: {config}: 3 problems\n"
 
 
 @pytest.mark.parametrize(
