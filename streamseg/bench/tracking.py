@@ -3,7 +3,7 @@
 The peers are SORT, ByteTrack, OC-SORT, BoT-SORT and C-BIoU as the PyPI package ``trackers`` has
 them, at their published defaults, told the frame rate. They are given boxes, scores and categories;
 what they leave without an identity counts as not tracked, as it does for streamseg. The metrics
-are those of :mod:`streamseg.evaluation.tracking`, all sequences taken together.
+are those of :mod:`streamseg.evaluation.tracking_metrics`, all sequences taken together.
 
 ``trackers`` is imported when used: it brings an OpenCV that must not be in the environment of the
 service.

@@ -95,8 +95,9 @@ def evaluate(
     """
     from streamseg.cli.terminal import ProgressReport, listing
     from streamseg.config.training import load_evaluation_config
-    from streamseg.evaluation.outputs import listings, prepare, write
-    from streamseg.evaluation.runner import Measurement, with_model
+    from streamseg.evaluation.evaluator import Measurement, with_model
+    from streamseg.evaluation.report_files import prepare, write
+    from streamseg.evaluation.tables import listings
 
     if check:
         options = (weights, model, class_names, through_service, folder, json_file)
@@ -183,7 +184,7 @@ def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
     from streamseg.config.training import load_data_config
     from streamseg.datasets import check
     from streamseg.errors import ConfigError
-    from streamseg.evaluation.runner import data_size
+    from streamseg.evaluation.evaluator import data_size
 
     if not alone:
         raise ConfigError("--check can't be combined with other options: remove them")

@@ -25,7 +25,7 @@ from streamseg.config.training import (
     load_training_config,
 )
 from streamseg.datasets.validation import check
-from streamseg.evaluation.tracks import read_tracks
+from streamseg.evaluation.track_files import read_tracks
 from streamseg.models.weights.files import read as read_weights
 from streamseg.sources import open_source
 

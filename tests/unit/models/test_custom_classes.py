@@ -15,7 +15,7 @@ from streamseg.config import ModelConfig, Thresholds
 from streamseg.config.class_names import parse_class_names
 from streamseg.config.training import load_evaluation_config
 from streamseg.errors import ConfigError, UsageError, WeightsError
-from streamseg.evaluation.runner import with_model
+from streamseg.evaluation.evaluator import with_model
 from streamseg.models import load_model
 from streamseg.models.categories import Categories
 from streamseg.models.loading import _build, _family, start_model
