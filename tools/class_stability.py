@@ -23,8 +23,8 @@ import numpy as np
 from streamseg.config import SourceConfig, Thresholds, TrackerConfig
 from streamseg.config.training import load_evaluation_config
 from streamseg.datasets import Dataset, load_image, open_dataset
-from streamseg.evaluation import confusion
-from streamseg.evaluation.predictions import Collector, measured_truth, score_dataset
+from streamseg.evaluation import compute_confusion_matrix
+from streamseg.evaluation.predictions import PredictionCollector, make_ground_truth, score_dataset
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
 from streamseg.models.selection import unsuppressed
@@ -124,7 +124,7 @@ def print_images(config: Path, sets: list[str]) -> None:
 
 def measures(model: Segmenter, dataset: Dataset, found: Sequence[Instances]) -> Iterator[str]:
     """Average precisions, and at each score the rows, the right ones and those with a rival."""
-    collector = Collector(model, dataset)
+    collector = PredictionCollector(model, dataset)
     for image, instances in zip(dataset.images, found, strict=True):
         collector.add(image, instances, None)
     rows = collector.predictions().results
@@ -132,7 +132,7 @@ def measures(model: Segmenter, dataset: Dataset, found: Sequence[Instances]) -> 
         yield f"{scores.ap:.4f}"
     for score in SCORES:
         served = [instances[instances.scores >= score] for instances in found]
-        matrix = confusion(measured_truth(dataset), rows, "masks", score=score)
+        matrix = compute_confusion_matrix(make_ground_truth(dataset), rows, "masks", score=score)
         yield str(int(matrix.counts[:, :-1].sum()))
         yield str(int(np.trace(matrix.counts)))
         yield str(sum(map(rows_with_a_rival, served)))

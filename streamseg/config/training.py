@@ -159,7 +159,7 @@ class AugmentConfig(Section, frozen=True, kw_only=True):
             raise ValueError("scale: the first number must not be larger than the second")
 
 
-class OptimiserConfig(Section, frozen=True, kw_only=True):
+class OptimizerConfig(Section, frozen=True, kw_only=True):
     """Optimizer settings.
 
     Attributes:
@@ -231,7 +231,7 @@ class TrainingConfig(Section, frozen=True, kw_only=True):
     batch: Count = 8
     accumulate: Count = 1
     augment: AugmentConfig = AugmentConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
+    optimiser: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.999
     losses: dict[str, NotNegative] = field(default_factory=dict)

@@ -23,10 +23,10 @@ from typing import Annotated, Any, TypeAlias
 from msgspec import Meta
 
 from streamseg.datasets.normalization import (
-    as_written,
-    canonical_entry,
-    canonical_flag,
-    canonical_id,
+    keep_value,
+    normalize_entry,
+    normalize_flag,
+    normalize_id,
 )
 from streamseg.datasets.problems import Id, ProblemReport
 from streamseg.datasets.schema import Entry, Flag, convert_entry, make_entry_fault, read_entry_ids
@@ -35,10 +35,10 @@ from streamseg.errors import DataError
 CategoryName: TypeAlias = Annotated[str, Meta(min_length=1)]
 _BACKGROUND_NAMES = frozenset({"background", "ignore"})
 _NORMALIZERS = {
-    "id": canonical_id,
-    "name": as_written,
-    "isthing": canonical_flag,
-    "supercategory": as_written,
+    "id": normalize_id,
+    "name": keep_value,
+    "isthing": normalize_flag,
+    "supercategory": keep_value,
 }
 
 
@@ -107,11 +107,11 @@ def _convert_entries(
     """Return the valid categories by id, in the order of the file."""
     declared: dict[Id, CategoryEntry] = {}
     for index, raw in enumerate(entries):
-        entry = convert_entry(canonical_entry(raw, _NORMALIZERS), CategoryEntry)
+        entry = convert_entry(normalize_entry(raw, _NORMALIZERS), CategoryEntry)
         if isinstance(entry, str):
             fault = make_entry_fault("categories", index, entry)
             if used_ids.intersection(read_entry_ids(raw, "id")):
-                raise DataError(f"{path}: {fault.what}")
+                raise DataError(f"{path}: {fault.message}")
             report.add(fault)
         elif declared.setdefault(entry.id, entry).name != entry.name:
             raise DataError(

@@ -18,10 +18,10 @@ from streamseg.datasets.coco_categories import Category, read_categories
 from streamseg.datasets.dataset import AnnotatedImage, Annotation, Dataset
 from streamseg.datasets.filenames import FileFinder
 from streamseg.datasets.normalization import (
-    as_written,
-    canonical_entry,
-    canonical_id,
-    canonical_side,
+    keep_value,
+    normalize_entry,
+    normalize_id,
+    normalize_side,
 )
 from streamseg.datasets.problems import Fault, Id, ProblemReport
 from streamseg.datasets.schema import (
@@ -36,7 +36,7 @@ from streamseg.datasets.schema import (
 )
 from streamseg.errors import ConfigError, DataError, TooLargeError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.image_file import read_size
+from streamseg.sources.image_file import read_image_size
 from streamseg.structures.masks import MAX_PIXELS, Size
 
 Side: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_PIXELS)]
@@ -49,10 +49,10 @@ pixel centers by a half. A larger excess means another image, or another size of
 """
 
 _NORMALIZERS = {
-    "id": canonical_id,
-    "file_name": as_written,
-    "width": canonical_side,
-    "height": canonical_side,
+    "id": normalize_id,
+    "file_name": keep_value,
+    "width": normalize_side,
+    "height": normalize_side,
 }
 
 
@@ -149,7 +149,7 @@ class AnnotationFile:
             images=tuple(
                 AnnotatedImage(
                     id=image.id,
-                    picture=image.path,
+                    file=image.path,
                     size=image.size,
                     annotations=select_annotations(image.id, things),
                     stuff=select_annotations(image.id, stuff),
@@ -278,7 +278,7 @@ def _convert_entries(entries: list[Any], report: ProblemReport) -> list[ImageEnt
     """
     by_id: dict[Id, list[ImageEntry]] = defaultdict(list)
     for index, raw in enumerate(entries):
-        entry = convert_entry(canonical_entry(raw, _NORMALIZERS), ImageEntry)
+        entry = convert_entry(normalize_entry(raw, _NORMALIZERS), ImageEntry)
         if isinstance(entry, str):
             report.add(make_entry_fault("images", index, entry), *read_entry_ids(raw, "id"))
         elif entry not in by_id[entry.id]:
@@ -296,7 +296,7 @@ def _locate_image(entry: ImageEntry, path: Path | Fault) -> ImageFile | Fault:
         return path
     if entry.width is None or entry.height is None:
         try:
-            return ImageFile(entry.id, path, read_size(path, MAX_PIXELS))
+            return ImageFile(entry.id, path, read_image_size(path, MAX_PIXELS))
         except BadImageError as error:
             return Fault("image can't be read", f"{path}: {error}")
         except TooLargeError as error:

@@ -28,12 +28,12 @@ from streamseg.datasets.coco_file import (
 )
 from streamseg.datasets.dataset import Annotation, Dataset
 from streamseg.datasets.normalization import (
-    canonical_box,
-    canonical_entry,
-    canonical_flag,
-    canonical_id,
-    canonical_number,
-    canonical_segmentation,
+    normalize_box,
+    normalize_entry,
+    normalize_flag,
+    normalize_id,
+    normalize_number,
+    normalize_segmentation,
 )
 from streamseg.datasets.problems import Fault, Id, ProblemReport
 from streamseg.datasets.rasterization import compress_run_lengths, encode_segmentation
@@ -53,13 +53,13 @@ _RunLength: TypeAlias = Annotated[int, Meta(ge=0)]
 _MIN_COORDINATES = 6
 
 _NORMALIZERS = {
-    "id": canonical_id,
-    "image_id": canonical_id,
-    "category_id": canonical_id,
-    "bbox": canonical_box,
-    "segmentation": canonical_segmentation,
-    "iscrowd": canonical_flag,
-    "area": canonical_number,
+    "id": normalize_id,
+    "image_id": normalize_id,
+    "category_id": normalize_id,
+    "bbox": normalize_box,
+    "segmentation": normalize_segmentation,
+    "iscrowd": normalize_flag,
+    "area": normalize_number,
 }
 
 
@@ -126,7 +126,7 @@ def check_polygon(polygon: Polygon, size: Size) -> Iterator[Fault]:
 def _convert_entries(file: AnnotationFile, report: ProblemReport) -> Iterator[_AnnotationEntry]:
     """Yield the valid entries of ``annotations`` with resolved image ids; report the others."""
     for index, raw in enumerate(file.annotations):
-        entry = convert_entry(canonical_entry(raw, _NORMALIZERS), _AnnotationEntry)
+        entry = convert_entry(normalize_entry(raw, _NORMALIZERS), _AnnotationEntry)
         if isinstance(entry, str):
             fault = make_entry_fault("annotations", index, entry)
             report.add(fault, *read_entry_ids(raw, "image_id", "id"))

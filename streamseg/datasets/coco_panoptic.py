@@ -3,7 +3,7 @@
 Format: https://cocodataset.org/#format-data, "Panoptic Segmentation". A category without
 ``isthing`` is a thing. An image's entry without ``file_name`` uses the image's name with ``.png``.
 Segments without ``bbox`` or ``area`` get those of their pixels, for which the PNG is read; other
-PNGs are not opened here, but by :func:`~streamseg.datasets.validation.inspect`.
+PNGs are not opened here, but by :func:`~streamseg.datasets.validation.find_file_problems`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from streamseg.datasets.coco_file import (
 )
 from streamseg.datasets.dataset import Annotation, Dataset, PngSegment
 from streamseg.datasets.filenames import FileFinder
-from streamseg.datasets.label_maps import find_regions, load_labels
+from streamseg.datasets.label_maps import find_regions, load_label_map
 from streamseg.datasets.normalization import (
-    as_written,
-    canonical_box,
-    canonical_entry,
-    canonical_flag,
-    canonical_id,
-    canonical_integer,
-    canonical_number,
+    keep_value,
+    normalize_box,
+    normalize_entry,
+    normalize_flag,
+    normalize_id,
+    normalize_integer,
+    normalize_number,
 )
 from streamseg.datasets.problems import Fault, Id, ProblemReport
 from streamseg.datasets.schema import (
@@ -51,17 +51,17 @@ from streamseg.structures.masks import Size
 
 _SegmentId: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
-PICTURE_READERS = {
-    "image_id": canonical_id,
-    "file_name": as_written,
-    "segments_info": as_written,
+IMAGE_SEGMENTS_NORMALIZERS = {
+    "image_id": normalize_id,
+    "file_name": keep_value,
+    "segments_info": keep_value,
 }
-SEGMENT_READERS = {
-    "id": canonical_integer,
-    "category_id": canonical_id,
-    "bbox": canonical_box,
-    "iscrowd": canonical_flag,
-    "area": canonical_number,
+SEGMENT_NORMALIZERS = {
+    "id": normalize_integer,
+    "category_id": normalize_id,
+    "bbox": normalize_box,
+    "iscrowd": normalize_flag,
+    "area": normalize_number,
 }
 
 
@@ -112,7 +112,7 @@ def read_panoptic(config: PanopticData, root: Path, report: ProblemReport) -> Da
     return file.to_dataset(config, report.dataset, annotations)
 
 
-def png_name(file_name: str) -> str:
+def segment_png_name(file_name: str) -> str:
     """Return the name of the PNG: ``file_name`` itself if it is one, else with ``.png``."""
     name = PurePath(file_name)
     return file_name if name.suffix.lower() == ".png" else f"{name.with_suffix('')}.png"
@@ -124,7 +124,7 @@ def _convert_entries(file: AnnotationFile, report: ProblemReport) -> dict[Id, _I
     ids_with_entry: set[Id] = set()
     duplicates: set[Id] = set()
     for index, raw in enumerate(file.annotations):
-        entry = convert_entry(canonical_entry(raw, PICTURE_READERS), _ImageSegmentsEntry)
+        entry = convert_entry(normalize_entry(raw, IMAGE_SEGMENTS_NORMALIZERS), _ImageSegmentsEntry)
         if isinstance(entry, str):
             (raw_id,) = read_entry_ids(raw, "image_id")
             if raw_id is not None:
@@ -139,7 +139,7 @@ def _convert_entries(file: AnnotationFile, report: ProblemReport) -> dict[Id, _I
             report.add(Fault("image has two entries in annotations", message), image_id)
             duplicates.add(image_id)
         elif image_id in file.images:
-            name = png_name(entry.file_name or file.images[image_id].path.name)
+            name = segment_png_name(entry.file_name or file.images[image_id].path.name)
             entries[image_id] = msgspec.structs.replace(entry, file_name=name)
         ids_with_entry.add(image_id)
     for image_id in (each for each in file.images if each not in ids_with_entry):
@@ -181,7 +181,7 @@ def _convert_segments(entry: _ImageSegmentsEntry, report: ProblemReport) -> Iter
     """Yield the valid entries of ``segments_info``; repeated ids are problems."""
     seen_ids: set[int] = set()
     for index, raw in enumerate(entry.segments_info):
-        segment = convert_entry(canonical_entry(raw, SEGMENT_READERS), _SegmentEntry)
+        segment = convert_entry(normalize_entry(raw, SEGMENT_NORMALIZERS), _SegmentEntry)
         if isinstance(segment, str):
             fault = make_entry_fault("segments_info", index, segment)
             report.add(fault, entry.image_id, *read_entry_ids(raw, "id"))
@@ -209,7 +209,7 @@ class _SegmentGeometry:
         if segment.bbox is not None and segment.area is not None:
             return segment.bbox, segment.area
         if self._regions is None:
-            regions = find_regions(load_labels(self._png))
+            regions = find_regions(load_label_map(self._png))
             rows = zip(*(column.tolist() for column in regions), strict=True)
             self._regions = {
                 value: ((float(x1), float(y1), float(x2 - x1), float(y2 - y1)), float(area))

@@ -67,14 +67,14 @@ class AnnotatedImage:
 
     Attributes:
         id: id in the dataset.
-        picture: path of the image file, or a frame of the test pattern.
+        file: path of the image file, or a frame of the test pattern.
         size: (height, width) as given by the dataset.
         annotations: annotated things, crowds included.
         stuff: annotated stuff regions.
     """
 
     id: Id
-    picture: Path | PatternFrame
+    file: Path | PatternFrame
     size: Size
     annotations: tuple[Annotation, ...]
     stuff: tuple[Annotation, ...] = ()

@@ -1,7 +1,7 @@
 """Dataset formats: opening the dataset of a config section with the reader for its format.
 
 Only problems that show without opening the images are found here, because opening all images of a
-large dataset takes minutes. :func:`~streamseg.datasets.validation.inspect` opens them.
+large dataset takes minutes. :func:`~streamseg.datasets.validation.find_file_problems` opens them.
 A damaged image raises an error when it is loaded.
 """
 

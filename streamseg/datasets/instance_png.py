@@ -13,10 +13,10 @@ from pathlib import Path
 
 from streamseg.config.training import InstancePngData
 from streamseg.datasets.dataset import AnnotatedImage, Annotation, Dataset, PngSegment
-from streamseg.datasets.label_maps import find_regions, load_labels
+from streamseg.datasets.label_maps import find_regions, load_label_map
 from streamseg.datasets.problems import Fault, ProblemReport
 from streamseg.errors import DataError
-from streamseg.sources.image_file import IMAGE_ENDINGS
+from streamseg.sources.image_file import IMAGE_EXTENSIONS
 
 CATEGORY_ID = 1
 """Id of the only category."""
@@ -33,7 +33,7 @@ def read_instance_png(config: InstancePngData, root: Path, report: ProblemReport
     Raises:
         DataError: a folder can't be read or contains no images.
     """
-    paths = _list_files(root / config.images, IMAGE_ENDINGS)
+    paths = _list_files(root / config.images, IMAGE_EXTENSIONS)
     if not paths:
         raise DataError(f"{root / config.images}: there are no images in it")
     stem_counts = Counter(path.stem for path in paths)
@@ -69,7 +69,7 @@ def _read_image(
         report.add(Fault("image hasn't exactly one PNG of masks", message), number)
         return None
     try:
-        labels = load_labels(masks[0])
+        labels = load_label_map(masks[0])
     except DataError as error:
         report.add(Fault("PNG of masks can't be read", str(error)), number)
         return None

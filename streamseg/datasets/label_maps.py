@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from streamseg.errors import DataError, TooLargeError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.image_file import read_labels
+from streamseg.sources.image_file import read_label_map
 from streamseg.structures.masks import MAX_PIXELS
 
 LabelMap: TypeAlias = npt.NDArray[np.int32]
@@ -30,14 +30,14 @@ class Regions(NamedTuple):
     areas: npt.NDArray[np.int64]
 
 
-def load_labels(path: Path) -> LabelMap:
+def load_label_map(path: Path) -> LabelMap:
     """Load a PNG as a label map, int32 (H, W); 0 is no object.
 
     Raises:
         DataError: the PNG can't be read or is too large.
     """
     try:
-        return read_labels(path, MAX_PIXELS)
+        return read_label_map(path, MAX_PIXELS)
     except BadImageError as error:
         raise DataError(f"{path}: {error}") from None
     except TooLargeError as error:

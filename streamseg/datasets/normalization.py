@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-Reader: TypeAlias = Callable[[Any], Any]
+Normalizer: TypeAlias = Callable[[Any], Any]
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})(?:\.0*)?")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,3})?")
@@ -19,35 +19,35 @@ _FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "0.0": 0, "1
 _RLE_KEYS = ("size", "counts")
 
 
-def canonical_entry(entry: Any, readers: Mapping[str, Reader]) -> Any:
+def normalize_entry(entry: Any, normalizers: Mapping[str, Normalizer]) -> Any:
     """Return an entry with normalized values, without unknown keys and missing values.
 
     Args:
         entry: entry of a JSON list; returned unchanged if it isn't an object.
-        readers: function that normalizes the value of each key.
+        normalizers: function that normalizes the value of each key.
     """
     if not isinstance(entry, dict):
         return entry
     return {
-        key: normalize(entry[key])
-        for key, normalize in readers.items()
+        key: normalizer(entry[key])
+        for key, normalizer in normalizers.items()
         if key in entry and not _is_missing(entry[key])
     }
 
 
-def as_written(value: Any) -> Any:
+def keep_value(value: Any) -> Any:
     """Return the value unchanged, for keys that all tools write in the same way."""
     return value
 
 
-def canonical_id(value: Any) -> Any:
+def normalize_id(value: Any) -> Any:
     """Return an id as an int where it is one, otherwise as text: ``"7"`` and 7.0 become 7."""
     if isinstance(value, str) and not _INTEGER.fullmatch(value.strip()):
         return value.strip()
-    return canonical_integer(value)
+    return normalize_integer(value)
 
 
-def canonical_integer(value: Any) -> Any:
+def normalize_integer(value: Any) -> Any:
     """Return an integer as an int: ``"320"``, ``"320.0"`` and 320.0 become 320."""
     if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
         return int(value.strip().partition(".")[0])
@@ -56,34 +56,34 @@ def canonical_integer(value: Any) -> Any:
     return value
 
 
-def canonical_side(value: Any) -> Any:
+def normalize_side(value: Any) -> Any:
     """Return the width or height of an image; 0 and -1, written for an unknown one, become None."""
-    side = canonical_integer(value)
+    side = normalize_integer(value)
     return None if side in (0, -1) and not isinstance(side, bool) else side
 
 
-def canonical_number(value: Any) -> Any:
+def normalize_number(value: Any) -> Any:
     """Return a number as a float if it is text: ``"1.5"`` becomes 1.5."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return float(value)
     return value
 
 
-def canonical_flag(value: Any) -> Any:
+def normalize_flag(value: Any) -> Any:
     """Return a flag as 0 or 1: ``"0"``, ``"false"`` and 0.0 become 0."""
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower(), value)
-    return canonical_integer(value)
+    return normalize_integer(value)
 
 
-def canonical_box(value: Any) -> Any:
+def normalize_box(value: Any) -> Any:
     """Return a box (x, y, width, height) with numbers; an empty list becomes None."""
     if isinstance(value, list):
-        return [canonical_number(number) for number in value] or None
+        return [normalize_number(number) for number in value] or None
     return value
 
 
-def canonical_segmentation(value: Any) -> Any:
+def normalize_segmentation(value: Any) -> Any:
     """Return polygons as lists x1, y1, x2, y2, …, or run lengths; None if there is no mask."""
     if isinstance(value, list):
         if len(value) == 1 and isinstance(value[0], dict) and "counts" in value[0]:
@@ -116,20 +116,20 @@ def _normalize_polygon(value: Any) -> Any:
         xs, ys = value["all_points_x"], value["all_points_y"]
         if isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys):
             return [
-                canonical_number(number) for point in zip(xs, ys, strict=True) for number in point
+                normalize_number(number) for point in zip(xs, ys, strict=True) for number in point
             ]
         return value
     if not isinstance(value, list):
         return value
     if len(value) > 2 and all(_is_point(point) for point in value):
-        return [canonical_number(number) for point in value for number in _get_coordinates(point)]
+        return [normalize_number(number) for point in value for number in _get_coordinates(point)]
     if any(isinstance(number, str) for number in value):
-        return [canonical_number(number) for number in value]
+        return [normalize_number(number) for number in value]
     return value
 
 
 def _starts_with_number(value: list[Any]) -> bool:
-    return bool(value) and isinstance(canonical_number(value[0]), int | float)
+    return bool(value) and isinstance(normalize_number(value[0]), int | float)
 
 
 def _is_point(value: Any) -> bool:
@@ -146,7 +146,7 @@ def _normalize_rle(value: dict[str, Any]) -> Any:
     rle = {key: value[key] for key in _RLE_KEYS if not _is_missing(value.get(key))}
     for key in _RLE_KEYS:
         if isinstance(rle.get(key), list):
-            rle[key] = [canonical_integer(number) for number in rle[key]]
+            rle[key] = [normalize_integer(number) for number in rle[key]]
     return rle
 
 

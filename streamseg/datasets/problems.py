@@ -2,7 +2,7 @@
 
 Readers leave out what has a problem and continue, so one pass finds every problem. The caller
 decides whether problems are errors: see :func:`~streamseg.datasets.formats.open_dataset` and
-:func:`~streamseg.datasets.validation.check`.
+:func:`~streamseg.datasets.validation.find_problems`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Fault(NamedTuple):
 
     Attributes:
         reason: kind of problem; the same text for all problems of this kind.
-        what: one-line message with the names and numbers of this case.
+        message: one-line message with the names and numbers of this case.
     """
 
     reason: str
-    what: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Problem:
         image_id: id of the image; None if the problem is not in a single image.
         annotation_id: id of the annotation, or of the segment in formats with PNG masks; None if
             the problem is not in a single annotation.
-        what: one-line message.
+        message: one-line message.
         reason: kind of problem, for counting.
     """
 
     dataset: str
     image_id: Id | None
     annotation_id: Id | None
-    what: str
+    message: str
     reason: str = field(default="", compare=False)
 
     @property
@@ -58,7 +58,7 @@ class Problem:
     @property
     def description(self) -> str:
         """Location and message: ``image 12, annotation 34: the box …``."""
-        return f"{self.location}: {self.what}" if self.location else self.what
+        return f"{self.location}: {self.message}" if self.location else self.message
 
     def __str__(self) -> str:
         return f"{self.dataset}: {self.description}"
@@ -81,7 +81,7 @@ class ProblemReport:
     ) -> None:
         """Append a problem, with the ids of its image and annotation where known."""
         self.problems.append(
-            Problem(self.dataset, image_id, annotation_id, fault.what, fault.reason)
+            Problem(self.dataset, image_id, annotation_id, fault.message, fault.reason)
         )
 
 
@@ -113,13 +113,13 @@ def count_by_reason(problems: Iterable[Problem]) -> list[ReasonCount]:
         ReasonCount(
             reason,
             len(group),
-            tuple(problem.location or problem.what for problem in group[:MAX_LOCATIONS]),
+            tuple(problem.location or problem.message for problem in group[:MAX_LOCATIONS]),
         )
         for reason, group in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
 
 
-def skipped_rows_summary(dataset: str, problems: Sequence[Problem]) -> Iterator[str]:
+def format_skipped_rows(dataset: str, problems: Sequence[Problem]) -> Iterator[str]:
     """Yield the lines that report what was left out of a dataset; none if nothing was."""
     if problems:
         rows = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
@@ -127,8 +127,8 @@ def skipped_rows_summary(dataset: str, problems: Sequence[Problem]) -> Iterator[
         yield from (f"  {count}" for count in count_by_reason(problems))
 
 
-def skipped_rows_counts(problems: Sequence[Problem]) -> list[dict[str, Any]]:
-    """Return the counts of :func:`skipped_rows_summary` as JSON values."""
+def count_skipped_rows(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """Return the counts of :func:`format_skipped_rows` as JSON values."""
     return [
         {"reason": each.reason, "count": each.count, "first": list(each.first_locations)}
         for each in count_by_reason(problems)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from streamseg.datasets.dataset import AnnotatedImage, Annotation, Dataset, PatternFrame, PngSegment
-from streamseg.datasets.label_maps import LabelMap, load_labels
+from streamseg.datasets.label_maps import LabelMap, load_label_map
 from streamseg.datasets.rasterization import encode_segmentation
 from streamseg.datasets.synthetic import open_pattern
 from streamseg.errors import DataError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.image_file import TURNED, read_image, read_orientation
+from streamseg.sources.image_file import TRANSPOSING_ORIENTATIONS, read_exif_orientation, read_image
 from streamseg.structures.masks import MAX_PIXELS, RLE, BoolArray, Mask, Masks
 from streamseg.structures.results import Image
 from streamseg.structures.targets import THING, UNKNOWN, Sample, Targets
@@ -81,16 +81,16 @@ def load_image(image: AnnotatedImage) -> Image:
         DataError: the image can't be read or doesn't have the size of its annotations.
         TooLargeError: the image has more pixels than the limit.
     """
-    if isinstance(image.picture, PatternFrame):
-        return open_pattern(image.picture.url).render(image.picture.index)
+    if isinstance(image.file, PatternFrame):
+        return open_pattern(image.file.url).render(image.file.index)
     try:
-        pixels = read_image(image.picture, MAX_PIXELS)
+        pixels = read_image(image.file, MAX_PIXELS)
         if pixels.shape[:2] == image.size:
             return pixels
-        orientation = read_orientation(image.picture, MAX_PIXELS)
+        orientation = read_exif_orientation(image.file, MAX_PIXELS)
     except BadImageError as error:
-        raise DataError(f"{image.picture}: {error}") from None
-    raise _make_size_error(image, image.picture, pixels.shape, orientation)
+        raise DataError(f"{image.file}: {error}") from None
+    raise _make_size_error(image, image.file, pixels.shape, orientation)
 
 
 def load_segment_ids(image: AnnotatedImage) -> LabelMap:
@@ -105,7 +105,7 @@ def load_segment_ids(image: AnnotatedImage) -> LabelMap:
     return np.zeros(image.size, np.int32)
 
 
-def coco_truth(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
+def dataset_to_coco(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
     """Convert the dataset to COCO format, for ``pycocotools.coco.COCO`` or a JSON file.
 
     Masks are compressed run lengths; an annotation without a mask has no ``segmentation``.
@@ -204,7 +204,7 @@ def _load_segment(
 
 def _load_label_map(image: AnnotatedImage, path: Path) -> LabelMap:
     """Return the label map of an image, int32 (H, W), after checking its size."""
-    labels = load_labels(path)
+    labels = load_label_map(path)
     if labels.shape != image.size:
         raise _make_size_error(image, path, labels.shape)
     return labels
@@ -223,7 +223,7 @@ def _make_size_error(
     """
     height, width = shape[:2]
     message = f"it is {width} x {height}, its annotations are for {image.size[1]} x {image.size[0]}"
-    if orientation in TURNED and (width, height) == image.size:
+    if orientation in TRANSPOSING_ORIENTATIONS and (width, height) == image.size:
         message += (
             f", as it is before its EXIF orientation {orientation} turns it upright: turn the "
             "annotations, or take the orientation out of the file"

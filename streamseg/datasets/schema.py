@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
-from streamseg.datasets.normalization import canonical_id
+from streamseg.datasets.normalization import normalize_id
 from streamseg.datasets.problems import Fault, Id
 
 # File names with NUL or lone surrogates can't be opened, and one with a line break would break
@@ -64,7 +64,7 @@ def read_entry_ids(entry: Any, *keys: str) -> tuple[Id | None, ...]:
 
 def parse_id(value: Any) -> Id | None:
     """Return a raw value as a normalized id, or None if it isn't one."""
-    number = canonical_id(value)
+    number = normalize_id(value)
     if isinstance(number, bool) or not isinstance(number, int | str):
         return None
     try:

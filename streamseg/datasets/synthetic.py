@@ -11,7 +11,7 @@ from streamseg.config import SourceConfig
 from streamseg.config.training import PatternData
 from streamseg.datasets.dataset import AnnotatedImage, Annotation, Dataset, PatternFrame
 from streamseg.errors import ConfigError
-from streamseg.sources.pattern import CATEGORIES, SCHEME, TestPattern
+from streamseg.sources.pattern import CATEGORIES, TEST_SCHEME, TestPattern
 
 
 def read_pattern(config: PatternData, name: str) -> Dataset:
@@ -25,15 +25,15 @@ def read_pattern(config: PatternData, name: str) -> Dataset:
         ConfigError: the url is not a test pattern's, or its options are wrong.
         TooLargeError: the frames have more pixels than the limit.
     """
-    if not config.url.startswith(SCHEME):
-        raise ConfigError(f"{config.url}: a pattern's url begins with {SCHEME}")
+    if not config.url.startswith(TEST_SCHEME):
+        raise ConfigError(f"{config.url}: a pattern's url begins with {TEST_SCHEME}")
     pattern = open_pattern(config.url)
     return Dataset(
         name=name,
         images=tuple(
             AnnotatedImage(
                 id=index + 1,
-                picture=PatternFrame(config.url, index),
+                file=PatternFrame(config.url, index),
                 size=pattern.options.size,
                 annotations=_read_annotations(pattern, index),
             )
@@ -58,7 +58,7 @@ def open_pattern(url: str) -> TestPattern:
 
 def _read_annotations(pattern: TestPattern, index: int) -> tuple[Annotation, ...]:
     """Return the ground truth of frame ``index`` as annotations."""
-    truth = pattern.truth(index)
+    truth = pattern.ground_truth(index)
     assert truth.track_ids is not None
     rows = zip(
         truth.track_ids,

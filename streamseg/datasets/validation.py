@@ -16,13 +16,13 @@ from pathlib import Path
 from streamseg.config.training import DataConfig, DatasetConfig
 from streamseg.datasets.dataset import AnnotatedImage, Dataset, PngSegment
 from streamseg.datasets.formats import get_dataset_location, get_dataset_name, read_dataset
-from streamseg.datasets.label_maps import find_regions, load_labels
+from streamseg.datasets.label_maps import find_regions, load_label_map
 from streamseg.datasets.problems import Fault, Id, Problem, ProblemReport
 from streamseg.datasets.samples import load_image
 from streamseg.errors import ConfigError, DataError, TooLargeError
 
 
-def check(config: DataConfig, folder: Path) -> list[Problem]:
+def find_problems(config: DataConfig, folder: Path) -> list[Problem]:
     """Open all datasets of a config and every image in them; return all problems.
 
     A dataset that can't be read counts as one problem, and the others are still checked. If
@@ -44,7 +44,7 @@ def check(config: DataConfig, folder: Path) -> list[Problem]:
     return problems
 
 
-def inspect(dataset: Dataset) -> list[Problem]:
+def find_file_problems(dataset: Dataset) -> list[Problem]:
     """Open every image and PNG of a dataset and return their problems.
 
     A problem without an annotation id affects the whole image.
@@ -65,7 +65,7 @@ def inspect(dataset: Dataset) -> list[Problem]:
     return report.problems
 
 
-def check_learnable(datasets: Sequence[Dataset], *, stuff: bool) -> None:
+def check_trainable(datasets: Sequence[Dataset], *, stuff: bool) -> None:
     """Raise an error if a model can't be trained on the datasets.
 
     A dataset without any annotations is allowed if others have some: its images are background.
@@ -87,7 +87,7 @@ def check_learnable(datasets: Sequence[Dataset], *, stuff: bool) -> None:
         raise DataError(f"{names}: there is nothing to learn from: {reasons[0]}")
 
 
-def check_measurable(dataset: Dataset, *, stuff: bool) -> None:
+def check_evaluable(dataset: Dataset, *, stuff: bool) -> None:
     """Raise an error if a model can't be evaluated on the dataset.
 
     Args:
@@ -111,7 +111,7 @@ def _check_dataset(config: DatasetConfig, root: Path, name: str) -> list[Problem
         return report.problems
     if not dataset.images and not report.problems:
         report.add(Fault("dataset is empty", "there are no images in it"))
-    file_problems = inspect(replace(dataset, skipped=tuple(report.problems)))
+    file_problems = find_file_problems(replace(dataset, skipped=tuple(report.problems)))
     return report.problems + [replace(problem, dataset=name) for problem in file_problems]
 
 
@@ -132,7 +132,7 @@ def _check_png(image: AnnotatedImage, skipped_ids: Collection[Id], report: Probl
         return
     png = segments[0].path  # the same for all segments of an image
     try:
-        labels = load_labels(png)
+        labels = load_label_map(png)
     except DataError as error:
         report.add(Fault("PNG of segments can't be read", str(error)), image.id)
         return

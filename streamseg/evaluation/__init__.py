@@ -1,7 +1,7 @@
 """Evaluation: COCO average precision, panoptic quality, tracking metrics, confusion matrices."""
 
 from streamseg.evaluation.coco_ap import ClassScores, CocoScores, PrecisionRecall, evaluate_coco
-from streamseg.evaluation.confusion_matrix import ConfusionMatrix, confusion
+from streamseg.evaluation.confusion_matrix import ConfusionMatrix, compute_confusion_matrix
 from streamseg.evaluation.panoptic_files import evaluate_panoptic
 from streamseg.evaluation.panoptic_quality import (
     ClassQuality,
@@ -40,7 +40,7 @@ __all__ = [
     "TrackedSequence",
     "TrackingScores",
     "Tracks",
-    "confusion",
+    "compute_confusion_matrix",
     "evaluate_coco",
     "evaluate_panoptic",
     "evaluate_tracks",

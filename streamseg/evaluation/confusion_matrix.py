@@ -34,7 +34,7 @@ class ConfusionMatrix:
     iou: float
 
 
-def confusion(
+def compute_confusion_matrix(
     ground_truth: CocoDict,
     predictions: Sequence[CocoDict],
     iou_type: IouType,

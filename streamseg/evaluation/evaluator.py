@@ -12,17 +12,17 @@ from streamseg.config.class_names import parse_class_names
 from streamseg.config.training import DataConfig, EvaluationConfig
 from streamseg.datasets import (
     Dataset,
-    check_measurable,
-    inspect,
+    check_evaluable,
+    find_file_problems,
+    format_skipped_rows,
     open_dataset,
-    skipped_rows_summary,
 )
 from streamseg.errors import ConfigError
-from streamseg.evaluation.confusion_matrix import confusion
+from streamseg.evaluation.confusion_matrix import compute_confusion_matrix
 from streamseg.evaluation.panoptic_files import evaluate_panoptic
 from streamseg.evaluation.predictions import (
+    make_ground_truth,
     match_classes,
-    measured_truth,
     predict_dataset,
     score_dataset,
 )
@@ -37,7 +37,7 @@ MAX_LISTED_NAMES = 5
 """Class names that a note lists; of more it gives the number."""
 
 
-class Measurement:
+class Evaluator:
     """Evaluation as a config describes it.
 
     The constructor loads the model and opens the datasets; :meth:`run` evaluates.
@@ -76,7 +76,7 @@ class Measurement:
                 iou = self._model.class_agnostic_iou if through_service else None
                 self._evaluation = msgspec.structs.replace(evaluation, class_agnostic_iou=iou)
             for dataset in self._datasets:
-                check_measurable(dataset, stuff=bool(self._model.stuff))
+                check_evaluable(dataset, stuff=bool(self._model.stuff))
             self.notes = tuple(
                 note for dataset in self._datasets for note in _make_notes(self._model, dataset)
             )
@@ -129,13 +129,13 @@ class Measurement:
             match_classes(self._model.categories, dataset),
             results,
             scores,
-            confusion(measured_truth(dataset), results, scores[-1].on),
+            compute_confusion_matrix(make_ground_truth(dataset), results, scores[-1].on),
             predictions.panoptic,
             dataset.skipped,
         )
 
 
-def with_model(
+def override_model(
     evaluation: EvaluationConfig,
     name: str | None,
     weights: str | None,
@@ -157,7 +157,7 @@ def with_model(
     return msgspec.structs.replace(evaluation, model=model)
 
 
-def data_size(config: DataConfig, root: Path) -> tuple[int, int]:
+def count_images_and_annotations(config: DataConfig, root: Path) -> tuple[int, int]:
     """Return the number of images and of annotations in all datasets of a config.
 
     Raises:
@@ -175,7 +175,7 @@ def _open_datasets(config: DataConfig, root: Path) -> list[Dataset]:
     for section in config.val:
         dataset = open_dataset(section, root / config.root, config.problems)
         if config.problems == "skip":
-            dataset = dataset.without(inspect(dataset))
+            dataset = dataset.without(find_file_problems(dataset))
         datasets.append(dataset)
     names = [dataset.name for dataset in datasets]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -187,7 +187,7 @@ def _open_datasets(config: DataConfig, root: Path) -> list[Dataset]:
 def _make_notes(model: Segmenter, dataset: Dataset) -> list[str]:
     """Return lines about skipped rows and the classes that model and dataset don't share."""
     classes = match_classes(model.categories, dataset)
-    notes = list(skipped_rows_summary(dataset.name, dataset.skipped))
+    notes = list(format_skipped_rows(dataset.name, dataset.skipped))
     if classes.only_in_dataset:
         names = ", ".join(classes.only_in_dataset)
         notes.append(f"{dataset.name}: classes that {model.name} doesn't have: {names}")

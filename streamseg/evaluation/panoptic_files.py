@@ -13,15 +13,19 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 from msgspec import Meta
 
 from streamseg.datasets.coco_file import read_json
-from streamseg.datasets.coco_panoptic import PICTURE_READERS, SEGMENT_READERS, png_name
+from streamseg.datasets.coco_panoptic import (
+    IMAGE_SEGMENTS_NORMALIZERS,
+    SEGMENT_NORMALIZERS,
+    segment_png_name,
+)
 from streamseg.datasets.filenames import FileFinder
-from streamseg.datasets.label_maps import load_labels
+from streamseg.datasets.label_maps import load_label_map
 from streamseg.datasets.normalization import (
-    Reader,
-    as_written,
-    canonical_entry,
-    canonical_flag,
-    canonical_id,
+    Normalizer,
+    keep_value,
+    normalize_entry,
+    normalize_flag,
+    normalize_id,
 )
 from streamseg.datasets.problems import Fault, Id
 from streamseg.datasets.schema import Entry, EntryId, FileName, Flag, convert_entry
@@ -35,8 +39,8 @@ from streamseg.evaluation.panoptic_quality import (
 )
 
 _Integer: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-_CATEGORY_READERS = {"id": canonical_id, "name": as_written, "isthing": canonical_flag}
-_IMAGE_READERS = {"id": canonical_id, "file_name": as_written}
+_CATEGORY_READERS = {"id": normalize_id, "name": keep_value, "isthing": normalize_flag}
+_IMAGE_READERS = {"id": normalize_id, "file_name": keep_value}
 
 
 class _SegmentEntry(Entry, frozen=True, kw_only=True):
@@ -139,7 +143,7 @@ def _convert_list(
     path: Path,
     raw: Mapping[str, Any],
     key: str,
-    readers: Mapping[str, Reader],
+    normalizers: Mapping[str, Normalizer],
     schema: type[EntryT],
 ) -> list[EntryT]:
     """Return the members of one of the file's lists as entries.
@@ -149,19 +153,19 @@ def _convert_list(
     """
     if not isinstance(raw.get(key), list):
         raise DataError(f"{path}: isn't a panoptic JSON: {key} must be a list")
-    return _convert_members(path, raw[key], key, readers, schema)
+    return _convert_members(path, raw[key], key, normalizers, schema)
 
 
 def _convert_members(
     path: Path,
     members: Iterable[Any],
     where: str,
-    readers: Mapping[str, Reader],
+    normalizers: Mapping[str, Normalizer],
     schema: type[EntryT],
 ) -> list[EntryT]:
     converted = []
     for position, member in enumerate(members):
-        entry = convert_entry(canonical_entry(member, readers), schema)
+        entry = convert_entry(normalize_entry(member, normalizers), schema)
         if isinstance(entry, str):
             raise DataError(f"{path}: isn't a panoptic JSON: {where}[{position}]{entry}")
         converted.append(entry)
@@ -170,19 +174,19 @@ def _convert_members(
 
 def _read_annotations(path: Path, raw: Mapping[str, Any], folder: Path) -> list[_Annotation]:
     """Return the segments and the PNG of each image."""
-    entries = _convert_list(path, raw, "annotations", PICTURE_READERS, _AnnotationEntry)
+    entries = _convert_list(path, raw, "annotations", IMAGE_SEGMENTS_NORMALIZERS, _AnnotationEntry)
     names = _find_png_names(path, raw, entries)
     files = FileFinder(folder, folder).find(names)
     annotations = []
     for position, (entry, name) in enumerate(zip(entries, names, strict=True)):
         png = files[name]
         if isinstance(png, Fault):
-            raise DataError(f"{path}: image {entry.image_id}: {png.what}")
+            raise DataError(f"{path}: image {entry.image_id}: {png.message}")
         where = f"annotations[{position}].segments_info"
         segments = [
             SegmentInfo(each.id, each.category_id, bool(each.iscrowd), each.area)
             for each in _convert_members(
-                path, entry.segments_info, where, SEGMENT_READERS, _SegmentEntry
+                path, entry.segments_info, where, SEGMENT_NORMALIZERS, _SegmentEntry
             )
         ]
         annotations.append(_Annotation(entry.image_id, png, segments))
@@ -202,7 +206,7 @@ def _find_png_names(
         name = entry.file_name or images.get(entry.image_id)
         if name is None:
             raise DataError(f"{path}: image {entry.image_id}: its entry has no file_name")
-        names.append(png_name(name))
+        names.append(segment_png_name(name))
     return names
 
 
@@ -216,4 +220,4 @@ def _check_categories(annotation: _Annotation, known: set[int], path: Path) -> N
 
 
 def _load_map(annotation: _Annotation) -> PanopticMap:
-    return PanopticMap(load_labels(annotation.png), annotation.segments, str(annotation.png))
+    return PanopticMap(load_label_map(annotation.png), annotation.segments, str(annotation.png))

@@ -14,7 +14,7 @@ from streamseg.datasets import (
     Dataset,
     Id,
     PngSegment,
-    coco_truth,
+    dataset_to_coco,
     load_image,
     load_segment_ids,
 )
@@ -84,7 +84,7 @@ class Predictions:
     panoptic: PanopticScores | None
 
 
-class Collector:
+class PredictionCollector:
     """Collects a model's predictions on a dataset, image by image.
 
     Panoptic segments are matched by class name, as instances are. Segments of a class that the
@@ -179,7 +179,7 @@ def predict_dataset(
         DataError: an image or its ground truth can't be read, or model and dataset have no class
             in common.
     """
-    collector = Collector(model, dataset)
+    collector = PredictionCollector(model, dataset)
     for start in range(0, len(dataset.images), batch):
         images = dataset.images[start : start + batch]
         prepared = model.prepare([load_image(image) for image in images])
@@ -190,19 +190,19 @@ def predict_dataset(
     return collector.predictions()
 
 
-def measured_truth(dataset: Dataset) -> CocoDict:
+def make_ground_truth(dataset: Dataset) -> CocoDict:
     """Return the ground truth of the classes that the dataset annotates in every image.
 
     Other classes can't be evaluated: their objects may be in an image without an annotation.
     """
-    ground_truth = coco_truth(dataset)
+    ground_truth = dataset_to_coco(dataset)
     categories = [row for row in ground_truth["categories"] if row["id"] in dataset.annotated]
     return ground_truth | {"categories": categories}
 
 
 def score_dataset(dataset: Dataset, results: Sequence[CocoDict]) -> tuple[CocoScores, ...]:
     """Return the COCO scores on boxes, and on masks if any annotation has a mask."""
-    ground_truth = measured_truth(dataset)
+    ground_truth = make_ground_truth(dataset)
     has_masks = any(
         annotation.segmentation is not None
         for image in dataset.images

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from streamseg.config.training import EvaluationConfig
-from streamseg.datasets import Problem, skipped_rows_counts
+from streamseg.datasets import Problem, count_skipped_rows
 from streamseg.evaluation.coco_ap import CocoScores
 from streamseg.evaluation.coco_rows import CocoDict
 from streamseg.evaluation.confusion_matrix import ConfusionMatrix
@@ -97,7 +97,7 @@ def _dataset_to_dict(dataset: DatasetReport) -> dict[str, Any]:
         "confusion": scores_to_dict(dataset.confusion),
     }
     if dataset.skipped:
-        values["skipped"] = skipped_rows_counts(dataset.skipped)
+        values["skipped"] = count_skipped_rows(dataset.skipped)
     if dataset.panoptic is not None:
         values["panoptic"] = scores_to_dict(dataset.panoptic)
     return values

@@ -15,11 +15,11 @@ from streamseg.sinks.files.part_file import make_folder, make_subfolder
 from streamseg.sinks.files.results import write_bytes_atomically, write_json_atomically
 
 
-def prepare(folder: Path | None, file: Path | None) -> None:
-    """Create the output folder and check that :func:`write` can succeed.
+def prepare_outputs(folder: Path | None, file: Path | None) -> None:
+    """Create the output folder and check that :func:`write_report` can succeed.
 
     Args:
-        folder: as in :func:`write`.
+        folder: as in :func:`write_report`.
         file: likewise.
 
     Raises:
@@ -34,7 +34,7 @@ def prepare(folder: Path | None, file: Path | None) -> None:
         make_folder(folder)
 
 
-def write(report: EvaluationReport, folder: Path | None, file: Path | None) -> None:
+def write_report(report: EvaluationReport, folder: Path | None, file: Path | None) -> None:
     """Write a report and its plots.
 
     Args:

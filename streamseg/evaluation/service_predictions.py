@@ -29,7 +29,7 @@ from streamseg.config import (
 )
 from streamseg.datasets import AnnotatedImage, Dataset, load_image
 from streamseg.errors import OutputError, StreamsegError
-from streamseg.evaluation.predictions import Collector, Predictions
+from streamseg.evaluation.predictions import PredictionCollector, Predictions
 from streamseg.models.base import Segmenter
 from streamseg.pipeline.summary import Progress
 from streamseg.service.service import Service
@@ -65,7 +65,7 @@ def predict_through_service(
         ReceiveTimeout: no result was received within ``TIMEOUT``.
         StreamsegError: there was no message for an image, or more than one.
     """
-    collector = Collector(model, dataset)
+    collector = PredictionCollector(model, dataset)
     done = 0
     for start in range(0, len(dataset.images), IMAGES_PER_SERVICE):
         chunk = dataset.images[start : start + IMAGES_PER_SERVICE]
@@ -161,8 +161,8 @@ def _image_folder(
 def _put_image(image: AnnotatedImage, path: Path) -> None:
     """Create a link to the image's file at ``path``, or a PNG of a generated image."""
     try:
-        if isinstance(image.picture, Path) and image.picture.is_file():
-            path.symlink_to(image.picture.absolute())
+        if isinstance(image.file, Path) and image.file.is_file():
+            path.symlink_to(image.file.absolute())
             return
         pixels = load_image(image)  # raises the error about a missing file
         path.write_bytes(cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())

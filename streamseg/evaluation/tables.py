@@ -42,7 +42,7 @@ class ScoreTable:
     rows: tuple[tuple[str, ...], ...]
 
 
-def listings(report: EvaluationReport) -> Iterator[ScoreTable]:
+def make_report_tables(report: EvaluationReport) -> Iterator[ScoreTable]:
     """Yield the tables of a report: for each dataset and task the summary, then its classes."""
     for dataset in report.datasets:
         yield _transpose(make_coco_table(dataset.name, dataset.scores))

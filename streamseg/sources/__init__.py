@@ -15,34 +15,34 @@ from streamseg.config.plugins import find_plugins
 from streamseg.errors import ConfigError, NoFramesError, SourceError, redact_address
 from streamseg.sources.base import Source, SourceControl, SourceReport
 from streamseg.sources.connection import is_live, live_source
-from streamseg.sources.image_file import IMAGE_ENDINGS
-from streamseg.sources.image_sequence import ImageFiles
+from streamseg.sources.image_file import IMAGE_EXTENSIONS
+from streamseg.sources.image_sequence import ImageSequenceSource
 from streamseg.sources.inputs import (
     Input,
+    assign_output_folders,
     expand_inputs,
     find_images,
     find_inputs,
     is_url,
-    place_outputs,
 )
 from streamseg.sources.live import LiveSource
-from streamseg.sources.pattern import SCHEME, TestPattern
+from streamseg.sources.pattern import TEST_SCHEME, TestPattern
 from streamseg.sources.plugin import find_source_plugin
-from streamseg.sources.video_file import VideoFile
+from streamseg.sources.video_file import VideoFileSource
 
 __all__ = [
-    "ImageFiles",
+    "ImageSequenceSource",
     "Input",
     "LiveSource",
     "Source",
     "SourceControl",
     "SourceReport",
     "TestPattern",
-    "VideoFile",
+    "VideoFileSource",
+    "assign_output_folders",
     "expand_inputs",
     "find_inputs",
     "open_source",
-    "place_outputs",
 ]
 
 LIVE_ONLY = (
@@ -76,7 +76,7 @@ def _open(config: SourceConfig) -> Source:
     name = source_names([(config.name, config.url)])[0]
     if not is_live(config.url):
         _check_recorded(config)
-    if config.url.startswith(SCHEME):
+    if config.url.startswith(TEST_SCHEME):
         return TestPattern(name, config)
     if is_live(config.url):
         return live_source(name, config)
@@ -85,21 +85,21 @@ def _open(config: SourceConfig) -> Source:
         plugin = find_source_plugin(name, config)
         if plugin is not None:
             return plugin
-        schemes = ["rtsp", "rtmp", "http", "udp", SCHEME, *find_plugins("streamseg.sources")]
+        schemes = ["rtsp", "rtmp", "http", "udp", TEST_SCHEME, *find_plugins("streamseg.sources")]
         raise SourceError(f"{url}: can't be opened; known are {', '.join(schemes)}")
     path = Path(config.url)
     images = find_images(config.url)
     if images:
-        return ImageFiles(name, images, config)
+        return ImageSequenceSource(name, images, config)
     if path.is_dir():
         raise NoFramesError(
-            f"{url}: the folder has no images; known are {', '.join(IMAGE_ENDINGS)}"
+            f"{url}: the folder has no images; known are {', '.join(IMAGE_EXTENSIONS)}"
         )
     if not path.exists():
         raise SourceError(f"{url}: there is no such file, and no image matches it")
     if not path.is_file():
         raise SourceError(f"{url}: isn't a file or a folder")
-    return VideoFile(name, path, config)
+    return VideoFileSource(name, path, config)
 
 
 def _check_recorded(config: SourceConfig) -> None:

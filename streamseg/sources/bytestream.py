@@ -82,7 +82,9 @@ class ByteStream:
         self.failure = self.failure or SourceError(f"{redact(url)}: a stream may not lead to this")
         return io.BytesIO()
 
-    def watch(self, frames: Generator[LazyFrame, None, None]) -> Generator[LazyFrame, None, None]:
+    def pace_frames(
+        self, frames: Generator[LazyFrame, None, None]
+    ) -> Generator[LazyFrame, None, None]:
         """Yield the frames decoded from this stream, each after ``pace`` has returned."""
         with closing(frames):
             for frame in frames:

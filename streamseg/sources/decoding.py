@@ -36,11 +36,11 @@ from streamseg.sources.display_matrix import (
 )
 from streamseg.sources.timeline import DisplayOrder, Timeline
 from streamseg.sources.video_streams import (
+    ffmpeg_error_message,
     frame_to_rgb,
     nominal_frame_rate,
     pixel_aspect_ratio,
     read_packets,
-    reason_of,
 )
 from streamseg.structures.results import Image
 
@@ -60,7 +60,7 @@ usually recovers at the next key frame."""
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartPosition:
     """Position in a video stream at which decoding starts.
 
     Attributes:
@@ -78,7 +78,7 @@ class Start:
     timeline: Timeline | None = None
 
 
-class Reading:
+class StreamDecoder:
     """Decoder of one video stream, from a start position to the end of the container.
 
     Args:
@@ -88,13 +88,13 @@ class Reading:
         start: position at which decoding starts.
         missing_bytes: number of bytes that the container states but the file doesn't have.
         report: report to which bad packets and missing data are added.
-        by_arrival: whether frames get their arrival times, because the stream has none.
-        left: event after which no further packet is read; a live stream may give no frame for
+        use_arrival_times: whether frames get their arrival times, because the stream has none.
+        stop_event: event after which no further packet is read; a live stream may give no frame for
             long.
         repeated_frames: number of stated frames that repeat the one before and have no packet.
 
     Attributes:
-        broken: why the container couldn't be read to its end; empty if it could.
+        read_error: why the container couldn't be read to its end; empty if it could.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class Reading:
         container: InputContainer,
         stream: VideoStream,
         config: SourceConfig,
-        start: Start,
+        start: StartPosition,
         missing_bytes: int,
         report: SourceReport,
         *,
-        by_arrival: bool = False,
-        left: threading.Event | None = None,
+        use_arrival_times: bool = False,
+        stop_event: threading.Event | None = None,
         repeated_frames: int = 0,
     ) -> None:
         stream.thread_type = "NONE"
@@ -129,28 +129,28 @@ class Reading:
         self._bad_packets = 0
         self._bad_packets_at_end = 0
         self._last_packet: Packet[VideoStream] | None = None
-        self._arrival_start = time.monotonic() if by_arrival else None
-        self._stop_event = left or threading.Event()
+        self._arrival_start = time.monotonic() if use_arrival_times else None
+        self._stop_event = stop_event or threading.Event()
         codec = stream.codec_context.name
-        self._awaits_key_frame = left is not None and codec in _DECODERS_WITHOUT_KEY_WAIT
+        self._awaits_key_frame = stop_event is not None and codec in _DECODERS_WITHOUT_KEY_WAIT
         self._shape: tuple[int, int, Orientation] | None = None
-        self.broken = ""
+        self.read_error = ""
 
     @property
     def frame_count(self) -> int:
         """Number of frames decoded."""
         return self._good_frames
 
-    def next_start(self) -> Start:
+    def next_start(self) -> StartPosition:
         """Return the start position for a stream that follows this one, and start a new epoch."""
         self._timeline.start_epoch()
-        return Start(0, self._next_index, self._start.epoch, timeline=self._timeline)
+        return StartPosition(0, self._next_index, self._start.epoch, timeline=self._timeline)
 
     @property
     def _next_index(self) -> int:
         return self._start.index + self._good_frames + self._bad_packets
 
-    def pictures(self) -> Generator[LazyFrame, None, None]:
+    def lazy_frames(self) -> Generator[LazyFrame, None, None]:
         """Yield all decodable frames in display order, then report missing data."""
         for frame in self._decoded_frames():
             seconds = self._read_time(frame)
@@ -207,7 +207,7 @@ class Reading:
             check_pixels(self._config.url, context.width, context.height, limit)
             self._bad_packets += 1
             self._bad_packets_at_end += 1
-            self._report.count_bad(reason_of(error))
+            self._report.count_bad(ffmpeg_error_message(error))
             if display_order is not None:
                 display_order.drop_failed_packet()
             return
@@ -249,12 +249,12 @@ class Reading:
         try:
             pixels = frame_to_rgb(frame, self._reformatter)
         except (av.error.FFmpegError, ValueError) as error:
-            raise BadImageError(reason_of(error)) from None
+            raise BadImageError(ffmpeg_error_message(error)) from None
         aspect = 1 / self._pixel_aspect if orientation.is_transposed else self._pixel_aspect
         return orientation.apply(pixels), aspect
 
     def _set_read_error(self, reason: str) -> None:
-        self.broken = reason
+        self.read_error = reason
 
     def _count_repeated_frame(self) -> None:
         self._repeated_frames += 1
@@ -277,8 +277,8 @@ class Reading:
         counts = f"{self._packets} of {stated} frames read" if stated else "the rest is missing"
         if self._missing_bytes:
             return f"the file ends {self._missing_bytes} bytes early, {counts}"
-        if self.broken and not self._has_only_trailer_left():
-            return f"reading failed ({self.broken}), {counts}"
+        if self.read_error and not self._has_only_trailer_left():
+            return f"reading failed ({self.read_error}), {counts}"
         if self._bad_packets_at_end >= _MIN_LOST_END and self._good_frames:
             return f"none of the last {self._bad_packets_at_end} packets could be decoded"
         # Demuxers set this flag for truncated packets; in a transport stream also for others.

@@ -18,7 +18,7 @@ from av.container import InputContainer
 
 from streamseg.errors import NoFramesError, SourceError
 from streamseg.sources import mp4
-from streamseg.sources.video_streams import reason_of
+from streamseg.sources.video_streams import ffmpeg_error_message
 
 _CONTAINERS = (
     "3dostr,4xm,anm,apng,argo_brp,asf,asf_o,avi,avr,avs,bethsoftvid,bfi,bink,bmv,"
@@ -109,7 +109,7 @@ def _describe_open_error(path: Path, error: Exception) -> str:
     playlist = _describe_playlist(head)
     if playlist:
         return f"isn't a video but {playlist}: process the recordings that it lists instead"
-    return f"isn't a video that can be read ({reason_of(error)})"
+    return f"isn't a video that can be read ({ffmpeg_error_message(error)})"
 
 
 def _describe_playlist(head: bytes) -> str:

@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from streamseg.sources.base import BadImageError, check_pixels, decoder_limit
 from streamseg.sources.image_headers import ImageHeader
 from streamseg.sources.isobmff import find_box, read_boxes
-from streamseg.sources.video_streams import frame_to_rgb, reason_of
+from streamseg.sources.video_streams import ffmpeg_error_message, frame_to_rgb
 from streamseg.structures.results import Image, Size
 
 _CODED_TYPES: Final = frozenset((b"av01", b"hvc1", b"hev1", b"avc1", b"jpeg", b"j2k1"))
@@ -194,7 +194,7 @@ def _decode_items(data: bytes, items: Sequence[int], max_pixels: int) -> list[Im
                 for frame in stream.codec_context.decode(packet):
                     images.setdefault(stream.id, frame_to_rgb(frame))
     except (av.error.FFmpegError, ValueError) as error:
-        raise BadImageError(f"can't be decoded: {reason_of(error)}") from None
+        raise BadImageError(f"can't be decoded: {ffmpeg_error_message(error)}") from None
     if not images.keys() >= set(items):
         raise BadImageError("can't be decoded: an item is missing")
     return [images[item] for item in items]

@@ -45,16 +45,16 @@ from streamseg.sources.tiff import (
     needs_ffmpeg,
     set_first_directory,
 )
-from streamseg.sources.video_streams import frame_to_rgb, reason_of
+from streamseg.sources.video_streams import ffmpeg_error_message, frame_to_rgb
 from streamseg.structures.results import Image, Size
 
-IMAGE_ENDINGS = (
+IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jpe", ".jfif", ".mpo", ".apng"),
     *(".dib", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx"),
 )
 """File name extensions of images in folders; the decoder is chosen by a file's content."""
 
-TURNED = (5, 6, 7, 8)
+TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
 _MAX_BYTES_PER_PIXEL = 16
@@ -151,7 +151,7 @@ def read_image_file(path: Path, max_pixels: int) -> DecodedImage:
     return DecodedImage(pixels, header)
 
 
-def read_labels(path: Path, max_pixels: int) -> npt.NDArray[np.int32]:
+def read_label_map(path: Path, max_pixels: int) -> npt.NDArray[np.int32]:
     """Read a PNG label map: int32 (H, W), upright.
 
     A label is the palette index, the gray value (8 or 16 bits; fewer bits are stretched to 8), or
@@ -172,7 +172,7 @@ def read_labels(path: Path, max_pixels: int) -> npt.NDArray[np.int32]:
     return cast(npt.NDArray[np.int32], labels)
 
 
-def read_orientation(path: Path, max_pixels: int) -> int:
+def read_exif_orientation(path: Path, max_pixels: int) -> int:
     """Return the EXIF orientation of an image file, 1 to 8; ``read_image`` applies it.
 
     Raises:
@@ -182,7 +182,7 @@ def read_orientation(path: Path, max_pixels: int) -> int:
     return _detect_format(data).parse(data).orientation
 
 
-def read_size(path: Path, max_pixels: int) -> Size:
+def read_image_size(path: Path, max_pixels: int) -> Size:
     """Return the (height, width) of the upright image from the file's header, without decoding.
 
     Raises:
@@ -192,7 +192,7 @@ def read_size(path: Path, max_pixels: int) -> Size:
     data = _read_file(path, max_pixels)
     header = _parse_header(path, _detect_format(data), data, max_pixels)
     assert header.size is not None
-    return header.size[::-1] if header.orientation in TURNED else header.size
+    return header.size[::-1] if header.orientation in TRANSPOSING_ORIENTATIONS else header.size
 
 
 def _detect_format(data: bytes) -> _Format:
@@ -252,7 +252,7 @@ def _decode_with_ffmpeg(
             raise BadImageError("there is no image in it")
         return _apply_orientation((convert or frame_to_rgb)(frames[0]), header.orientation)
     except (av.error.FFmpegError, ValueError) as error:
-        raise BadImageError(f"can't be decoded: {reason_of(error)}") from None
+        raise BadImageError(f"can't be decoded: {ffmpeg_error_message(error)}") from None
 
 
 def _decode_webp(data: bytes, header: ImageHeader, max_pixels: int) -> _Pixels:
@@ -293,7 +293,7 @@ def _to_rgb_in_range(frame: VideoFrame) -> _Pixels:
 
 
 def _to_labels(frame: VideoFrame) -> _Pixels:
-    """Convert to labels, int32 (H, W); see ``read_labels``."""
+    """Convert to labels, int32 (H, W); see ``read_label_map``."""
     pixel_format = frame.format.name
     if pixel_format == "pal8":
         indices, _ = frame.to_ndarray()

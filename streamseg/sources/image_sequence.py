@@ -23,7 +23,7 @@ from streamseg.structures.results import Frame, Image
 _SQUARE_PIXELS = Fraction(1)
 
 
-class ImageFiles:
+class ImageSequenceSource:
     """Image files as a recording; a :class:`~streamseg.sources.base.Source`.
 
     A frame's ``item`` is the file name; if names repeat, the path relative to the common folder.

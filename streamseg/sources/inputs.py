@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 
 from streamseg.config import source_names
 from streamseg.errors import NoFramesError, SourceError, redact_address
-from streamseg.sources.image_file import IMAGE_ENDINGS, is_heif, is_image
+from streamseg.sources.image_file import IMAGE_EXTENSIONS, is_heif, is_image
 
 VIDEO_EXTENSIONS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".f4v", ".3gp", ".3g2", ".mj2", ".mkv", ".webm", ".avi"),
@@ -47,7 +47,7 @@ class Input:
 
     Attributes:
         url: URL or path of the source.
-        folder: output folder, relative to that of the run; before ``place_outputs``, the
+        folder: output folder, relative to that of the run; before ``assign_output_folders``, the
             sub-folder in which the source was found.
         remark: summary of the files that were left out of the same folder; empty if none.
     """
@@ -67,7 +67,7 @@ def find_images(url: str) -> list[Path]:
     path = Path(url)
     if path.is_file():
         return [path] if _is_image_file(path) else []
-    return [entry for entry in _list_entries(url) if _kind(entry) in IMAGE_ENDINGS]
+    return [entry for entry in _list_entries(url) if _kind(entry) in IMAGE_EXTENSIONS]
 
 
 def find_inputs(path: str, *, recursive: bool = False, output: Path | None = None) -> list[Input]:
@@ -93,7 +93,7 @@ def find_inputs(path: str, *, recursive: bool = False, output: Path | None = Non
     inputs = list(_search(path, _ROOT, left_out, recursive=recursive, output=output))
     remark = _describe_left_out(path, left_out)
     if not inputs:
-        extensions = ", ".join((*VIDEO_EXTENSIONS, *IMAGE_ENDINGS))
+        extensions = ", ".join((*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS))
         raise NoFramesError(
             f"{redact_address(path)}: no media found; known are {extensions}"
             + (f"; {remark.partition(': ')[2]}" if remark else "")
@@ -111,7 +111,7 @@ def expand_inputs(path: str) -> list[str]:
     return [each.url for each in find_inputs(path)]
 
 
-def place_outputs(inputs: Sequence[Input], names: Sequence[str]) -> list[Input]:
+def assign_output_folders(inputs: Sequence[Input], names: Sequence[str]) -> list[Input]:
     """Assign an output folder to each input; none equals or contains another.
 
     Names that differ only in case count as equal, for file systems that ignore case.
@@ -150,7 +150,7 @@ def _search(
     for entry in entries:
         if _kind(entry) in VIDEO_EXTENSIONS:
             yield Input(str(entry), folder)
-    if any(_kind(entry) in IMAGE_ENDINGS for entry in entries):
+    if any(_kind(entry) in IMAGE_EXTENSIONS for entry in entries):
         yield Input(path, folder)
     for entry in entries:
         kind = _kind(entry)
@@ -159,7 +159,7 @@ def _search(
         if kind == _FOLDER and recursive:
             nested = folder / entry.name
             yield from _search(str(entry), nested, left_out, recursive=True, output=output)
-        elif kind not in VIDEO_EXTENSIONS and kind not in IMAGE_ENDINGS:
+        elif kind not in VIDEO_EXTENSIONS and kind not in IMAGE_EXTENSIONS:
             left_out[kind] += 1
 
 
@@ -199,7 +199,7 @@ def _is_image_file(file: Path) -> bool:
     A HEIF file with a video's extension is an image: FFmpeg would read each tile as a video.
     """
     extension = file.suffix.lower()
-    if extension in IMAGE_ENDINGS:
+    if extension in IMAGE_EXTENSIONS:
         return True
     try:
         return is_heif(file) if extension in VIDEO_EXTENSIONS else is_image(file)

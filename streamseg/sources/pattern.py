@@ -1,7 +1,7 @@
 """Synthetic test pattern: moving discs and boxes with known masks and track ids.
 
-Every frame is a function of its index, so :meth:`TestPattern.truth` returns the ground truth of
-any frame without rendering those before it. The pattern is used in tests, and as a source if no
+Every frame is a function of its index, so :meth:`TestPattern.ground_truth` computes that of any
+frame without rendering those before it. The pattern is used in tests, and as a source if no
 camera is at hand: ``test:?size=640x360&fps=25&frames=250&objects=6&seed=0``. With ``live=1`` it
 behaves like a camera: frames arrive in real time, without an end unless ``frames`` is given.
 """
@@ -27,7 +27,7 @@ from streamseg.sources.base import LazyFrame, SourceControl, SourceReport, check
 from streamseg.structures.masks import BoolArray, Masks, Size
 from streamseg.structures.results import Frame, Image, Instances
 
-SCHEME = "test:"
+TEST_SCHEME = "test:"
 DISC, BOX = 1, 2
 CATEGORIES = {DISC: "disc", BOX: "box"}
 
@@ -64,13 +64,13 @@ class PatternOptions:
         Raises:
             ConfigError: a key is unknown or repeated, or a value is invalid.
         """
-        query = url[len(SCHEME) :]
+        query = url[len(TEST_SCHEME) :]
         if query and not query.startswith("?"):
-            raise ConfigError(f"{url}: write the options as {SCHEME}?key=value&key=value")
+            raise ConfigError(f"{url}: write the options as {TEST_SCHEME}?key=value&key=value")
         try:
             pairs = parse_qsl(query[1:], keep_blank_values=True, strict_parsing=bool(query[1:]))
         except ValueError:
-            raise ConfigError(f"{url}: write the options as {SCHEME}?key=value") from None
+            raise ConfigError(f"{url}: write the options as {TEST_SCHEME}?key=value") from None
         options: dict[str, Any] = {}
         for key, text in pairs:
             if key not in _OPTION_PARSERS:
@@ -169,7 +169,7 @@ class TestPattern:
         self.report = self._create_report()
         yield from deliver(self.name, self._config, self._lazy_frames(), self.report, self.control)
 
-    def truth(self, index: int) -> Instances:
+    def ground_truth(self, index: int) -> Instances:
         """Return the ground truth of a frame: visible masks, tight boxes and track ids."""
         owners = np.zeros(self.options.size, np.int32)
         bounds, track_ids = [], []

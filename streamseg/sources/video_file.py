@@ -32,7 +32,7 @@ from streamseg.sources.container_checks import (
     count_repeated_frames,
     describe_unread_part,
 )
-from streamseg.sources.decoding import Reading, Start
+from streamseg.sources.decoding import StartPosition, StreamDecoder
 from streamseg.sources.demuxers import open_container
 from streamseg.sources.mpegts import StreamPart, StreamPartFile, trim_part
 from streamseg.sources.random_access import RandomAccessFinder
@@ -54,7 +54,7 @@ reads of a file to detect its streams."""
 _WHOLE_FILE = StreamPart()
 
 
-class VideoFile:
+class VideoFileSource:
     """One video stream of a file; a :class:`~streamseg.sources.base.Source`.
 
     ``start`` doesn't seek, because containers seek inexactly: the packets before the last suitable
@@ -97,14 +97,14 @@ class VideoFile:
         self, part: StreamPart, beginning: float, report: SourceReport
     ) -> Generator[LazyFrame, None, None]:
         """Yield the frames of a part and of the following parts, then report missing data."""
-        start = Start()
+        start = StartPosition()
         if self._config.start and part == _WHOLE_FILE:
             start = self._find_start(beginning)
         report.skipped = start.index
         incomplete = ""
         while True:
             with self._open_stream(part) as (container, stream):
-                reading = Reading(
+                decoder = StreamDecoder(
                     container,
                     stream,
                     self._config,
@@ -113,9 +113,9 @@ class VideoFile:
                     report,
                     repeated_frames=count_repeated_frames(self._path, stream.index),
                 )
-                yield from reading.pictures()
+                yield from decoder.lazy_frames()
             incomplete = incomplete or report.incomplete
-            if start.index and not reading.frame_count:
+            if start.index and not decoder.frame_count:
                 incomplete = f"nothing after frame {start.index} could be decoded"
             if part.following is None:
                 break
@@ -129,7 +129,7 @@ class VideoFile:
                 reason = str(error).removeprefix(f"{self._url}: ")
                 incomplete = f"the next part can't be decoded: {reason}"
                 break
-            start = reading.next_start()
+            start = decoder.next_start()
         report.incomplete = incomplete or describe_unread_part(self._path)
 
     def _trim_part(self, part: StreamPart, max_bytes: int | None = None) -> StreamPart:
@@ -185,12 +185,12 @@ class VideoFile:
             is_zero_inside = min(first_dts, container_start, first_pts) <= 0 <= first_pts
             return 0.0 if is_zero_inside else float(first_pts * (stream.time_base or 0))
 
-    def _find_start(self, beginning: float) -> Start:
+    def _find_start(self, beginning: float) -> StartPosition:
         """Return the last random access point at or before ``config.start``.
 
         Its timeline holds the frames before it, so that times and epochs are those of the whole.
         """
-        start = Start()
+        start = StartPosition()
         with self._open_stream() as (container, stream):
             finder = RandomAccessFinder(stream)
             timeline = Timeline(float(1 / nominal_frame_rate(stream)))
@@ -206,7 +206,7 @@ class VideoFile:
                     times.clear()
                     if any(epochs) or seconds - beginning > self._config.start:
                         break
-                    start = Start(count, displayed, timeline=copy.deepcopy(timeline))
+                    start = StartPosition(count, displayed, timeline=copy.deepcopy(timeline))
                 if not packet.is_discard:
                     times.append(seconds)
                     displayed += 1

@@ -94,13 +94,13 @@ def read_packets(
             elif packet.dts is not None:
                 on_empty_packet()
     except av.error.FFmpegError as error:
-        on_error(reason_of(error))
+        on_error(ffmpeg_error_message(error))
     except IndexError:
         # After the last packet, PyAV indexes streams that have appeared only since it opened.
         return
 
 
-def reason_of(error: Exception) -> str:
+def ffmpeg_error_message(error: Exception) -> str:
     """Return FFmpeg's error message without the address that it may contain."""
     return str(getattr(error, "strerror", None) or error)
 

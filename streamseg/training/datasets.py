@@ -17,10 +17,10 @@ from streamseg.datasets import (
     Dataset,
     Id,
     Problem,
-    check,
-    inspect,
+    find_file_problems,
+    find_problems,
+    format_skipped_rows,
     open_dataset,
-    skipped_rows_summary,
 )
 from streamseg.errors import DataError
 from streamseg.sinks.files.results import write_json_atomically
@@ -79,7 +79,7 @@ class TrainingDatasets:
     def summarize_skipped_rows(self) -> Iterator[str]:
         """Yield lines that report the skipped rows; none if no rows were skipped."""
         for dataset in self.opened.values():
-            yield from skipped_rows_summary(dataset.name, dataset.skipped)
+            yield from format_skipped_rows(dataset.name, dataset.skipped)
 
     def write_record(self, out: Path) -> None:
         """Write the skipped rows to ``skipped.json``; no file is written if there are none.
@@ -112,15 +112,15 @@ def open_training_datasets(
         ConfigError: see :func:`~streamseg.datasets.open_dataset`.
     """
     sections = list(dict.fromkeys((*config.train, *config.val)))
-    if config.problems == "refuse" and group.leads and not resume:
-        _refuse_problems(check(config, folder))
+    if config.problems == "refuse" and group.is_main and not resume:
+        _refuse_problems(find_problems(config, folder))
     root = folder / config.root
     datasets = [open_dataset(section, root, config.problems) for section in sections]
     inspected: list[list[Problem]] = [[] for _ in datasets]
     if config.problems == "skip" and resume:
         inspected = _read_record(out / RECORD_NAME, datasets)
     elif config.problems == "skip":
-        found = [inspect(each) for each in datasets] if group.leads else inspected
+        found = [find_file_problems(each) for each in datasets] if group.is_main else inspected
         inspected = group.broadcast(found)
     opened = {
         section: dataset.without(problems)
@@ -138,7 +138,7 @@ def _skipped_rows(dataset: Dataset, inspected: int) -> Iterator[_SkippedRow]:
     """Yield a dataset's skipped rows; the last ``inspected`` were found by opening its files."""
     for number, each in enumerate(dataset.skipped, inspected - len(dataset.skipped)):
         yield _SkippedRow(
-            each.what, each.reason, each.image_id, each.annotation_id, inspected=number >= 0
+            each.message, each.reason, each.image_id, each.annotation_id, inspected=number >= 0
         )
 
 

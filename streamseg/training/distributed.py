@@ -33,7 +33,7 @@ class ProcessGroup:
     rank: int = 0
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the main process, rank 0: it alone evaluates, writes and prints."""
         return self.rank == 0
 
@@ -94,7 +94,7 @@ class ProcessGroup:
 
 
 @contextmanager
-def joined() -> Iterator[ProcessGroup]:
+def join_process_group() -> Iterator[ProcessGroup]:
     """Join the process group that ``torchrun`` started, and leave it at the end."""
     if "RANK" not in os.environ:
         yield ProcessGroup()

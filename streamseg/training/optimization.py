@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
-from streamseg.config.training import OptimiserConfig, ScheduleConfig
+from streamseg.config.training import OptimizerConfig, ScheduleConfig
 from streamseg.errors import ConfigError
 
 
@@ -38,7 +38,7 @@ def set_train_mode(network: nn.Module) -> None:
             module.eval()
 
 
-def make_optimizer(network: nn.Module, config: OptimiserConfig) -> Optimizer:
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
     """Return an optimizer with one parameter group per learning rate and weight decay.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from streamseg.config.training import TrainingConfig
-from streamseg.datasets import Augmentation, check_learnable, check_measurable
+from streamseg.datasets import Augmentation, check_evaluable, check_trainable
 from streamseg.errors import ConfigError, OutputError, StreamsegError, TrainingError
 from streamseg.models.base import AUTOCAST
 from streamseg.models.loading import has_stuff, start_model
@@ -83,9 +83,9 @@ class Trainer:
         self._val = datasets.val
         torch.manual_seed(config.seed)
         stuff = has_stuff(config.model.name)
-        check_learnable(datasets.train, stuff=stuff)
+        check_trainable(datasets.train, stuff=stuff)
         for dataset in self._val:
-            check_measurable(dataset, stuff=stuff)
+            check_evaluable(dataset, stuff=stuff)
         categories = merge_categories(datasets.train, config.model.name)
         self.model, new_classes = start_model(config.model, categories, THRESHOLDS)
         self._new_classes = tuple(new_classes)
@@ -123,7 +123,7 @@ class Trainer:
         self._buffers: Mapping[str, Tensor] = {}
         self._position = self._load_checkpoint() if resume else Position()
         self._notes = list(datasets.summarize_skipped_rows())
-        if group.leads:
+        if group.is_main:
             _make_folder(out, resume=resume)
             if not resume:
                 datasets.write_record(out)
@@ -132,7 +132,7 @@ class Trainer:
         self._keep_step_state()
 
     @property
-    def introduction(self) -> str:
+    def summary(self) -> str:
         """One line that describes the model, its classes and the batches."""
         new = f"; new: {', '.join(self._new_classes[:5])}" if self._new_classes else ""
         stuff = f" and {len(self.model.stuff)} of stuff" if self.model.stuff else ""
@@ -178,7 +178,7 @@ class Trainer:
         except LostProcessError as error:
             self._save_after_error(error)
             raise
-        if self._group.leads:
+        if self._group.is_main:
             best = read(self._out / "best.pt")
             write_bytes_atomically(self._out / "model.safetensors", to_safetensors(best))
         self._group.barrier()
@@ -199,7 +199,7 @@ class Trainer:
                 losses.clear()
                 self._position = replace(self._position, batch=number)
                 step = self._position.step
-                if self._group.leads:
+                if self._group.is_main:
                     self._progress(f"epoch {start.epoch + 1} of {config.epochs}", number, count)
                     if step % STEPS_PER_LOG_LINE == 0 or number == count:
                         rate = self._schedule(step - 1)
@@ -274,7 +274,7 @@ class Trainer:
             False if training was stopped during the evaluation; then nothing is logged.
         """
         stopped = False
-        if self._group.leads:
+        if self._group.is_main:
             self._served_model.network.eval()  # without ema it is the network that is trained
             predictions = predict_datasets(
                 self._served_model, self._val, self._progress, lambda: self._stopped
@@ -299,7 +299,7 @@ class Trainer:
         A forward pass without a step changes the running statistics of batch norms, and an
         evaluation writes log lines that a training which resumes before it writes again.
         """
-        if self._group.leads:
+        if self._group.is_main:
             self._log_lines = self._log.line_counts
         if self._config.accumulate > 1 or self._group.world_size > 1:
             buffers = self.model.network.named_buffers()
@@ -314,7 +314,7 @@ class Trainer:
             raise TrainingError(f"{error}; and {save_error}") from error
 
     def _save_checkpoint(self, name: str) -> None:
-        if not self._group.leads:
+        if not self._group.is_main:
             return
         states: dict[str, Any] = {
             "network": self.model.network.state_dict(),
@@ -342,7 +342,7 @@ class Trainer:
         return position
 
     def _finish(self, *, interrupted: bool) -> TrainingReport:
-        if self._group.leads:
+        if self._group.is_main:
             self._log.close()
         return TrainingReport(self._position, interrupted)
 

@@ -17,7 +17,7 @@ from streamseg.config.training import (
     InstancePngData,
     PanopticData,
 )
-from streamseg.datasets import Problem, check
+from streamseg.datasets import Problem, find_problems
 
 SIZE = (16, 20)
 """Height and width of all images here."""
@@ -26,7 +26,7 @@ RECTANGLE = [2.0, 2.0, 10.0, 2.0, 10.0, 8.0, 2.0, 8.0]
 TRIANGLE = [12.0, 10.0, 18.0, 10.0, 15.0, 15.0]
 
 
-def write_picture(path: Path, size: tuple[int, int] = SIZE, orientation: int = 1) -> None:
+def write_image(path: Path, size: tuple[int, int] = SIZE, orientation: int = 1) -> None:
     """Write an image of random pixels with an EXIF orientation."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(len(path.name))
@@ -61,7 +61,7 @@ def encode_uncompressed(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(SIZE), "counts": counts.tolist()}
 
 
-def coco() -> dict[str, Any]:
+def make_coco_content() -> dict[str, Any]:
     """Return a COCO instance JSON of three images, two categories and each kind of annotation."""
     images = [
         {"id": 3, "file_name": "a.png", "height": 16, "width": 20},
@@ -95,8 +95,8 @@ def coco() -> dict[str, Any]:
 def write_coco(folder: Path, content: Any = None) -> CocoData:
     """Write the images and the JSON of a COCO instance dataset; return its config section."""
     for name in ("a.png", "b.jpg", "empty.png"):
-        write_picture(folder / "images" / name)
-    write_json(folder / "set.json", coco() if content is None else content)
+        write_image(folder / "images" / name)
+    write_json(folder / "set.json", make_coco_content() if content is None else content)
     return CocoData(images="images", annotations="set.json")
 
 
@@ -127,7 +127,7 @@ def make_panoptic_content() -> dict[str, Any]:
     }
 
 
-def write_values(path: Path, values: np.ndarray) -> None:
+def write_label_png(path: Path, values: np.ndarray) -> None:
     """Write a label map as an RGB PNG: R + 256 G + 65536 B."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rgb = np.stack([values % 256, values // 256 % 256, values // 65536], axis=2)
@@ -136,8 +136,8 @@ def write_values(path: Path, values: np.ndarray) -> None:
 
 def write_panoptic(folder: Path, content: Any = None) -> PanopticData:
     """Write image, PNG and JSON of a COCO panoptic dataset; return its config section."""
-    write_picture(folder / "images" / "a.png")
-    write_values(folder / "segments" / "a.png", make_segment_values())
+    write_image(folder / "images" / "a.png")
+    write_label_png(folder / "segments" / "a.png", make_segment_values())
     write_json(folder / "set.json", make_panoptic_content() if content is None else content)
     return PanopticData(images="images", annotations="set.json", segments="segments")
 
@@ -156,20 +156,20 @@ def write_instance_png(folder: Path) -> InstancePngData:
     The images q.jpg, r.png and s.png have two objects, one and none.
     """
     for name in ("q.jpg", "r.png", "s.png"):
-        write_picture(folder / "images" / name)
+        write_image(folder / "images" / name)
     two_objects = rectangle_mask(2, 2, 10, 8) + 2 * rectangle_mask(12, 10, 18, 15)
     write_palette(folder / "masks" / "q_mask.png", two_objects)
     one_object = 70000 * rectangle_mask(1, 1, 5, 4).astype(np.int32)
-    write_values(folder / "masks" / "r.png", one_object)
-    write_values(folder / "masks" / "s_mask.png", np.zeros(SIZE, np.int32))
+    write_label_png(folder / "masks" / "r.png", one_object)
+    write_label_png(folder / "masks" / "s_mask.png", np.zeros(SIZE, np.int32))
     return InstancePngData(images="images", masks="masks", category="pedestrian")
 
 
-def problems_of(config: DatasetConfig, folder: Path) -> list[Problem]:
+def find_dataset_problems(config: DatasetConfig, folder: Path) -> list[Problem]:
     """Return all problems of a dataset."""
-    return check(DataConfig(train=(config,)), folder)
+    return find_problems(DataConfig(train=(config,)), folder)
 
 
 def describe_problems(config: DatasetConfig, folder: Path) -> list[str]:
     """Return locations and messages of all problems, with paths relative to ``folder``."""
-    return [p.description.replace(f"{folder}/", "") for p in problems_of(config, folder)]
+    return [p.description.replace(f"{folder}/", "") for p in find_dataset_problems(config, folder)]

@@ -19,14 +19,14 @@ REPEAT = 4
 """Times that each image occurs in an epoch; more means fewer checkpoints per step."""
 
 
-def ap_by_heart(folder: Path, name: str, url: str, size: int, **changes: Any) -> float:
-    """Return the mask AP on the training images of a test pattern; see :func:`learn_by_heart`."""
+def overfit_pattern(folder: Path, name: str, url: str, size: int, **changes: Any) -> float:
+    """Return the mask AP on the training images of a test pattern; see :func:`overfit_dataset`."""
     pattern = {"format": "pattern", "url": url, "name": "pattern"}
-    metrics = learn_by_heart(folder, name, pattern, size, **changes)
+    metrics = overfit_dataset(folder, name, pattern, size, **changes)
     return metrics["pattern, masks"]["ap"]
 
 
-def learn_by_heart(
+def overfit_dataset(
     folder: Path,
     name: str,
     data: dict[str, str],
@@ -75,7 +75,7 @@ def _all_cores() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def batch_norms(name: str) -> list[str]:
+def find_batch_norms(name: str) -> list[str]:
     """Return the names of a network's batch norms, for ``optimiser.frozen``.
 
     With one or two images in a batch, batch statistics differ too much from batch to batch.

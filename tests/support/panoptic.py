@@ -14,7 +14,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import torch
-from support.annotations import write_values
+from support.annotations import write_label_png
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -151,7 +151,7 @@ class ColorCriterion(Criterion):
         return {"pixels": cross_entropy(self.network(images), classes, ignore_index=UNKNOWN)}
 
 
-def ideal_weights(path: Path, categories: Categories = MODEL_CATEGORIES) -> Path:
+def write_ideal_weights(path: Path, categories: Categories = MODEL_CATEGORIES) -> Path:
     """Write weights that classify each color correctly, and black as sky."""
     names = (*categories.things.values(), *categories.stuff.values())
     network = ColorSegmenter.build(NAME, categories)
@@ -167,7 +167,7 @@ def ideal_weights(path: Path, categories: Categories = MODEL_CATEGORIES) -> Path
     return path
 
 
-def write_world(
+def write_panoptic_dataset(
     folder: Path, count: int = 4, *, water: bool = False, first: int = 0, scale: int = 1
 ) -> PanopticData:
     """Write a panoptic dataset: discs on sky above grass, and a strip that isn't annotated.
@@ -189,7 +189,7 @@ def write_world(
         name = f"{number:02}.png"
         (folder / "images").mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(folder / "images" / name), pixels[..., ::-1])
-        write_values(folder / "panoptic" / name, values)
+        write_label_png(folder / "panoptic" / name, values)
         images.append(
             {"id": number, "file_name": name, "height": values.shape[0], "width": values.shape[1]}
         )
@@ -238,7 +238,7 @@ def _make_segment(values, value: int):
 find_family = loading._family
 
 
-def stand_in(monkeypatch):
+def use_color_model(monkeypatch):
     """Replace the family of ``NAME`` by :class:`ColorSegmenter`."""
     monkeypatch.setattr(
         loading,
@@ -251,14 +251,14 @@ def ignore_progress(*_):
     """Ignore progress."""
 
 
-def ideal(folder, categories=MODEL_CATEGORIES, **options):
+def load_ideal_model(folder, categories=MODEL_CATEGORIES, **options):
     """Return a model that segments every color correctly."""
     folder.mkdir(exist_ok=True)
-    path = ideal_weights(folder / "ideal.safetensors", categories)
+    path = write_ideal_weights(folder / "ideal.safetensors", categories)
     return load_model(NAME, path, device="cpu", input_size=64, **options)
 
 
-def process(model, inputs, out, **options):
+def process_panoptic(model, inputs, out, **options):
     """Run ``process --panoptic`` on one input and return its output folder."""
     config = Config(
         sources=(SourceConfig(url=str(inputs), name=Path(str(inputs)).stem.partition(":")[0]),)
@@ -268,6 +268,6 @@ def process(model, inputs, out, **options):
     return out / outcome.source.name
 
 
-def panoptic_json(folder):
+def read_panoptic_json(folder):
     """Return the content of an output folder's ``panoptic.json``."""
     return json.loads((folder / "panoptic.json").read_text())

@@ -63,16 +63,16 @@ class PanopticFiles(OutputFile):
             OutputError: they can't be written.
         """
         visible = [segment for segment in segments if segment.mask.area]
-        image_name, png_name = self._name_files(frame)
+        image_name, segment_png_name = self._name_files(frame)
         ids = segment_map(visible, frame.size)
-        with writing(part_path(self.path.with_suffix("")) / png_name):
-            self._folder.write_file(png_name, _encode_png(ids))
+        with writing(part_path(self.path.with_suffix("")) / segment_png_name):
+            self._folder.write_file(segment_png_name, _encode_png(ids))
         height, width = frame.size
         image = {"id": frame.index, "file_name": image_name, "height": height, "width": width}
         segments_info = [_segment_info(segment) for segment in visible]
         annotation = {
             "image_id": frame.index,
-            "file_name": png_name,
+            "file_name": segment_png_name,
             "segments_info": segments_info,
         }
         with writing(self.path):

@@ -16,7 +16,13 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from support.annotations import coco, write_coco, write_json, write_panoptic, write_picture
+from support.annotations import (
+    make_coco_content,
+    write_coco,
+    write_image,
+    write_json,
+    write_panoptic,
+)
 from support.commands import Ended, Run, command, environment
 from support.evaluation import (
     INPUT_SIZE,
@@ -30,7 +36,7 @@ from support.paths import ROOT
 from streamseg.cli.terminal import ProgressReport
 from streamseg.config import Thresholds
 from streamseg.config.training import CocoData, load_evaluation_config
-from streamseg.datasets import coco_truth, open_dataset
+from streamseg.datasets import dataset_to_coco, open_dataset
 from streamseg.evaluation import evaluate_coco
 from streamseg.evaluation.predictions import predict_dataset
 from streamseg.evaluation.report import scores_to_dict
@@ -105,7 +111,7 @@ def test_scores_equal_those_of_the_library(streamseg: Run, folder: Path, tmp_pat
     assert report["through_service"] is False
     (scores,) = report["datasets"]
     for on in ("boxes", "masks"):
-        expected = scores_to_dict(evaluate_coco(coco_truth(dataset), rows, on))
+        expected = scores_to_dict(evaluate_coco(dataset_to_coco(dataset), rows, on))
         assert scores[on] == expected
         assert 0.2 < scores[on]["ap"] < 0.95
         assert set(TWELVE.split()) < scores[on].keys()
@@ -335,7 +341,7 @@ def test_check_counts_images_and_annotations(streamseg: Run, tmp_path: Path) -> 
 
 
 def test_check_lists_every_problem_of_a_training_config(streamseg: Run, tmp_path: Path) -> None:
-    content = coco()
+    content = make_coco_content()
     content["annotations"][1]["category_id"] = 55
     content["annotations"][3]["bbox"] = [0, 0, -3, 5]
     write_coco(tmp_path / "data", content)
@@ -520,7 +526,7 @@ def test_weights_of_another_architecture_are_an_error(
 
 def test_no_class_in_common_is_an_error(streamseg: Run, folder: Path, tmp_path: Path) -> None:
     data = {"format": "coco", "images": "images", "annotations": "set.json"}
-    content = coco()
+    content = make_coco_content()
     content["categories"] = [{"id": 90, "name": "brush"}, {"id": 7, "name": "mug"}]
     write_coco(tmp_path / "data", content)
     config = write_config(
@@ -552,7 +558,7 @@ def test_unusable_image_is_an_error(
     elif damage == "missing":
         victim.unlink()
     else:
-        write_picture(victim, (10, 10))
+        write_image(victim, (10, 10))
     config = write_own_config(tmp_path / "bad", tmp_path / "eval.yaml")
     message = error_line(streamseg("eval", config, *options, "--out", "out"))
     assert f"{victim}: " in message

@@ -22,10 +22,10 @@ from support.paths import SHARED
 from streamseg import protocol
 from streamseg.config import ModelConfig, Thresholds
 from streamseg.config.training import CocoData, DataConfig, EvaluationConfig, PatternData
-from streamseg.datasets import Dataset, coco_truth, open_dataset
+from streamseg.datasets import Dataset, dataset_to_coco, open_dataset
 from streamseg.errors import DataError, OutputError, ReceiveTimeout, StageError, StreamsegError
 from streamseg.evaluation import evaluate_coco, service_predictions
-from streamseg.evaluation.evaluator import Measurement
+from streamseg.evaluation.evaluator import Evaluator
 from streamseg.evaluation.predictions import predict_dataset
 from streamseg.evaluation.report import scores_to_dict
 from streamseg.evaluation.service_predictions import predict_through_service
@@ -83,7 +83,8 @@ def predict_directly(model: Segmenter, dataset: Dataset, batch: int = 1) -> list
 
 def score_boxes_and_masks(dataset: Dataset, rows: list[dict]) -> list[dict]:
     return [
-        scores_to_dict(evaluate_coco(coco_truth(dataset), rows, on)) for on in ("boxes", "masks")
+        scores_to_dict(evaluate_coco(dataset_to_coco(dataset), rows, on))
+        for on in ("boxes", "masks")
     ]
 
 
@@ -171,7 +172,7 @@ def test_class_agnostic_suppression_is_that_of_the_service(
         rows = predict_dataset(
             wild_model, open_pattern(2), wanted, batch=1, progress=ignore_progress
         ).results
-        run = Measurement(
+        run = Evaluator(
             replace(evaluation, class_agnostic_iou=chosen),
             tmp_path,
             ignore_progress,
@@ -287,14 +288,14 @@ def test_unusable_image_is_the_same_error_as_without_a_service(
     shutil.copytree(folder, tmp_path / "own")
     whole = open_dataset(CocoData(images="images", annotations="own.json"), tmp_path / "own")
     dataset = take_first(whole, 5)
-    victim = dataset.images[3].picture
+    victim = dataset.images[3].file
     assert isinstance(victim, Path)
     if damage == "damaged":
         victim.write_bytes(victim.read_bytes()[:-600])
     elif damage == "missing":
         victim.unlink()
     else:
-        other = dataset.images[2].picture
+        other = dataset.images[2].file
         victim.write_bytes(other.read_bytes())
     with pytest.raises(DataError) as alone:
         predict_directly(wild_model, dataset)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.annotations import write_coco, write_values
+from support.annotations import write_coco, write_label_png
 from support.commands import Run
 from support.panoptic import (
     DATASET_IDS,
@@ -20,13 +20,13 @@ from support.panoptic import (
     NAME,
     ColorSegmenter,
     find_family,
-    ideal,
-    ideal_weights,
     ignore_progress,
-    panoptic_json,
-    process,
-    stand_in,
-    write_world,
+    load_ideal_model,
+    process_panoptic,
+    read_panoptic_json,
+    use_color_model,
+    write_ideal_weights,
+    write_panoptic_dataset,
 )
 from support.paths import ROOT
 from support.training import read_csv
@@ -34,7 +34,7 @@ from support.training import read_csv
 from streamseg.config import Thresholds, convert
 from streamseg.config.training import AugmentConfig, PanopticData, TrainingConfig
 from streamseg.datasets import Augmentation, Dataset, open_dataset
-from streamseg.datasets.label_maps import load_labels
+from streamseg.datasets.label_maps import load_label_map
 from streamseg.errors import ConfigError, DataError, WeightsError
 from streamseg.evaluation import evaluate_panoptic
 from streamseg.evaluation.predictions import predict_dataset
@@ -54,12 +54,12 @@ DATASET_CATEGORIES = Categories(
 )
 """Categories of a model that has the dataset's ids."""
 WORLD = PanopticData(images="images", annotations="panoptic.json", segments="panoptic")
-"""The dataset that ``write_world`` writes."""
+"""The dataset that ``write_panoptic_dataset`` writes."""
 
 
 @pytest.fixture(autouse=True)
 def color_family(monkeypatch):
-    stand_in(monkeypatch)
+    use_color_model(monkeypatch)
 
 
 def section(config):
@@ -69,14 +69,17 @@ def section(config):
 
 @pytest.fixture
 def world(tmp_path):
-    return open_dataset(write_world(tmp_path / "world"), tmp_path / "world")
+    return open_dataset(write_panoptic_dataset(tmp_path / "world"), tmp_path / "world")
 
 
 # Training
 
 
 def make_config(tmp_path, **changes):
-    data = {"root": str(tmp_path / "world"), "train": [section(write_world(tmp_path / "world"))]}
+    data = {
+        "root": str(tmp_path / "world"),
+        "train": [section(write_panoptic_dataset(tmp_path / "world"))],
+    }
     data["val"] = [{**data["train"][0], "name": "held out"}]
     given = {
         "model": {"name": NAME, "weights": "none", "device": "cpu", "input_size": 64},
@@ -98,7 +101,7 @@ def trained(tmp_path_factory):
     """Return a trainer that has finished, its report and its folder."""
     out = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        stand_in(patch)
+        use_color_model(patch)
         run = Trainer(make_config(out), out, out / "run", ignore_progress)
         return run, run.run(), out
 
@@ -106,7 +109,7 @@ def trained(tmp_path_factory):
 def test_panoptic_model_learns_things_and_stuff(trained):
     run, report, out = trained
     assert run.model.stuff == {90: "grass", 91: "sky", 95: "water"}
-    assert "2 classes and 3 of stuff; new: everything" in run.introduction
+    assert "2 classes and 3 of stuff; new: everything" in run.summary
     assert report.columns() == ("measured", "AP", "AP50", "PQ", "SQ", "RQ")
     rows = {row[0]: dict(zip(report.columns(), row, strict=True)) for row in report.rows()}
     assert list(rows) == ["held out, boxes", "held out, masks", "held out, panoptic"]
@@ -288,11 +291,11 @@ def test_images_and_targets_are_resized_to_the_training_shape(world):
 
 def test_panoptic_quality_of_a_model_equals_that_of_its_files(world, tmp_path):
     """Predictions are matched by class name; ``process`` writes the files."""
-    model = ideal(tmp_path / "weights")
+    model = load_ideal_model(tmp_path / "weights")
     predictions = predict_dataset(model, world, Thresholds(), batch=3, progress=ignore_progress)
     assert predictions.panoptic.all.pq == predictions.panoptic.all.sq == 1.0
-    own = ideal(tmp_path / "weights", DATASET_CATEGORIES)
-    process(own, tmp_path / "world" / "images", tmp_path / "out")
+    own = load_ideal_model(tmp_path / "weights", DATASET_CATEGORIES)
+    process_panoptic(own, tmp_path / "world" / "images", tmp_path / "out")
     scores = evaluate_panoptic(
         tmp_path / "world" / "panoptic.json",
         tmp_path / "world" / "panoptic",
@@ -303,10 +306,10 @@ def test_panoptic_quality_of_a_model_equals_that_of_its_files(world, tmp_path):
 
 
 def test_classes_that_the_model_lacks_are_missed(tmp_path):
-    config = write_world(tmp_path / "world", water=True)
+    config = write_panoptic_dataset(tmp_path / "world", water=True)
     data = open_dataset(config, tmp_path / "world")
     predictions = predict_dataset(
-        ideal(tmp_path), data, Thresholds(), batch=4, progress=ignore_progress
+        load_ideal_model(tmp_path), data, Thresholds(), batch=4, progress=ignore_progress
     )
     by_name = {each.name: each for each in predictions.panoptic.classes}
     assert (by_name["water"].tally.missed, by_name["water"].tally.matched) == (4, 0)
@@ -319,7 +322,7 @@ def test_classes_that_the_model_lacks_are_missed(tmp_path):
 
 def test_segments_of_classes_that_the_dataset_lacks_are_left_out(tmp_path, world):
     known = Categories({1: "disc"}, {2: "sky", 3: "lawn"})
-    weights = files.read(ideal_weights(tmp_path / "w.safetensors"))
+    weights = files.read(write_ideal_weights(tmp_path / "w.safetensors"))
     (tmp_path / "w.safetensors").write_bytes(
         files.to_safetensors(replace(weights, categories=known))
     )
@@ -356,15 +359,20 @@ def test_panoptic_quality_needs_stuff_in_model_and_dataset(tmp_path, world, nano
 )
 def test_png_that_differs_from_the_json_is_refused(tmp_path, world, damage, message):
     png = tmp_path / "world" / "panoptic" / "01.png"
-    write_values(png, damage(load_labels(png)))
+    write_label_png(png, damage(load_label_map(png)))
     with pytest.raises(DataError, match=message):
-        predict_dataset(ideal(tmp_path), world, Thresholds(), batch=4, progress=ignore_progress)
+        predict_dataset(
+            load_ideal_model(tmp_path), world, Thresholds(), batch=4, progress=ignore_progress
+        )
 
 
 def write_eval_config(tmp_path, config, **more):
     raw = yaml.safe_load((ROOT / "configs" / "eval" / "panoptic-model.yaml").read_text())
     raw["data"] = {"root": str(tmp_path / "world"), "val": [section(config)]}
-    raw["model"] |= {"weights": str(ideal_weights(tmp_path / "w.safetensors")), "input_size": 64}
+    raw["model"] |= {
+        "weights": str(write_ideal_weights(tmp_path / "w.safetensors")),
+        "input_size": 64,
+    }
     file = tmp_path / "eval.yaml"
     file.write_text(yaml.safe_dump(raw | more))
     return file
@@ -374,14 +382,14 @@ def write_eval_config(tmp_path, config, **more):
 def test_eval_reports_panoptic_quality_of_a_model_and_of_a_service(
     streamseg: Run, tmp_path, options
 ):
-    config = write_world(tmp_path / "world", water=True)
+    config = write_panoptic_dataset(tmp_path / "world", water=True)
     ended = streamseg("eval", write_eval_config(tmp_path, config), *options, "--json", "n.json")
     assert ended.returncode == 0, ended.stderr
     assert f"panoptic: stuff that {NAME} doesn't have: water" in ended.stderr
     (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
     data = open_dataset(config, tmp_path / "world")
     predictions = predict_dataset(
-        ideal(tmp_path), data, Thresholds(score=0.05), batch=4, progress=ignore_progress
+        load_ideal_model(tmp_path), data, Thresholds(score=0.05), batch=4, progress=ignore_progress
     )
     for of in ("all", "things", "stuff"):
         quality = getattr(predictions.panoptic, of)
@@ -394,7 +402,7 @@ def test_eval_reports_panoptic_quality_of_a_model_and_of_a_service(
 
 def test_example_eval_config_runs(streamseg: Run, tmp_path):
     write_coco_layout(tmp_path)
-    weights = ideal_weights(tmp_path / "w.safetensors")
+    weights = write_ideal_weights(tmp_path / "w.safetensors")
     ended = streamseg(
         *("eval", ROOT / "configs" / "eval" / "panoptic-model.yaml", "--json", "n.json"),
         *("--weights", weights, "--set", f"data.root={tmp_path / 'coco'}"),
@@ -406,7 +414,7 @@ def test_example_eval_config_runs(streamseg: Run, tmp_path):
 
 def test_example_training_config_runs(streamseg: Run, tmp_path):
     write_coco_layout(tmp_path)
-    weights = ideal_weights(tmp_path / "w.safetensors")
+    weights = write_ideal_weights(tmp_path / "w.safetensors")
     example = ROOT / "configs" / "train" / "panoptic.yaml"
     here = ("--set", f"data.root={tmp_path / 'coco'}")
     checked = streamseg("eval", "--check", example, *here)
@@ -441,13 +449,13 @@ def test_panoptic_fpn_trains_and_evaluates_with_the_example_configs(
     model = ("--model", NAME, *weights, "--set", "model.input_size=64")
     ended = streamseg("process", tmp_path / "coco" / "val2017", "--out", "o", "--panoptic", *model)
     assert ended.returncode == 0, ended.stderr
-    assert len(panoptic_json(tmp_path / "o" / "val2017")["annotations"]) == 2
+    assert len(read_panoptic_json(tmp_path / "o" / "val2017")["annotations"]) == 2
 
 
 def write_coco_layout(tmp_path):
     """Write the dataset into folders with the names of COCO's."""
     for part in ("train2017", "val2017"):
-        write_world(tmp_path / part, count=2)
+        write_panoptic_dataset(tmp_path / part, count=2)
         (tmp_path / "coco" / "annotations").mkdir(parents=True, exist_ok=True)
         (tmp_path / part / "images").rename(tmp_path / "coco" / part)
         there = tmp_path / "coco" / "annotations" / f"panoptic_{part}"

@@ -140,7 +140,7 @@ def test_weights_keep_the_classes_that_they_share_with_the_data(
     model = {**CONFIG["model"], "weights": str(finished_training / "best.pt")}
     trainer = make_trainer(tmp_path / "out", model=model, data=data)
     assert trainer.model.categories == {40: "star", 41: "box"}
-    assert "new: star" in trainer.introduction
+    assert "new: star" in trainer.summary
     old = files.read(finished_training / "best.pt").state
     new = trainer.model.network.state_dict()
     for name in ("head.0.out.weight", "head.2.out.bias"):
@@ -153,7 +153,7 @@ def test_weights_keep_the_classes_that_they_share_with_the_data(
 def test_images_without_annotations_are_background(tmp_path: Path):
     section = write_damaged_squares(tmp_path, "no annotations")
     data = {"train": [*CONFIG["data"]["train"], section], "val": []}
-    assert "3 batches of 4" in make_trainer(tmp_path / "out", data=data).introduction
+    assert "3 batches of 4" in make_trainer(tmp_path / "out", data=data).summary
 
 
 # Errors during a training

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.annotations import coco, make_panoptic_content, write_coco, write_panoptic
+from support.annotations import make_coco_content, make_panoptic_content, write_coco, write_panoptic
 
 from streamseg.datasets import open_dataset
 from streamseg.errors import DataError
@@ -22,7 +22,7 @@ def read_classes(folder: Path, *categories: dict[str, Any], first: int = 7) -> d
         categories: additional entries of ``categories``.
         first: category id of the first annotation.
     """
-    content = coco()
+    content = make_coco_content()
     content["annotations"][0]["category_id"] = first
     content["categories"] = [*categories, *USED_ENTRIES]
     return dict(open_dataset(write_coco(folder, content), folder).categories)
@@ -78,7 +78,7 @@ def test_used_group_is_a_class(tmp_path: Path):
 
 
 def test_categories_of_one_name_are_one_class(tmp_path: Path):
-    content = coco()
+    content = make_coco_content()
     content["categories"].append({"id": 8, "name": "cup"})
     content["annotations"][3]["category_id"] = 8
     dataset = open_dataset(write_coco(tmp_path, content), tmp_path)
@@ -94,14 +94,14 @@ def test_same_name_for_thing_and_stuff_raises(tmp_path: Path):
 
 
 def test_invalid_used_category_raises_even_if_problems_are_skipped(tmp_path: Path):
-    content = coco()
+    content = make_coco_content()
     del content["categories"][1]["name"]
     with pytest.raises(DataError, match=r"set\.json: categories\[1\]: Object missing required"):
         open_dataset(write_coco(tmp_path, content), tmp_path, "skip")
 
 
 def test_invalid_unused_category_is_skipped(tmp_path: Path):
-    content = coco()
+    content = make_coco_content()
     content["categories"].append({"id": 3, "name": 3})
     dataset = open_dataset(write_coco(tmp_path, content), tmp_path, "skip")
     assert dict(dataset.categories) == USED_CLASSES

@@ -6,7 +6,13 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from support.annotations import coco, problems_of, write_coco, write_json, write_picture
+from support.annotations import (
+    find_dataset_problems,
+    make_coco_content,
+    write_coco,
+    write_image,
+    write_json,
+)
 
 from streamseg.config.training import CocoData
 from streamseg.datasets import load_image, open_dataset
@@ -106,17 +112,17 @@ def test_two_names_never_resolve_to_one_file(tmp_path: Path):
 
 
 def test_dataset_with_file_names_of_another_system(tmp_path: Path):
-    content = coco()
+    content = make_coco_content()
     config = write_coco(tmp_path, content)
     (tmp_path / "images" / "a.png").rename(tmp_path / "images" / DECOMPOSED)
-    write_picture(tmp_path / "images" / "sub" / "b.jpg")
+    write_image(tmp_path / "images" / "sub" / "b.jpg")
     (tmp_path / "images" / "b.jpg").unlink()
     content["images"][0]["file_name"] = f"D:\\set\\{COMPOSED}"
     content["images"][1]["file_name"] = "SUB\\b.JPG"
     write_json(tmp_path / "set.json", content)
     dataset = open_dataset(config, tmp_path)
     assert [load_image(image).shape for image in dataset.images] == [(16, 20, 3)] * 3
-    assert problems_of(config, tmp_path) == []
+    assert find_dataset_problems(config, tmp_path) == []
 
 
 def test_folder_without_any_of_the_images_raises(tmp_path: Path):

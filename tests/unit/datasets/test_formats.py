@@ -12,16 +12,16 @@ from support.annotations import (
     RECTANGLE,
     SIZE,
     TRIANGLE,
-    coco,
     encode_compressed,
+    make_coco_content,
     make_panoptic_content,
     make_segment_values,
     rectangle_mask,
     write_coco,
+    write_image,
     write_instance_png,
+    write_label_png,
     write_panoptic,
-    write_picture,
-    write_values,
 )
 
 from streamseg.config.training import (
@@ -31,10 +31,10 @@ from streamseg.config.training import (
 )
 from streamseg.datasets import (
     PngSegment,
-    inspect,
+    find_file_problems,
+    format_skipped_rows,
     load_sample,
     open_dataset,
-    skipped_rows_summary,
 )
 from streamseg.errors import ConfigError, DataError
 
@@ -48,7 +48,7 @@ def test_coco_ids_and_annotations_of_every_kind(tmp_path):
     assert dataset.repeat == 1
     assert [image.id for image in dataset.images] == [3, 12, 40]
     first, second, third = dataset.images
-    assert first.picture == tmp_path / "images" / "a.png"
+    assert first.file == tmp_path / "images" / "a.png"
     assert first.size == SIZE
     polygon, runs, counts = first.annotations
     assert (polygon.id, polygon.category_id, polygon.box) == (100, 7, (2, 2, 10, 8))
@@ -66,14 +66,14 @@ def test_coco_ids_and_annotations_of_every_kind(tmp_path):
 
 @pytest.mark.parametrize("empty", [None, []])
 def test_coco_empty_segmentation_is_a_box_only_annotation(tmp_path, empty):
-    content = coco()
+    content = make_coco_content()
     content["annotations"][0]["segmentation"] = empty
     dataset = open_dataset(write_coco(tmp_path, content), tmp_path)
     assert dataset.images[0].annotations[0].segmentation is None
 
 
 def test_coco_missing_areas_are_computed(tmp_path):
-    content = coco()
+    content = make_coco_content()
     content["annotations"][0]["area"] = 47.5
     for annotation in content["annotations"][1:]:
         del annotation["area"]
@@ -85,7 +85,7 @@ def test_coco_missing_areas_are_computed(tmp_path):
 
 
 def test_images_are_sorted_by_id(tmp_path):
-    content = coco()
+    content = make_coco_content()
     content["images"].reverse()
     dataset = open_dataset(write_coco(tmp_path, content), tmp_path)
     assert [image.id for image in dataset.images] == [3, 12, 40]
@@ -123,7 +123,7 @@ def test_annotated_stuff_raises(tmp_path):
 
 
 def test_error_for_problems_has_their_number_and_the_first(tmp_path):
-    content = coco()
+    content = make_coco_content()
     content["annotations"][2]["category_id"] = 99
     content["annotations"][4]["bbox"] = [0, 0, 0, 5]
     config = write_coco(tmp_path, content)
@@ -140,7 +140,7 @@ def test_error_for_problems_has_their_number_and_the_first(tmp_path):
 
 
 def test_problems_are_skipped_and_summarized(tmp_path):
-    content = coco()
+    content = make_coco_content()
     content["annotations"][2]["category_id"] = 99
     content["annotations"][4]["bbox"] = [0, 0, 0, 5]
     content["annotations"].append({"image_id": 3})
@@ -160,7 +160,7 @@ def test_problems_are_skipped_and_summarized(tmp_path):
     for number, row in enumerate(content["annotations"]):
         content["annotations"][number] = row | {"id": number}
     skipped = open_dataset(write_coco(tmp_path, content), tmp_path, "skip").skipped
-    assert list(skipped_rows_summary("set", skipped)) == [
+    assert list(format_skipped_rows("set", skipped)) == [
         "set: skipped 8 rows with problems (data.problems: skip):",
         "  7 x category isn't declared: "
         + "; ".join(f"image 3, annotation {number}" for number in range(5))
@@ -179,9 +179,9 @@ def test_without_removes_images_and_annotations_with_file_problems(tmp_path):
             {"id": 9, "category_id": 7, "bbox": [1, 1, 2, 2], "area": 4, "iscrowd": 0},
         ]
     }
-    write_picture(tmp_path / "images" / "b.png", (4, 4))
+    write_image(tmp_path / "images" / "b.png", (4, 4))
     dataset = open_dataset(write_panoptic(tmp_path, content), tmp_path)
-    problems = inspect(dataset)
+    problems = find_file_problems(dataset)
     assert [(each.image_id, each.annotation_id) for each in problems] == [(3, 9), (4, None)]
     (image,) = dataset.without(problems).images
     assert [a.id for a in image.annotations] == [5, 66049]
@@ -216,7 +216,7 @@ def test_missing_files_and_folders_raise(tmp_path):
         open_dataset(CocoData(images="images", annotations="set.json"), tmp_path)
     with pytest.raises(DataError, match="can't be read: Is a directory"):
         open_dataset(CocoData(images="images", annotations="."), tmp_path)
-    write_picture(tmp_path / "images" / "a.png")
+    write_image(tmp_path / "images" / "a.png")
     with pytest.raises(DataError, match="masks: can't be read: No such file or directory"):
         open_dataset(InstancePngData(images="images", masks="masks"), tmp_path)
 
@@ -260,14 +260,14 @@ def test_instance_png_palette_rgb_and_gray(tmp_path):
     config = write_instance_png(tmp_path)
     gray = np.zeros(SIZE, np.uint16)
     gray[4:6, 3:9] = 41000
-    write_picture(tmp_path / "images" / "t.jpg")
+    write_image(tmp_path / "images" / "t.jpg")
     Image.fromarray(gray).save(tmp_path / "masks" / "t.png")
     dataset = open_dataset(config, tmp_path)
     assert dataset.name == "images"
     assert dict(dataset.categories) == {1: "pedestrian"}
     assert dataset.annotated == {1}
     assert [image.id for image in dataset.images] == [1, 2, 3, 4]
-    names = [image.picture.name for image in dataset.images]
+    names = [image.file.name for image in dataset.images]
     assert names == ["q.jpg", "r.png", "s.png", "t.jpg"]
     rows = [[(a.id, a.box, a.area) for a in image.annotations] for image in dataset.images]
     assert rows == [
@@ -286,13 +286,13 @@ def test_instance_png_palette_rgb_and_gray(tmp_path):
 def test_instance_png_images_with_mask_in_their_name(tmp_path):
     config = write_instance_png(tmp_path)
     for name, value in (("q_mask.v2", 3), ("r_mask", 4)):
-        write_picture(tmp_path / "images" / f"{name}.jpg")
-        write_values(
+        write_image(tmp_path / "images" / f"{name}.jpg")
+        write_label_png(
             tmp_path / "masks" / f"{name}.png", value * rectangle_mask(1, 1, 3, 3).astype(int)
         )
     (tmp_path / "images" / "._q.jpg").write_bytes(b"macOS resource fork")
     images = open_dataset(config, tmp_path).images
-    ids = {image.picture.name: [a.id for a in image.annotations] for image in images}
+    ids = {image.file.name: [a.id for a in image.annotations] for image in images}
     assert ids == {
         "q.jpg": [1, 2],
         "q_mask.v2.jpg": [3],
@@ -306,7 +306,7 @@ def test_instance_png_boxes_of_scattered_pixels(tmp_path):
     rng = np.random.default_rng(3)
     values = rng.integers(0, 6, SIZE).astype(np.int32) * 1000
     config = write_instance_png(tmp_path)
-    write_values(tmp_path / "masks" / "r.png", values)
+    write_label_png(tmp_path / "masks" / "r.png", values)
     image = open_dataset(config, tmp_path).images[1]
     assert [a.id for a in image.annotations] == [1000, 2000, 3000, 4000, 5000]
     for annotation in image.annotations:

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.annotations import (
-    coco,
+    find_dataset_problems,
+    make_coco_content,
     make_panoptic_content,
-    problems_of,
     write_coco,
     write_instance_png,
     write_json,
@@ -28,7 +28,7 @@ from streamseg.config.training import (
     InstancePngData,
     PanopticData,
 )
-from streamseg.datasets import coco_truth, load_sample, open_dataset
+from streamseg.datasets import dataset_to_coco, load_sample, open_dataset
 from streamseg.errors import StreamsegError
 
 JSON = st.recursive(
@@ -70,7 +70,7 @@ def use_dataset(config: CocoData | PanopticData | InstancePngData, folder: Path)
 
     Every problem must be one line. Errors other than ``StreamsegError`` are raised.
     """
-    problems = problems_of(config, folder)
+    problems = find_dataset_problems(config, folder)
     for problem in problems:
         assert len(str(problem).splitlines()) == 1
         str(problem).encode()
@@ -79,7 +79,7 @@ def use_dataset(config: CocoData | PanopticData | InstancePngData, folder: Path)
             open_dataset(config, folder)
         return
     dataset = open_dataset(config, folder)
-    json.dumps(coco_truth(dataset), allow_nan=False)
+    json.dumps(dataset_to_coco(dataset), allow_nan=False)
     for image in dataset.images:
         load_sample(dataset, image, tuple(dataset.categories.values()), 0)
 
@@ -107,7 +107,7 @@ def panoptic_dataset(tmp_path_factory):
 @FUZZ_SETTINGS
 def test_any_value_in_a_coco_json(coco_dataset, data):
     folder, config = coco_dataset
-    content = coco()
+    content = make_coco_content()
     paths = list(list_paths(content))
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from(paths))

@@ -18,19 +18,19 @@ from support.annotations import (
     RECTANGLE,
     SIZE,
     TRIANGLE,
-    coco,
     encode_compressed,
     encode_uncompressed,
+    make_coco_content,
     make_panoptic_content,
     rectangle_mask,
     write_coco,
+    write_image,
     write_json,
     write_panoptic,
-    write_picture,
 )
 
-from streamseg.datasets import coco_truth, load_sample, open_dataset
-from streamseg.datasets.normalization import canonical_id, canonical_segmentation
+from streamseg.datasets import dataset_to_coco, load_sample, open_dataset
+from streamseg.datasets.normalization import normalize_id, normalize_segmentation
 
 Change = Callable[[dict[str, Any]], Any]
 LISTS = ("images", "annotations", "categories")
@@ -146,12 +146,12 @@ EQUIVALENT_CHANGES: dict[str, Change] = {
 
 @pytest.mark.parametrize("kind", EQUIVALENT_CHANGES)
 def test_equivalent_files_give_the_same_dataset(tmp_path: Path, kind: str):
-    expected = coco_truth(open_dataset(write_coco(tmp_path / "plain"), tmp_path / "plain"))
-    content = copy.deepcopy(coco())
+    expected = dataset_to_coco(open_dataset(write_coco(tmp_path / "plain"), tmp_path / "plain"))
+    content = copy.deepcopy(make_coco_content())
     EQUIVALENT_CHANGES[kind](content)
     found = open_dataset(write_coco(tmp_path / "changed", content), tmp_path / "changed")
     assert found.skipped == ()
-    assert sort_annotations(coco_truth(found)) == sort_annotations(expected)
+    assert sort_annotations(dataset_to_coco(found)) == sort_annotations(expected)
 
 
 def sort_annotations(truth: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def sort_annotations(truth: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_text_image_ids_are_kept(tmp_path: Path):
-    content = coco()
+    content = make_coco_content()
     names = {3: "frankfurt_000000", 12: "a7", 40: "0040"}
     for row in content["images"]:
         row["id"] = names[row["id"]]
@@ -173,14 +173,14 @@ def test_text_image_ids_are_kept(tmp_path: Path):
     dataset = open_dataset(write_coco(tmp_path, content), tmp_path)
     assert [image.id for image in dataset.images] == ["0040", "a7", "frankfurt_000000"]
     assert dict(dataset.categories) == {1: "brush", 2: "cup"}
-    assert {row["image_id"] for row in coco_truth(dataset)["annotations"]} == {
+    assert {row["image_id"] for row in dataset_to_coco(dataset)["annotations"]} == {
         "a7",
         "frankfurt_000000",
     }
 
 
 def test_ids_with_leading_zeros_match(tmp_path: Path):
-    content = coco()
+    content = make_coco_content()
     for row in content["images"]:
         row["id"] = f"{row['id']:012}"
     dataset = open_dataset(write_coco(tmp_path, content), tmp_path)
@@ -188,7 +188,7 @@ def test_ids_with_leading_zeros_match(tmp_path: Path):
 
 
 def test_missing_boxes_and_areas_are_computed_from_the_masks(tmp_path: Path):
-    content = coco()
+    content = make_coco_content()
     for row in content["annotations"]:
         if "segmentation" in row:
             row["bbox"] = []
@@ -209,16 +209,16 @@ def test_missing_boxes_and_areas_are_computed_from_the_masks(tmp_path: Path):
 
 @pytest.mark.parametrize("empty", [[[]], [[], []], {}, math.nan])
 def test_empty_segmentation_is_a_box_only_annotation(tmp_path: Path, empty: Any):
-    content = coco()
+    content = make_coco_content()
     content["annotations"][0]["segmentation"] = empty
     dataset = open_dataset(write_coco(tmp_path, content), tmp_path)
     assert dataset.images[0].annotations[0].segmentation is None
 
 
 def test_missing_sizes_are_read_from_the_files_upright(tmp_path: Path):
-    content = coco()
+    content = make_coco_content()
     config = write_coco(tmp_path, content)
-    write_picture(tmp_path / "images" / "empty.png", (20, 16), orientation=6)
+    write_image(tmp_path / "images" / "empty.png", (20, 16), orientation=6)
     EQUIVALENT_CHANGES["no sizes"](content)
     write_json(tmp_path / "set.json", content)
     dataset = open_dataset(config, tmp_path)
@@ -292,7 +292,7 @@ def test_masks_of_run_lengths_are_those_of_pycocotools(tmp_path: Path, mask, enc
 
 def load_mask(folder: Path, segmentation: Any) -> np.ndarray:
     """Return the mask that a dataset with this segmentation gives."""
-    content = coco()
+    content = make_coco_content()
     content["annotations"] = [
         {"image_id": 3, "category_id": 7, "bbox": [0, 0, 20, 16], "segmentation": segmentation}
     ]
@@ -320,18 +320,18 @@ def load_mask(folder: Path, segmentation: Any) -> np.ndarray:
         ("9" * 40, "9" * 40),
     ],
 )
-def test_canonical_id(value: Any, expected: Any):
-    found = canonical_id(value)
+def test_normalize_id(value: Any, expected: Any):
+    found = normalize_id(value)
     assert (type(found), found) == (type(expected), expected)
 
 
 @pytest.mark.parametrize("value", [3, "abc", {"a": 1}, [None], [[None]], ["a"], [{"x": 1}]])
 def test_invalid_segmentation_is_returned_unchanged(value: Any):
-    assert canonical_segmentation(value) in (value, [value])
+    assert normalize_segmentation(value) in (value, [value])
 
 
 def test_standard_segmentation_is_returned_unchanged():
     polygons = [RECTANGLE, TRIANGLE]
-    assert canonical_segmentation(polygons) == polygons
+    assert normalize_segmentation(polygons) == polygons
     rle = encode_compressed(rectangle_mask(1, 1, 3, 3))
-    assert canonical_segmentation(rle) == rle
+    assert normalize_segmentation(rle) == rle

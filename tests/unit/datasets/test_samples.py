@@ -17,16 +17,16 @@ from PIL import Image
 from pycocotools.coco import COCO
 from support.annotations import (
     SIZE,
-    coco,
+    make_coco_content,
     make_panoptic_content,
     make_segment_values,
     rectangle_mask,
     write_coco,
+    write_image,
     write_instance_png,
     write_json,
+    write_label_png,
     write_panoptic,
-    write_picture,
-    write_values,
 )
 from support.paths import SHARED
 
@@ -40,8 +40,8 @@ from streamseg.config.training import (
 from streamseg.datasets import (
     Dataset,
     PatternFrame,
-    check,
-    coco_truth,
+    dataset_to_coco,
+    find_problems,
     load_image,
     load_sample,
     open_dataset,
@@ -99,7 +99,7 @@ def test_panoptic_stuff_map_has_the_models_class_indices(tmp_path):
 def test_stuff_map_is_none_without_stuff_in_model_or_dataset(tmp_path):
     panoptic = open_dataset(write_panoptic(tmp_path / "p"), tmp_path / "p")
     assert load_sample(panoptic, panoptic.images[0], ("cup",), 0).targets.stuff is None
-    content = coco()
+    content = make_coco_content()
     content["categories"][0]["isthing"] = 0
     instances = open_dataset(write_coco(tmp_path / "c", content), tmp_path / "c")
     assert (instances.stuff, instances.images[0].stuff) == ({}, ())
@@ -123,7 +123,7 @@ def test_pattern_annotations_match_the_pixels():
     assert dict(dataset.categories) == {1: "disc", 2: "box"}
     assert [image.id for image in dataset.images] == [1, 2, 3]
     image = dataset.images[2]
-    assert image.picture == PatternFrame("test:?size=48x32&frames=3&objects=4&seed=5", 2)
+    assert image.file == PatternFrame("test:?size=48x32&frames=3&objects=4&seed=5", 2)
     sample = load_sample(dataset, image, ("box", "disc"), 0)
     assert sample.image.shape == (3, 32, 48)
     # Each disc and box has one color, on gray.
@@ -175,7 +175,7 @@ def test_sample_shapes_and_dtypes(tmp_path, write, classes):
 @pytest.mark.parametrize("write", WRITERS)
 def test_coco_ground_truth_equals_the_samples(tmp_path, write):
     dataset = open_dataset(write(tmp_path), tmp_path)
-    truth = json.loads(json.dumps(coco_truth(dataset)))
+    truth = json.loads(json.dumps(dataset_to_coco(dataset)))
     api = create_coco(truth)
     assert sorted(api.getCatIds()) == list(dataset.categories)
     assert [a["id"] for a in truth["annotations"]] == list(range(1, len(api.anns) + 1))
@@ -197,9 +197,9 @@ def test_coco_ground_truth_equals_the_samples(tmp_path, write):
 @pytest.mark.parametrize("write", [write_coco, write_instance_png])
 def test_coco_ground_truth_can_be_opened_again(tmp_path, write):
     dataset = open_dataset(write(tmp_path), tmp_path)
-    truth = coco_truth(dataset)
+    truth = dataset_to_coco(dataset)
     for row, image in zip(truth["images"], dataset.images, strict=True):
-        row["file_name"] = image.picture.name
+        row["file_name"] = image.file.name
     write_json(tmp_path / "converted.json", truth)
     config = CocoData(images="images", annotations="converted.json")
     converted = open_dataset(config, tmp_path)
@@ -215,14 +215,14 @@ def test_coco_ground_truth_can_be_opened_again(tmp_path, write):
 def test_image_is_upright_and_has_the_annotated_size(tmp_path):
     config = write_coco(tmp_path)
     path = tmp_path / "images" / "a.png"
-    write_picture(path, (20, 16), orientation=6)  # upright it is 16 x 20
+    write_image(path, (20, 16), orientation=6)  # upright it is 16 x 20
     dataset = open_dataset(config, tmp_path)
     pixels = load_image(dataset.images[0])
     assert pixels.shape == (*SIZE, 3)
     stored: Pixels = np.asarray(Image.open(path))
     assert (pixels == np.rot90(stored, -1)).all()
     assert (pixels == read_image(path, 10_000)).all()
-    write_picture(path, (4, 5))
+    write_image(path, (4, 5))
     with pytest.raises(DataError, match=r"a\.png: it is 5 x 4, its annotations are for 20 x 16$"):
         load_sample(dataset, dataset.images[0], ALL_CLASSES, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -244,10 +244,10 @@ def test_dataset_can_be_pickled(tmp_path, write):
 def test_png_that_changed_after_opening_raises(tmp_path):
     dataset = open_dataset(write_panoptic(tmp_path), tmp_path)
     png = tmp_path / "segments" / "a.png"
-    write_values(png, np.zeros((3, 4), np.int32))
+    write_label_png(png, np.zeros((3, 4), np.int32))
     for load in (
         lambda: load_sample(dataset, dataset.images[0], ALL_CLASSES, 0),
-        lambda: coco_truth(dataset),
+        lambda: dataset_to_coco(dataset),
     ):
         with pytest.raises(DataError, match=r"it is 4 x 3, its annotations are for 20 x 16$"):
             load()
@@ -284,7 +284,7 @@ SHARED_DATASETS: list[tuple[DatasetConfig, int, int]] = [
 @pytest.mark.parametrize(("config", "images", "annotations"), SHARED_DATASETS)
 def test_shared_datasets_have_no_problems(config, images, annotations):
     root = require_shared_data(config.annotations)
-    assert check(DataConfig(train=(config,)), root) == []
+    assert find_problems(DataConfig(train=(config,)), root) == []
     dataset = open_dataset(config, root)
     assert len(dataset.images) == images
     assert sum(len(image.annotations) for image in dataset.images) == annotations

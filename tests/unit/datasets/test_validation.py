@@ -13,32 +13,32 @@ from msgspec.structs import replace
 from PIL import Image
 from support.annotations import (
     SIZE,
-    coco,
     describe_problems,
     encode_compressed,
     encode_uncompressed,
+    find_dataset_problems,
+    make_coco_content,
     make_panoptic_content,
     make_segment_values,
-    problems_of,
     rectangle_mask,
     write_coco,
+    write_image,
     write_instance_png,
+    write_label_png,
     write_panoptic,
-    write_picture,
-    write_values,
 )
 
 from streamseg.config.training import CocoData, DataConfig, PatternData
 from streamseg.datasets import (
     Problem,
-    check,
-    check_learnable,
-    check_measurable,
+    check_evaluable,
+    check_trainable,
+    find_problems,
     open_dataset,
 )
 from streamseg.errors import DataError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.image_file import read_labels
+from streamseg.sources.image_file import read_label_map
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -293,7 +293,7 @@ COCO_PROBLEMS: dict[str, tuple[Change, list[str]]] = {
 @pytest.mark.parametrize("kind", COCO_PROBLEMS)
 def test_coco_problem(tmp_path, kind):
     change, expected = COCO_PROBLEMS[kind]
-    content = coco()
+    content = make_coco_content()
     change(content)
     problems = describe_problems(write_coco(tmp_path, content), tmp_path)
     assert len(problems) == len(expected)
@@ -303,7 +303,7 @@ def test_coco_problem(tmp_path, kind):
 @pytest.mark.parametrize("write", [write_coco, write_panoptic, write_instance_png])
 def test_valid_dataset_has_no_problems(tmp_path, write):
     config = write(tmp_path)
-    assert problems_of(config, tmp_path) == []
+    assert find_dataset_problems(config, tmp_path) == []
     assert open_dataset(config, tmp_path).images
 
 
@@ -387,7 +387,9 @@ def test_panoptic_problem(tmp_path, kind):
 
 def test_panoptic_png_of_another_size(tmp_path):
     config = write_panoptic(tmp_path)
-    write_values(tmp_path / "segments" / "a.png", np.pad(make_segment_values(), ((0, 1), (0, 0))))
+    write_label_png(
+        tmp_path / "segments" / "a.png", np.pad(make_segment_values(), ((0, 1), (0, 0)))
+    )
     expected = ["image 3: segments/a.png is 20 x 17, the image 20 x 16"]
     assert describe_problems(config, tmp_path) == expected
 
@@ -410,8 +412,8 @@ def test_instance_png_image_without_mask_and_mask_without_image(tmp_path):
 
 def test_instance_png_duplicate_masks_and_images(tmp_path):
     config = write_instance_png(tmp_path)
-    write_values(tmp_path / "masks" / "q.png", np.zeros(SIZE, np.int32))
-    write_picture(tmp_path / "images" / "r.jpg")
+    write_label_png(tmp_path / "masks" / "q.png", np.zeros(SIZE, np.int32))
+    write_image(tmp_path / "images" / "r.jpg")
     assert describe_problems(config, tmp_path) == [
         "image 1: images/q.jpg has 2 masks, q.png, q_mask.png",
         "image 2: there are 2 images called r",
@@ -421,7 +423,7 @@ def test_instance_png_duplicate_masks_and_images(tmp_path):
 
 def test_instance_png_of_another_size_and_damaged(tmp_path):
     config = write_instance_png(tmp_path)
-    write_values(tmp_path / "masks" / "r.png", np.zeros((16, 21), np.int32))
+    write_label_png(tmp_path / "masks" / "r.png", np.zeros((16, 21), np.int32))
     damaged = tmp_path / "masks" / "s_mask.png"
     damaged.write_bytes(damaged.read_bytes()[:-30])
     size_problem, damage_problem = describe_problems(config, tmp_path)[::-1]
@@ -445,10 +447,10 @@ def test_unreadable_image(tmp_path, kind):
 def test_annotations_of_the_stored_image_are_a_problem_if_exif_rotates_it(
     tmp_path, orientation, extension
 ):
-    content = coco()
+    content = make_coco_content()
     content["images"][2]["file_name"] = f"rotated{extension}"
     config = write_coco(tmp_path, content)
-    write_picture(tmp_path / "images" / f"rotated{extension}", SIZE, orientation)
+    write_image(tmp_path / "images" / f"rotated{extension}", SIZE, orientation)
     expected = (
         f"image 40: images/rotated{extension}: it is 16 x 20, its annotations are for 20 x 16, as "
         f"it is before its EXIF orientation {orientation} turns it upright: turn the annotations, "
@@ -459,23 +461,23 @@ def test_annotations_of_the_stored_image_are_a_problem_if_exif_rotates_it(
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_annotations_of_the_upright_image_are_valid(tmp_path, orientation):
-    content = coco()
+    content = make_coco_content()
     height, width = SIZE if orientation < 5 else SIZE[::-1]
     content["images"][2] |= {"width": width, "height": height}
     config = write_coco(tmp_path, content)
-    write_picture(tmp_path / "images" / "empty.png", SIZE, orientation)
-    assert problems_of(config, tmp_path) == []
+    write_image(tmp_path / "images" / "empty.png", SIZE, orientation)
+    assert find_dataset_problems(config, tmp_path) == []
 
 
 def test_datasets_are_checked_separately(tmp_path):
     one, two = tmp_path / "data" / "one", tmp_path / "data" / "two"
     one.mkdir(parents=True)
     two.mkdir(parents=True)
-    content = coco()
+    content = make_coco_content()
     content["annotations"][0]["category_id"] = 99
     first = write_coco(one, content)
     second = write_coco(two)
-    write_picture(two / "images" / "a.png", (4, 5))
+    write_image(two / "images" / "a.png", (4, 5))
     train = (
         replace(first, images="one/images", annotations="one/set.json"),
         replace(second, images="two/images", annotations="two/set.json"),
@@ -484,7 +486,7 @@ def test_datasets_are_checked_separately(tmp_path):
         PatternData(url="test:?frames=0"),
     )
     val = (train[0], PatternData(url="test:?size=8x8&frames=2", name="fine"))
-    problems = check(DataConfig(root="data", train=train, val=val), tmp_path)
+    problems = find_problems(DataConfig(root="data", train=train, val=val), tmp_path)
     wrong_size = "it is 5 x 4, its annotations are for 20 x 16"
     texts = [str(problem).replace(f"{tmp_path}/", "") for problem in problems]
     assert texts == [
@@ -512,43 +514,43 @@ def test_label_maps_of_every_pixel_format(tmp_path):
         (Image.fromarray(np.concatenate([rgb, values[..., None]], 2)), rgb_values),
     ):
         image.save(file)
-        assert (read_labels(file, 100) == expected).all()
+        assert (read_label_map(file, 100) == expected).all()
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(values).save(file, exif=exif)
-    assert (read_labels(file, 100) == np.rot90(values, -1)).all()
+    assert (read_label_map(file, 100) == np.rot90(values, -1)).all()
     cv2.imwrite(str(file), np.zeros((3, 4, 3), np.uint16))
     with pytest.raises(BadImageError, match="isn't a PNG of labels: its pixels are rgb48be"):
-        read_labels(file, 100)
+        read_label_map(file, 100)
 
 
 def test_many_images_that_share_a_file(tmp_path):
-    content = coco()
+    content = make_coco_content()
     content["images"] = [content["images"][0] | {"id": number} for number in range(800)]
     content["annotations"] = [
         content["annotations"][number % 3] | {"id": number, "image_id": number}
         for number in range(800)
     ]
     content["annotations"][799] |= {"segmentation": encode_uncompressed(rectangle_mask(0, 0, 3, 3))}
-    assert problems_of(write_coco(tmp_path, content), tmp_path) == []
+    assert find_dataset_problems(write_coco(tmp_path, content), tmp_path) == []
 
 
 def test_datasets_without_usable_annotations_raise(tmp_path):
     valid = open_dataset(write_coco(tmp_path), tmp_path)
-    content = coco()
+    content = make_coco_content()
     for row in content["annotations"]:
         row["iscrowd"] = 1
     crowds = open_dataset(write_coco(tmp_path, content), tmp_path)
     content["annotations"] = []
     background = open_dataset(write_coco(tmp_path, content), tmp_path)
-    check_learnable([valid, background], stuff=False)
-    check_measurable(valid, stuff=False)
+    check_trainable([valid, background], stuff=False)
+    check_evaluable(valid, stuff=False)
     with pytest.raises(DataError, match=r"^set: .* all of its 6 annotations are marked as a crowd"):
-        check_learnable([valid, crowds], stuff=False)
+        check_trainable([valid, crowds], stuff=False)
     with pytest.raises(DataError, match=r"^set, set: .* its 3 images have no annotations$"):
-        check_learnable([background, background], stuff=False)
+        check_trainable([background, background], stuff=False)
     with pytest.raises(DataError, match=r"^set: .* its 3 images have no annotations$"):
-        check_measurable(background, stuff=False)
+        check_evaluable(background, stuff=False)
 
 
 def test_stuff_alone_is_usable_for_panoptic_models_only(tmp_path):
@@ -556,6 +558,6 @@ def test_stuff_alone_is_usable_for_panoptic_models_only(tmp_path):
     for segment in content["annotations"][0]["segments_info"]:
         segment["category_id"] = 200
     dataset = open_dataset(write_panoptic(tmp_path, content), tmp_path)
-    check_learnable([dataset], stuff=True)
+    check_trainable([dataset], stuff=True)
     with pytest.raises(DataError, match="its 1 images have no annotations"):
-        check_learnable([dataset], stuff=False)
+        check_trainable([dataset], stuff=False)

@@ -12,7 +12,7 @@ import pytest
 from support.paths import SHARED
 
 from streamseg.errors import DataError, StreamsegError
-from streamseg.evaluation import CocoScores, confusion, evaluate_coco
+from streamseg.evaluation import CocoScores, compute_confusion_matrix, evaluate_coco
 from streamseg.evaluation import coco_backends as backends
 from streamseg.evaluation.report import scores_to_dict
 from streamseg.evaluation.tables import make_coco_class_table, make_coco_table
@@ -325,7 +325,7 @@ def test_confusion_matrix(on):
         result(1, (10, 10, 20, 20), 0.6, image=2),  # same IoU as the next, lower score
         result(7, (10, 10, 20, 20), 0.7, image=2),
     ]
-    matrix = confusion(truth, results, on)
+    matrix = compute_confusion_matrix(truth, results, on)
     assert matrix.names == ("person", "car", "kite")
     expected = [
         # person car kite missed
@@ -335,19 +335,19 @@ def test_confusion_matrix(on):
         [2, 1, 0, 0],
     ]
     assert matrix.counts.tolist() == expected
-    assert confusion(truth, results, on, score=0.3).counts[2, 3] == 0
+    assert compute_confusion_matrix(truth, results, on, score=0.3).counts[2, 3] == 0
 
 
 def test_confusion_matrix_matches_the_largest_ious_first():
     """The first prediction has a larger IoU with the person, so that the car is missed."""
     truth = coco(annotation(1, 1, (10, 10, 20, 20)), annotation(2, 3, (18, 10, 20, 20)))
     results = [result(1, (12, 10, 20, 20)), result(1, (5, 10, 20, 20))]
-    matrix = confusion(truth, results, "boxes")
+    matrix = compute_confusion_matrix(truth, results, "boxes")
     assert matrix.counts.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
 
 
 def test_confusion_matrix_of_empty_data():
-    assert not confusion(coco(), [], "masks").counts.any()
+    assert not compute_confusion_matrix(coco(), [], "masks").counts.any()
 
 
 def test_coco_tables_and_json():
@@ -369,4 +369,8 @@ def test_coco_tables_and_json():
         "truths": 0,
     }
     assert len(plain["curves"]["recall"]) == 101
-    assert scores_to_dict(confusion(truth, results, "boxes"))["names"] == ["person", "car", "kite"]
+    assert scores_to_dict(compute_confusion_matrix(truth, results, "boxes"))["names"] == [
+        "person",
+        "car",
+        "kite",
+    ]

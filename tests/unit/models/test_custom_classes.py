@@ -15,7 +15,7 @@ from streamseg.config import ModelConfig, Thresholds
 from streamseg.config.class_names import parse_class_names
 from streamseg.config.training import load_evaluation_config
 from streamseg.errors import ConfigError, UsageError, WeightsError
-from streamseg.evaluation.evaluator import with_model
+from streamseg.evaluation.evaluator import override_model
 from streamseg.models import load_model
 from streamseg.models.categories import Categories
 from streamseg.models.loading import _build, _family, start_model
@@ -312,10 +312,10 @@ def test_an_evaluation_takes_the_names_of_the_command_line(tmp_path):
         "data: {val: [{format: coco, images: images, annotations: a.json}]}"
     )
     evaluation = load_evaluation_config(tmp_path / "a.yaml", [])
-    named = with_model(evaluation, None, "mine.pth", "bolt,nut")
+    named = override_model(evaluation, None, "mine.pth", "bolt,nut")
     assert named.model == ModelConfig(weights="mine.pth", class_names=("bolt", "nut"))
     with pytest.raises(ConfigError, match="'bolt' twice"):
-        with_model(evaluation, None, None, "bolt,bolt")
+        override_model(evaluation, None, None, "bolt,bolt")
 
 
 def test_process_writes_the_names_that_the_command_line_gives(streamseg, nanomask_file):

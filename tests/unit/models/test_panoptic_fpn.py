@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.overfitting import learn_by_heart
-from support.panoptic import write_world
+from support.overfitting import overfit_dataset
+from support.panoptic import write_panoptic_dataset
 from support.parity import PIXELS, assert_same_instances, assert_same_tensor, fixture, picture
 from torch.nn.functional import interpolate
 
@@ -206,7 +206,7 @@ def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(model):
 @pytest.mark.timeout(900)
 def test_it_learns_eight_pictures_by_heart(tmp_path):
     """Of 128 x 96 pixels: there must be room for what counts as stuff at all."""
-    write_world(tmp_path, 8, first=14, scale=2)
+    write_panoptic_dataset(tmp_path, 8, first=14, scale=2)
     data = {
         "format": "panoptic",
         "images": "images",
@@ -214,7 +214,7 @@ def test_it_learns_eight_pictures_by_heart(tmp_path):
         "segments": "panoptic",
         "name": "by heart",
     }
-    measures = learn_by_heart(
+    measures = overfit_dataset(
         tmp_path,
         "panoptic_fpn_r50",
         data,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.overfitting import ap_by_heart, batch_norms
+from support.overfitting import find_batch_norms, overfit_pattern
 from support.parity import NOISE, assert_same_instances, assert_same_tensor, fixture, picture
 from torch.nn.functional import interpolate
 
@@ -506,7 +506,7 @@ def test_deformable_convolutions_run_where_the_network_runs_in_bf16():
 @pytest.mark.timeout(600)
 def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
     """Of 32 pixels enlarged four times: then a pixel of a mask, at stride 4, is one of theirs."""
-    ap = ap_by_heart(
+    ap = overfit_pattern(
         tmp_path,
         "solov2_light_r18",
         "test:?size=32x32&frames=8&fps=4&objects=2&seed=14",
@@ -517,7 +517,7 @@ def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
             "rates": {"kernel.": 0.05},  # it sums thousands of inputs that are never negative
             "weight_decay": 0,
             "clip": 10,
-            "frozen": batch_norms("solov2_light_r18"),
+            "frozen": find_batch_norms("solov2_light_r18"),
         },
         schedule={"warmup": 20},
     )

@@ -13,17 +13,17 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from support.annotations import problems_of
+from support.annotations import find_dataset_problems
 from support.commands import Run
 from support.panoptic import (
     NAME,
     SIZE,
-    ideal,
-    ideal_weights,
-    panoptic_json,
-    process,
-    stand_in,
-    write_world,
+    load_ideal_model,
+    process_panoptic,
+    read_panoptic_json,
+    use_color_model,
+    write_ideal_weights,
+    write_panoptic_dataset,
 )
 from support.processes import files_no_larger_than
 from support.publishers import panoptic_result
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def family(monkeypatch):
-    stand_in(monkeypatch)
+    use_color_model(monkeypatch)
 
 
 def ids_of(png):
@@ -63,11 +63,13 @@ def messages_of(folder):
 
 
 def test_pngs_and_json_hold_the_segments_of_the_results(tmp_path):
-    write_world(tmp_path / "world")
-    folder = process(ideal(tmp_path), tmp_path / "world" / "images", tmp_path / "out")
+    write_panoptic_dataset(tmp_path / "world")
+    folder = process_panoptic(
+        load_ideal_model(tmp_path), tmp_path / "world" / "images", tmp_path / "out"
+    )
     names = ["annotated.mp4", "panoptic", "panoptic.json", "results.jsonl", "summary.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    written = panoptic_json(folder)
+    written = read_panoptic_json(folder)
     assert written["categories"] == [
         {"id": 1, "name": "disc", "isthing": 1},
         {"id": 2, "name": "sky", "isthing": 0},
@@ -95,14 +97,16 @@ def test_pngs_and_json_hold_the_segments_of_the_results(tmp_path):
 
 
 def test_panoptic_output_is_a_valid_dataset_with_a_pq_of_1_against_itself(streamseg: Run, tmp_path):
-    write_world(tmp_path / "world")
-    folder = process(ideal(tmp_path), tmp_path / "world" / "images", tmp_path / "out")
+    write_panoptic_dataset(tmp_path / "world")
+    folder = process_panoptic(
+        load_ideal_model(tmp_path), tmp_path / "world" / "images", tmp_path / "out"
+    )
     config = PanopticData(
         images=str(tmp_path / "world" / "images"),
         annotations="panoptic.json",
         segments="panoptic",
     )
-    assert problems_of(config, folder) == []
+    assert find_dataset_problems(config, folder) == []
     made = open_dataset(config, folder)
     sample = load_sample(made, made.images[0], ("disc",), 0, ("grass", "sky"))
     assert sample.targets.stuff.unique().tolist() == [0, 1, 2]
@@ -118,22 +122,24 @@ def test_panoptic_output_is_a_valid_dataset_with_a_pq_of_1_against_itself(stream
 
 
 def test_pngs_of_a_video_are_named_by_frame_index(tmp_path):
-    folder = process(ideal(tmp_path), "test:?size=64x48&frames=5&objects=2", tmp_path / "out")
+    folder = process_panoptic(
+        load_ideal_model(tmp_path), "test:?size=64x48&frames=5&objects=2", tmp_path / "out"
+    )
     names = [f"{number:06}.png" for number in range(5)]
     assert sorted(path.name for path in (folder / "panoptic").iterdir()) == names
-    written = panoptic_json(folder)
+    written = read_panoptic_json(folder)
     assert [entry["file_name"] for entry in written["annotations"]] == names
     assert [image["id"] for image in written["images"]] == [0, 1, 2, 3, 4]
 
 
 def test_images_that_differ_in_their_suffix_get_separate_pngs(tmp_path):
-    write_world(tmp_path / "world", count=1)
+    write_panoptic_dataset(tmp_path / "world", count=1)
     images = tmp_path / "world" / "images"
     for name in ("00.bmp", "00.png.bmp", "a\nb.bmp"):
         assert cv2.imwrite(str(images / "new.bmp"), cv2.imread(str(images / "00.png")))
         (images / "new.bmp").rename(images / name)
-    folder = process(ideal(tmp_path), images, tmp_path / "out")
-    written = panoptic_json(folder)
+    folder = process_panoptic(load_ideal_model(tmp_path), images, tmp_path / "out")
+    written = read_panoptic_json(folder)
     names = [entry["file_name"] for entry in written["annotations"]]
     assert len(set(names)) == 4
     assert {path.name for path in (folder / "panoptic").iterdir()} == set(names)
@@ -144,8 +150,10 @@ def test_images_that_differ_in_their_suffix_get_separate_pngs(tmp_path):
 
 
 def test_stuff_is_drawn_in_the_video(tmp_path):
-    write_world(tmp_path / "world")
-    folder = process(ideal(tmp_path), tmp_path / "world" / "images", tmp_path / "out")
+    write_panoptic_dataset(tmp_path / "world")
+    folder = process_panoptic(
+        load_ideal_model(tmp_path), tmp_path / "world" / "images", tmp_path / "out"
+    )
     with av.open(str(folder / "annotated.mp4")) as video:
         shown = next(video.decode(video=0)).to_ndarray(format="rgb24").astype(int)
     message = messages_of(folder)[0]
@@ -163,8 +171,8 @@ def test_stuff_is_drawn_in_the_video(tmp_path):
 
 
 def test_a_service_publishes_the_segments_that_a_recorded_run_writes(tmp_path):
-    write_world(tmp_path / "world")
-    model, images = ideal(tmp_path), tmp_path / "world" / "images"
+    write_panoptic_dataset(tmp_path / "world")
+    model, images = load_ideal_model(tmp_path), tmp_path / "world" / "images"
     service = Service(
         Config(
             sources=(SourceConfig(url=str(images), name="images"),),
@@ -176,7 +184,7 @@ def test_a_service_publishes_the_segments_that_a_recorded_run_writes(tmp_path):
     with connect(service.endpoints["masks"], frames="annotated", timeout=30) as subscriber:
         received = list(subscriber)
     service.wait()
-    recorded = messages_of(process(model, images, tmp_path / "out"))
+    recorded = messages_of(process_panoptic(model, images, tmp_path / "out"))
     assert [protocol.to_recorded(each.message) for each in received] == recorded
     for each in received:
         picture = cv2.imread(str(images / each.item))[..., ::-1].copy()
@@ -196,7 +204,7 @@ def test_tracking_keeps_the_segments(tmp_path):
 
 
 def test_a_model_without_panoptic_results_is_refused_before_the_run(streamseg: Run, tmp_path):
-    write_world(tmp_path / "world")
+    write_panoptic_dataset(tmp_path / "world")
     ended = streamseg("process", "world/images", "--out", "out", "--panoptic")
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == (
@@ -206,8 +214,8 @@ def test_a_model_without_panoptic_results_is_refused_before_the_run(streamseg: R
 
 
 def test_process_writes_panoptic_files_only_with_the_option(streamseg: Run, tmp_path):
-    write_world(tmp_path / "world")
-    weights = ideal_weights(tmp_path / "w.safetensors")
+    write_panoptic_dataset(tmp_path / "world")
+    weights = write_ideal_weights(tmp_path / "w.safetensors")
     given = ("process", "world/images", "--model", NAME, "--weights", weights)
     assert streamseg(*given, "--out", "plain").returncode == 0
     assert streamseg(*given, "--out", "divided", "--panoptic").returncode == 0
@@ -219,12 +227,12 @@ def test_process_writes_panoptic_files_only_with_the_option(streamseg: Run, tmp_
 
 
 def test_a_second_run_replaces_the_first_with_its_pngs(tmp_path):
-    write_world(tmp_path / "world", count=4)
-    model = ideal(tmp_path)
-    process(model, tmp_path / "world" / "images", tmp_path / "out")
+    write_panoptic_dataset(tmp_path / "world", count=4)
+    model = load_ideal_model(tmp_path)
+    process_panoptic(model, tmp_path / "world" / "images", tmp_path / "out")
     (tmp_path / "world" / "images" / "02.png").unlink()
-    folder = process(model, tmp_path / "world" / "images", tmp_path / "out")
-    names = [entry["file_name"] for entry in panoptic_json(folder)["annotations"]]
+    folder = process_panoptic(model, tmp_path / "world" / "images", tmp_path / "out")
+    names = [entry["file_name"] for entry in read_panoptic_json(folder)["annotations"]]
     assert names == ["00.png", "01.png", "03.png"]
     assert sorted(path.name for path in (folder / "panoptic").iterdir()) == names
 
@@ -349,7 +357,7 @@ def test_frames_are_released_after_writing(tmp_path):
 @pytest.mark.timeout(60)
 def test_an_interrupted_run_completes_the_json_file(tmp_path):
     """Both signals complete the JSON file, and every PNG that it refers to exists."""
-    model = ideal(tmp_path)
+    model = load_ideal_model(tmp_path)
     url = "test:?size=64x48&frames=100000&objects=2"
     config = Config(sources=(SourceConfig(url=url, name="test"),))
     folder = tmp_path / "out" / "test"
@@ -363,7 +371,7 @@ def test_an_interrupted_run_completes_the_json_file(tmp_path):
         runs.append(Processor(config, model, tmp_path / "out", progress, panoptic=True))
         (outcome,) = runs[-1].run()
         assert outcome.state == "interrupted"
-        written = panoptic_json(folder)
+        written = read_panoptic_json(folder)
         names = {entry["file_name"] for entry in written["annotations"]}
         assert {path.name for path in (folder / "panoptic").iterdir()} == names
         assert end is Processor.abort or len(names) == len(messages_of(folder)) >= 5

@@ -18,7 +18,13 @@ from support.media import (
 
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError, NoFramesError, SourceError
-from streamseg.sources import ImageFiles, TestPattern, VideoFile, expand_inputs, open_source
+from streamseg.sources import (
+    ImageSequenceSource,
+    TestPattern,
+    VideoFileSource,
+    expand_inputs,
+    open_source,
+)
 from streamseg.sources.base import MIN_TICK, LazyFrame, _Choice
 
 pytestmark = pytest.mark.timeout(60)
@@ -135,8 +141,8 @@ def test_name_defaults_to_the_file_name():
 
 
 def test_url_determines_the_kind_of_source():
-    assert isinstance(open_source(sample_config("ok.mp4")), VideoFile)
-    assert isinstance(open_source(sample_config("still.png")), ImageFiles)
+    assert isinstance(open_source(sample_config("ok.mp4")), VideoFileSource)
+    assert isinstance(open_source(sample_config("still.png")), ImageSequenceSource)
     assert isinstance(open_source(SourceConfig(url="test:")), TestPattern)
     assert not any(open_source(sample_config(n)).live for n in ("ok.mp4", "still.png"))
 

@@ -12,7 +12,7 @@ from support.still_images import build_tiff, encode_image, exif_block, smooth_im
 from streamseg.config import SourceConfig
 from streamseg.sources import open_source
 from streamseg.sources.base import BadImageError
-from streamseg.sources.image_file import read_image, read_image_file, read_orientation
+from streamseg.sources.image_file import read_exif_orientation, read_image, read_image_file
 
 pytestmark = pytest.mark.timeout(60)
 PIXELS = smooth_image(40, 56)
@@ -52,7 +52,7 @@ def test_second_jpeg_after_the_first_does_not_affect_the_orientation(
     path = save_file(
         tmp_path, encode_jpeg(first) + between + encode_jpeg(second, smooth_image(40, 56, 1))
     )
-    assert read_orientation(path, 10**6) == (first or 1)
+    assert read_exif_orientation(path, 10**6) == (first or 1)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
     assert np.abs(read_image(path, 10**6).astype(int) - expected).max() <= 4
     assert read_image_file(path, 10**6).header.images == 2
@@ -70,7 +70,7 @@ def test_second_jpeg_after_the_first_does_not_affect_the_orientation(
 @pytest.mark.parametrize("orientation", [None, 3])
 def test_other_segments_do_not_affect_the_orientation(tmp_path, other, orientation):
     path = save_file(tmp_path, insert_segments(encode_jpeg(orientation), other))
-    assert read_orientation(path, 10**6) == (orientation or 1)
+    assert read_exif_orientation(path, 10**6) == (orientation or 1)
     assert read_image_file(path, 10**6).header.images == 1
 
 
@@ -79,21 +79,21 @@ def test_orientation_of_a_thumbnail_is_ignored(tmp_path):
     thumbnail = exif_block(6)[8:]  # a second directory, linked from the first
     linked = block[:-4] + struct.pack("<I", len(block)) + thumbnail
     path = save_file(tmp_path, encode_jpeg(exif=b"Exif\0\0" + linked + encode_jpeg(8)))
-    assert read_orientation(path, 10**6) == 3
+    assert read_exif_orientation(path, 10**6) == 3
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
 @pytest.mark.parametrize("kind", [1, 3, 4])
 def test_orientation_out_of_range_is_upright(tmp_path, orientation, kind):
     path = save_file(tmp_path, encode_jpeg(exif=b"Exif\0\0" + exif_block(orientation, ">", kind)))
-    assert read_orientation(path, 10**6) == 1
+    assert read_exif_orientation(path, 10**6) == 1
     assert read_image(path, 10**6).shape == PIXELS.shape
 
 
 @pytest.mark.parametrize("length", range(0, 22, 3))
 def test_truncated_exif_is_upright(tmp_path, length):
     path = save_file(tmp_path, encode_jpeg(exif=b"Exif\0\0" + exif_block(6)[:length]))
-    assert read_orientation(path, 10**6) == 1
+    assert read_exif_orientation(path, 10**6) == 1
     assert read_image(path, 10**6).shape == PIXELS.shape
 
 

@@ -15,7 +15,7 @@ from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError, TooLargeError
 from streamseg.sources import expand_inputs, open_source
 from streamseg.sources.base import BadImageError
-from streamseg.sources.image_file import IMAGE_ENDINGS, read_image
+from streamseg.sources.image_file import IMAGE_EXTENSIONS, read_image
 from streamseg.sources.inputs import natural_key
 
 pytestmark = pytest.mark.timeout(60)
@@ -229,4 +229,4 @@ def test_damaged_image_gives_an_image_within_the_limit_or_is_refused(
 def test_natural_key_orders_any_names():
     names = ["b", "a10", "a2", "A1", "10", "9", "a", "", "²", "a٣"]
     assert sorted(names, key=natural_key)[:4] == ["", "9", "10", "a"]
-    assert all(extension == extension.lower() for extension in IMAGE_ENDINGS)
+    assert all(extension == extension.lower() for extension in IMAGE_EXTENSIONS)

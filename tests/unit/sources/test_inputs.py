@@ -15,7 +15,7 @@ from streamseg.cli import main
 from streamseg.config import SourceConfig, source_names
 from streamseg.errors import NoFramesError
 from streamseg.protocol.encoding import escape_undecodable
-from streamseg.sources import Input, find_inputs, open_source, place_outputs
+from streamseg.sources import Input, assign_output_folders, find_inputs, open_source
 
 pytestmark = pytest.mark.timeout(120)
 JPEG = encode_image(smooth_image(40, 56), "JPEG")
@@ -36,7 +36,7 @@ def find_urls_and_folders(path, **options):
 
 def assign_folders(inputs):
     names = source_names([("", each.url) for each in inputs])
-    return [str(each.folder) for each in place_outputs(inputs, names)]
+    return [str(each.folder) for each in assign_output_folders(inputs, names)]
 
 
 def read_summaries(out):

@@ -81,7 +81,7 @@ def test_size_over_the_limit_is_refused():
 def test_ground_truth_matches_the_pixels(seed, index, objects, size):
     height, width = size
     source = open_pattern(f"?size={width}x{height}&objects={objects}&seed={seed}")
-    image, truth = source.render(index), source.truth(index)
+    image, truth = source.render(index), source.ground_truth(index)
     background = open_pattern(f"?size={width}x{height}&objects=0&seed={seed}")
     assert image.shape == (height, width, 3)
     assert truth.size == size
@@ -100,7 +100,7 @@ def test_ground_truth_matches_the_pixels(seed, index, objects, size):
 
 
 def test_shapes_match_their_labels():
-    truth = open_pattern("?objects=12&seed=3&size=640x360").truth(0)
+    truth = open_pattern("?objects=12&seed=3&size=640x360").ground_truth(0)
     seen = set()
     for mask, label in zip(truth.masks, truth.labels, strict=True):
         x1, y1, x2, y2 = mask.box
@@ -115,7 +115,7 @@ def test_shapes_match_their_labels():
 
 def test_objects_overlap_and_get_a_new_track_id_when_they_return():
     source = open_pattern("?size=320x180&objects=8&seed=1")
-    present = [set(source.truth(index).track_ids.tolist()) for index in range(0, 2000, 5)]
+    present = [set(source.ground_truth(index).track_ids.tolist()) for index in range(0, 2000, 5)]
     spans = {}
     for step, ids in enumerate(present):
         for track in ids:
@@ -123,7 +123,7 @@ def test_objects_overlap_and_get_a_new_track_id_when_they_return():
     assert len(spans) > 16
     assert any(not {1, 2, 3, 4, 5, 6, 7, 8} & ids for ids in present[-1:])
     has_occlusion = [
-        sum(source.truth(i).masks.areas)
+        sum(source.ground_truth(i).masks.areas)
         < sum(np.count_nonzero(source._locate(s, i)[1]) for s in source._shapes)
         for i in range(0, 200, 10)
     ]
@@ -132,9 +132,9 @@ def test_objects_overlap_and_get_a_new_track_id_when_they_return():
 
 def test_objects_move_smoothly():
     source = open_pattern("?objects=6&seed=2")
-    previous = source.truth(0)
+    previous = source.ground_truth(0)
     for index in range(1, 100):
-        current = source.truth(index)
+        current = source.ground_truth(index)
         shared = np.intersect1d(previous.track_ids, current.track_ids)
         assert len(shared) >= len(current) - 1
         for track in shared:

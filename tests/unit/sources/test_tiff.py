@@ -11,7 +11,7 @@ from support.still_images import build_tiff, encode_image, smooth_image, strip_p
 
 from streamseg.errors import TooLargeError
 from streamseg.sources.base import BadImageError
-from streamseg.sources.image_file import read_image, read_image_file, read_orientation
+from streamseg.sources.image_file import read_exif_orientation, read_image, read_image_file
 
 pytestmark = pytest.mark.timeout(60)
 PIXELS = smooth_image(90, 130)
@@ -152,7 +152,7 @@ def test_orientation_is_that_of_the_main_image(tmp_path, orientation):
         image.load()
         expected = np.asarray(image)
     assert max_difference(path, expected) == 0
-    assert read_orientation(path, 10**6) == orientation
+    assert read_exif_orientation(path, 10**6) == orientation
 
 
 def test_too_large_image_or_tile_is_refused_before_decoding(tmp_path):
