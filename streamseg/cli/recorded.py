@@ -89,7 +89,7 @@ def process(
     """
     from streamseg.cli.terminal import ProgressReport, listing
     from streamseg.recording.process import Processor
-    from streamseg.service.service import load_configured
+    from streamseg.service.service import load_configured_model
     from streamseg.sources import assign_output_folders, find_inputs
 
     selection = {"stride": stride, "max_fps": max_fps, "start": start, "end": end}
@@ -105,7 +105,7 @@ def process(
     names = [source.name for source in config.sources[-len(found) :]]
     output_folders = dict(zip(names, assign_output_folders(found, names), strict=True))
     with ProgressReport() as progress:
-        segmenter = load_configured(config)
+        segmenter = load_configured_model(config)
         run = Processor(
             config, segmenter, folder, progress, panoptic=panoptic, inputs=output_folders
         )

@@ -74,8 +74,8 @@ class Metrics:
             "streamseg_in_flight_frames", "Frames in flight", source, registry=self.registry
         )
         self.instances = self._counter("instances", "Instances found", source)
-        self.pictures = self._counter("pictures", "Images annotated and encoded", source)
-        self.pictures_dropped = self._counter(
+        self.images = self._counter("pictures", "Images annotated and encoded", source)
+        self.images_dropped = self._counter(
             "dropped_pictures", "Images dropped because the encoder was late", source
         )
         self.messages_dropped = self._counter(
@@ -123,7 +123,7 @@ class Metrics:
         self.refused = self._counter(
             "refused_connections", "Connections refused or aborted", ("reason",)
         )
-        self.well = Gauge(
+        self.healthy = Gauge(
             "streamseg_well",
             "1 unless something is wrong with the service itself",
             registry=self.registry,
@@ -185,9 +185,9 @@ class Metrics:
         for gauge in (self.source_state, self.age_p99):
             gauge.remove_by_labels({"source": source})
 
-    def pictures_dropped_total(self) -> int:
+    def images_dropped_total(self) -> int:
         """Return the number of images dropped so far, over all sources."""
-        samples = (s for metric in self.pictures_dropped.collect() for s in metric.samples)
+        samples = (s for metric in self.images_dropped.collect() for s in metric.samples)
         return int(sum(s.value for s in samples if s.name.endswith("_total")))
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:

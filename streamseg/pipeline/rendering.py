@@ -59,7 +59,7 @@ def encode_images(
         if not annotated and not plain:
             continue
         if max(result.frame.size) > MAX_JPEG_SIDE:
-            metrics.pictures_dropped.labels(result.source).inc()
+            metrics.images_dropped.labels(result.source).inc()
             if result.source not in too_large:
                 too_large.add(result.source)
                 log.warning(
@@ -74,5 +74,5 @@ def encode_images(
             encode_jpeg(result.frame.image, quality) if plain else None,
         )
         metrics.stage_seconds.labels("paint").observe(time.perf_counter() - started)
-        metrics.pictures.labels(result.source).inc()
+        metrics.images.labels(result.source).inc()
         yield images

@@ -49,7 +49,7 @@ class SourceThresholds:
         self.default = self._resolve(default)
 
     @classmethod
-    def of(cls, config: Config, model: Model) -> SourceThresholds:
+    def from_config(cls, config: Config, model: Model) -> SourceThresholds:
         """Return the thresholds of a config.
 
         Raises:

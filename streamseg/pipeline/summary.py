@@ -109,7 +109,7 @@ class RunStatistics:
                 timing_ms={
                     s: float(np.median([t[s] for t in self._timings if s in t])) for s in stages
                 },
-                pictures_dropped=self._metrics.pictures_dropped_total(),
+                pictures_dropped=self._metrics.images_dropped_total(),
             )
 
     def _source_summary(self, account: AccountSnapshot) -> SourceSummary:

@@ -40,7 +40,7 @@ from streamseg.pipeline.stages import SourceThresholds, find_tracker, infer, rea
 from streamseg.pipeline.summary import Progress, RunStatistics, Summary
 from streamseg.sinks.base import PluginSink, Sink, load_sinks, run_sink
 from streamseg.sinks.files.panoptic import PanopticFiles
-from streamseg.sinks.files.part_file import make_folder, make_subfolder, writing
+from streamseg.sinks.files.part_file import make_folder, make_subfolder, output_errors
 from streamseg.sinks.files.results import (
     IsolatedOutput,
     OutputFile,
@@ -129,7 +129,7 @@ class Processor:
         self._sinks = load_sinks(config.sinks, "block")
         self._config = config
         self._model = model
-        self._thresholds = SourceThresholds.of(config, model)
+        self._thresholds = SourceThresholds.from_config(config, model)
         self._out = out
         self._progress = progress
         self._panoptic = panoptic
@@ -173,7 +173,7 @@ class Processor:
         output = self._inputs.get(config.name, Input(config.url, PurePath(config.name)))
         folder = self._out / output.folder
         make_subfolder(self._out, output.folder)
-        with writing(folder / "summary.json"):
+        with output_errors(folder / "summary.json"):
             (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run into this folder
         files: list[OutputFile] = [VideoFile(folder / "annotated.mp4")]
         if self._panoptic:

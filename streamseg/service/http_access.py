@@ -29,7 +29,7 @@ AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253})(:\d{1,5})?", re.AS
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class HostNames:
     """Host names of a server, as clients send them in ``Host``.
 
     Attributes:
@@ -41,7 +41,7 @@ class Names:
     option: str
 
     @classmethod
-    def of(cls, host: str, port: int, allowed: Iterable[str], option: str) -> Names:
+    def of(cls, host: str, port: int, allowed: Iterable[str], option: str) -> HostNames:
         """Return the names of a server that is bound to ``host`` and ``port``.
 
         Args:
@@ -85,7 +85,7 @@ class Names:
         return ""
 
 
-def hasty(most: int, within: float) -> type[H11Protocol]:
+def limited_protocol(most: int, within: float) -> type[H11Protocol]:
     """Return uvicorn's HTTP protocol with a limit of connections and of their duration.
 
     Args:

@@ -36,7 +36,7 @@ from streamseg.errors import (
     redact_address,
 )
 from streamseg.protocol.address import Address
-from streamseg.service.http_access import ClosingServer, Names, hasty
+from streamseg.service.http_access import ClosingServer, HostNames, limited_protocol
 from streamseg.service.service import Service
 from streamseg.service.source_session import SourceSession
 from streamseg.service.source_set import Reloaded
@@ -127,7 +127,7 @@ class HttpApi:
         port = self._socket.getsockname()[1]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         try:
-            names = Names.of(host, port, settings.hosts, "control.hosts")
+            names = HostNames.of(host, port, settings.hosts, "control.hosts")
         except UsageError as error:
             self._socket.close()
             self._reserve.close()
@@ -136,7 +136,7 @@ class HttpApi:
         self._server = _Server(
             uvicorn.Config(
                 _AccessCheck(app, names, token),
-                http=hasty(MAX_CONNECTIONS, CONNECTION_TIMEOUT),
+                http=limited_protocol(MAX_CONNECTIONS, CONNECTION_TIMEOUT),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -293,7 +293,7 @@ class _Endpoints:
 class _AccessCheck:
     """ASGI middleware that checks ``Host``, ``Origin`` and the token."""
 
-    def __init__(self, app: ASGIApp, names: Names, token: str) -> None:
+    def __init__(self, app: ASGIApp, names: HostNames, token: str) -> None:
         self._app = app
         self._names = names
         self._token = token.encode()

@@ -18,7 +18,7 @@ MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Controlled:
+class HttpApiClient:
     """Client of a service's HTTP API.
 
     Every method raises ``StreamsegError`` if the service can't be reached or refuses the request.

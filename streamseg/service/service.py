@@ -55,8 +55,8 @@ class Service:
         sinks = load_sinks(config.sinks, "drop_oldest")
         opened = [OpenedSource(open_source(source), source) for source in config.sources]
         check_capacity(config.publish, (), [each.source for each in opened])
-        self._model = model or _warmed_up(load_configured(config))
-        thresholds = SourceThresholds.of(config, self._model)
+        self._model = model or warm_up_model(load_configured_model(config))
+        thresholds = SourceThresholds.from_config(config, self._model)
         self._pipeline = ServicePipeline(config, self._model, thresholds, sinks, self.metrics)
         self.sources = SourceSet(config, opened, thresholds, self._pipeline, self.metrics)
         self._started = False
@@ -131,7 +131,7 @@ class Service:
         return ""
 
 
-def load_configured(config: Config) -> Model:
+def load_configured_model(config: Config) -> Model:
     """Return the model that a config names, and set the number of threads of its forward.
 
     Raises:
@@ -155,7 +155,7 @@ def load_configured(config: Config) -> Model:
     )
 
 
-def _warmed_up(model: Model) -> Model:
+def warm_up_model(model: Model) -> Model:
     """Return the model after its first inference."""
     model.warm_up()
     return model

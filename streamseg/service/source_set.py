@@ -195,7 +195,7 @@ class SourceSet:
         Raises:
             StreamsegError: a source can't be opened, or a threshold or another option is wrong.
         """
-        SourceThresholds.of(config, self.thresholds.model)
+        SourceThresholds.from_config(config, self.thresholds.model)
         new = {source.name: source for source in config.sources}
         opened = self._open_changed(new)  # may take long: not under the lock
         with self._lock:

@@ -61,7 +61,7 @@ class Supervisor:
         self._http_api = HttpApi(service, config, reload) if config.control.enabled else None
 
     @property
-    def control_address(self) -> str | None:
+    def http_api_address(self) -> str | None:
         """Address of the HTTP API, None if it is off."""
         return None if self._http_api is None else self._http_api.address
 
@@ -72,7 +72,7 @@ class Supervisor:
             StageError: a stage of the service failed; its cause is chained.
         """
         self._service.metrics.ready.set_function(lambda: float(self._service.ready))
-        self._service.metrics.well.set_function(lambda: float(not self._service.health_problem))
+        self._service.metrics.healthy.set_function(lambda: float(not self._service.health_problem))
         threading.Thread(target=self._report, name="watchdog", daemon=True).start()
         # The objects that exist now stay. Scanning all of them in each full collection would stop
         # every thread for a fifth of a second.

@@ -256,7 +256,7 @@ class ServicePipeline:
         self.drain.check(frame.source)
 
     def _drop_image(self, result: Result) -> None:
-        self._metrics.pictures_dropped.labels(result.source).inc()
+        self._metrics.images_dropped.labels(result.source).inc()
         self.drain.settle_image(result.source)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamseg.errors import DataError
-from streamseg.sinks.files.part_file import append_bytes, writing
+from streamseg.sinks.files.part_file import append_bytes, output_errors
 from streamseg.sinks.files.results import write_bytes_atomically
 
 TEXT_COLUMNS = frozenset({"dataset", "on", "of"})
@@ -49,7 +49,7 @@ class CsvTable:
         if len(self.rows) == 1:
             self._rewrite()
             return
-        with writing(self.path):
+        with output_errors(self.path):
             append_bytes(self.path, (_format_line(row.values()) + "\n").encode())
 
     def _rewrite(self) -> None:

@@ -15,7 +15,7 @@ from streamseg.protocol.messages import MasksMessage, StatusMessage, parse_topic
 
 
 @dataclass(frozen=True)
-class Came:
+class ReceivedResult:
     """Result that was received; ``at`` is in monotonic seconds."""
 
     at: float
@@ -24,7 +24,7 @@ class Came:
 
 
 @dataclass(frozen=True)
-class Said:
+class ReceivedState:
     """Change of state that was received; ``at`` is in monotonic seconds."""
 
     at: float
@@ -43,8 +43,8 @@ class Observer:
     """
 
     def __init__(self, address: str) -> None:
-        self.came: dict[str, list[Came]] = {}
-        self.said: dict[str, list[Said]] = {}
+        self.results: dict[str, list[ReceivedResult]] = {}
+        self.states: dict[str, list[ReceivedState]] = {}
         self.latest: dict[str, StatusMessage] = {}
         self._over = threading.Event()
         self._socket = zmq.Context.instance().socket(zmq.SUB)
@@ -69,28 +69,28 @@ class Observer:
         began = time.monotonic()
         while not true():
             if time.monotonic() - began > within:
-                latest = {name: said[-3:] for name, said in self.said.items()}
+                latest = {name: said[-3:] for name, said in self.states.items()}
                 raise TimeoutError(f"not within {within:g} s: {what}; {latest}")
             time.sleep(0.02)
         return time.monotonic() - began
 
     def is_live(self, name: str) -> bool:
-        return bool(self.said.get(name)) and self.said[name][-1].state == "live"
+        return bool(self.states.get(name)) and self.states[name][-1].state == "live"
 
     def epochs(self, name: str) -> list[int]:
         """Return the epochs of a source's results, in order."""
-        return list(dict.fromkeys(came.epoch for came in self.came.get(name, [])))
+        return list(dict.fromkeys(came.epoch for came in self.results.get(name, [])))
 
-    def first_of(self, name: str, epoch: int) -> Came | None:
+    def first_of(self, name: str, epoch: int) -> ReceivedResult | None:
         """Return the first result of that epoch or a later one."""
-        return next((c for c in self.came.get(name, []) if c.epoch >= epoch), None)
+        return next((c for c in self.results.get(name, []) if c.epoch >= epoch), None)
 
-    def said_between(self, name: str, begin: float, end: float) -> list[Said]:
-        return [said for said in self.said.get(name, []) if begin <= said.at < end]
+    def states_between(self, name: str, begin: float, end: float) -> list[ReceivedState]:
+        return [said for said in self.states.get(name, []) if begin <= said.at < end]
 
-    def per_second(self, name: str, begin: float, seconds: int) -> list[int]:
+    def results_per_second(self, name: str, begin: float, seconds: int) -> list[int]:
         """Return the number of results received in each second."""
-        counts = Counter(int((came.at - begin) // 1) for came in self.came.get(name, []))
+        counts = Counter(int((came.at - begin) // 1) for came in self.results.get(name, []))
         return [counts[second] for second in range(seconds)]
 
     def _read(self) -> None:
@@ -101,16 +101,16 @@ class Observer:
             kind, source = parse_topic(topic)
             if kind == "masks":
                 message = decode(body, MasksMessage)
-                came = Came(time.monotonic(), message.epoch, message.size)
-                self.came.setdefault(source, []).append(came)
+                came = ReceivedResult(time.monotonic(), message.epoch, message.size)
+                self.results.setdefault(source, []).append(came)
             else:
                 self._record_status(source, decode(body, StatusMessage))
 
     def _record_status(self, source: str, status: StatusMessage) -> None:
         self.latest[source] = status
-        said = self.said.setdefault(source, [])
+        said = self.states.setdefault(source, [])
         if not said or (said[-1].state, said[-1].reason) != (status.state, status.reason):
-            said.append(Said(time.monotonic(), status.state, status.reason, status.epoch))
+            said.append(ReceivedState(time.monotonic(), status.state, status.reason, status.epoch))
 
 
 def balanced(status: StatusMessage) -> bool:

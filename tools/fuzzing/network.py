@@ -339,7 +339,7 @@ def _send_request(_folder: Path, _name: str, data: bytes) -> None:
     )
     service = LiveService(config, load_model("nanomask", weights="none", input_size=64))
     operation = Supervisor(service, config, None)
-    address = str(operation.control_address)
+    address = str(operation.http_api_address)
     thread = threading.Thread(target=operation.run, daemon=True)
     thread.start()
     port = int(address.rpartition(":")[2])

@@ -21,7 +21,13 @@ import msgspec
 import numpy as np
 
 from streamseg.protocol.encoding import escape_undecodable
-from streamseg.sinks.files.part_file import PartFile, PartFolder, part_path, write_whole, writing
+from streamseg.sinks.files.part_file import (
+    PartFile,
+    PartFolder,
+    output_errors,
+    part_path,
+    write_whole,
+)
 from streamseg.sinks.files.results import OutputFile
 from streamseg.structures.results import Frame, Result, Segment, SegmentMap, segment_map
 
@@ -65,7 +71,7 @@ class PanopticFiles(OutputFile):
         visible = [segment for segment in segments if segment.mask.area]
         image_name, segment_png_name = self._name_files(frame)
         ids = segment_map(visible, frame.size)
-        with writing(part_path(self.path.with_suffix("")) / segment_png_name):
+        with output_errors(part_path(self.path.with_suffix("")) / segment_png_name):
             self._folder.write_file(segment_png_name, _encode_png(ids))
         height, width = frame.size
         image = {"id": frame.index, "file_name": image_name, "height": height, "width": width}
@@ -75,15 +81,15 @@ class PanopticFiles(OutputFile):
             "file_name": segment_png_name,
             "segments_info": segments_info,
         }
-        with writing(self.path):
+        with output_errors(self.path):
             for file, entry in ((self._images, image), (self._file, annotation)):
                 write_whole(file, self._separator + msgspec.json.encode(entry))
         self._separator = b",\n"
 
     def _create(self) -> None:
-        with writing(self.path.with_suffix("")):
+        with output_errors(self.path.with_suffix("")):
             self._folder = PartFolder(self.path.with_suffix(""))
-        with writing(self.path):
+        with output_errors(self.path):
             self._file = PartFile(self.path)
             # Only one list of a JSON file can grow: the other one waits in a file without a name.
             self._images = tempfile.TemporaryFile(  # noqa: SIM115 - closed with the JSON file

@@ -257,7 +257,7 @@ def write_whole(file: io.RawIOBase, data: Buffer) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def output_errors(path: Path) -> Iterator[None]:
     """Turn an ``OSError`` inside into an ``OutputError`` of one line with the remedy.
 
     Raises:
@@ -266,10 +266,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path}: can't be written: {reason_of(error)}") from error
+        raise OutputError(f"{path}: can't be written: {describe_os_error(error)}") from error
 
 
-def reason_of(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Return the reason why something can't be written, and the remedy."""
     return _ADVICE.get(error.errno or 0, error.strerror or str(error))
 

@@ -21,7 +21,7 @@ from streamseg import protocol
 from streamseg.errors import OutputError
 from streamseg.pipeline.mailbox import Policy
 from streamseg.sinks.base import Sink, abort_sink
-from streamseg.sinks.files.part_file import PartFile, writing
+from streamseg.sinks.files.part_file import PartFile, output_errors
 from streamseg.structures.results import Image, Result
 
 if TYPE_CHECKING:
@@ -76,14 +76,14 @@ class OutputFile(ABC):
         """
         if self._is_open:
             self._is_open = False
-            with writing(self.path):
+            with output_errors(self.path):
                 self._complete()
 
     def abort(self) -> None:
         """Close the file without completing it; the ``.part`` stays, readable as far as it goes."""
         if self._is_open:
             self._is_open = False
-            with writing(self.path):
+            with output_errors(self.path):
                 self._leave()
 
     def __enter__(self) -> Self:
@@ -128,11 +128,11 @@ class ResultsFile(OutputFile):
         Raises:
             OutputError: it can't be written.
         """
-        with writing(self.path):
+        with output_errors(self.path):
             self._file.write(protocol.encode(message) + b"\n")
 
     def _create(self) -> None:
-        with writing(self.path):
+        with output_errors(self.path):
             self._file = PartFile(self.path)
 
     def _complete(self) -> None:
@@ -179,7 +179,7 @@ class VideoFile(OutputFile):
         """
         from streamseg.sinks.files.video import H264File
 
-        with writing(self.path):
+        with output_errors(self.path):
             if self._encoder is None:
                 size = image.shape[0], image.shape[1]
                 self._encoder = H264File(self._fragments, size, pixel_aspect, self.name)
@@ -193,7 +193,7 @@ class VideoFile(OutputFile):
                 f"{self.path}: writing video needs {error.name}: pip install 'streamseg[server]'"
             ) from None
         require_encoder()
-        with writing(self.path):
+        with output_errors(self.path):
             self._fragments = PartFile(self.path)
 
     def _complete(self) -> None:
@@ -291,7 +291,7 @@ def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
     Raises:
         OutputError: it can't be written.
     """
-    with writing(path):
+    with output_errors(path):
         file = PartFile(path)
         try:
             file.write(data)

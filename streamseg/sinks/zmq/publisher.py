@@ -197,7 +197,7 @@ class Publisher:
         self._metrics.messages_dropped.labels(self.name).inc()
 
     def _count_late_image(self, images: EncodedImages) -> None:
-        self._metrics.pictures_dropped.labels(images.source).inc()
+        self._metrics.images_dropped.labels(images.source).inc()
 
     # Incoming messages
 
@@ -274,7 +274,7 @@ class Publisher:
             message = self._encode(images.result, self._next_seq(topic))
             if len(message) > protocol.MAX_JSON_BYTES or len(jpeg) > protocol.MAX_JPEG_BYTES:
                 log.warning("%s: an image of %d bytes is too large", images.source, len(jpeg))
-                self._metrics.pictures_dropped.labels(images.source).inc()
+                self._metrics.images_dropped.labels(images.source).inc()
                 continue
             self._frames.send_multipart([topic, message, jpeg])
 

@@ -105,7 +105,7 @@ def test_the_health_check_of_the_image_follows_the_service(monkeypatch: pytest.M
     assert program == ["python", "-c"]
     assert f"127.0.0.1:{CONTROL_PORT}/healthz" in code
     with served(SourceConfig(url=PATTERN, name="gate")) as supervisor:
-        port = str(supervisor.control_address).rpartition(":")[2]
+        port = str(supervisor.http_api_address).rpartition(":")[2]
         code = code.replace(str(CONTROL_PORT), port)
         checked(sys.executable, "-c", code)
         monkeypatch.setattr(Service, "health_problem", "the model hangs")

@@ -24,7 +24,7 @@ from streamseg.models.base import Segmenter
 from streamseg.pipeline.metrics import Metrics
 from streamseg.service import http_api
 from streamseg.service.http_api import HttpApi, Reload
-from streamseg.service.http_client import Controlled
+from streamseg.service.http_client import HttpApiClient
 from streamseg.service.service import Service
 from streamseg.service.source_set import Reloaded
 from streamseg.service.supervisor import Supervisor
@@ -53,7 +53,7 @@ class Running:
     def __init__(self, made: Config, model: Segmenter, load: object = None) -> None:
         self.service = Service(made, model)
         self.supervisor = Supervisor(self.service, made, load)  # type: ignore[arg-type]
-        self.address = str(self.supervisor.control_address)
+        self.address = str(self.supervisor.http_api_address)
         self.thread = threading.Thread(target=self.supervisor.run)
         self.thread.start()
 
@@ -453,7 +453,7 @@ def test_ctl_ignores_proxies_of_the_environment(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
-    assert [s["name"] for s in Controlled(running.address, "token").sources()] == ["gate"]
+    assert [s["name"] for s in HttpApiClient(running.address, "token").sources()] == ["gate"]
 
 
 def test_metrics_include_accounts_and_states(running: Running) -> None:

@@ -164,7 +164,7 @@ def prometheus(tmp_path: Path) -> Iterator[tuple[Supervisor, str]]:
     needs(shutil.which("prometheus") is not None, "prometheus")
     with served(*(SourceConfig(url=PATTERN, name=name) for name in ("gate", "yard"))) as supervisor:
         config = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
-        target = str(supervisor.control_address).removeprefix("http://")
+        target = str(supervisor.http_api_address).removeprefix("http://")
         config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
         config["global"]["scrape_interval"] = "1s"
         config["rule_files"] = [str(DEPLOY / "alerts.yaml")]
@@ -205,8 +205,8 @@ def test_every_panel_shows_data_of_a_running_service(prometheus) -> None:
     metrics.messages_dropped.labels("masks")
     metrics.refused.labels("key")
     for source in ("gate", "yard"):
-        metrics.pictures.labels(source)
-        metrics.pictures_dropped.labels(source)
+        metrics.images.labels(source)
+        metrics.images_dropped.labels(source)
     eventually(lambda: asked(address, "rate(streamseg_published_frames_total[5s]) > 0"), 30)
     time.sleep(3)  # rates need two samples of every series
     for query in panel_queries():

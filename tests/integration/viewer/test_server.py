@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from streamseg import protocol
 from streamseg.client import Received
 from streamseg.errors import BindError, UsageError
-from streamseg.service.http_access import Names
+from streamseg.service.http_access import HostNames
 from streamseg.structures.results import Instances
 from streamseg.viewer import Viewer, dashboard_state, relay, server
 from streamseg.viewer.browsers import MAX_SAID, UNSEEN, Browser
@@ -181,7 +181,7 @@ def test_behind_a_proxy_it_goes_by_the_names_that_are_allowed() -> None:
 
 @given(st.text(max_size=40))
 def test_only_exact_names_are_known(host) -> None:
-    names = Names.of("127.0.0.1", 8080, ["cams.example.org:443"], "--allow-host")
+    names = HostNames.of("127.0.0.1", 8080, ["cams.example.org:443"], "--allow-host")
     own = {"127.0.0.1:8080", "localhost:8080", "[::1]:8080", "cams.example.org:443"}
     assert (host.lower() in names.authorities) == (host.lower() in own)
 

@@ -24,7 +24,7 @@ from streamseg.sinks.files.part_file import (
     append_bytes,
     make_folder,
     make_subfolder,
-    writing,
+    output_errors,
 )
 from streamseg.sinks.files.results import (
     IsolatedOutput,
@@ -601,7 +601,10 @@ def test_part_folders_follow_no_link(tmp_path):
 
 def test_appending_follows_no_link(tmp_path):
     precious = linked(tmp_path, tmp_path / "steps.csv", "link")
-    with pytest.raises(OutputError, match="links are not followed: remove it"), writing(precious):
+    with (
+        pytest.raises(OutputError, match="links are not followed: remove it"),
+        output_errors(precious),
+    ):
         append_bytes(tmp_path / "steps.csv", b"1,2")
     assert precious.read_text() == "precious"
     append_bytes(precious, b", and more")

@@ -288,7 +288,7 @@ def test_frames_that_no_jpeg_can_hold_have_no_pictures_and_end_nothing(caplog):
     results = [result_of_width(width) for width in (64, 65_501, 70_000, 65_500)]
     made = list(encode_images(results, lambda kind, source: True, 80, metrics))
     assert [picture.result.frame.size[1] for picture in made] == [64, 65_500]
-    assert metrics.pictures_dropped_total() == 2
+    assert metrics.images_dropped_total() == 2
     assert caplog.messages == [
         "gate: frames of 65501 x 2 pixels have no images: JPEG sides are at most 65500"
     ]
