@@ -106,19 +106,23 @@ def _check_names(names: Sequence[str], where: str) -> None:
         known[name.casefold()] = name
 
 
-def source_config(source: SourceConfig | str | os.PathLike[str]) -> SourceConfig:
+def source_config(source: SourceConfig | str | os.PathLike[str], **options: Any) -> SourceConfig:
     """Return a validated source config for a config, a URL or a path.
 
+    Args:
+        source: config, URL or path.
+        **options: fields to replace.
+
     Raises:
-        ConfigError: the argument has another type, or a value is invalid.
+        ConfigError: an argument has another type, or a name or a value is invalid.
     """
     if isinstance(source, str | os.PathLike):
         source = SourceConfig(url=os.fspath(source))
     if not isinstance(source, SourceConfig):
         raise ConfigError(
-            f"a source must be a SourceConfig, url or path, not {type(source).__name__}"
+            f"a source must be a SourceConfig, URL or path, not {type(source).__name__}"
         )
-    return convert(msgspec.structs.asdict(source), SourceConfig, "the source")
+    return convert(msgspec.structs.asdict(source) | options, SourceConfig, "the source")
 
 
 def source_names(named: Sequence[tuple[str, str]]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from streamseg.config import SourceConfig, source_config, source_names
 from streamseg.config.plugins import find_plugins
@@ -51,11 +52,12 @@ LIVE_ONLY = (
 )
 
 
-def open_source(config: SourceConfig | str | os.PathLike[str]) -> Source:
+def open_source(config: SourceConfig | str | os.PathLike[str], **options: Any) -> Source:
     """Open a source and check it; no file or connection stays open until ``frames()`` is called.
 
     Args:
         config: config of the source, or its URL or path.
+        **options: fields of :class:`streamseg.config.SourceConfig`, such as ``start=2.0``.
 
     Raises:
         ConfigError: a value of the config or of a ``test:`` URL is invalid or belongs to another
@@ -64,7 +66,7 @@ def open_source(config: SourceConfig | str | os.PathLike[str]) -> Source:
         TooLargeError: its frames have more than ``max_pixels``.
         SourceError: it doesn't exist, can't be read, or is of an unknown kind.
     """
-    checked = source_config(config)
+    checked = source_config(config, **options)
     try:
         return _open(checked)
     except OSError as error:

@@ -373,7 +373,7 @@ def test_check_refuses_options_that_it_would_ignore(
 ) -> None:
     config = write_config(tmp_path / "x.yaml", val=[{"format": "pattern", "url": "test:?frames=1"}])
     message = error_line(streamseg("eval", "--check", config, *option), 2)
-    assert message == "--check looks at the data alone: leave the other options out"
+    assert message == "--check can't be combined with other options: remove them"
 
 
 # Errors

@@ -209,7 +209,7 @@ def test_instances_have_the_colours_that_the_service_paints_them_in(show, ratio)
         [*range(1, 19), -1, -1], labels=[*[1] * 18, 3, 7], names=("person", "car", "train")
     )
     expected = plain()
-    visualization.fill(expected, found, visualization.FILL_ALPHA)
+    visualization.fill_masks(expected, found, visualization.FILL_ALPHA)
     with watched(found=found) as (_, shown, _):
         page = show(shown.url, device_scale_factor=ratio)
         painted(page)
@@ -241,7 +241,7 @@ def test_stuff_is_painted_muted_beneath(show) -> None:
         running.put(whole)
         running.show(whole, None, GREY_JPEG)
         painted(page)
-        expected = visualization.paint(plain(), found, whole.segments)
+        expected = visualization.annotate(plain(), found, whole.segments)
         assert_colour(pixels(page)(800, 400), expected[400, 800])
 
 
