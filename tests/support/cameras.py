@@ -24,6 +24,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from support.paths import TESTS
 from support.ports import free_port
 
 SERVER = TESTS / "support" / "rtsp_server.py"
