@@ -36,8 +36,8 @@ MAX_BYTES_PER_SECOND = 1024
 """Bytes that a peer may send: subscriptions to 1,500 sources at once, and heartbeats."""
 MAX_TOTAL_BURST_BYTES = 256 * 1024
 REDUCED_BURST_BYTES = 4 * 1024
-"""Bytes that all peers of a socket together may send besides heartbeats, and the limit of each
-peer once that is exceeded: about 60 subscriptions."""
+"""Bytes that all peers of a socket together may send in addition to heartbeats, and the limit of
+each peer once that is exceeded: about 60 subscriptions."""
 MAX_HALF_OPEN = 64
 """Connections of a socket during their handshake, which normally takes milliseconds."""
 HANDSHAKE_MS = 5000
@@ -48,8 +48,8 @@ LARGE_SEND_QUEUE = 16 * 1024
 """Bytes in the kernel's send queue above which the peer's message queue may be full, too, so that
 an end-of-stream message would be dropped."""
 PAUSE_AFTER_FLOOD = 1.0
-"""Seconds without new connections after a peer was cut off for flooding, because it would reconnect
-at once. The pause starts anew while the publisher's thread is behind: libzmq removes the
+"""Seconds without new connections after a peer was disconnected for flooding, because it would reconnect
+at once. The pause is extended while the publisher's thread is behind: libzmq removes the
 subscriptions of a closed connection from a tree shared by all, so that repeated floods would cost
 the square of their number."""
 BEHIND_AFTER = 0.3
@@ -130,7 +130,7 @@ class ConnectionLimiter:
             limiter.has_too_many_subscriptions = name in overfull
 
     def close_all_connections(self) -> None:
-        """Close every connection, also those that are being accepted."""
+        """Close every connection, including those accepted at this moment."""
         for limiter in self._limiters.values():
             limiter.close_all_connections()
 
@@ -146,7 +146,7 @@ class ConnectionLimiter:
 
     @property
     def last_read_at(self) -> float:
-        """When a slow peer was last seen reading, on the monotonic clock."""
+        """Time at which a slow peer last read something, on the monotonic clock."""
         return max(limiter.last_read_at for limiter in self._limiters.values())
 
     def close(self) -> None:
@@ -234,7 +234,7 @@ class SocketLimiter:
         return self.established >= self._max_connections
 
     def close_all_connections(self) -> None:
-        """Have every connection closed, also those accepted meanwhile; from any thread."""
+        """Request that every connection is closed at the next check; from any thread."""
         self._must_close_all.set()
 
     def check(self, *, is_publisher_behind: bool) -> None:

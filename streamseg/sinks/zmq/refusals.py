@@ -21,7 +21,7 @@ class RefusalLog:
         self._logged_at: dict[str, float] = {}
 
     def add(self, reason: str, message: str) -> None:
-        """Count one.
+        """Count and log one refusal.
 
         Args:
             reason: ``key``, ``full``, ``half_open``, ``loud`` or ``revoked``.
