@@ -107,7 +107,9 @@ class Forgetful:
             if not lost:
                 self._masks.send_multipart([topic, message])
 
-    def say(self, state="live", seq=0, *, published=0, source="", endpoints=None) -> None:
+    def publish_status(
+        self, state="live", seq=0, *, published=0, source="", endpoints=None
+    ) -> None:
         addresses = {"replay": self.replay_at} if endpoints is None else endpoints
         raw = status_json(state, seq, source=source, started=self.started, endpoints=addresses)
         status = msgspec.structs.replace(
