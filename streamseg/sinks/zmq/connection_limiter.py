@@ -48,8 +48,8 @@ LARGE_SEND_QUEUE = 16 * 1024
 """Bytes in the kernel's send queue above which the peer's message queue may be full, too, so that
 an end-of-stream message would be dropped."""
 PAUSE_AFTER_FLOOD = 1.0
-"""Seconds without new connections after a peer was disconnected for flooding, because it would reconnect
-at once. The pause is extended while the publisher's thread is behind: libzmq removes the
+"""Seconds without new connections after a peer was disconnected for flooding, because it would
+reconnect at once. The pause is extended while the publisher's thread is behind: libzmq removes the
 subscriptions of a closed connection from a tree shared by all, so that repeated floods would cost
 the square of their number."""
 BEHIND_AFTER = 0.3
