@@ -119,17 +119,16 @@ def test_results_lost_before_the_end_are_detected_by_the_status() -> None:
         assert sub.ended
 
 
-def test_unanswered_request_gives_up_after_two_seconds_and_pauses(
-    monkeypatch,
-) -> None:
+def test_unanswered_request_gives_up_after_its_attempts_and_pauses(monkeypatch) -> None:
+    monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 0.5)
     monkeypatch.setattr(replay_client, "PAUSE", 60.0)
     with forgetful(mute=True) as publisher, subscribed(publisher) as sub:
         publisher.publish(1, lost=True)
         publisher.publish(2)
-        began = time.monotonic()
+        started_at = time.monotonic()
         assert seqs(sub, 1) == [2]
-        within = replay_client.MAX_ATTEMPTS * replay_client.ANSWER_TIMEOUT
-        assert within - 0.1 < time.monotonic() - began < within + 5
+        time_limit = replay_client.MAX_ATTEMPTS * replay_client.ANSWER_TIMEOUT
+        assert time_limit - 0.1 < time.monotonic() - started_at < time_limit + 5
         assert sub.gaps == {"gate": 1}
         assert [r.since for r in publisher.asked] == [0] * replay_client.MAX_ATTEMPTS
         monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 20.0)
@@ -284,7 +283,7 @@ def test_arbitrary_answers_do_not_crash_the_session(parts) -> None:
 
 
 def test_trickling_garbage_does_not_extend_the_timeout(monkeypatch) -> None:
-    monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 0.3)
+    monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 0.5)
     stop = threading.Event()
 
     def trickle(router) -> None:

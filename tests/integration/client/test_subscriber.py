@@ -18,7 +18,7 @@ from support.subscribers import fed, lying_publisher, masks_json, status_json
 
 import streamseg
 from streamseg import protocol
-from streamseg.client import link, session
+from streamseg.client import link, service_identity, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout, UsageError, WireError
 from streamseg.sinks.zmq import endpoints
@@ -142,7 +142,8 @@ def test_images_arrive_with_their_results_until_the_end() -> None:
     assert received[0].instances.names == ["person", "car"]
 
 
-def test_images_from_an_explicit_address() -> None:
+def test_images_from_an_explicit_address(monkeypatch) -> None:
+    monkeypatch.setattr(service_identity, "ANSWER_TIMEOUT", 0.2)
     with (
         service() as running,
         streamseg.connect(
