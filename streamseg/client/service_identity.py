@@ -15,7 +15,7 @@ from streamseg.protocol.messages import StatusMessage
 HELD_IMAGES = 8
 """Images of an unknown service buffered until the masks' service has sent its status."""
 HELD_STATUSES = 1024
-"""Sources of an unknown service whose latest status is buffered meanwhile."""
+"""Sources of an unknown service whose latest status is buffered until then."""
 ANSWER_TIMEOUT = 2.0
 """Seconds to wait for that status before images from an explicit address are accepted."""
 KNOWN_STARTS = 8

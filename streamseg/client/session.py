@@ -68,7 +68,9 @@ class Session:
             raise UsageError("sources must be a list of names, or None for all")
         for name in sources or ():
             if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
-                raise UsageError(f"{name!r} is no source name: use letters, digits, dots, - and _")
+                raise UsageError(
+                    f"invalid source name {name!r}: use letters, digits, dots, - and _"
+                )
         if not isinstance(max_pixels, int) or max_pixels < 1:
             raise UsageError(f"max_pixels must be a whole number from 1, not {max_pixels!r}")
         self._sources = None if sources is None else tuple(dict.fromkeys(sources))

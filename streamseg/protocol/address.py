@@ -98,5 +98,5 @@ class Address:
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether it stands for all interfaces, so that a client can't connect to it."""
+        """Whether the host is a wildcard for all interfaces, to which a client can't connect."""
         return self.transport == "tcp" and self.host in ("*", "0.0.0.0", "::")  # noqa: S104

@@ -17,7 +17,7 @@ from zmq.utils import z85
 
 from streamseg.errors import KeyFileError
 from streamseg.protocol.curve import AllowedKeys, KeyFolder
-from streamseg.sinks.zmq.connection_limiter import RefusalLog
+from streamseg.sinks.zmq.refusals import RefusalLog
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,10 @@ by file permissions, only the number of connections is limited.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Literal, TypeAlias
 
 import zmq
@@ -27,9 +26,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 from streamseg.pipeline.metrics import Metrics
 from streamseg.protocol.address import Address
+from streamseg.sinks.zmq.refusals import RefusalLog
 from streamseg.sinks.zmq.tcp_connections import Connection, Listener
-
-log = logging.getLogger(__name__)
 
 SocketName: TypeAlias = Literal["masks", "frames", "replay"]
 
@@ -38,8 +36,8 @@ MAX_BYTES_PER_SECOND = 1024
 """Bytes that a peer may send: subscriptions to 1,500 sources at once, and heartbeats."""
 MAX_TOTAL_BURST_BYTES = 256 * 1024
 REDUCED_BURST_BYTES = 4 * 1024
-"""Bytes that all peers of a socket together may send besides heartbeats, and the limit of each
-peer once that is exceeded: about 60 subscriptions."""
+"""Bytes that all peers of a socket together may send in addition to heartbeats, and the limit of
+each peer once that is exceeded: about 60 subscriptions."""
 MAX_HALF_OPEN = 64
 """Connections of a socket during their handshake, which normally takes milliseconds."""
 HANDSHAKE_MS = 5000
@@ -50,8 +48,8 @@ LARGE_SEND_QUEUE = 16 * 1024
 """Bytes in the kernel's send queue above which the peer's message queue may be full, too, so that
 an end-of-stream message would be dropped."""
 PAUSE_AFTER_FLOOD = 1.0
-"""Seconds without new connections after a peer was cut off for flooding, because it would reconnect
-at once. The pause starts anew while the publisher's thread is behind: libzmq removes the
+"""Seconds without new connections after a peer was disconnected for flooding, because it would
+reconnect at once. The pause is extended while the publisher's thread is behind: libzmq removes the
 subscriptions of a closed connection from a tree shared by all, so that repeated floods would cost
 the square of their number."""
 BEHIND_AFTER = 0.3
@@ -62,8 +60,6 @@ CHECK_INTERVAL_PER_CONNECTION = 0.00005
 one takes about 3 microseconds."""
 IDLE_INTERVAL = 0.05
 """Seconds between two checks while there are no connections."""
-LOG_INTERVAL = 1.0
-"""Minimum seconds between two log lines for the same reason."""
 
 _SETTLED_AFTER = HANDSHAKE_MS / 1000 + 1
 """Seconds after which an open connection must have completed its handshake."""
@@ -82,28 +78,103 @@ _EVENTS = (
 )
 
 
-class RefusalLog:
-    """Counts refused and closed connections, and logs them at a limited rate."""
+class ConnectionLimiter:
+    """Limits the connections of all sockets of a publisher; runs in its own thread.
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._counter = metrics.refused
-        self._logged_at: dict[str, float] = {}
+    Args:
+        max_connections: limit of each socket for connections with a completed handshake.
+        metrics: gets the number of subscribers: the connections to ``masks`` and ``frames``.
+        refusals: counts and logs the closed connections.
+    """
 
-    def add(self, reason: str, message: str) -> None:
-        """Count one.
+    def __init__(self, max_connections: int, metrics: Metrics, refusals: RefusalLog) -> None:
+        self._max_connections = max_connections
+        self._metrics = metrics
+        self._refusals = refusals
+        self._limiters: dict[SocketName, SocketLimiter] = {}
+        self._failure: BaseException | None = None
+        self._closing = threading.Event()
+        self._last_round_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+
+    def add_socket(self, name: SocketName, sock: zmq.Socket[bytes]) -> None:
+        """Limit the connections of a socket that isn't bound yet."""
+        self._limiters[name] = SocketLimiter(name, sock, self._max_connections, self._refusals)
+
+    def set_endpoint(self, name: SocketName, endpoint: str) -> None:
+        """Set the address that a socket was bound to."""
+        self._limiters[name].set_endpoint(endpoint)
+
+    def start(self) -> None:
+        """Start the thread, after all sockets were added."""
+        self._thread.start()
+
+    def is_full(self, name: str) -> bool:
+        """Return whether a socket has reached its limit of connections."""
+        return any(limiter.is_full for key, limiter in self._limiters.items() if key == name)
+
+    def update(self, overfull: Collection[SocketName]) -> None:
+        """Record that the publisher's thread has processed all waiting messages; doesn't block.
 
         Args:
-            reason: ``key``, ``full``, ``half_open``, ``loud`` or ``revoked``.
-            message: log message.
+            overfull: sockets whose peers have more subscriptions than are stored; the limit of
+                bytes per connection is reduced for them.
+
+        Raises:
+            Exception: the exception that ended the limiter's thread.
         """
-        self._counter.labels(reason).inc()
-        now = time.monotonic()
-        if now - self._logged_at.get(reason, -LOG_INTERVAL) >= LOG_INTERVAL:
-            self._logged_at[reason] = now
-            log.warning(message)
+        if self._failure is not None:
+            raise self._failure
+        self._last_round_at = time.monotonic()
+        for name, limiter in self._limiters.items():
+            limiter.has_too_many_subscriptions = name in overfull
+
+    def close_all_connections(self) -> None:
+        """Close every connection, including those accepted at this moment."""
+        for limiter in self._limiters.values():
+            limiter.close_all_connections()
+
+    def start_draining(self) -> None:
+        """Start to watch whether the connected peers read what is queued for them."""
+        for limiter in self._limiters.values():
+            limiter.draining_since = time.monotonic()
+
+    @property
+    def has_slow_peers(self) -> bool:
+        """Whether a peer has a large send queue, since ``start_draining``."""
+        return any(limiter.has_slow_peers for limiter in self._limiters.values())
+
+    @property
+    def last_read_at(self) -> float:
+        """Time at which a slow peer last read something, on the monotonic clock."""
+        return max(limiter.last_read_at for limiter in self._limiters.values())
+
+    def close(self) -> None:
+        """Stop the thread and the monitoring, before the sockets are closed."""
+        self._closing.set()
+        if self._thread.ident is not None:  # it was started
+            self._thread.join()
+        for limiter in self._limiters.values():
+            limiter.close()
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for limiter in self._limiters.values():
+            poller.register(limiter.monitor, zmq.POLLIN)
+        try:
+            while not self._closing.is_set():
+                is_busy = any(limiter.has_connections for limiter in self._limiters.values())
+                poller.poll(int((CHECK_INTERVAL if is_busy else IDLE_INTERVAL) * 1000))
+                is_behind = time.monotonic() - self._last_round_at > BEHIND_AFTER
+                for limiter in self._limiters.values():
+                    limiter.check(is_publisher_behind=is_behind)
+                masks, frames = self._limiters["masks"], self._limiters["frames"]
+                self._metrics.subscribers.set(masks.established + frames.established)
+        except Exception as error:  # noqa: BLE001 - raised by update in the publisher's thread
+            self._failure = error
 
 
-class ConnectionLimiter:
+class SocketLimiter:
     """Watches the connections of one socket and closes those beyond the limits.
 
     Args:
@@ -163,7 +234,7 @@ class ConnectionLimiter:
         return self.established >= self._max_connections
 
     def close_all_connections(self) -> None:
-        """Have every connection closed, also those accepted meanwhile; from any thread."""
+        """Request that every connection is closed at the next check; from any thread."""
         self._must_close_all.set()
 
     def check(self, *, is_publisher_behind: bool) -> None:
@@ -306,52 +377,6 @@ class ConnectionLimiter:
                 connection.shut_down()
                 return
         self._shut_down_newest()
-
-
-class LimiterThread:
-    """Thread that runs the connection limiters of all sockets.
-
-    Args:
-        limiters: limiters by socket name.
-        metrics: gets the number of subscribers: the connections to ``masks`` and ``frames``.
-
-    Attributes:
-        failure: exception that ended the thread, or None.
-    """
-
-    def __init__(self, limiters: Mapping[SocketName, ConnectionLimiter], metrics: Metrics) -> None:
-        self.failure: BaseException | None = None
-        self._limiters = limiters
-        self._metrics = metrics
-        self._closing = threading.Event()
-        self._last_round_at = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
-        self._thread.start()
-
-    def note_round(self) -> None:
-        """Record that the publisher's thread has processed all waiting messages."""
-        self._last_round_at = time.monotonic()
-
-    def close(self) -> None:
-        """Stop the thread; takes at most ``IDLE_INTERVAL``."""
-        self._closing.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        poller = zmq.Poller()
-        for limiter in self._limiters.values():
-            poller.register(limiter.monitor, zmq.POLLIN)
-        try:
-            while not self._closing.is_set():
-                is_busy = any(limiter.has_connections for limiter in self._limiters.values())
-                poller.poll(int((CHECK_INTERVAL if is_busy else IDLE_INTERVAL) * 1000))
-                is_behind = time.monotonic() - self._last_round_at > BEHIND_AFTER
-                for limiter in self._limiters.values():
-                    limiter.check(is_publisher_behind=is_behind)
-                masks, frames = self._limiters["masks"], self._limiters["frames"]
-                self._metrics.subscribers.set(masks.established + frames.established)
-        except Exception as error:  # noqa: BLE001 - raised by the publisher's thread
-            self.failure = error
 
 
 def _open_monitor(sock: zmq.Socket[bytes], name: str) -> zmq.Socket[bytes]:

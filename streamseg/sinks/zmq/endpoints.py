@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import socket
 import stat
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TypeAlias
@@ -28,10 +27,9 @@ from streamseg.sinks.zmq.connection_limiter import (
     HANDSHAKE_MS,
     MAX_HALF_OPEN,
     ConnectionLimiter,
-    LimiterThread,
-    RefusalLog,
     SocketName,
 )
+from streamseg.sinks.zmq.refusals import RefusalLog
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
@@ -74,6 +72,7 @@ class Endpoints:
         frames: XPUB socket of images and status messages.
         replay: ROUTER socket of replay requests; None if replay is disabled.
         addresses: bound endpoints by socket name.
+        limiter: limits the connections of all sockets.
 
     Raises:
         ConfigError: an address is invalid, or not loopback without keys or ``insecure``.
@@ -83,21 +82,20 @@ class Endpoints:
 
     def __init__(self, context: Context, config: PublishConfig, metrics: Metrics) -> None:
         addresses = _parse_addresses(config)
-        self._refusals = RefusalLog(metrics)
+        refusals = RefusalLog(metrics)
         self._sockets: dict[SocketName, zmq.Socket[bytes]] = {}
-        self._limiters: dict[SocketName, ConnectionLimiter] = {}
         self._authenticator: Authenticator | None = None
-        self._limiter_thread: LimiterThread | None = None
+        self.limiter = ConnectionLimiter(config.max_connections, metrics, refusals)
         self.addresses: dict[str, str] = {}
         keys = KeyFolder(Path(config.keys)) if config.keys else None
         try:
             if keys is not None:  # first, so that every handshake is authenticated
-                self._authenticator = Authenticator(context, keys, self._is_full, self._refusals)
+                self._authenticator = Authenticator(context, keys, self.limiter.is_full, refusals)
             for name, address in addresses.items():
-                self._open(context, name, config.max_connections, keys)
+                self._open(context, name, keys)
                 self.addresses[name] = _bind(self._sockets[name], address, _OPTIONS[name])
-                self._limiters[name].set_endpoint(self.addresses[name])
-            self._limiter_thread = LimiterThread(self._limiters, metrics)
+                self.limiter.set_endpoint(name, self.addresses[name])
+            self.limiter.start()
         except StreamsegError:
             self.close(linger=0)
             raise
@@ -115,32 +113,11 @@ class Endpoints:
         Args:
             overfull: sockets whose peers have more subscriptions than are stored.
         """
-        if self._limiter_thread is not None:
-            if self._limiter_thread.failure is not None:
-                raise self._limiter_thread.failure
-            self._limiter_thread.note_round()
+        self.limiter.update([name for name, sock in self._sockets.items() if sock in overfull])
         if self._authenticator is not None:
             if self._authenticator.reload_keys():
-                for limiter in self._limiters.values():
-                    limiter.close_all_connections()
+                self.limiter.close_all_connections()
             self._authenticator.answer_requests()
-        for name, limiter in self._limiters.items():
-            limiter.has_too_many_subscriptions = self._sockets[name] in overfull
-
-    def start_draining(self) -> None:
-        """Start to watch whether the connected peers read what is queued for them."""
-        for limiter in self._limiters.values():
-            limiter.draining_since = time.monotonic()
-
-    @property
-    def has_slow_peers(self) -> bool:
-        """Whether a peer has a large send queue."""
-        return any(limiter.has_slow_peers for limiter in self._limiters.values())
-
-    @property
-    def last_read_at(self) -> float:
-        """When a slow peer was last seen reading, on the monotonic clock."""
-        return max(limiter.last_read_at for limiter in self._limiters.values())
 
     def close(self, linger: int) -> None:
         """Close the sockets.
@@ -148,19 +125,14 @@ class Endpoints:
         Args:
             linger: time limit for sending queued messages, in milliseconds.
         """
-        if self._limiter_thread is not None:
-            self._limiter_thread.close()
-        for limiter in self._limiters.values():
-            limiter.close()
+        self.limiter.close()
         for sock in self._sockets.values():
             sock.close(linger=linger)
         if self._authenticator is not None:
             self._authenticator.close()
 
-    def _open(
-        self, context: Context, name: SocketName, max_connections: int, keys: KeyFolder | None
-    ) -> None:
-        """Create a socket with its options and its connection limiter."""
+    def _open(self, context: Context, name: SocketName, keys: KeyFolder | None) -> None:
+        """Create a socket with its options and limits."""
         sock = context.socket(zmq.ROUTER if name == "replay" else zmq.XPUB)
         self._sockets[name] = sock
         if name == "replay":
@@ -177,10 +149,7 @@ class Endpoints:
             sock.setsockopt_string(zmq.CURVE_SECRETKEY, keys.pair.secret)
             sock.setsockopt_string(zmq.ZAP_DOMAIN, name)
             sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # refuse all without a ZAP handler
-        self._limiters[name] = ConnectionLimiter(name, sock, max_connections, self._refusals)
-
-    def _is_full(self, name: str) -> bool:
-        return any(limiter.is_full for key, limiter in self._limiters.items() if key == name)
+        self.limiter.add_socket(name, sock)
 
 
 def open_files_needed(config: PublishConfig) -> int:

@@ -297,7 +297,7 @@ class Publisher:
         subscribers are waited for, except in a fast shutdown.
         """
         self._statuses.publish_end(aborted=self.results.aborted)
-        self._sockets.start_draining()
+        self._sockets.limiter.start_draining()
         ended_at = time.monotonic()
         while self._has_subscribers() and time.monotonic() < self._drain_deadline(ended_at):
             self._process_sockets()
@@ -306,9 +306,9 @@ class Publisher:
     def _drain_deadline(self, ended_at: float) -> float:
         if self._is_fast_shutdown.is_set() or self.results.aborted:
             return ended_at + END_REPEATED_FOR
-        has_slow_peers = self._sockets.has_slow_peers
-        interval = SLOW_READ_INTERVAL if has_slow_peers else END_REPEATED_FOR
-        deadline = max(ended_at + END_REPEATED_FOR, self._sockets.last_read_at + interval)
+        limiter = self._sockets.limiter
+        interval = SLOW_READ_INTERVAL if limiter.has_slow_peers else END_REPEATED_FOR
+        deadline = max(ended_at + END_REPEATED_FOR, limiter.last_read_at + interval)
         return min(deadline, ended_at + MAX_DRAIN_TIME)
 
     def _has_subscribers(self) -> bool:

@@ -177,5 +177,5 @@ def _decode_request(parts: list[bytes]) -> protocol.ReplayRequest:
         raise WireError(f"a request of {len(parts)} parts")
     request = protocol.decode(parts[0], protocol.ReplayRequest)
     if not SOURCE_NAME.fullmatch(request.source):
-        raise WireError(f"a request for {request.source[:80]!r}, which is no source name")
+        raise WireError(f"a request with the invalid source name {request.source[:80]!r}")
     return request

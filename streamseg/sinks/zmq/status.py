@@ -21,7 +21,7 @@ from streamseg.protocol.messages import State
 STATUS_INTERVAL = 1.0
 """Seconds between the regular status messages of a source."""
 RESEND_INTERVAL = 0.05
-"""Minimum seconds between repetitions for new subscribers, however many there are."""
+"""Minimum seconds between repetitions for new subscribers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +120,13 @@ class StatusPublisher:
 
     def publish_end(self, *, aborted: bool) -> None:
         """Send the final state of every source, and then that of the service."""
-        ending: tuple[State, str] = ("ended", "the service ended")
+        final: tuple[State, str] = ("ended", "the service ended")
         if aborted:
-            ending = ("failed", "the service ended before its work was done")
+            final = ("failed", "the service ended before its work was done")
         with self._lock:
             for source, last in self._states.items():
                 if last.state not in protocol.FINAL:
-                    self._states[source] = _SourceState(*ending, last.epoch)
+                    self._states[source] = _SourceState(*final, last.epoch)
         if aborted:
             self.publish({""})  # first, so that no subscriber takes a source's end for a normal one
         with self._lock:

@@ -7,7 +7,7 @@ from streamseg import protocol
 MAX_PREFIXES = 10_000
 """Different topic prefixes stored per socket: 5,000 sources subscribed to by name. While more are
 subscribed to, every topic counts as subscribed, and peers with many subscriptions are disconnected:
-see ``ConnectionLimiter.has_too_many_subscriptions``."""
+see ``ConnectionLimiter.update``."""
 
 
 class Subscriptions:

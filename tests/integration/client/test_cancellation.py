@@ -76,7 +76,7 @@ def test_fork_exits_at_once_and_parent_continues(leaves, newest) -> None:
         putting.start()
         try:
             done = subprocess.run(
-                # Python 3.12 warns of a fork beside threads
+                # Python 3.12 warns about a fork in a process with threads
                 [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
                 check=False,
                 capture_output=True,

@@ -106,8 +106,8 @@ def test_allowed_subscriber_receives_live_and_replayed_results(server, own, tmp_
                 assert publisher.masks.poll(5000)
                 while publisher.masks.poll(100):
                     publisher.masks.recv()
-                told = status_json(endpoints=publisher.endpoints)
-                publisher.masks.send_multipart([b"status//", told])
+                status = status_json(endpoints=publisher.endpoints)
+                publisher.masks.send_multipart([b"status//", status])
                 publisher.publish(0)
                 publisher.publish(1, lost=True)
                 publisher.publish(2)
@@ -126,9 +126,9 @@ def test_refused_key_raises_at_once(server, own, options) -> None:
         ):
             sub.receive()
         assert time.monotonic() - began < 10
-        said = str(caught.value)
-        assert said.startswith(publisher.at)
-        assert f"refuses the key {key}: allow it" in said
+        message = str(caught.value)
+        assert message.startswith(publisher.at)
+        assert f"refuses the key {key}: allow it" in message
         with (
             streamseg.connect(publisher.at, timeout=8, **keys) as sub,
             pytest.raises(RefusedError),
@@ -136,7 +136,7 @@ def test_refused_key_raises_at_once(server, own, options) -> None:
             asyncio.run(sub.receive_async())
 
 
-def test_subscriber_without_key_is_told_to_use_one(server) -> None:
+def test_subscriber_without_key_gets_an_error_that_names_the_options(server) -> None:
     with (
         keyed_publisher(server) as publisher,
         streamseg.connect(publisher.at, timeout=8) as sub,
@@ -145,7 +145,7 @@ def test_subscriber_without_key_is_told_to_use_one(server) -> None:
         sub.receive()
 
 
-def test_subscriber_with_key_of_a_service_without_keys_is_told(server, own) -> None:
+def test_subscriber_with_key_of_a_service_without_keys_gets_an_error(server, own) -> None:
     with zmq.Context() as context, context.socket(zmq.XPUB) as sock:
         sock.bind("tcp://127.0.0.1:*")
         at = sock.getsockopt(zmq.LAST_ENDPOINT).decode()
@@ -185,14 +185,14 @@ def test_subscriber_refused_after_an_accepted_connection_keeps_retrying(
         publisher.publish(0)
         assert sub.receive(timeout=5).seq == 0
     with keyed_publisher(server, bind=bind) as publisher, sub:
-        said, seen = "", []
+        message, seen = "", []
 
         def refused() -> bool:
-            nonlocal said
+            nonlocal message
             with pytest.raises(ReceiveTimeout) as caught:
                 sub.receive()
-            said = str(caught.value)
-            return "refuses the key" in said
+            message = str(caught.value)
+            return "refuses the key" in message
 
         eventually(refused)
         publisher.allowed.add(key)
@@ -214,8 +214,8 @@ def test_one_key_without_the_other_is_a_usage_error(server, own, tmp_path) -> No
         streamseg.connect(at, key_file=own[1])
     with pytest.raises(KeyFileError, match="neither a file nor a key of 40 characters"):
         streamseg.connect(at, server_key="x", key_file=own[1])
-    with pytest.raises(KeyFileError, match=r"nobody\.key"):
-        streamseg.connect(at, server_key=server.public, key_file=tmp_path / "nobody.key")
+    with pytest.raises(KeyFileError, match=r"missing\.key"):
+        streamseg.connect(at, server_key=server.public, key_file=tmp_path / "missing.key")
     with pytest.raises(KeyFileError, match="public key"):
         streamseg.connect(at, server_key=server.public, key_file=tmp_path / "server" / "server.pub")
 
@@ -234,12 +234,12 @@ def test_viewer_refused_at_first_exits_and_refused_later_retries(server, own, mo
         looker = stack.enter_context(page(stack.enter_context(viewer(bind, **keys))))
         assert publisher.masks.poll(5000)
         for source in ("gate", ""):
-            told = [protocol.topic("status", source), status_json(source=source)]
-            publisher.masks.send_multipart(told)
+            status = [protocol.topic("status", source), status_json(source=source)]
+            publisher.masks.send_multipart(status)
         looker.board(lambda board: board["state"] == "live")
     with stack:
         with keyed_publisher(server, bind=bind):
-            looker.look("gate")  # pictures are a subscription of their own
+            looker.look("gate")  # images need a separate subscription
             looker.board(lambda board: board["state"] == "silent")
         with keyed_publisher(server, bind=bind) as publisher:
             publisher.allowed.add(key)

@@ -160,5 +160,5 @@ def test_close_twice_stops_the_thread_at_once_under_load() -> None:
         took = time.monotonic() - began
         stop.set()
         flooding.join()
-    assert took < 10, "the flood goes on for ever"
+    assert took < 10, "the flood does not end"
     assert "newest" not in thread_names()

@@ -127,19 +127,19 @@ class Simulation:
         for _ in range((1 + twice) * arrives):
             self.given += self.order.add_live(seq, seq, has_room=room)
 
-    def say_status(self) -> None:
+    def publish_status(self) -> None:
         self.order.note_published(self.next_seq - 1)
 
     def forget(self, count: int) -> None:
         """Remove the oldest message from the history."""
         self.oldest = min(self.next_seq, max(self.oldest, self.next_seq - count))
 
-    def replay(self, most: int, publish_meanwhile: bool) -> None:
+    def replay(self, max_count: int, publish_during_replay: bool) -> None:
         if not self.order.has_gap:
             return
         since = self.order.start_request()
-        answer = range(max(since + 1, self.oldest), self.next_seq)[:most]
-        if publish_meanwhile:
+        answer = range(max(since + 1, self.oldest), self.next_seq)[:max_count]
+        if publish_during_replay:
             self.publish(True, False, False)
         for seq in answer:
             self.given += self.order.add_replayed(seq, seq)
@@ -148,7 +148,7 @@ class Simulation:
 
 steps = st.one_of(
     st.tuples(st.just("publish"), st.booleans(), st.booleans(), st.booleans()),
-    st.tuples(st.just("say_status")),
+    st.tuples(st.just("publish_status")),
     st.tuples(st.just("forget"), st.integers(0, 10)),
     st.tuples(st.just("replay"), st.integers(1, 6), st.booleans()),
 )
@@ -167,12 +167,12 @@ def test_every_message_is_returned_once_in_order_or_counted_as_lost(first, scrip
         if given:
             assert order.lost == order.last - given[0] + 1 - len(given)
         assert forgot or order.lost == 0
-    world.say_status()
+    world.publish_status()
     rounds = 0
     while world.order.has_gap:
         world.replay(3, False)
         rounds += 1
-        assert rounds < 200, "asks for ever"
+        assert rounds < 200, "requests without end"
     if world.given:
         assert world.order.buffered == 0
         assert world.order.last == world.next_seq - 1

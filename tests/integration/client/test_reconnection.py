@@ -34,10 +34,10 @@ class Reader:
         self.sources: list[str] = []
         self._stop = threading.Event()
         options: dict[str, object] = {}
-        if kind == "pictures":
+        if kind == "images":
             options["frames"] = "plain"
-        if kind in ("newest", "newest pictures"):
-            options |= {"newest": True, "frames": "plain" if "pictures" in kind else False}
+        if kind in ("newest", "newest images"):
+            options |= {"newest": True, "frames": "plain" if "images" in kind else False}
         self._subscriber = streamseg.connect(at, **options)
         self._folder = folder
         self._watch = Watch(self._subscriber, timeout=30)
@@ -110,7 +110,7 @@ def test_masks_resume_after_each_restart(kind, tmp_path) -> None:
         assert [json.loads(line)["frame"] for line in lines] == reader.indices
 
 
-@pytest.mark.parametrize("kind", ["pictures", "newest pictures"])
+@pytest.mark.parametrize("kind", ["images", "newest images"])
 def test_images_resume_after_a_restart_at_another_port(kind, tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     with reading(bind, kind, tmp_path) as reader:
@@ -144,7 +144,7 @@ def test_viewer_resumes_after_each_restart(tmp_path) -> None:
 
 @pytest.mark.parametrize("kind", ["sync", "async", "watch"])
 def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
-    """Includes a source that ends meanwhile; the replay socket stays reachable."""
+    """Includes a source that ends during the disconnection; the replay socket stays reachable."""
     with service() as running:
         cable = Cable(running.masks_at)
         with reading(cable.at, kind, tmp_path) as reader:
@@ -181,7 +181,7 @@ def test_slow_reader_gets_all_kept_results() -> None:
 def test_every_subscriber_resumes_after_a_killed_service_restarts(tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     live = "test:?live=1&size=320x240&fps=10"
-    kinds = ("sync", "async", "watch", "newest", "pictures", "newest pictures")
+    kinds = ("sync", "async", "watch", "newest", "images", "newest images")
     with contextlib.ExitStack() as stack:
         readers = [stack.enter_context(reading(bind, kind, tmp_path)) for kind in kinds]
         looker = stack.enter_context(page(stack.enter_context(viewer(bind)), looks=("gate",)))
@@ -199,9 +199,9 @@ def test_every_subscriber_resumes_after_a_killed_service_restarts(tmp_path) -> N
                         lambda due=start + 1: all(len(set(r.services)) == due for r in readers),
                         within=60,
                     )
-                    while (told := looker.frame(within=30)[0]["service"]) in shown:
+                    while (service_id := looker.frame(within=30)[0]["service"]) in shown:
                         continue
-                    shown.add(told)
+                    shown.add(service_id)
                 finally:
                     serving.send_signal(signal.SIGKILL)
     assert all(len(set(r.services)) == 2 for r in readers)

@@ -25,19 +25,19 @@ def status_publisher(**status: object):
     with lying_publisher() as (sock, at):
         over = threading.Event()
 
-        def say() -> None:
+        def publish_statuses() -> None:
             seq = 0
             while not over.wait(0.05):
                 sock.send_multipart([STATUS, status_json(seq=seq, **status)])
                 seq += 1
 
-        speaker = threading.Thread(target=say)
-        speaker.start()
+        publisher_thread = threading.Thread(target=publish_statuses)
+        publisher_thread.start()
         try:
             yield at
         finally:
             over.set()
-            speaker.join()
+            publisher_thread.join()
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -51,11 +51,11 @@ def test_image_of_another_service_is_never_returned(newest, named, caplog) -> No
         with streamseg.connect(
             far, frames="annotated", newest=newest, timeout=0.8, **options
         ) as sub:
-            pictures = threading.Event()
+            stopped = threading.Event()
 
             def show() -> None:
                 index = 0
-                while not pictures.wait(0.05):
+                while not stopped.wait(0.05):
                     near.show(result(index), jpeg())
                     index += 1
 
@@ -65,7 +65,7 @@ def test_image_of_another_service_is_never_returned(newest, named, caplog) -> No
                 with pytest.raises(ReceiveTimeout, match=r"frames_address \(--frames-address\)"):
                     sub.receive()
             finally:
-                pictures.set()
+                stopped.set()
                 showing.join()
             assert sub.rejected > 0
             assert not sub.ended
@@ -94,7 +94,7 @@ def image_session() -> Session:
     return Session(None, "frames", 10_000, has_status_link=True)
 
 
-def say(session: Session, started: str, seq: int = 0) -> None:
+def feed_status(session: Session, started: str, seq: int = 0) -> None:
     session.feed_service_status(
         [STATUS, status_json(seq=seq, started=started, endpoints={"frames": "tcp://h:1"})]
     )
@@ -116,7 +116,7 @@ def given(session: Session) -> list[int]:
 def test_image_waits_for_the_status_of_its_service() -> None:
     session = image_session()
     assert show(session, 0, "one") == show(session, 1, "one") == []
-    say(session, "one")
+    feed_status(session, "one")
     assert given(session) == [0, 1]
     assert show(session, 2, "one") == [2]
     assert session.other_service is None
@@ -124,13 +124,13 @@ def test_image_waits_for_the_status_of_its_service() -> None:
 
 def test_restarted_service_is_accepted_in_any_order_of_arrival() -> None:
     session = image_session()
-    say(session, "one")
+    feed_status(session, "one")
     assert show(session, 0, "one") == [0]
-    assert show(session, 0, "two") == []  # the pictures are there before the status
-    say(session, "two")
+    assert show(session, 0, "two") == []  # the images arrive before the status
+    feed_status(session, "two")
     assert given(session) == [0]
     assert show(session, 1, "two") == [1]
-    say(session, "three")  # the status is there before the last picture of the one before
+    feed_status(session, "three")  # the status arrives before an earlier image
     assert show(session, 2, "two") == [2]
     assert show(session, 0, "three") == [0]
     assert (session.rejected, session.other_service) == (0, None)
@@ -138,10 +138,10 @@ def test_restarted_service_is_accepted_in_any_order_of_arrival() -> None:
 
 def test_other_service_is_reported_and_its_images_are_discarded() -> None:
     session = image_session()
-    say(session, "one")
+    feed_status(session, "one")
     for seq in range(100):
         assert show(session, seq, "other") == []
-    say(session, "one", 1)
+    feed_status(session, "one", 1)
     assert given(session) == []
     assert session.other_service == ("one", "other")
     assert session.rejected == service_identity.HELD_IMAGES
@@ -154,5 +154,5 @@ def test_images_of_an_explicit_address_are_returned_when_the_masks_are_unreachab
     session = image_session()
     assert show(session, 0, "one") == [0]
     assert show(session, 1, "one") == [1]
-    say(session, "far")  # until they can, and say that it is another
+    feed_status(session, "far")  # the status arrives, and it is another service
     assert show(session, 2, "one") == []

@@ -18,7 +18,7 @@ from support.subscribers import fed, lying_publisher, masks_json, status_json
 
 import streamseg
 from streamseg import protocol
-from streamseg.client import link, session
+from streamseg.client import link, service_identity, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout, UsageError, WireError
 from streamseg.sinks.zmq import endpoints
@@ -142,7 +142,8 @@ def test_images_arrive_with_their_results_until_the_end() -> None:
     assert received[0].instances.names == ["person", "car"]
 
 
-def test_images_from_an_explicit_address() -> None:
+def test_images_from_an_explicit_address(monkeypatch) -> None:
+    monkeypatch.setattr(service_identity, "ANSWER_TIMEOUT", 0.2)
     with (
         service() as running,
         streamseg.connect(
@@ -292,23 +293,23 @@ with streamseg.connect(sys.argv[1], timeout=30) as sub:
             running.put_and_wait(*[result(i, found=found) for i in range(10)])
             time.sleep(0.05)
         running.end()
-        said, _ = child.communicate(timeout=60)
+        output, _ = child.communicate(timeout=60)
         assert child.returncode == 0
-        assert said.endswith(" ended\n")
+        assert output.endswith(" ended\n")
 
 
 # Images
 
 
-def received_with(picture):
+def received_with(jpeg_bytes):
     known = Session(None, "frames", 10_000)
-    return fed(known, [b"frames/gate/", masks_json(), picture])
+    return fed(known, [b"frames/gate/", masks_json(), jpeg_bytes])
 
 
-@pytest.mark.parametrize("picture", [b"", b"\xff\xd8\xff", b"GIF89a", jpeg()[:200], bytes(1000)])
-def test_undecodable_image_is_a_protocol_error(picture) -> None:
+@pytest.mark.parametrize("jpeg_bytes", [b"", b"\xff\xd8\xff", b"GIF89a", jpeg()[:200], bytes(1000)])
+def test_undecodable_image_is_a_protocol_error(jpeg_bytes) -> None:
     with pytest.raises(WireError, match="an image can't be decoded"):
-        _ = received_with(picture).frame
+        _ = received_with(jpeg_bytes).frame
 
 
 def test_image_larger_than_its_frame_is_rejected() -> None:

@@ -23,8 +23,8 @@ from streamseg.protocol import curve
 from streamseg.protocol.address import Address
 from streamseg.protocol.curve import KeyFolder, create_pair, parse_public_key, read_pair
 from streamseg.sinks.zmq import authentication
-from streamseg.sinks.zmq.connection_limiter import RefusalLog
 from streamseg.sinks.zmq.publisher import Publisher
+from streamseg.sinks.zmq.refusals import RefusalLog
 
 
 @pytest.fixture

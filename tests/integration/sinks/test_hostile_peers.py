@@ -6,6 +6,7 @@ The HTTP servers of control and viewer have their own tests.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import socket
@@ -29,6 +30,7 @@ from streamseg.protocol.curve import KeyFolder, create_pair
 from streamseg.sinks.zmq import connection_limiter, endpoints
 from streamseg.sinks.zmq.connection_limiter import MAX_HALF_OPEN
 from streamseg.sinks.zmq.endpoints import FILES_PER_CONNECTION
+from streamseg.sinks.zmq.refusals import RefusalLog
 from streamseg.sinks.zmq.tcp_connections import Connection
 
 KINDS = ("masks", "frames", "replay")
@@ -120,8 +122,8 @@ def test_connections_are_counted_correctly_after_arbitrary_bytes(shared_service)
     running, _ = shared_service
     value = running.metrics.registry.get_sample_value
     eventually(lambda: value("streamseg_subscribers") == 1)
-    gates = running.publisher._sockets._limiters
-    eventually(lambda: [each.established for each in gates.values()] == [1, 0, 0])
+    limiters = running.publisher._sockets.limiter._limiters
+    eventually(lambda: [each.established for each in limiters.values()] == [1, 0, 0])
 
 
 @pytest.mark.parametrize("kind", ["masks", "frames"])
@@ -157,8 +159,8 @@ def test_many_half_open_connections_leave_room_for_others(folder, kind, with_key
         before = count_open_files()
         for _ in range(count):
             clients.enter_context(raw_peer(running.publisher.endpoints[kind]))
-        watched = running.publisher._sockets._limiters[kind]
-        eventually(lambda: len(watched._connections) - watched.established <= MAX_HALF_OPEN)
+        limiter = running.publisher._sockets.limiter._limiters[kind]
+        eventually(lambda: len(limiter._connections) - limiter.established <= MAX_HALF_OPEN)
         eventually(
             lambda: count_open_files() - before - count <= FILES_PER_CONNECTION * MAX_HALF_OPEN + 5
         )
@@ -247,36 +249,34 @@ def test_new_connections_are_accepted_again_some_time_after_a_flood(folder, monk
 )
 def test_new_connections_wait_while_the_listener_is_blocked(folder) -> None:
     with service_and_subscriber(folder, with_keys=False) as (running, sub):
-        watched = running.publisher._sockets._limiters["masks"]
-        eventually(lambda: watched.established == 1)
-        watched._paused_until = math.inf
-        eventually(lambda: watched._listener._is_paused)
+        limiter = running.publisher._sockets.limiter._limiters["masks"]
+        eventually(lambda: limiter.established == 1)
+        limiter._paused_until = math.inf
+        eventually(lambda: limiter._listener._is_paused)
         port = int(running.masks_at.rpartition(":")[2])
         with pytest.raises(TimeoutError):
             socket.create_connection(("127.0.0.1", port), timeout=0.3)
         running.put(result(1))
         assert sub.receive().index == 1
-        threading.Timer(0.2, setattr, (watched, "_paused_until", 0.0)).start()
+        threading.Timer(0.2, setattr, (limiter, "_paused_until", 0.0)).start()
         with raw_peer(running.masks_at, handshake=GREETING + ready(b"SUB")):
             pass
 
 
 def test_the_listener_stays_blocked_while_the_network_thread_has_a_backlog() -> None:
     with zmq.Context() as context, context.socket(zmq.XPUB) as sock:
-        watched = connection_limiter.ConnectionLimiter(
-            "masks", sock, 1, connection_limiter.RefusalLog(Metrics())
-        )
-        watched._paused_until = until = time.monotonic() + 60
-        watched.check(is_publisher_behind=False)
-        assert watched._paused_until == until
+        limiter = connection_limiter.SocketLimiter("masks", sock, 1, RefusalLog(Metrics()))
+        limiter._paused_until = until = time.monotonic() + 60
+        limiter.check(is_publisher_behind=False)
+        assert limiter._paused_until == until
         now = time.monotonic()
-        watched._paused_until = now + connection_limiter.PAUSE_AFTER_FLOOD / 2
-        watched.check(is_publisher_behind=True)
-        assert watched._paused_until >= now + connection_limiter.PAUSE_AFTER_FLOOD
-        watched._paused_until = 0.0
-        watched.check(is_publisher_behind=True)
-        assert watched._paused_until == 0.0, "there was no flood"
-        watched.close()
+        limiter._paused_until = now + connection_limiter.PAUSE_AFTER_FLOOD / 2
+        limiter.check(is_publisher_behind=True)
+        assert limiter._paused_until >= now + connection_limiter.PAUSE_AFTER_FLOOD
+        limiter._paused_until = 0.0
+        limiter.check(is_publisher_behind=True)
+        assert limiter._paused_until == 0.0, "there was no flood"
+        limiter.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists its open files there")
@@ -284,6 +284,7 @@ def test_a_reused_file_descriptor_is_not_kept_open(
     tmp_path,
 ) -> None:
     address = Address("tcp", "127.0.0.1", 1)
+    gc.collect()  # subscribers of earlier tests close their files when they are collected
     before = count_open_files()
     with (tmp_path / "file").open("wb") as file, socket.create_server(("127.0.0.1", 0)) as other:
         for fd in (file.fileno(), other.fileno(), 10**6):

@@ -290,7 +290,7 @@ def test_without_subscribers_results_are_counted_but_not_encoded() -> None:
             assert sub.receive().seq == 1
 
 
-def test_wait_joined_counts_only_current_subscriptions() -> None:
+def test_wait_for_subscribers_counts_only_current_subscriptions() -> None:
     never, joined = threading.Event(), []
     with service() as running:
         waiter = threading.Thread(
@@ -310,14 +310,14 @@ def test_wait_joined_counts_only_current_subscriptions() -> None:
     assert joined == [True]
 
 
-def test_wait_joined_returns_when_it_is_stopped() -> None:
+def test_wait_for_subscribers_returns_when_it_is_stopped() -> None:
     stopped = threading.Event()
     with service() as running:
         threading.Timer(0.2, stopped.set).start()
         assert not running.publisher.wait_for_subscribers(1, stopped.is_set)
 
 
-def test_wait_joined_returns_when_the_publisher_closes() -> None:
+def test_wait_for_subscribers_returns_when_the_publisher_closes() -> None:
     joined = []
     with service() as running:
         waiter = threading.Thread(

@@ -219,7 +219,7 @@ def test_a_taken_port_is_said_in_one_line() -> None:
     ("options", "said"),
     [
         ({"address": "udp://x:1"}, "isn't an address"),
-        ({"sources": ["a/b"]}, "is no source name"),
+        ({"sources": ["a/b"]}, "invalid source name"),
         ({"allow_hosts": ["http://x"]}, "--allow-host"),
         ({"allow_hosts": ["*"]}, "--allow-host"),
     ],
