@@ -27,7 +27,7 @@ from streamseg.evaluation import compute_confusion_matrix
 from streamseg.evaluation.predictions import PredictionCollector, make_ground_truth, score_dataset
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
-from streamseg.models.selection import unsuppressed
+from streamseg.models.selection import suppress_overlaps
 from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.stages import track
 from streamseg.sources import open_source
@@ -113,11 +113,11 @@ def print_images(config: Path, sets: list[str]) -> None:
     for data in evaluation.data.val:
         dataset = open_dataset(data, config.parent / evaluation.data.root)
         found = [
-            model.predict([load_image(image)], Thresholds(score=evaluation.least_score))[0]
+            model.predict([load_image(image)], Thresholds(score=evaluation.min_score))[0]
             for image in dataset.images
         ]
         for iou in IOUS:
-            kept = [f if iou is None else f[unsuppressed(f, iou)] for f in found]
+            kept = [f if iou is None else f[suppress_overlaps(f, iou)] for f in found]
             cells = " | ".join(measures(model, dataset, kept))
             print(f"| {dataset.name} | {iou} | {cells} |", flush=True)
 

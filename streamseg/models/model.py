@@ -163,9 +163,9 @@ class PluginModel(Model):
 
     def _select(self, instances: Instances, thresholds: Thresholds) -> Instances:
         instances = instances[(-instances.scores).argsort(kind="stable")]
-        selection = Selection.of(thresholds, self.categories)
-        rows = selection.rows(instances.boxes, instances.scores, instances.labels)
-        return selection.finish(instances[rows])
+        selection = Selection.from_thresholds(thresholds, self.categories)
+        rows = selection.select_rows(instances.boxes, instances.scores, instances.labels)
+        return selection.apply_to_masks(instances[rows])
 
 
 def find_model_plugin(config: ModelConfig) -> PluginModel | None:

@@ -84,7 +84,7 @@ class SourceThresholds:
 
     def _resolve(self, thresholds: Thresholds) -> Thresholds:
         """Check the thresholds, and replace ``auto`` by the model's value."""
-        Selection.of(thresholds, self.model.categories)
+        Selection.from_thresholds(thresholds, self.model.categories)
         if thresholds.class_agnostic_iou != "auto":
             return thresholds
         iou = self.model.class_agnostic_iou

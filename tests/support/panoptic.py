@@ -84,7 +84,7 @@ class ColorSegmenter(Segmenter):
             labels += [number] * (count - 1)
         labels = np.array(labels, np.int64)
         scores = np.linspace(0.9, 0.6, len(labels), dtype=np.float32)
-        rows = selection.rows(None, scores, labels)
+        rows = selection.select_rows(None, scores, labels)
         return Detections(
             size=class_map.shape,
             boxes=None,

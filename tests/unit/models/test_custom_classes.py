@@ -279,7 +279,7 @@ def test_random_weights_are_for_the_classes_named_and_the_catalogue_s_can_be_ren
 def test_thresholds_go_by_the_names(nanomask_file):
     model = load_model("nanomask", nanomask_file, class_names=NAMES, classes=["pin"], score=0.0)
     assert set(model.predict(IMAGE).names) == {"pin"}
-    with pytest.raises(UsageError, match=r"knows no class 'nuts'; did you mean 'nut'"):
+    with pytest.raises(UsageError, match=r"has no class 'nuts'; did you mean 'nut'"):
         model.predict(IMAGE, Thresholds(classes=("nuts",)))
 
 
