@@ -146,7 +146,7 @@ def model_description(entry: ModelInfo) -> str:
         known = [
             f"{metric} {value:.1f}" for metric, value in accuracies.items() if value is not None
         ]
-        lines += ["", f"{file.file}", f"  from {file.url}", f"  license {file.licence}"]
+        lines += ["", f"{file.file}", f"  from {file.url}", f"  license {file.license}"]
         lines += [f"  {', '.join([*known, file.measured_on])}"]
         lines += [f"  sha256 {file.sha256}…"] if file.sha256 else []
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The models that there are, and what is known of them; it loads without torch."""
+"""Registry of the built-in models, with size, cost and published accuracy; loads without torch."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Family: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class PublishedWeights:
-    """Weights that the authors of an architecture publish.
+    """Weights published by the authors of an architecture.
 
     Attributes:
-        file: its name.
-        url: where it is, or the page that links to it.
-        licence: of the weights.
-        measured_on: what the accuracies were measured on.
-        box_ap: box AP in percent, as published, or None.
-        mask_ap: mask AP in percent, likewise.
-        pq: panoptic quality in percent, likewise.
-        sha256: of the file, or what is known of its beginning.
+        file: file name.
+        url: URL of the file, or of the page that links to it.
+        license: license of the weights.
+        measured_on: dataset of the accuracies.
+        box_ap: published box AP in percent, or None.
+        mask_ap: published mask AP in percent, or None.
+        pq: published panoptic quality in percent, or None.
+        sha256: SHA-256 of the file, or its known beginning, or None.
     """
 
     file: str
     url: str
-    licence: str
+    license: str
     measured_on: str
     box_ap: float | None = None
     mask_ap: float | None = None
@@ -42,21 +42,20 @@ class PublishedWeights:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a model.
+    """Entry of a model in the registry.
 
     Attributes:
-        name: what ``load_model`` takes.
-        family: the architecture; members of one differ in size or in details.
-        classes: how many, of which dataset.
-        parameters: in millions.
-        gflops: billions of multiplications, each with its addition, for one image of 640 x 480
-            at the default size, as far as all images have them in common: without what is done
-            for each object.
-        input_size: pixels, and which side they mean.
-        default_size: the ``input_size`` that is taken where none is given.
-        weights: how the default weights get here: they come with the package, are downloaded when
-            they are first used, or you download them from where they are published.
-        published: where weights are; the first ones are the usual ones.
+        name: name for ``load_model``.
+        family: architecture; members of a family differ in size or details.
+        classes: number of classes and dataset.
+        parameters: number of parameters in millions.
+        gflops: billions of multiply-adds for an image of 640 x 480 at the default input size,
+            without the work per object.
+        input_size: input size in pixels, with the side that it refers to.
+        default_size: default of the argument ``input_size``.
+        weights: availability of the default weights: part of the package, downloaded at first
+            use, or to be downloaded by the user.
+        published: published weights; the first ones are the default.
     """
 
     name: str
@@ -84,7 +83,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="nanomask.safetensors",
                 url="streamseg/assets/nanomask.md",
-                licence="Apache-2.0 (NanoDet), MIT (human-models)",
+                license="Apache-2.0 (NanoDet), MIT (human-models)",
                 measured_on="measured here, see the model card: streamseg/assets/nanomask.md",
             ),
         ),
@@ -102,7 +101,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
                 url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
-                licence="BSD-3-Clause (torchvision)",
+                license="BSD-3-Clause (torchvision)",
                 sha256="bf2d0c1e",
                 box_ap=37.9,
                 mask_ap=34.6,
@@ -123,7 +122,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
                 url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
-                licence="BSD-3-Clause (torchvision)",
+                license="BSD-3-Clause (torchvision)",
                 sha256="73cbd019",
                 box_ap=47.4,
                 mask_ap=41.8,
@@ -144,7 +143,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="model_final_f10217.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl",
-                licence="CC BY-SA 3.0 (detectron2)",
+                license="CC BY-SA 3.0 (detectron2)",
                 box_ap=41.0,
                 mask_ap=37.2,
                 measured_on="COCO val2017",
@@ -152,7 +151,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="model_final_a54504.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x/137260431/model_final_a54504.pkl",
-                licence="CC BY-SA 3.0 (detectron2)",
+                license="CC BY-SA 3.0 (detectron2)",
                 box_ap=38.6,
                 mask_ap=35.2,
                 measured_on="COCO val2017",
@@ -172,7 +171,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="model_final_c10459.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-PanopticSegmentation/panoptic_fpn_R_50_3x/139514569/model_final_c10459.pkl",
-                licence="CC BY-SA 3.0 (detectron2)",
+                license="CC BY-SA 3.0 (detectron2)",
                 box_ap=40.0,
                 mask_ap=36.5,
                 pq=41.5,
@@ -181,7 +180,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="model_final_dbfeb4.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-PanopticSegmentation/panoptic_fpn_R_50_1x/139514544/model_final_dbfeb4.pkl",
-                licence="CC BY-SA 3.0 (detectron2)",
+                license="CC BY-SA 3.0 (detectron2)",
                 box_ap=37.6,
                 mask_ap=34.7,
                 pq=39.4,
@@ -202,7 +201,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_resnet50_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=28.2,
                 measured_on="COCO test-dev",
             ),
@@ -221,7 +220,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_base_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=29.8,
                 measured_on="COCO test-dev",
             ),
@@ -240,7 +239,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_darknet53_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=28.7,
                 measured_on="COCO test-dev",
             ),
@@ -259,7 +258,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_im700_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=31.2,
                 measured_on="COCO test-dev",
             ),
@@ -278,7 +277,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_plus_resnet50_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=34.1,
                 measured_on="COCO test-dev",
             ),
@@ -297,7 +296,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_plus_base_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=34.6,
                 measured_on="COCO test-dev",
             ),
@@ -316,7 +315,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="solov2_r50_fpn_3x_coco_20220512_125856-fed092d4.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solov2/solov2_r50_fpn_3x_coco/solov2_r50_fpn_3x_coco_20220512_125856-fed092d4.pth",
-                licence="Apache-2.0 (mmdetection)",
+                license="Apache-2.0 (mmdetection)",
                 sha256="fed092d4",
                 mask_ap=37.5,
                 measured_on="COCO val2017",
@@ -324,7 +323,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLOv2_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=37.5,
                 measured_on="COCO val2017",
             ),
@@ -343,7 +342,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="solov2_light_r18_fpn_3x_coco_20220511_083717-75fa355b.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solov2/solov2_light_r18_fpn_3x_coco/solov2_light_r18_fpn_3x_coco_20220511_083717-75fa355b.pth",
-                licence="Apache-2.0 (mmdetection)",
+                license="Apache-2.0 (mmdetection)",
                 sha256="75fa355b",
                 mask_ap=29.7,
                 measured_on="COCO val2017",
@@ -351,7 +350,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLOv2_LIGHT_448_R18_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=29.6,
                 measured_on="COCO val2017",
             ),
@@ -370,7 +369,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLOv2_LIGHT_448_R34_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=32.0,
                 measured_on="COCO val2017",
             ),
@@ -389,7 +388,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="solov2_light_r50_fpn_3x_coco_20220512_165256-c93a6074.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solov2/solov2_light_r50_fpn_3x_coco/solov2_light_r50_fpn_3x_coco_20220512_165256-c93a6074.pth",
-                licence="Apache-2.0 (mmdetection)",
+                license="Apache-2.0 (mmdetection)",
                 sha256="c93a6074",
                 mask_ap=33.7,
                 measured_on="COCO val2017",
@@ -397,7 +396,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLOv2_LIGHT_448_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=33.7,
                 measured_on="COCO val2017",
             ),
@@ -416,7 +415,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLOv2_LIGHT_512_DCN_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=36.4,
                 measured_on="COCO val2017",
             ),
@@ -435,7 +434,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="decoupled_solo_light_r50_fpn_3x_coco_20210906_142703-e70e226f.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solo/decoupled_solo_light_r50_fpn_3x_coco/decoupled_solo_light_r50_fpn_3x_coco_20210906_142703-e70e226f.pth",
-                licence="Apache-2.0 (mmdetection)",
+                license="Apache-2.0 (mmdetection)",
                 sha256="e70e226f",
                 mask_ap=32.9,
                 measured_on="COCO val2017",
@@ -443,7 +442,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="DECOUPLED_SOLO_LIGHT_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=33.0,
                 measured_on="COCO val2017",
             ),
@@ -462,7 +461,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="solo_r50_fpn_3x_coco_20210901_012353-11d224d7.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solo/solo_r50_fpn_3x_coco/solo_r50_fpn_3x_coco_20210901_012353-11d224d7.pth",
-                licence="Apache-2.0 (mmdetection)",
+                license="Apache-2.0 (mmdetection)",
                 sha256="11d224d7",
                 mask_ap=35.9,
                 measured_on="COCO val2017",
@@ -470,7 +469,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLO_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=35.8,
                 measured_on="COCO val2017",
             ),

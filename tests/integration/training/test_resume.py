@@ -192,7 +192,7 @@ def test_new_training_does_not_overwrite_another(finished_training: Path):
 
 
 def test_resume_without_a_checkpoint_is_refused(tmp_path: Path):
-    with pytest.raises(WeightsError, match=r"last\.pt: there is no such weights file"):
+    with pytest.raises(WeightsError, match=r"last\.pt: the weights file doesn't exist"):
         make_trainer(tmp_path, resume=True)
 
 

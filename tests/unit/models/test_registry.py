@@ -192,7 +192,7 @@ def instances_of(crops, origins, size=(20, 20), labels=None):
 
 def finished(instances, **thresholds):
     """The scores of the rows that are left, in tenths."""
-    left = Selection.from_thresholds(Thresholds(score=0, **thresholds), NAMES).finish(instances)
+    left = Selection.from_thresholds(Thresholds(score=0, **thresholds), NAMES).apply_to_masks(instances)
     return np.round(left.scores * 10).astype(int).tolist()
 
 
@@ -294,7 +294,7 @@ def test_an_unknown_model_is_refused_with_near_matches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scor": 0.3}, "no 'scor'; did you mean 'score'"),
+        ({"scor": 0.3}, "no argument 'scor'; did you mean 'score'"),
         ({"score": 1.5}, "<= 1"),
         ({"precision": "int8"}, "int8"),
         ({"device": "tpu"}, "device"),
@@ -390,7 +390,7 @@ def test_code_in_a_weights_file_never_runs(tmp_path, kind):
 
 
 def test_a_missing_file_an_empty_one_a_folder_and_a_text_are_refused(tmp_path):
-    assert "no such" in refused(tmp_path / "missing.pth")
+    assert "doesn't exist" in refused(tmp_path / "missing.pth")
     assert "folder" in refused(tmp_path)
     (tmp_path / "empty.pth").touch()
     assert "empty" in refused(tmp_path / "empty.pth")
@@ -520,7 +520,7 @@ def test_thresholds_hold_for_any_category_ids():
     rows = selection.select_rows(np.zeros((4, 4), np.float32), scores, labels)
     assert rows.tolist() == [0, 1, 2]
     only = Selection.from_thresholds(Thresholds(score=0.5, classes=("dog",)), categories)
-    assert only.rows(np.zeros((4, 4), np.float32), scores, labels).tolist() == [1, 3]
+    assert only.select_rows(np.zeros((4, 4), np.float32), scores, labels).tolist() == [1, 3]
 
 
 def test_weights_for_academic_use_only_say_so_once(tmp_path, caplog):
@@ -539,6 +539,6 @@ def test_weights_for_academic_use_only_say_so_once(tmp_path, caplog):
 @pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.name)
 def test_the_catalogue_says_where_weights_are_and_what_they_may_be_used_for(entry):
     for file in entry.published:
-        assert file.licence
+        assert file.license
         assert file.file
         assert file.url.startswith("https://") or entry.weights == "bundled"
