@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from streamseg.config import ModelConfig, Thresholds
 from streamseg.errors import UsageError
 from streamseg.models.categories import COCO, COCO_PANOPTIC, Categories
-from streamseg.models.layers.panoptic import LEAST_STUFF, StuffLogits
+from streamseg.models.layers.panoptic import MIN_STUFF_AREA, StuffLogits
 from streamseg.models.loading import load_model, start_model
 from streamseg.models.panoptic_fpn.segmenter import PanopticFPN
 from streamseg.models.weights.files import differences
@@ -128,7 +128,7 @@ def test_the_surest_thing_is_on_top_and_stuff_gets_the_rest():
         (2, 92, False),
     ]
     assert segments[0].mask.area == 6000
-    assert segments[1].mask.area >= LEAST_STUFF
+    assert segments[1].mask.area >= MIN_STUFF_AREA
     assert not (segments[0].mask.to_array() & segments[1].mask.to_array()).any()
 
 

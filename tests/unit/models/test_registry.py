@@ -192,7 +192,8 @@ def instances_of(crops, origins, size=(20, 20), labels=None):
 
 def finished(instances, **thresholds):
     """The scores of the rows that are left, in tenths."""
-    left = Selection.from_thresholds(Thresholds(score=0, **thresholds), NAMES).apply_to_masks(instances)
+    selection = Selection.from_thresholds(Thresholds(score=0, **thresholds), NAMES)
+    left = selection.apply_to_masks(instances)
     return np.round(left.scores * 10).astype(int).tolist()
 
 
