@@ -26,7 +26,7 @@ from support.recording_subscriber import Observer, ReceivedState, balanced
 
 from streamseg import load_model
 from streamseg.config import Config, PublishConfig, SourceConfig, WorkerConfig
-from streamseg.models.base import Batch, Detections
+from streamseg.models.detections import Batch, Detections
 from streamseg.service.service import Service
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(120)]

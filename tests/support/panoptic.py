@@ -21,8 +21,9 @@ from torch.nn.functional import cross_entropy
 from streamseg.config import Config, SourceConfig
 from streamseg.config.training import PanopticData
 from streamseg.models import load_model, loading
-from streamseg.models.base import Detections, Segmenter
+from streamseg.models.base import Segmenter
 from streamseg.models.categories import Categories
+from streamseg.models.detections import Detections
 from streamseg.models.layers.losses import Criterion
 from streamseg.models.weights import files
 from streamseg.recording.process import Processor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes
 
-from streamseg.models.base import Batch, Detections
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.masks import MaskSource
 from streamseg.models.selection import Selection
 from streamseg.structures.masks import Size

@@ -31,16 +31,9 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from streamseg.errors import WeightsError
-from streamseg.models.base import (
-    Batch,
-    ClassCounts,
-    ClassRows,
-    Detections,
-    Segmenter,
-    State,
-    count_rows,
-)
+from streamseg.models.base import ClassCounts, ClassRows, Segmenter, State, count_rows
 from streamseg.models.categories import COCO, COCO_THINGS, Categories
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.grid_paste import SampledMasks
 from streamseg.models.layers.masks import BoxMasks
 from streamseg.models.layers.two_stage import Boxes, combine_detections, select_boxes

@@ -14,16 +14,9 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import batched_nms, roi_align
 
-from streamseg.models.base import (
-    Batch,
-    ClassCounts,
-    ClassRows,
-    Detections,
-    Segmenter,
-    State,
-    count_rows,
-)
+from streamseg.models.base import ClassCounts, ClassRows, Segmenter, State, count_rows
 from streamseg.models.categories import COCO_THINGS, Categories
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.masks import BoxMasks
 from streamseg.models.layers.two_stage import Boxes, combine_detections, select_boxes
 from streamseg.models.nanomask.loss import NanoMaskCriterion

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from streamseg.models.base import Batch, ClassCounts, ClassRows, Detections, count_rows
+from streamseg.models.base import ClassCounts, ClassRows, count_rows
 from streamseg.models.categories import COCO_PANOPTIC, Categories
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.losses import mean_over_processes
 from streamseg.models.layers.panoptic import STRIDE, StuffLogits
 from streamseg.models.mask_rcnn_d2.loss import MaskRCNND2Criterion

@@ -21,16 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from streamseg.errors import WeightsError
-from streamseg.models.base import (
-    Batch,
-    ClassCounts,
-    ClassRows,
-    Detections,
-    Segmenter,
-    State,
-    count_rows,
-)
+from streamseg.models.base import ClassCounts, ClassRows, Segmenter, State, count_rows
 from streamseg.models.categories import COCO_THINGS, Categories
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.matrix_nms import matrix_nms
 from streamseg.models.layers.resampling import bilinear_twice, resize_and_threshold
 from streamseg.models.selection import Selection

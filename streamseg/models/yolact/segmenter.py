@@ -14,16 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from streamseg.errors import UsageError
-from streamseg.models.base import (
-    Batch,
-    ClassCounts,
-    ClassRows,
-    Detections,
-    Segmenter,
-    State,
-    count_rows,
-)
+from streamseg.models.base import ClassCounts, ClassRows, Segmenter, State, count_rows
 from streamseg.models.categories import COCO_THINGS, Categories
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.darknet import DarkNet53
 from streamseg.models.layers.fast_nms import fast_nms
 from streamseg.models.layers.resampling import bilinear, resize_and_threshold
