@@ -38,7 +38,7 @@ from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.runner import Pipeline
 from streamseg.pipeline.stages import SourceThresholds, find_tracker, infer, read_frames, track
 from streamseg.pipeline.summary import Progress, RunStatistics, Summary
-from streamseg.sinks.base import PluginSink, Sink, load_sinks, run_sink
+from streamseg.sinks.base import Sink, run_sink
 from streamseg.sinks.files.panoptic import PanopticFiles
 from streamseg.sinks.files.part_file import make_folder, make_subfolder, output_errors
 from streamseg.sinks.files.results import (
@@ -48,6 +48,7 @@ from streamseg.sinks.files.results import (
     VideoFile,
     write_json_atomically,
 )
+from streamseg.sinks.plugin import PluginSink, load_sinks
 from streamseg.sources import Input, Source, open_source
 from streamseg.structures.results import Frame, Result
 

@@ -22,7 +22,7 @@ from streamseg.service.capacity import check_capacity
 from streamseg.service.source_session import OpenedSource
 from streamseg.service.source_set import SourceSet
 from streamseg.service.wiring import ServicePipeline
-from streamseg.sinks.base import load_sinks
+from streamseg.sinks.plugin import load_sinks
 from streamseg.sources import open_source
 
 STOP_WITHIN = 10.0

@@ -92,7 +92,7 @@ class SourceSession:
         self._is_lost = False
         self._reports_state = isinstance(source, LiveSource)
         if isinstance(source, LiveSource):
-            source.tell = self._on_source_state
+            source.on_state = self._on_source_state
 
     @property
     def name(self) -> str:

@@ -1,8 +1,8 @@
-"""What every source of frames is, and the part that all of them share: choosing and counting.
+"""Interface of a source, and the selection and counting of frames that all sources share.
 
-A source yields :class:`LazyFrame`: where a picture stands in the source, and how to get at its
-pixels. ``deliver`` chooses among them (stride, frame rate, start and end), loads the chosen ones
-only, counts, and turns them into :class:`~streamseg.structures.results.Frame`.
+A source yields :class:`LazyFrame`: index and time of a frame, and a function that loads its image.
+``deliver`` selects frames (stride, frame rate, start and end), loads only those, counts them, and
+converts them to :class:`~streamseg.structures.results.Frame`.
 """
 
 from __future__ import annotations
@@ -21,35 +21,34 @@ from streamseg.errors import IncompleteError, NoFramesError, TooLargeError, reda
 from streamseg.structures.results import Frame, Image, Size
 
 MIN_TICK = 1e-3
-"""Seconds: the clock of Matroska and FLV; recordings are converted from those to finer ones."""
+"""Clock of Matroska and FLV in seconds; recordings are often converted from these formats."""
 _DIGITS = 9
-"""Of a difference of times: more than any clock has, fewer than the noise of subtraction."""
+"""Digits of a time difference: more than any clock has, fewer than rounding errors affect."""
 _RATE_DIGITS = 0.005
-"""Frames per second by which a rate such as 29.97 or 23.98 is rounded."""
+"""Rounding of a rate such as 29.97 or 23.98, in frames per second."""
 
 
 class BadImageError(Exception):
-    """A single picture that can't be decoded; it is counted and skipped."""
+    """A single image can't be decoded; it is counted and skipped."""
 
 
 @dataclass(slots=True)
 class SourceReport:
-    """What became of a source's frames; ``frames()`` keeps it, others only read it.
+    """Counts and properties of a source's frames; written by ``frames()``, read by others.
 
-    ``delivered + skipped + bad`` is all that was met so far.
+    ``delivered + skipped + bad`` is the number of frames read so far.
 
     Attributes:
-        delivered: frames given out.
-        skipped: good frames left out by stride, max_fps, start or end.
+        delivered: frames that were yielded.
+        skipped: good frames that were excluded by stride, max_fps, start or end.
         bad: packets or images that could not be decoded.
-        damaged: delivered or skipped frames that the decoder says it had to patch up.
-        size: (height, width) of the upright frames, (0, 0) while unknown; the latest one, where
-            it changes.
-        fps: frames a second, as the file says; a hint, None if it doesn't.
-        expected: how many frames the file says it has; a hint, None if it doesn't.
-        duration: seconds, as the file says; a hint, None if it doesn't.
-        incomplete: why the recording is not whole; empty as long as nothing says so.
-        trouble: what was wrong with the latest bad packet or image.
+        damaged: delivered or skipped frames in which the decoder concealed errors.
+        size: (height, width) of the latest upright frame; (0, 0) while unknown.
+        fps: frame rate in the file's metadata, or None.
+        expected: number of frames in the file's metadata, or None.
+        duration: duration in seconds in the file's metadata, or None.
+        incomplete: why the recording is incomplete; empty if it seems complete.
+        trouble: error of the latest bad packet or image.
         notes: remarks for the summary, one line each, at most ``MAX_NOTES``.
     """
 
@@ -69,7 +68,7 @@ class SourceReport:
 
     @property
     def good(self) -> int:
-        """Frames that could be decoded."""
+        """Number of frames that could be decoded."""
         return self.delivered + self.skipped
 
     def note(self, remark: str) -> None:
@@ -84,7 +83,7 @@ class SourceReport:
 
 
 class SourceControl:
-    """What others may do to a source while its frames are read, from any thread."""
+    """Stops and pauses a source while its frames are read; usable from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -93,54 +92,53 @@ class SourceControl:
 
     @property
     def stopped(self) -> bool:
-        """Whether the frames are to end."""
+        """Whether the source was stopped."""
         return self._stopped
 
     @property
     def paused(self) -> bool:
-        """Whether no frame is wanted for now."""
+        """Whether the source is paused."""
         return self._paused and not self._stopped
 
     def stop(self) -> None:
-        """End the frames, soon and for good."""
+        """Stop the source; ``frames()`` ends soon."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def pause(self) -> None:
-        """No more frames until ``resume``; a live source lets go of its camera."""
+        """Pause until ``resume``; a live source disconnects."""
         with self._changed:
             self._paused = True
             self._changed.notify_all()
 
     def resume(self) -> None:
-        """Go on."""
+        """Continue after ``pause``."""
         with self._changed:
             self._paused = False
             self._changed.notify_all()
 
     def hold(self) -> bool:
-        """Wait while the source is paused; whether it shall go on then."""
+        """Wait while the source is paused; returns False if it was stopped."""
         with self._changed:
             self._changed.wait_for(lambda: not self.paused)
         return not self._stopped
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but no longer than until the source is stopped or paused."""
+        """Wait until the time has passed or the source is stopped or paused."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._paused, seconds)
 
 
 class Source(Protocol):
-    """Where frames come from.
+    """Interface of a source of frames.
 
     Attributes:
-        name: how the source is called on the wire.
-        live: whether time doesn't wait: a live source drops frames when it must, a recorded one
-            waits for its reader.
-        report: what became of its frames so far; a recorded source has a new one at each
-            ``frames()``.
-        control: to stop and pause it.
+        name: name of the source in messages.
+        live: whether frames are dropped if they can't be processed in time; otherwise the source
+            waits.
+        report: counts of the frames; a recorded source has a new one for each ``frames()``.
+        control: stops and pauses the source.
     """
 
     name: str
@@ -149,29 +147,29 @@ class Source(Protocol):
     control: SourceControl
 
     def frames(self) -> Generator[Frame, None, None]:
-        """The frames in order; what is open is closed when this ends, fails or is closed.
+        """Yield the frames in order; files and connections are closed at the end.
 
-        They end early, without a word on what is missing, once ``control`` have been used to stop.
+        Ends early, without an error, after ``control.stop()``.
 
         Raises:
-            IncompleteError: after the last good frame of a recording that isn't whole.
-            NoFramesError: there was none, or fewer than one in ten could be decoded.
-            TooLargeError: frames beyond ``max_pixels``.
+            IncompleteError: after the last good frame of an incomplete recording.
+            NoFramesError: there was no frame, or fewer than one in ten could be decoded.
+            TooLargeError: a frame has more than ``max_pixels``.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class LazyFrame:
-    """A frame that isn't loaded yet.
+    """A frame whose image isn't loaded yet.
 
     Attributes:
-        index: which picture of the source it is, from 0, counting those that were lost.
-        epoch: as in ``Frame``.
-        pts: seconds.
-        load: gives its pixels, uint8 (H, W, 3) RGB, upright and contiguous, and the width of a
-            pixel over its height; raises :class:`BadImageError`.
-        item: the file's name, for folders.
-        damaged: the decoder had to patch it up.
+        index: index of the frame in the source, from 0; lost frames are counted.
+        epoch: see ``Frame``.
+        pts: presentation time in seconds.
+        load: returns the image, uint8 (H, W, 3) RGB, upright and contiguous, and the width of a
+            pixel divided by its height; raises :class:`BadImageError`.
+        item: file name, for folders of images.
+        damaged: whether the decoder concealed errors.
     """
 
     index: int
@@ -185,42 +183,42 @@ class LazyFrame:
 def deliver(
     name: str,
     config: SourceConfig,
-    pictures: Generator[LazyFrame, None, None],
+    lazy_frames: Generator[LazyFrame, None, None],
     report: SourceReport,
     control: SourceControl,
     clock: RecordingClock | None = None,
 ) -> Generator[Frame, None, None]:
-    """The frames of a recording: those that ``selected`` gives, and then what is wrong with it."""
-    with closing(selected(name, config, pictures, report, clock)) as frames:
+    """Yield the selected frames of a recording, then raise if something is wrong with it."""
+    with closing(selected(name, config, lazy_frames, report, clock)) as frames:
         for frame in frames:
             if not control.hold():
                 return
             yield frame
-    _judge(config, report)
+    _raise_problems(config, report)
 
 
 def selected(
     name: str,
     config: SourceConfig,
-    pictures: Generator[LazyFrame, None, None],
+    lazy_frames: Generator[LazyFrame, None, None],
     report: SourceReport,
     clock: RecordingClock | None = None,
 ) -> Generator[Frame, None, None]:
-    """Frames of the pictures that ``config`` chooses; closes ``pictures`` in the end."""
+    """Yield the frames selected by ``config``; closes ``lazy_frames`` at the end."""
     clock = clock or RecordingClock()
-    choice = _Choice(config, clock.tick)
-    with closing(pictures):
-        for picture in pictures:
-            seconds = clock.elapsed(picture)
+    selector = _FrameSelector(config, clock.tick)
+    with closing(lazy_frames):
+        for lazy_frame in lazy_frames:
+            seconds = clock.elapsed(lazy_frame)
             if config.end is not None and seconds >= config.end:
                 report.skipped += 1
                 break
-            report.damaged += picture.damaged
-            if not choice.takes(picture, seconds):
+            report.damaged += lazy_frame.damaged
+            if not selector.selects(lazy_frame, seconds):
                 report.skipped += 1
                 continue
             try:
-                image, pixel_aspect = picture.load()
+                image, pixel_aspect = lazy_frame.load()
             except BadImageError as error:
                 report.count_bad(str(error))
                 continue
@@ -228,13 +226,13 @@ def selected(
             report.size = image.shape[0], image.shape[1]
             yield Frame(
                 source=name,
-                index=picture.index,
-                epoch=picture.epoch,
-                pts=picture.pts,
+                index=lazy_frame.index,
+                epoch=lazy_frame.epoch,
+                pts=lazy_frame.pts,
                 captured_at=time.time(),
                 monotonic=time.monotonic(),
                 image=image,
-                item=picture.item,
+                item=lazy_frame.item,
                 pixel_aspect=pixel_aspect,
             )
 
@@ -253,16 +251,16 @@ def check_pixels(url: str, width: int, height: int, max_pixels: int) -> None:
 
 
 def decoder_limit(max_pixels: int) -> int:
-    """``max_pixels`` for the decoder itself, with a margin: decoders pad sizes to whole blocks."""
+    """Return the limit for the decoder, with a margin: decoders pad sizes to whole blocks."""
     return max_pixels + max_pixels // 50 + 2**16
 
 
 class RecordingClock:
-    """The clock that a recording's pts are read from.
+    """Clock of a recording: converts pts to the time since its beginning.
 
     Args:
-        beginning: pts of the recording's beginning, in seconds.
-        tick: by how many seconds a pts may be rounded.
+        beginning: pts of the beginning of the recording, in seconds.
+        tick: rounding of the pts, in seconds.
     """
 
     def __init__(self, beginning: float = 0.0, tick: float = MIN_TICK) -> None:
@@ -272,25 +270,25 @@ class RecordingClock:
         self._gap = 0.0
         self._last = -math.inf
 
-    def elapsed(self, picture: LazyFrame) -> float:
-        """Return the seconds from the beginning to the next picture.
+    def elapsed(self, lazy_frame: LazyFrame) -> float:
+        """Return the time of the next frame since the beginning, in seconds.
 
-        Where pts go back in a new epoch, the time goes on after the picture before.
+        If pts go back in a new epoch, the time continues after the previous frame.
         """
-        seconds = picture.pts
+        seconds = lazy_frame.pts
         if self._offset:
             seconds = round(seconds + self._offset, _DIGITS)
-        if picture.epoch != self._epoch and seconds < self._last:
+        if lazy_frame.epoch != self._epoch and seconds < self._last:
             self._offset += self._last + self._gap - seconds
             seconds = self._last + self._gap
         elif math.isfinite(self._last):
             self._gap = seconds - self._last
-        self._epoch, self._last = picture.epoch, seconds
+        self._epoch, self._last = lazy_frame.epoch, seconds
         return seconds
 
 
-class _Choice:
-    """Which pictures are taken: from ``start``, every ``stride``-th, at most ``max_fps``."""
+class _FrameSelector:
+    """Selection of frames: from ``start``, every ``stride``-th one, at most ``max_fps``."""
 
     def __init__(self, config: SourceConfig, tick: float) -> None:
         self._config = config
@@ -302,12 +300,12 @@ class _Choice:
         self._slot = -math.inf
         self._taken_at = -math.inf
 
-    def takes(self, picture: LazyFrame, seconds: float) -> bool:
-        """Return whether the next picture is taken.
+    def selects(self, lazy_frame: LazyFrame, seconds: float) -> bool:
+        """Return whether the next frame is selected.
 
         Args:
-            picture: the picture.
-            seconds: from the recording's beginning.
+            lazy_frame: the frame.
+            seconds: its time since the beginning of the recording.
         """
         self._started = self._started or seconds >= self._config.start
         if not self._started:
@@ -315,34 +313,34 @@ class _Choice:
         self._seen += 1
         if (self._seen - 1) % self._config.stride:
             return False
-        return self._max_fps is None or self._is_due(picture, self._max_fps)
+        return self._max_fps is None or self._is_due(lazy_frame, self._max_fps)
 
-    def _is_due(self, picture: LazyFrame, max_fps: float) -> bool:
-        """Take one picture for each slot of 1 / max_fps seconds.
+    def _is_due(self, lazy_frame: LazyFrame, max_fps: float) -> bool:
+        """Select one frame for each slot of 1 / max_fps seconds.
 
-        Rounded times may put two pictures of a steady rate into one slot. The later one is taken
-        for the next slot if it is a whole interval after the one before and the slot is that near.
+        Rounding may put two frames of a constant rate into one slot. Then the later one is used for
+        the next slot, if it follows after a whole interval and is close to that slot.
         """
-        if picture.epoch != self._epoch:
-            self._epoch, self._slot, self._taken_at = picture.epoch, -math.inf, -math.inf
-        slot = math.floor(picture.pts * max_fps + 1e-3)
-        if slot <= self._slot and picture.pts - self._taken_at > 1 / max_fps - 1.1 * self._tick:
-            slot = math.floor((picture.pts + self._tick) * max_fps)
+        if lazy_frame.epoch != self._epoch:
+            self._epoch, self._slot, self._taken_at = lazy_frame.epoch, -math.inf, -math.inf
+        slot = math.floor(lazy_frame.pts * max_fps + 1e-3)
+        if slot <= self._slot and lazy_frame.pts - self._taken_at > 1 / max_fps - 1.1 * self._tick:
+            slot = math.floor((lazy_frame.pts + self._tick) * max_fps)
         if slot <= self._slot:
             return False
-        self._slot, self._taken_at = slot, picture.pts
+        self._slot, self._taken_at = slot, lazy_frame.pts
         return True
 
 
 def _exact_rate(rate: float) -> float:
-    """Return 30000 / 1001 for 29.97, and likewise for all rates that are named by their digits."""
+    """Return 30000 / 1001 for 29.97, and the exact value of similar rounded rates."""
     whole = round(rate * 1.001)
     exact = whole / 1.001
     return exact if abs(rate - exact) < min(_RATE_DIGITS, abs(rate - whole)) else rate
 
 
-def _judge(config: SourceConfig, report: SourceReport) -> None:
-    """Raise what is wrong with the source as a whole, once everything good has been delivered."""
+def _raise_problems(config: SourceConfig, report: SourceReport) -> None:
+    """Raise an error for an unreadable or incomplete source, after its last good frame."""
     url = redact_address(config.url)
     met = report.good + report.bad
     if report.good * 10 < met or not met:

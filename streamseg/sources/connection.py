@@ -1,10 +1,9 @@
-"""One connection to a camera or a network stream: opened with timeouts, read until it fails.
+"""Connection to a camera or a network stream, with timeouts.
 
-Each kind of address is opened with only the FFmpeg protocols that it needs, so that what the
-other side sends can't make FFmpeg read files or other protocols. ``rtsp`` itself isn't among an
-RTSP address's: FFmpeg opens the address that it is given all the same, and follows no redirection,
-which would hand the password to another host. Its RTMP knows none. Over HTTP, all
-requests are made by ``http.py``.
+Each kind of URL is opened with only the FFmpeg protocols that it needs, so that a server can't make
+FFmpeg read files or use other protocols. ``rtsp`` itself is not allowed for RTSP URLs: FFmpeg still
+opens the given URL, but follows no redirection, which would send the password to another host. RTMP
+has no redirections. HTTP requests are made by ``http.py``.
 """
 
 from __future__ import annotations
@@ -38,14 +37,13 @@ from streamseg.sources.video_streams import choose_stream, ffmpeg_error_message
 from streamseg.structures.results import Frame
 
 DEVICE_FORMAT = "v4l2"
-KNOCK_WITHIN = 2.0
-"""Seconds. A host that didn't answer is knocked at so often, because the system itself would wait
-longer and longer before it tried again, and miss when it comes back."""
+PROBE_TIMEOUT = 2.0
+"""Seconds. A host that didn't answer is first probed with a TCP connection, because the retries of
+the kernel have increasing intervals and would detect its return late."""
 _GRACE = 2.0
-"""Seconds that FFmpeg's own timeouts are longer than ours, which say what is wrong."""
+"""Seconds by which FFmpeg's timeouts exceed ours, which give better error messages."""
 _RTMP_ANALYSED = "500000"
-"""Microseconds of the stream. RTMP doesn't say what it holds, and FFmpeg would wait five seconds
-for sound that may not come."""
+"""Microseconds. RTMP doesn't announce its streams, and FFmpeg would wait five seconds for audio."""
 _PROTOCOLS = {
     "rtsp": "rtp,tcp,udp",
     "rtsps": "rtp,tcp,udp,tls",
@@ -54,7 +52,7 @@ _PROTOCOLS = {
     "udp": "udp",
 }
 _HTTP = ("http", "https")
-"""Schemes of addresses that are read by ``http.py``, not by FFmpeg."""
+"""URL schemes that are read by ``http.py`` instead of FFmpeg."""
 _PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 _WITHOUT_TIMES = ("mpjpeg", "mjpeg")
 _UDP_OPTIONS = {"format_whitelist": UDP_FORMATS, "protocol_whitelist": _PROTOCOLS["udp"]}
@@ -71,16 +69,15 @@ _SILENCE = (av.error.TimeoutError, av.error.ExitError)
 
 
 def is_live(url: str) -> bool:
-    """Whether the address is one of a camera or a network stream."""
+    """Return whether the URL is that of a camera or a network stream."""
     return _is_device(url) or _scheme_of(url) in (*_PROTOCOLS, *_HTTP)
 
 
 def live_source(name: str, config: SourceConfig) -> LiveSource:
-    """A camera or a network stream; nothing is opened yet.
+    """Create the source of a camera or a network stream, without connecting.
 
     Raises:
-        ConfigError: options that are for recordings, a port that can't be, or the password can't
-            be had.
+        ConfigError: an option is for recordings, the port is invalid, or the password is missing.
     """
     url = redact_address(config.url)
     if config.start or config.end is not None:
@@ -102,7 +99,7 @@ def live_source(name: str, config: SourceConfig) -> LiveSource:
 
 
 def _check_port(url: str) -> None:
-    """Refuse a port that can't be: FFmpeg takes it for another, and says other things of it."""
+    """Refuse an invalid port, which FFmpeg would replace by another one."""
     try:
         possible = urlsplit(url).port != 0
     except ValueError:
@@ -112,7 +109,7 @@ def _check_port(url: str) -> None:
 
 
 def _check_http_spaces(url: str) -> None:
-    """Refuse white space in the address of an HTTP request, in which it would end the address."""
+    """Refuse white space in an HTTP URL, which would end the URL in the request."""
     if _scheme_of(url) in ("http", "https") and re.search(r"\s", _without_login(url)[0]):
         raise ConfigError(f"{redact_address(url)}: has a space in it: write it as %20")
 
@@ -126,7 +123,7 @@ def _read_network(
     again: bool,
 ) -> Generator[Frame, None, None]:
     try:
-        login = _login(config)  # each time: passwords are changed, and cameras lock accounts
+        login = _login(config)  # read each time, because passwords change
     except ConfigError as error:
         raise SourceError(str(error)) from None
     if _scheme_of(config.url) == "udp":
@@ -137,7 +134,7 @@ def _read_network(
             yield from _frames(name, config, container, beginning, report, left)
         return
     if again:
-        _knock(config.url)
+        _probe(config.url)
     if _scheme_of(config.url) in _HTTP:
         yield from _read_http(name, config, login, beginning, report, left)
         return
@@ -153,16 +150,16 @@ def _read_http(
     report: SourceReport,
     left: Abandonment,
 ) -> Generator[Frame, None, None]:
-    """Yield the frames of the containers that an address serves.
+    """Yield the frames of the containers served at a URL.
 
-    Each is an epoch of its own, unless its times follow from those of the one before.
+    Each container starts a new epoch, unless its times continue those of the previous one.
 
     Raises:
-        SourceError: why there are no more, unless the stream simply ended.
+        SourceError: reading failed.
     """
     url, inline = _without_login(config.url)
-    patience = max(config.open_timeout, config.stall_after) + _GRACE
-    http = Http(url, config.hosts, login or inline, patience, left)
+    timeout = max(config.open_timeout, config.stall_after) + _GRACE
+    http = Http(url, config.hosts, login or inline, timeout, left)
     left.on_set(http.abort)
     last: Frame | None = None
     with closing(http):
@@ -187,7 +184,7 @@ def _stream_frames(
     """Yield the frames of one container.
 
     Raises:
-        SourceError: why it can't be read on; first of all why its bytes ended.
+        SourceError: reading failed; an error of the byte stream takes precedence.
     """
     config = replace(config, stream=stream.video_stream)
     options = {"format_whitelist": ",".join(stream.formats)}
@@ -227,10 +224,10 @@ def _frames(
     left: Abandonment,
     source: ByteStream | None = None,
 ) -> Generator[Frame, None, None]:
-    """The frames of a container until it can't be read on, or ``left`` is set.
+    """Yield the frames of a container until its end or until ``left`` is set.
 
     Raises:
-        SourceError: why, unless it simply ended.
+        SourceError: reading failed.
     """
     stream = choose_stream(container, config)
     decoder = StreamDecoder(
@@ -243,10 +240,9 @@ def _frames(
         use_arrival_times=container.format.name in _WITHOUT_TIMES,
         stop_event=left,
     )
-    pictures = (
-        decoder.lazy_frames() if source is None else source.pace_frames(decoder.lazy_frames())
-    )
-    yield from selected(name, config, pictures, report)
+    frames = decoder.lazy_frames()
+    paced = frames if source is None else source.pace_frames(frames)
+    yield from selected(name, config, paced, report)
     if decoder.read_error:
         raise SourceError(f"it can't be read on: {decoder.read_error}")
 
@@ -270,34 +266,34 @@ def _open(
     what: str | UdpReceiver | ByteStream,
     options: dict[str, str],
     *,
-    format: str | None = None,  # noqa: A002 - as av.open has it
+    format: str | None = None,  # noqa: A002 - as in av.open
     io_open: Callable[[str, int, Mapping[str, str]], BinaryIO] | None = None,
 ) -> InputContainer:
     options = {
         **options,
-        # This limit holds in the decoder that FFmpeg probes with, before the size is known here.
+        # Also limits the decoder that FFmpeg uses for probing.
         "max_pixels": str(decoder_limit(config.max_pixels)),
-        "fpsprobesize": "0",  # the rate isn't used, and guessing it takes seconds
+        "fpsprobesize": "0",  # the frame rate isn't used, and estimating it takes seconds
     }
-    patience = (config.open_timeout + _GRACE, config.stall_after + _GRACE)
+    timeouts = (config.open_timeout + _GRACE, config.stall_after + _GRACE)
     try:
         return av.open(
             what,
             mode="r",
             format=format,
             options=options,
-            timeout=patience,
+            timeout=timeouts,
             io_open=io_open,
             metadata_errors="replace",
         )
     except _SILENCE:
         raise NoAnswerError("no answer") from None
     except (av.error.FFmpegError, ValueError) as error:
-        raise SourceError(_why(config.url, error)) from None
+        raise SourceError(_describe_open_error(config.url, error)) from None
 
 
-def _why(url: str, error: Exception) -> str:
-    """Why an address can't be opened."""
+def _describe_open_error(url: str, error: Exception) -> str:
+    """Return why a URL can't be opened."""
     if _scheme_of(url) in ("rtsp", "rtsps") and isinstance(error, av.error.ArgumentError):
         return _MOVED
     if _scheme_of(url) in _HTTP and isinstance(error, av.error.ArgumentError):
@@ -305,26 +301,26 @@ def _why(url: str, error: Exception) -> str:
     return _REFUSALS.get(type(error)) or ffmpeg_error_message(error).lower()
 
 
-def _knock(url: str) -> None:
-    """See whether anybody is there.
+def _probe(url: str) -> None:
+    """Check whether the host accepts TCP connections.
 
     Raises:
-        NoAnswerError: nobody answered.
+        NoAnswerError: it doesn't answer.
     """
     parts = urlsplit(url)
     port = parts.port or _PORTS[parts.scheme.lower()]
     try:
-        with socket.create_connection((host_of(url), port), timeout=KNOCK_WITHIN):
+        with socket.create_connection((host_of(url), port), timeout=PROBE_TIMEOUT):
             return
     except OSError as error:
         raise NoAnswerError(error.strerror or "no answer") from None
 
 
 def _login(config: SourceConfig) -> tuple[str, str] | None:
-    """User and password from where the config says that they are.
+    """Return user name and password from the sources named in the config, or None.
 
     Raises:
-        ConfigError: they aren't there.
+        ConfigError: the password is missing, or the URL has a user name, too.
     """
     if not config.user:
         return None
@@ -335,7 +331,7 @@ def _login(config: SourceConfig) -> tuple[str, str] | None:
 
 
 def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
-    """The address alone, and the user and password that it held."""
+    """Return the URL without user name and password, and these."""
     parts = urlsplit(url)
     if "@" not in parts.netloc:
         return url, None

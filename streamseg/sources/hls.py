@@ -1,7 +1,7 @@
 """HTTP Live Streaming (RFC 8216): playlists, and their segments as byte streams for FFmpeg.
 
-FFmpeg's own demuxer for it is not used: it aborts the process when its connections are not those of
-its own client, downloads every variant at once, and takes memory for whatever a playlist lists.
+FFmpeg's HLS demuxer is not used: it aborts the process if the connections are not those of its own
+HTTP client, downloads all variants at once, and allocates memory for everything in a playlist.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from streamseg.sources.http import Body, Http, StatusError, join_url
 
 TYPES = ("mpegurl",)
 FORMATS = ("mpegts",)
-"""FFmpeg's names of the formats of segments that aren't fragmented MP4."""
+"""FFmpeg's names of segment formats other than fragmented MP4."""
 MAX_PLAYLIST_BYTES = 4 * 2**20
 MAX_SEGMENTS = 100_000
-"""Segments of one playlist: more than two days of two seconds each."""
+"""Maximum number of segments of a playlist: more than two days of two seconds each."""
 MAX_VARIANTS = 1000
-"""Variants of one master playlist."""
+"""Maximum number of variants of a master playlist."""
 MAX_INIT_BYTES = 2**20
-"""Bytes of an initialization section (EXT-X-MAP)."""
+"""Maximum size of an initialization section (EXT-X-MAP), in bytes."""
 MAX_FRAGMENTS = 500
-"""Segments of fragmented MP4 that one demuxer reads: it keeps an index of all their frames."""
+"""Maximum number of fragmented MP4 segments per demuxer, which indexes all their frames."""
 MAX_FAILURES = 3
-"""Segments, or reloads of the playlist, that fail in a row; one more ends the connection."""
+"""Maximum number of consecutive failures of segments or playlist reloads."""
 LIVE_DELAY = 3
-"""Segments before the end of a live playlist at which reading begins (RFC 8216, 6.3.3)."""
+"""Segments before the end of a live playlist at which reading starts (RFC 8216, 6.3.3)."""
 MIN_RELOAD, MAX_RELOAD = 0.25, 2.0
-"""Seconds between two requests for a live playlist."""
+"""Minimum and maximum seconds between two requests for a live playlist."""
 _FORBIDDEN_STATUS = (401, 403)
 _MAX_PACE = 4.0
-"""Seconds that a frame may be ahead of the clock; with more, a segment was lost, and the clock
-starts again. Less than a source's default ``stall_after``."""
+"""Seconds by which a frame may be ahead of the clock; if more, a segment was lost and the clock is
+reset. Less than the default ``stall_after`` of a source."""
 _ATTRIBUTE = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^,]*)')
 _VIDEO_CODECS = re.compile(r"avc|hvc|hev|vvc|vvi|av01|vp0?[89]|mp4v|dvh|dva|mjp", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Something that a playlist names.
+    """A resource named in a playlist.
 
     Attributes:
-        base: address of the playlist.
-        uri: as the playlist has it.
+        base: URL of the playlist.
+        uri: URI in the playlist.
         byte_range: offset and length, or None for the whole resource.
     """
 
@@ -59,11 +59,11 @@ class Resource:
 
     @property
     def url(self) -> str:
-        """The absolute address; made when it is needed, since most segments are never read."""
+        """The absolute URL; computed on demand, because most segments are never read."""
         return join_url(self.base, self.uri)
 
     def is_same(self, other: Resource | None) -> bool:
-        """Whether both are the same, but for the query, which may hold a new token each time."""
+        """Return whether both are equal, except for the query, which may contain a new token."""
         return (
             other is not None
             and self.byte_range == other.byte_range
@@ -76,11 +76,11 @@ class Segment:
     """Media segment.
 
     Attributes:
-        media: its bytes.
-        init: the initialization section that its container begins with, or None.
-        discontinuity: whether its times or its format don't follow from the segment before.
+        media: resource with the media data.
+        init: initialization section of its container, or None.
+        discontinuity: whether times or format don't continue those of the previous segment.
         is_gap: whether the server has no media for it.
-        is_encrypted: whether its bytes are encrypted.
+        is_encrypted: whether the media data are encrypted.
     """
 
     media: Resource
@@ -90,7 +90,7 @@ class Segment:
     is_encrypted: bool = False
 
     def follows(self, earlier: Segment) -> bool:
-        """Whether this is of the same container as an earlier segment."""
+        """Return whether this segment belongs to the same container as an earlier one."""
         has_same_init = (
             self.init is earlier.init if self.init is None else self.init.is_same(earlier.init)
         )
@@ -102,12 +102,12 @@ class Playlist:
     """Media or master playlist.
 
     Attributes:
-        url: address that it was read from.
-        segments: of a media playlist, in order.
+        url: URL that it was read from.
+        segments: segments of a media playlist, in order.
         first: media sequence number of the first segment.
-        target_duration: seconds; the longest duration of a segment.
+        target_duration: maximum duration of a segment, in seconds.
         is_complete: whether no more segments will be added.
-        variants: addresses of a master playlist's variants with video, in order.
+        variants: URLs of the variants with video of a master playlist, in order.
         is_master: whether this is a master playlist.
     """
 
@@ -126,7 +126,7 @@ class Playlist:
 
 
 def is_playlist(content_type: str, preface: bytes) -> bool:
-    """Whether a body is a playlist, by its type or by its first bytes."""
+    """Return whether a body is a playlist, by its content type or first bytes."""
     return any(kind in content_type for kind in TYPES) or _has_header(preface)
 
 
@@ -139,10 +139,10 @@ class HlsReader:
 
     Args:
         http: client for all requests.
-        stream: index of the video stream to read: of a master playlist's variants, in their order,
-            else of the streams in the segments.
-        left: set when the source is not read any longer.
-        note: called with a remark on what is left out.
+        stream: index of the variant in a master playlist, otherwise of the video stream in the
+            segments.
+        left: set when the reader is abandoned.
+        note: called with a remark about omitted segments.
     """
 
     def __init__(
@@ -159,13 +159,13 @@ class HlsReader:
         self._is_continuation = False
 
     def streams(self, body: Body) -> Iterator[ByteStream]:
-        """Yield the containers, one after the other: a new one after each discontinuity.
+        """Yield the containers; each discontinuity starts a new one.
 
         Args:
-            body: of the source's address.
+            body: body at the URL of the source.
 
         Raises:
-            SourceError: it can't be read on.
+            SourceError: reading failed.
         """
         playlist = self._open(body)
         segments = self._segments(playlist)
@@ -185,7 +185,7 @@ class HlsReader:
             )
 
     def _open(self, body: Body) -> Playlist:
-        """Return the media playlist of the variant that is wanted."""
+        """Return the media playlist of the selected variant."""
         playlist = self._read(body)
         if not playlist.is_master:
             return playlist
@@ -206,14 +206,14 @@ class HlsReader:
         return parse(body.url, text)
 
     def _segments(self, playlist: Playlist) -> Iterator[Segment]:
-        """Yield the segments as they are added."""
+        """Yield the segments as they are added to the playlist."""
         url, number = playlist.url, playlist.first
         if not playlist.is_complete:
             number = max(number, playlist.end - LIVE_DELAY)
         while True:
             if playlist.end < number:
                 raise SourceError(f"{redact(url)}: the playlist started again")
-            if number < playlist.first:  # too slow: what comes next isn't listed any longer
+            if number < playlist.first:  # too slow: the next segment isn't listed any more
                 number = max(playlist.first, playlist.end - LIVE_DELAY)
             if number < playlist.end:
                 yield playlist.segments[number - playlist.first]
@@ -225,7 +225,7 @@ class HlsReader:
                 playlist = self._reload(playlist)
 
     def _is_reload_due(self, playlist: Playlist, *, wait: bool) -> bool:
-        """Whether to load a live playlist again; ``wait`` until it is so."""
+        """Return whether to reload a live playlist; with ``wait``, wait until then."""
         interval = playlist.target_duration / 2 if wait else playlist.target_duration
         due = self._loaded_at + min(max(interval, MIN_RELOAD), MAX_RELOAD)
         if wait and self._left.wait(due - time.monotonic()):
@@ -233,7 +233,7 @@ class HlsReader:
         return time.monotonic() >= due
 
     def _reload(self, playlist: Playlist) -> Playlist:
-        """Return the playlist as it is now, or as it was if it can't be read for once."""
+        """Reload the playlist; a single failure returns the previous one."""
         try:
             latest = self._latest(playlist.url)
         except SourceError:
@@ -243,7 +243,7 @@ class HlsReader:
                 raise
             return playlist
         self._failed_reloads = 0
-        # Not the address after redirections, which may hold what is valid for this once only.
+        # Not the URL after redirections, which may contain a one-time token.
         return replace(latest, url=playlist.url)
 
     def _latest(self, url: str) -> Playlist:
@@ -257,7 +257,7 @@ class HlsReader:
     def _container(
         self, segment: Segment, init: bytes, segments: Iterator[Segment]
     ) -> Iterator[bytes]:
-        """Yield the bytes from a segment up to the next discontinuity, which becomes upcoming."""
+        """Yield the bytes of the segments up to the next discontinuity."""
         if init:
             yield init
         yield from self._media(segment)
@@ -271,7 +271,7 @@ class HlsReader:
         self._upcoming = None
 
     def _media(self, segment: Segment) -> Iterator[bytes]:
-        """Yield the bytes of a segment; none if the server has lost it."""
+        """Yield the bytes of a segment; nothing if the server doesn't have it."""
         url = redact(segment.media.url)
         if segment.is_encrypted:
             raise SourceError(f"{url}: encrypted playlists can't be read")
@@ -299,7 +299,7 @@ class HlsReader:
 
 
 class _Pace:
-    """Clock of a live stream: segments come at once, and their frames are given out one by one."""
+    """Clock that delays the frames of a segment to their times in the stream."""
 
     def __init__(self, left: threading.Event) -> None:
         self._left = left
@@ -307,7 +307,7 @@ class _Pace:
         self._offset = 0.0
 
     def wait(self, epoch: int, pts: float) -> None:
-        """Wait until a frame is due; a late one starts the clock again."""
+        """Wait until a frame is due; a late one resets the clock."""
         ahead = pts + self._offset - time.monotonic()
         if epoch != self._epoch or not 0 <= ahead <= _MAX_PACE:
             self._epoch, self._offset = epoch, time.monotonic() - pts
@@ -316,10 +316,10 @@ class _Pace:
 
 
 def parse(url: str, data: bytes) -> Playlist:
-    """Return what a playlist says.
+    """Parse a playlist.
 
     Raises:
-        SourceError: it is none, or it lists too much.
+        SourceError: it is invalid, or exceeds a limit.
     """
     if not _has_header(data):
         raise SourceError(f"{redact(url)}: isn't a playlist: it doesn't begin with #EXTM3U")
@@ -327,7 +327,7 @@ def parse(url: str, data: bytes) -> Playlist:
 
 
 class _Parser:
-    """State while the lines of a playlist are read."""
+    """State of the parser while it reads the lines of a playlist."""
 
     def __init__(self, url: str) -> None:
         self._url = url

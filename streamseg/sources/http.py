@@ -1,8 +1,8 @@
-"""HTTP client of a source: checked addresses, one connection at a time, reads that can be aborted.
+"""HTTP client of a source: allowed hosts only, one connection at a time, abortable reads.
 
-Nothing that FFmpeg reads over HTTP is requested by FFmpeg: its own client goes wherever a
-redirection or a playlist points, to other machines and, if it is let, to files. Every request of a
-source is made here, and goes to the source's own host or to one that its config names.
+FFmpeg makes no HTTP requests: its client would follow redirections and playlists to any host and,
+if allowed, to files. All requests of a source are made here, to its own host or to hosts named in
+its config.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 from streamseg.errors import NoAnswerError, SourceError, redact
 
 MAX_REDIRECTS = 10
-"""Redirections of one request."""
+"""Maximum number of redirections of a request."""
 _READ_BYTES = 64 * 1024
-"""Bytes of a body that are read at once, at most."""
+"""Maximum number of bytes read at once."""
 _PREFACE_BYTES = 16
-"""Bytes, after white space, at the beginning of a body that are enough to detect its format."""
+"""Number of bytes after leading white space that suffice to detect the format of a body."""
 _REASONS = {
     401: "it refuses the user name or the password (401)",
     403: "it forbids this (403)",
@@ -40,7 +40,7 @@ _CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-")
 
 
 class StatusError(SourceError):
-    """A server that answers a request with an error status.
+    """The server answered a request with an error status.
 
     Attributes:
         status: HTTP status code.
@@ -55,11 +55,11 @@ class Http:
     """HTTP client of one source, with at most one connection open.
 
     Args:
-        url: the source's address; its host is allowed.
-        hosts: other hosts that are allowed.
-        login: user and password, or None.
-        timeout: seconds without a byte after which a read fails.
-        left: set when the source is not read any longer; requests fail from then on.
+        url: URL of the source; its host is allowed.
+        hosts: other allowed hosts.
+        login: user name and password, or None.
+        timeout: seconds without data after which a read fails.
+        left: set when the reader is abandoned; requests fail from then on.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Http:
         self._socket: socket.socket | None = None
         self._body: Body | None = None
         self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}),  # the environment's would be given the password
+            urllib.request.ProxyHandler({}),  # a proxy from the environment would get the password
             _HttpHandler(self._watch),
             _HttpsHandler(self._watch),
             _ErrorProcessor(),
@@ -88,16 +88,16 @@ class Http:
             self._opener.add_handler(_Basic(passwords))
 
     def get(self, url: str, byte_range: tuple[int, int] | None = None) -> Body:
-        """Request an address, and follow its redirections; the previous body is closed.
+        """Request a URL and follow redirections; the previous body is closed.
 
         Args:
-            url: absolute.
+            url: absolute URL.
             byte_range: offset and number of the bytes to request, or None for all.
 
         Raises:
             StatusError: the server answers with an error.
             NoAnswerError: the server doesn't answer.
-            SourceError: the address isn't allowed, or can't be reached.
+            SourceError: the URL isn't allowed, or can't be reached.
         """
         self.close()
         url = join_url(url, "")
@@ -119,19 +119,19 @@ class Http:
             _shut_down(self._socket)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the current body."""
         if self._body is not None:
             self._body.close()
             self._body = None
 
     def _watch(self, sock: socket.socket) -> None:
-        """Make a new connection the one that ``abort`` shuts down."""
+        """Record a new connection as the one to abort."""
         self._socket = sock
         if self._left.is_set():
             _shut_down(sock)
 
     def _request(self, url: str, byte_range: tuple[int, int] | None) -> http.client.HTTPResponse:
-        """Return the response to one request, whose status is 200, 206 or a redirection."""
+        """Send one request; returns a response with status 200, 206 or a redirection."""
         check_allowed(url, self._hosts)
         if self._left.is_set():
             raise SourceError(f"{redact(url)}: given up")
@@ -150,7 +150,7 @@ class Http:
             raise _failure(url, cause) from None
         except (http.client.HTTPException, OSError, ValueError) as error:
             raise _failure(url, error) from None
-        except LookupError:  # urllib, of a challenge that is none
+        except LookupError:  # raised by urllib for an invalid challenge
             raise SourceError(f"{redact(url)}: how it asks for a password can't be read") from None
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             response.close()
@@ -162,9 +162,9 @@ class Body:
     """Body of a response.
 
     Attributes:
-        url: the address that was read, after redirections.
-        content_type: without parameters, in lower case.
-        boundary: the boundary of a multipart body, empty if none is named.
+        url: URL after redirections.
+        content_type: media type without parameters, in lower case.
+        boundary: boundary of a multipart body; empty if missing.
     """
 
     def __init__(
@@ -184,10 +184,10 @@ class Body:
         self._skip = 0 if byte_range is None else self._bytes_before(byte_range[0])
 
     def preface(self) -> bytes:
-        """Return the first bytes, which ``read`` gives again.
+        """Return the first bytes without consuming them.
 
         Raises:
-            SourceError: as ``read``.
+            SourceError: see ``read``.
         """
         while len(self._preface) < _READ_BYTES and len(self._preface.lstrip()) < _PREFACE_BYTES:
             data = self._next()
@@ -197,20 +197,20 @@ class Body:
         return self._preface
 
     def read(self) -> bytes:
-        """Return the next bytes as soon as there are any; empty at the end.
+        """Return the next available bytes; empty at the end.
 
         Raises:
-            NoAnswerError: nothing came in time.
-            SourceError: the connection broke.
+            NoAnswerError: no data arrived in time.
+            SourceError: the connection failed.
         """
         preface, self._preface = self._preface, b""
         return preface or self._next()
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the bytes as they come, until the end.
+        """Yield the bytes as they arrive, until the end.
 
         Raises:
-            SourceError: as ``read``.
+            SourceError: see ``read``.
         """
         while data := self.read():
             yield data
@@ -219,7 +219,7 @@ class Body:
         """Return the whole body, of at most ``limit`` bytes.
 
         Raises:
-            SourceError: it has more, or as ``read``.
+            SourceError: the body is larger; or see ``read``.
         """
         data = bytearray()
         for piece in self.pieces():
@@ -233,7 +233,7 @@ class Body:
         self._response.close()
 
     def _next(self) -> bytes:
-        """Return bytes of the range that was requested, straight from the connection."""
+        """Return bytes of the requested range from the connection."""
         data = b""
         while not data and self._remaining != 0:
             data = self._receive()
@@ -256,7 +256,7 @@ class Body:
             raise _failure(self.url, error) from None
 
     def _bytes_before(self, offset: int) -> int:
-        """Return how many bytes come before the requested range: all, if the server ignores it."""
+        """Return the number of bytes to skip before the range, if the server ignored it."""
         if self._response.status != HTTPStatus.PARTIAL_CONTENT:
             return offset
         found = _CONTENT_RANGE.match(self._response.headers.get("Content-Range", ""))
@@ -267,7 +267,7 @@ class Body:
 
 
 class _Connection(http.client.HTTPConnection):
-    """Connection whose socket is reported as soon as it is connected."""
+    """Connection that passes its socket to ``watch`` as soon as it is connected."""
 
     def __init__(self, host: str, *, watch: Any, **options: Any) -> None:
         super().__init__(host, **options)
@@ -279,7 +279,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _TlsConnection(_Connection):
-    """Connection over TLS; its socket is reported before the handshake, which may block, too."""
+    """TLS connection; the socket is passed to ``watch`` before the handshake, which may block."""
 
     default_port = http.client.HTTPS_PORT
 
@@ -293,7 +293,7 @@ class _TlsConnection(_Connection):
 
 
 class _HttpHandler(urllib.request.HTTPHandler):
-    """Opens ``http:`` addresses."""
+    """Opens ``http:`` URLs."""
 
     def __init__(self, watch: Any) -> None:
         super().__init__()
@@ -304,7 +304,7 @@ class _HttpHandler(urllib.request.HTTPHandler):
 
 
 class _HttpsHandler(urllib.request.HTTPSHandler):
-    """Opens ``https:`` addresses."""
+    """Opens ``https:`` URLs."""
 
     def __init__(self, watch: Any) -> None:
         super().__init__(context=_tls_context())
@@ -315,7 +315,7 @@ class _HttpsHandler(urllib.request.HTTPSHandler):
 
 
 class _ErrorProcessor(urllib.request.HTTPErrorProcessor):
-    """Handles error statuses; a redirection is none: ``Http.get`` checks and follows it."""
+    """Handles error statuses, but not redirections, which ``Http.get`` checks and follows."""
 
     def http_response(self, request: urllib.request.Request, response: Any) -> Any:
         is_redirection = response.status in _REDIRECTIONS
@@ -325,7 +325,7 @@ class _ErrorProcessor(urllib.request.HTTPErrorProcessor):
 
 
 class _Basic(urllib.request.HTTPBasicAuthHandler):
-    """Repeats a request with a password; urllib's own leaves the first answer open."""
+    """Repeats a request with a password; closes the first response, which urllib doesn't."""
 
     def http_error_401(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         fp.close()
@@ -333,7 +333,7 @@ class _Basic(urllib.request.HTTPBasicAuthHandler):
 
 
 class _Digest(urllib.request.HTTPDigestAuthHandler):
-    """As ``_Basic``."""
+    """Digest authentication; see ``_Basic``."""
 
     def http_error_401(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         fp.close()
@@ -341,10 +341,10 @@ class _Digest(urllib.request.HTTPDigestAuthHandler):
 
 
 def check_allowed(url: str, hosts: set[str]) -> None:
-    """Refuse an address that isn't HTTP, names a user, or leads to a host that isn't allowed.
+    """Check that a URL is HTTP, without a user name, and of an allowed host.
 
     Raises:
-        SourceError: it is refused.
+        SourceError: the URL is refused.
     """
     parts = urlsplit(url)
     if parts.scheme.lower() not in ("http", "https"):
@@ -360,10 +360,10 @@ def check_allowed(url: str, hosts: set[str]) -> None:
 
 
 def host_of(url: str) -> str:
-    """The host in an address, in small letters.
+    """Return the host of a URL in lower case.
 
     Raises:
-        SourceError: there is none.
+        SourceError: the URL has no host.
     """
     try:
         host = urlsplit(url).hostname
@@ -375,10 +375,10 @@ def host_of(url: str) -> str:
 
 
 def join_url(base: str, target: str) -> str:
-    """Return the absolute address of what ``base`` leads to, with what HTTP can't have quoted.
+    """Resolve ``target`` relative to ``base``, and percent-encode invalid characters.
 
     Raises:
-        SourceError: it isn't an address.
+        SourceError: the result is no URL.
     """
     try:
         parts = urlsplit(urljoin(base, target.strip()))
@@ -390,9 +390,9 @@ def join_url(base: str, target: str) -> str:
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
-    """Return the one TLS context: it holds the system's certificates, some megabytes of them.
+    """Return the shared TLS context with the certificates of the system, several megabytes.
 
-    urllib would read them at each attempt, and a camera may be away for days.
+    urllib would load them for each connection attempt.
     """
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
@@ -400,9 +400,9 @@ def _tls_context() -> ssl.SSLContext:
 
 
 def _shut_down(sock: socket.socket) -> None:
-    """Shut a connection down; that wakes the thread that is blocked in it."""
+    """Shut a connection down, which wakes a thread blocked in it."""
     try:
-        # Not SSLSocket's own, which takes the TLS session away from under the other thread.
+        # Not SSLSocket.shutdown, which would remove the TLS session that the other thread uses.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
     except OSError:
         return  # it is closed already
@@ -419,7 +419,7 @@ def _root_of(url: str) -> str:
 
 
 def _reason_of_status(status: int) -> str:
-    """Return what an error status means, in our own words and not in the server's."""
+    """Describe an error status, without text from the server."""
     if status in _REASONS:
         return _REASONS[status]
     known = {each.value: each.phrase for each in HTTPStatus}
@@ -427,7 +427,7 @@ def _reason_of_status(status: int) -> str:
 
 
 def _failure(url: str, error: Exception) -> SourceError:
-    """Return the error for a request that failed, without text that the server has sent."""
+    """Return the error for a failed request, without text from the server."""
     if isinstance(error, TimeoutError):
         return NoAnswerError(f"{redact(url)}: no answer")
     if isinstance(error, http.client.RemoteDisconnected):

@@ -1,7 +1,7 @@
-"""Media over HTTP: the byte streams behind an address, whatever it serves.
+"""Media over HTTP: detects the format served at a URL and returns byte streams for FFmpeg.
 
-What it serves is recognised by its first bytes and by its type. Each container that FFmpeg then
-reads may only have one of the formats named here: none of them opens other files or addresses.
+The format is detected by the first bytes and the content type. FFmpeg may only use the formats
+listed here, none of which opens other files or URLs.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _REFUSED = {
 def open_streams(
     http: Http, url: str, stream: int, left: threading.Event, note: Callable[[str], None]
 ) -> Iterator[ByteStream]:
-    """Yield what an address serves, as containers to be read one after the other.
+    """Yield the containers served at a URL, to be read one after the other.
 
     Args:
         http: client for all requests.
-        url: address of the source, without user and password.
+        url: URL of the source, without user name and password.
         stream: index of the video stream to read.
-        left: set when the source is not read any longer.
-        note: called with a remark on what is left out.
+        left: set when the reader is abandoned.
+        note: called with a remark about omitted content.
 
     Raises:
-        SourceError: there is nothing that can be read.
+        SourceError: the format is not supported.
     """
     body = http.get(url)
     preface = body.preface()
@@ -58,16 +58,16 @@ def open_streams(
 
 
 def _is_motion_jpeg(body: Body, preface: bytes) -> bool:
-    """Whether images come, one or many: in parts, or one behind the other."""
+    """Return whether the body consists of JPEGs, in multipart or concatenated form."""
     is_multipart = body.content_type.startswith("multipart/") or preface.lstrip().startswith(b"--")
     return is_multipart or body.content_type == "image/jpeg" or preface.startswith(_JPEG)
 
 
 def _check_format(body: Body, preface: bytes) -> None:
-    """Refuse by name what is no video, but looks like the address of one.
+    """Refuse web pages and DASH manifests with a specific message.
 
     Raises:
-        SourceError: it is refused.
+        SourceError: the body is one of these.
     """
     text = preface.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for start, what in _REFUSED.items():

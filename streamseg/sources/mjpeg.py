@@ -1,8 +1,8 @@
-"""Motion JPEG over HTTP: the JPEG images in what a camera sends, however it separates them.
+"""Motion JPEG over HTTP: extraction of JPEG images, however a camera separates them.
 
-Cameras disagree about everything around an image: types, lengths, boundaries, line ends, whether
-there are parts at all. So images are found by their own structure (ITU T.81, annex B), and what
-stands between them only tells where a part begins.
+Cameras differ in everything around an image: types, lengths, boundaries, line ends, multipart or
+not. So images are found by their own structure (ITU T.81, annex B); the data between them only mark
+the start of a part.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ FORMAT = "mpjpeg"
 """FFmpeg's name of the format that ``multipart`` writes."""
 _START = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""A marker in entropy-coded data, where FF 00 is a byte FF, and FF D0 to FF D7 are restarts."""
+"""Marker in entropy-coded data, where FF 00 is a byte FF, and FF D0 to FF D7 are restarts."""
 _ANY_BOUNDARY = rb"(?:\A|\n)--[^\s-]"
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN, _FILL = 0xD8, 0xD9, 0xDA, 0xFF
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
 _LONGEST_BOUNDARY = 80
-"""Bytes of a boundary with its line ends: at most 70 characters (RFC 2046, 5.1.1)."""
+"""Maximum length of a boundary with line ends: at most 70 characters (RFC 2046, 5.1.1)."""
 _MAX_EXTRA_IMAGES = 2
-"""Images behind the first one of a part: a preview, or a second view. With more, what comes are
-images without parts."""
+"""Images after the first one of a part, such as a preview or a second view. If there are more, the
+stream is treated as images without parts."""
 
 
 def multipart(images: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield a multipart stream in exactly the spelling that FFmpeg reads, one part for each image.
+    """Yield a multipart stream in the form that FFmpeg expects, with one part per image.
 
-    FFmpeg's demuxer for it gives an image out as soon as it is complete; the one for concatenated
+    FFmpeg's multipart demuxer returns an image as soon as it is complete; the one for concatenated
     images would wait for the next one.
     """
     for image in images:
@@ -41,17 +41,17 @@ def multipart(images: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def split_jpegs(pieces: Iterator[bytes], boundary: str = "") -> Iterator[bytes]:
-    """Yield each JPEG image as soon as its last byte is there.
+    """Yield each JPEG image as soon as it is complete.
 
-    Of a part of a multipart stream that is the first image; without parts, every image.
+    In a multipart stream, only the first image of each part.
 
     Args:
-        pieces: what a camera sends, cut anywhere.
-        boundary: as the camera's header names it; empty if it doesn't.
+        pieces: data in pieces of any size.
+        boundary: boundary in the HTTP header; empty if missing.
 
     Raises:
-        SourceError: an image, or what precedes it, is over ``MAX_FRAME_BYTES``; or the stream ends
-            within an image.
+        SourceError: an image, or the data before it, exceeds ``MAX_FRAME_BYTES``; or the stream
+            ends within an image.
     """
     splitter = _Splitter(boundary)
     for piece in pieces:
@@ -63,8 +63,8 @@ def split_jpegs(pieces: Iterator[bytes], boundary: str = "") -> Iterator[bytes]:
 class _Splitter:
     """Incremental search for JPEG images.
 
-    ``_data[:_at]`` was looked at. Outside an image, ``_data`` begins behind the last image, or
-    behind what was thrown away since; within one, at its first byte.
+    ``_data[:_at]`` was searched. Within an image, ``_data`` starts at its first byte; outside,
+    after the last image or discarded data.
     """
 
     def __init__(self, boundary: str) -> None:
@@ -82,7 +82,7 @@ class _Splitter:
 
     @property
     def is_within_image(self) -> bool:
-        """Whether an image has begun and has not ended."""
+        """Whether an image has started but not ended."""
         return self._find != self._find_start
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
@@ -103,7 +103,7 @@ class _Splitter:
             raise SourceError(f"there is no complete image in {MAX_FRAME_BYTES} bytes")
 
     def _find_start(self) -> bytes | None:
-        """Find the first byte of an image; note the boundary before it."""
+        """Find the first byte of an image, and a boundary before it."""
         start = self._data.find(_START)
         between = self._data if start < 0 else self._data[:start]
         if self._boundary.search(between):
@@ -117,13 +117,13 @@ class _Splitter:
         return None
 
     def _find_scan(self) -> bytes | None:
-        """Step over the segments of an image, up to its entropy-coded data."""
+        """Skip the segments of an image up to its entropy-coded data."""
         data = self._data
         while self._at + 4 <= len(data):
             marker = data[self._at + 1]
             length = int.from_bytes(data[self._at + 2 : self._at + 4], "big")
             if data[self._at] != _FILL or marker == _START_OF_IMAGE:
-                self._find = self._find_end  # damaged; where it ends can still be found
+                self._find = self._find_end  # damaged, but its end can still be found
                 return None
             if marker == _END_OF_IMAGE:
                 break
@@ -141,7 +141,7 @@ class _Splitter:
         return None
 
     def _find_end(self) -> bytes | None:
-        """Find the end of an image, or its next segments."""
+        """Find the end of an image or its next segments."""
         marker = _MARKER.search(self._data, self._at)
         known = marker.start() if marker else len(self._data)
         if self._boundary_line is not None:
@@ -155,14 +155,14 @@ class _Splitter:
         code = self._data[marker.end() - 1]
         if code == _END_OF_IMAGE:
             return self._cut(marker.end())
-        if code == _START_OF_IMAGE:  # the next one: the end marker is missing
+        if code == _START_OF_IMAGE:  # start of the next one: the end marker is missing
             return self._cut(marker.end() - 2)
         self._at = marker.end() - 2
         self._find = self._find_scan
         return None
 
     def _cut(self, end: int) -> bytes:
-        """Take an image out, and look for the next one."""
+        """Remove and return the image, and search for the next one."""
         image = bytes(self._data[:end])
         del self._data[:end]
         self._at = 0
@@ -170,7 +170,7 @@ class _Splitter:
         return image
 
     def _is_wanted(self) -> bool:
-        """Whether the image is a part's first, or there are no parts."""
+        """Return whether the image is the first of its part, or there are no parts."""
         if self._is_first_of_part or not self._has_parts:
             self._is_first_of_part = False
             self._extra_images = 0

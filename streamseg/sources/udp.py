@@ -1,12 +1,12 @@
-"""UDP receiver: the datagrams of one sender, as a file that FFmpeg reads.
+"""UDP receiver: provides the datagrams of one sender as a file for FFmpeg.
 
-FFmpeg's own UDP mixes the datagrams of all senders, listens on every interface whatever the address
-says, and keeps the port for as long as it waits. Here the port is free as soon as a connection is
-given up, and another sender is left out, and logged.
+FFmpeg's UDP protocol mixes the datagrams of all senders, listens on all interfaces whatever the
+URL, and keeps the port open while it waits. This receiver releases the port as soon as a connection
+is abandoned, and ignores and logs other senders.
 
-What the host of ``udp://host:port`` is decides what is received: a multicast group is joined; an
-address of this machine is listened on; nothing (``udp://:5000``), ``0.0.0.0`` or ``[::]`` listens
-on all; any other address is the sender's, and only that sender is listened to.
+The host of ``udp://host:port`` selects what is received: a multicast group is joined; an address of
+this machine is bound; an empty host (``udp://:5000``), ``0.0.0.0`` or ``[::]`` binds all addresses;
+any other address is that of the only accepted sender.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from streamseg.sources.base import SourceReport
 log = logging.getLogger(__name__)
 
 FORMATS = "mpegts,mpeg,h264,hevc,mjpeg,mpegvideo,m4v"
-"""What is taken for video; FFmpeg's playlists would open other addresses."""
+"""Allowed FFmpeg formats; playlists are excluded because they open other URLs."""
 TAKEOVER_AFTER = 1.0
-"""Seconds of silence of a sender after which another one, or its new port, takes its place."""
+"""Seconds without datagrams after which another sender, or a new port, may take over."""
 QUEUE_BYTES = 8 * 1024 * 1024
-"""Datagrams that wait for a late decoder; then the oldest are dropped."""
+"""Size of the queue for a slow decoder, in bytes; the oldest datagrams are dropped."""
 KERNEL_BUFFER_BYTES = 1024 * 1024
 _LARGEST_DATAGRAM = 65_535
 _CHECK_EVERY = 0.1
-"""Seconds of waiting after which the end of the connection is noticed."""
+"""Seconds between checks whether the connection was abandoned."""
 _TUNING = frozenset({"fifo_size", "overrun_nonfatal", "reuse", "pkt_size"})
-"""Options of FFmpeg's UDP that commands often have; the queue here needs none of them."""
+"""Common options of FFmpeg's UDP protocol that are accepted but not needed."""
 
 _Address = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class UdpAddress:
-    """What a ``udp://`` url says.
+    """Content of a ``udp://`` URL.
 
     Attributes:
-        host: multicast group, own address, or the sender's; empty for any.
-        port: the port to listen on.
-        interface: own address on the interface that joins a group; empty is the system's choice.
-        senders: the only hosts to receive from; empty for any.
-        buffer_size: bytes that the system is asked to buffer.
+        host: multicast group, local address, or address of the sender; empty for any.
+        port: port to bind.
+        interface: local address of the interface for a multicast group; empty for the default.
+        senders: accepted hosts; empty for any.
+        buffer_size: size of the kernel's receive buffer in bytes.
     """
 
     host: str
@@ -63,10 +63,10 @@ class UdpAddress:
 
     @classmethod
     def parse(cls, url: str) -> UdpAddress:
-        """Read a url.
+        """Parse a URL.
 
         Raises:
-            ConfigError: it has no port, or an option that isn't known.
+            ConfigError: the port is missing, or an option is unknown or invalid.
         """
         shown = redact_address(url)
         parts = urlsplit(url)
@@ -88,16 +88,16 @@ class UdpAddress:
 
 
 class UdpReceiver:
-    """Receives from when it is made until ``close``.
+    """Receives datagrams from its creation until ``close``.
 
     Args:
-        name: the source's.
-        address: where, and from whom.
-        report: takes a note of senders that are left out.
-        left: once set, reads end.
+        name: name of the source.
+        address: address to bind, and accepted senders.
+        report: gets notes about ignored senders.
+        left: set when the reader is abandoned; reads end then.
 
     Raises:
-        SourceError: the address can't be listened on.
+        SourceError: the address can't be bound.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class UdpReceiver:
         self._thread.start()
 
     def read(self, size: int) -> bytes:
-        """Return at most ``size`` bytes, as soon as there are any; none after a failure.
+        """Return at most ``size`` bytes as soon as available; nothing after a failure.
 
         Raises:
-            SourceError: the connection was given up, or another sender took over; raised once.
+            SourceError: the connection was abandoned, or another sender took over; raised once.
         """
         with self._changed:
             while not self._queue:
@@ -140,7 +140,7 @@ class UdpReceiver:
             return self._take(size)
 
     def close(self) -> None:
-        """Free the port."""
+        """Release the port."""
         with self._changed:
             self._closed = True
         self._thread.join()
@@ -172,7 +172,7 @@ class UdpReceiver:
                 self._put(datagram)
 
     def _is_of_sender(self, sender: _Address) -> bool:
-        """Whether a datagram is of the one sender that this connection has; the first one is."""
+        """Return whether a datagram is from the sender of this connection, by default the first."""
         if self._allowed and ipaddress.ip_address(sender[0].partition("%")[0]) not in self._allowed:
             self._note_other(sender)
             return False
@@ -189,7 +189,7 @@ class UdpReceiver:
         return True
 
     def _note_other(self, sender: _Address) -> None:
-        """Log a sender that is left out, once."""
+        """Log an ignored sender, once."""
         remark = f"{self.name}: {sender[0]} sends there, too, and is left out"
         if remark not in self._report.notes and len(self._report.notes) < self._report.MAX_NOTES:
             log.warning("%s: %s", self._source, remark)
@@ -214,12 +214,12 @@ _Host = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def _listen(address: UdpAddress) -> tuple[socket.socket, frozenset[_Host]]:
-    """Return a socket that is bound, and the hosts that may send to it; none means any.
+    """Return a bound socket, and the accepted senders; empty for any.
 
     Raises:
-        OSError: the host can't be resolved, or the port can't be had.
+        OSError: the host can't be resolved, or the port can't be bound.
     """
-    family, host = _resolve(address.host or "0.0.0.0", address.port)  # noqa: S104 - as it was asked
+    family, host = _resolve(address.host or "0.0.0.0", address.port)  # noqa: S104 - requested by the URL
     senders = frozenset(
         ipaddress.ip_address(_resolve(sender, address.port)[1].partition("%")[0])
         for sender in address.senders

@@ -22,7 +22,7 @@ class Watcher:
         self.said: list[tuple[float, str, str]] = []
         self.came: list[tuple[float, Frame]] = []
         self.error: Exception | None = None
-        source.tell = lambda state, reason: self.said.append((time.monotonic(), state, reason))
+        source.on_state = lambda state, reason: self.said.append((time.monotonic(), state, reason))
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 

@@ -63,7 +63,7 @@ def test_a_mended_camera_is_used_at_once_wherever_the_old_connection_is_stuck(wh
         seen = watching(url, open_timeout=0.5, stall_after=0.5)
         try:
             assert seen.until(lambda: seen.came) < 3
-            assert not any(thread.is_alive() for thread in seen.source._late)
+            assert not any(thread.is_alive() for thread in seen.source._blocked)
         finally:
             seen.close()
     assert "no frame within 0.5 s" in next(why for _, state, why in seen.said if why)

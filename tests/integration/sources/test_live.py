@@ -445,7 +445,7 @@ def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end
     monkeypatch,
 ) -> None:
     monkeypatch.setattr(live, "FIRST_DELAY", 0.1)
-    monkeypatch.setattr(live, "LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(live, "MAX_DELAY", 0.2)
     release = threading.Event()
     begun = itertools.count()
 
@@ -468,7 +468,7 @@ def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end
 
 def test_a_mistake_in_the_program_is_logged_once_and_loses_no_camera(monkeypatch, caplog) -> None:
     monkeypatch.setattr(live, "FIRST_DELAY", 0.01)
-    monkeypatch.setattr(live, "LONGEST_DELAY", 0.02)
+    monkeypatch.setattr(live, "MAX_DELAY", 0.02)
     begun = itertools.count()
 
     def broken(beginning: Beginning, report: SourceReport, left: object, again: object):

@@ -274,7 +274,7 @@ def test_a_camera_whose_picture_does_not_end_has_one_reason_each_time(
 
 @pytest.mark.slow
 def test_attempts_at_an_image_without_end_do_not_add_up_in_memory(monkeypatch) -> None:
-    monkeypatch.setattr(live, "LONGEST_DELAY", 0.05)
+    monkeypatch.setattr(live, "MAX_DELAY", 0.05)
     peaks = [resident()]
 
     def answer(connection) -> None:

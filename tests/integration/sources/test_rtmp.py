@@ -18,7 +18,7 @@ import pytest
 from support.live_sources import watching
 from support.ports import free_port
 
-from streamseg.sources.live import LONGEST_DELAY
+from streamseg.sources.live import MAX_DELAY
 
 MODULE = Path("/usr/lib/nginx/modules/ngx_rtmp_module.so")
 FPS = 10
@@ -122,7 +122,7 @@ def test_a_stream_is_read_and_its_killed_server_found_again(server: RtmpServer) 
             seen.until(lambda: seen.states()[-1] != "live" and len(seen.said) > 1)
         server.start()
         with publishing(server.url):
-            assert seen.until(lambda: seen.frames_of(1) >= 1) < 5 + LONGEST_DELAY
+            assert seen.until(lambda: seen.frames_of(1) >= 1) < 5 + MAX_DELAY
     finally:
         seen.close()
     assert seen.came[0][1].size == (120, 160)
@@ -140,6 +140,6 @@ def test_a_publisher_that_falls_silent_is_a_stall_and_one_that_ends_is_waited_fo
             stalled = next(at for at, state, _ in seen.said if state == "stalled")
             assert stalled - seen.came[-1][0] < 2.5
         with publishing(server.url):
-            assert seen.until(lambda: seen.frames_of(1) >= 1) < 5 + LONGEST_DELAY
+            assert seen.until(lambda: seen.frames_of(1) >= 1) < 5 + MAX_DELAY
     finally:
         seen.close()

@@ -30,7 +30,7 @@ class CameraSession:
 
 def test_passwords_in_the_reason_of_a_state_are_redacted() -> None:
     camera = CameraSession()
-    camera.source.tell("waiting", "http://h/a: no '/a?user=me&pwd=s3cret x'")
+    camera.source.on_state("waiting", "http://h/a: no '/a?user=me&pwd=s3cret x'")
     assert camera.reasons == ["http://h/a: no '/a?user=me&pwd=*** x'"]
     assert camera.session.condition.reason == camera.reasons[0]
 
@@ -41,6 +41,6 @@ def test_a_lost_camera_is_logged_once_even_after_waiting_for_subscribers(
     camera = CameraSession()
     camera.session.set_state("waiting", "for 1 subscribers")
     for _ in range(3):
-        camera.source.tell("connecting", "")
-        camera.source.tell("waiting", "connection refused")
+        camera.source.on_state("connecting", "")
+        camera.source.on_state("waiting", "connection refused")
     assert [record.message for record in caplog.records] == ["door: waiting: connection refused"]

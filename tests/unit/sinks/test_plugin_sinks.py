@@ -10,7 +10,7 @@ import pytest
 from support.plugins import install_plugin
 
 from streamseg.errors import ConfigError, OutputError
-from streamseg.sinks.base import load_sinks, run_sink
+from streamseg.sinks.plugin import load_sinks, run_sink
 
 MODULE = """
 import msgspec

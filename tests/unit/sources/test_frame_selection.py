@@ -25,7 +25,7 @@ from streamseg.sources import (
     expand_inputs,
     open_source,
 )
-from streamseg.sources.base import MIN_TICK, LazyFrame, _Choice
+from streamseg.sources.base import MIN_TICK, LazyFrame, _FrameSelector
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -207,19 +207,19 @@ def test_max_fps_at_the_rate_of_the_recording_selects_all(tmp_path, rate, max_fp
 
 @pytest.mark.parametrize(("max_fps", "frames"), [(29.97, 120_000), (30000 / 1001, 1000)])
 def test_rounded_max_fps_selects_all_frames_for_over_an_hour(max_fps, frames):
-    choice = _Choice(SourceConfig(url="-", max_fps=max_fps), MIN_TICK)
+    choice = _FrameSelector(SourceConfig(url="-", max_fps=max_fps), MIN_TICK)
     for number in range(frames):
         pts = float(number * Fraction(1001, 30000))
-        assert choice.takes(LazyFrame(number, 0, pts, load=None), pts), number
+        assert choice.selects(LazyFrame(number, 0, pts, load=None), pts), number
 
 
 @given(st.floats(1, 120), st.lists(st.floats(0.0001, 0.2), min_size=2, max_size=200), st.booleans())
 def test_max_fps_is_not_exceeded_except_by_rounding(max_fps, gaps, is_rounded):
-    choice = _Choice(SourceConfig(url="-", max_fps=max_fps), MIN_TICK)
+    choice = _FrameSelector(SourceConfig(url="-", max_fps=max_fps), MIN_TICK)
     now, selected = 0.0, []
     for number, gap in enumerate(gaps):
         now += gap
         pts = round(now, 3) if is_rounded else now
-        if choice.takes(LazyFrame(number, 0, pts, load=None), pts):
+        if choice.selects(LazyFrame(number, 0, pts, load=None), pts):
             selected.append(pts)
     assert len(selected) <= (now + 2 * MIN_TICK) * max_fps * 1.001 + 1
