@@ -7,6 +7,7 @@ another library does its convolutions.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from support.paths import TESTS
 
+from streamseg.models.base import Segmenter
 from streamseg.models.categories import COCO
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Instances
@@ -79,6 +81,17 @@ def fixture(family: str, model: str) -> Fixture:
 def picture() -> np.ndarray:
     """The picture that all fixtures are of, uint8 (333, 437, 3) RGB."""
     return np.ascontiguousarray(fill.synthetic_image(333, 437, 1)[:, :, ::-1])
+
+
+def in_double_precision(model: Segmenter) -> Segmenter:
+    """Return a copy of ``model`` whose network computes in float64.
+
+    Float32 results differ between CPUs and between batch sizes. Where a pixel lies on the mask
+    threshold, or two cells have the same probability, such a difference changes scores visibly.
+    """
+    network = copy.deepcopy(model.network).double()
+    network.register_forward_pre_hook(lambda _, inputs: tuple(each.double() for each in inputs))
+    return model.with_network(network)
 
 
 def assert_same_tensor(name: str, found: torch.Tensor, published: Fixture, noise: float) -> None:
