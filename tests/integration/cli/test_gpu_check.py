@@ -28,7 +28,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def frames():
-    return gpu_check.clip_frames()
+    return gpu_check.load_clip_frames()
 
 
 def run(monkeypatch, *arguments):
