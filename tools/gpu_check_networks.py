@@ -1,8 +1,8 @@
 """Comparison of network outputs, for gpu_check.py.
 
 With random weights, activations explode or vanish from layer to layer and no class is likely.
-Therefore the norm layers are calibrated on a real image, and the class layers are scaled so that some
-objects are found.
+Therefore the norm layers are calibrated on a real image, and the class layers are scaled so that
+some objects are found.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def speed(model: Segmenter, frames: Sequence[Image]) -> Speed:
 
 
 def serve(model: Segmenter, seconds: float, cameras: int = CAMERAS) -> Served:
-    """Run a service with live test patterns for ``seconds`` seconds, after a warm-up of the model."""
+    """Run a service with live test patterns for ``seconds`` seconds after warming up the model."""
     for count in {1, cameras // 4 or 1, cameras}:
         model.predict([np.zeros((480, 640, 3), np.uint8)] * count)
     config = Config(

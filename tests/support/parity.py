@@ -1,8 +1,8 @@
-"""What the authors' own code gives for one picture, and weights that follow from their names.
+"""Fixtures of the authors' code: its results for one image with deterministic weights.
 
-``fixtures/fill.py`` makes the weights and the picture; a fixture's JSON and NPZ have the tensors on
-the way and the detections. ``float_noise`` there is how far the authors' code is from itself when
-another library does its convolutions.
+``fixtures/fill.py`` makes the weights and the image; the JSON and NPZ files of a fixture contain the
+intermediate tensors and the detections. ``float_noise`` is the difference between two runs of the
+authors' code with different convolution libraries.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from streamseg.structures.results import Instances
 
 FOLDER = TESTS / "fixtures"
 NOISE = 20
-"""Times ``float_noise``: what may lie between two implementations."""
+"""Tolerance between two implementations, in units of ``float_noise``."""
 PIXELS = 40
-"""Of a mask, that may lie so close to the threshold that noise decides."""
+"""Maximum number of pixels of a mask that may differ because they are close to the threshold."""
 
 
 def _fill():
