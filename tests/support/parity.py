@@ -1,6 +1,6 @@
 """Fixtures of the authors' code: its results for one image with deterministic weights.
 
-``fixtures/fill.py`` makes the weights and the image; the JSON and NPZ files of a fixture contain the
+``fixtures/fill.py`` makes the weights and the image; the JSON and NPZ files contain the
 intermediate tensors and the detections. ``float_noise`` is the difference between two runs of the
 authors' code with different convolution libraries.
 """
