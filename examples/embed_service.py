@@ -13,9 +13,9 @@ config = {
 }
 with (
     streamseg.serve(config) as service,
-    streamseg.connect(service.endpoints["masks"]) as results,
+    streamseg.connect(service.endpoints["masks"], sources=["street"]) as results,
 ):
     for result in results:
-        print(f"frame {result.frame}: {len(result.instances)} objects")
-        if result.frame == 50:
-            service.remove("street")  # its remaining results arrive, then the loop ends
+        print(f"frame {result.index}: {len(result.instances)} objects")
+        if result.index == 50:
+            service.sources.remove("street")  # its remaining results arrive, then the loop ends

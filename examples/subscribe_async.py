@@ -13,7 +13,7 @@ async def print_tracks(address: str) -> None:
     """Print the track ids of each result until the service ends."""
     with streamseg.connect(address) as results:
         async for result in results:
-            print(address, result.source, result.frame, result.instances.track_ids.tolist())
+            print(address, result.source, result.index, result.instances.track_ids.tolist())
 
 
 async def main() -> None:

@@ -1,6 +1,6 @@
-"""Instance segmentation on video streams: every object's mask with a lasting identity.
+"""Instance segmentation on video streams.
 
-What is here loads when it is first used: a consumer never needs torch, nor waits for it.
+Names are imported at first use, so that a subscriber neither needs nor loads torch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from streamseg.client import Received, Subscriber, connect
     from streamseg.errors import StreamsegError
     from streamseg.models import load_model
+    from streamseg.sources import open_source
     from streamseg.structures.masks import Mask, Masks
     from streamseg.structures.results import Frame, Instances, Result
     from streamseg.tracking.tracker import Tracker
+    from streamseg.visualization import annotate
 
-_HOMES = {
+_PACKAGES = {
     "Frame": "structures",
     "Instances": "structures",
     "Mask": "structures",
@@ -27,26 +29,29 @@ _HOMES = {
     "StreamsegError": "errors",
     "Subscriber": "client",
     "Tracker": "tracking",
+    "annotate": "visualization",
     "connect": "client",
     "load_model": "models",
+    "open_source": "sources",
+    "serve": "service",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version  # takes as long as all the rest
+        from importlib.metadata import version  # slower than all other imports
 
         return version("streamseg")
-    if name not in _HOMES:
+    if name not in _PACKAGES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from streamseg.errors import needs_extra
 
     with needs_extra("server"):
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_PACKAGES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_PACKAGES])
 
 
 __all__ = [
@@ -60,6 +65,9 @@ __all__ = [
     "Subscriber",
     "Tracker",
     "__version__",
+    "annotate",
     "connect",
     "load_model",
+    "open_source",
+    "serve",
 ]

@@ -10,7 +10,7 @@ from streamseg.cli import shutdown
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
-    shutdown.install()  # before the imports of the commands, which take time
+    shutdown.install()  # before the slow imports of the commands
     from streamseg.cli import main as run_command
 
     code: object = 0
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         run_command(arguments)
     except SystemExit as ended:
         code = ended.code
-    except BaseException:  # noqa: BLE001 - as the interpreter reports it
+    except BaseException:  # noqa: BLE001 - reported like the interpreter does
         sys.excepthook(*sys.exc_info())
         code = 1
     shutdown.end_process(code if isinstance(code, int) else int(code is not None))

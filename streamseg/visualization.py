@@ -1,7 +1,7 @@
-"""Results as pictures: masks, outlines and labels painted onto a frame, and JPEG.
+"""Annotated images: masks, outlines and labels drawn on a frame, and JPEG encoding.
 
-Everything is drawn inside the window of the object it belongs to; nothing here is as large as the
-frame but the one copy that is painted on. Colours are RGB throughout.
+Each object is drawn inside its window; the only full-frame array is the copy of the image. Colors
+are RGB.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ Color: TypeAlias = tuple[int, int, int]
 Rectangle: TypeAlias = tuple[int, int, int, int]
 
 MAX_JPEG_SIDE = 65_500
-"""Largest width and height of a JPEG, in pixels."""
+"""Maximum width and height of a JPEG, in pixels."""
 FILL_ALPHA = 0.5
+"""Opacity of masks, 0 to 1."""
 STUFF_ALPHA = 0.4
+"""Opacity of stuff segments, 0 to 1."""
 
 PALETTE: tuple[Color, ...] = (
     (0, 150, 255),
@@ -44,9 +46,9 @@ PALETTE: tuple[Color, ...] = (
     (240, 195, 105),
     (210, 135, 60),
 )
-"""Each colour is the one farthest from all before it in OKLab (Ottosson, 2020), where a distance is
-the least of those seen with normal vision and with protanopia, deuteranopia and tritanopia
-(simulated after Machado, Oliveira and Fernandes, 2009): neighbouring ids differ for everybody."""
+"""Colors of tracks. Each color has the largest distance from all previous ones in OKLab (Ottosson,
+2020); the distance is the minimum over normal vision, protanopia, deuteranopia and tritanopia
+(simulated after Machado, Oliveira and Fernandes, 2009)."""
 
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 _DARK: Color = (16, 16, 16)
@@ -54,178 +56,183 @@ _WHITE: Color = (255, 255, 255)
 
 
 def annotate_result(result: Result) -> Image:
-    """The frame of ``result`` with what was found in it painted on, see :func:`paint`."""
+    """Annotate the frame of a result, see :func:`annotate`."""
     return annotate(result.frame.image, result.instances, result.segments)
 
 
 def annotate(
     image: Image, instances: Instances, segments: Iterable[Segment] | None = None
 ) -> Image:
-    """A copy of ``image`` with every instance's mask, outline and label.
+    """Draw masks, outlines and labels on a copy of an image.
 
-    An instance has the colour of its track, or of its category where it isn't tracked. Lines and
-    letters grow with the frame. The stuff of a panoptic result lies beneath, in muted colours.
+    The color of an instance is that of its track, or of its category if it is not tracked. Line
+    width and text size depend on the size of the image.
 
     Args:
         image: uint8 (H, W, 3) RGB; not changed.
-        instances: in pixels of ``image``.
-        segments: panoptic parts; things are taken from ``instances``, so only stuff is painted.
+        instances: instances in pixels of ``image``.
+        segments: panoptic segments; stuff is drawn below the instances, in muted colors.
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        StreamsegError: ``instances`` are of another frame size.
+        StreamsegError: ``instances`` have another frame size.
     """
     canvas = image.copy()
     for segment in segments or ():
         if not segment.thing:
-            bits, window = _bits(segment.mask.crop), segment.mask.window
-            _blend(canvas, bits, window, _muted(_pick(segment.label)), STUFF_ALPHA)
-    fill(canvas, instances, FILL_ALPHA)
+            bitmap, window = _to_bitmap(segment.mask.crop), segment.mask.window
+            _blend(canvas, bitmap, window, _mute(_palette_color(segment.label)), STUFF_ALPHA)
+    fill_masks(canvas, instances, FILL_ALPHA)
     _draw_outlines(canvas, instances)
-    _draw_tags(canvas, instances)
+    _draw_labels(canvas, instances)
     return canvas
 
 
-def fill(canvas: Image, instances: Instances, alpha: float) -> None:
-    """Blend each instance's mask into ``canvas``, one after the other.
+def fill_masks(canvas: Image, instances: Instances, alpha: float) -> None:
+    """Blend the masks into ``canvas`` in place, in order.
 
-    The pixels are those of ``canvas[mask] = cv2.addWeighted(canvas, 1 - alpha, colours, alpha,
-    0)[mask]`` with full-frame masks, in the same order.
+    The result equals ``canvas[mask] = cv2.addWeighted(canvas, 1 - alpha, colors, alpha, 0)[mask]``
+    with full-frame masks.
 
     Args:
-        canvas: uint8 (H, W, 3) RGB; painted on.
-        instances: in pixels of ``canvas``.
-        alpha: how much of the colour is seen, 0 to 1.
+        canvas: uint8 (H, W, 3) RGB; modified.
+        instances: instances in pixels of ``canvas``.
+        alpha: opacity, 0 to 1.
 
     Raises:
-        StreamsegError: ``instances`` are of another frame size.
+        StreamsegError: ``instances`` have another frame size.
     """
     if canvas.shape[:2] != instances.size:
         raise StreamsegError(
             f"instances of a frame of {instances.size} don't fit an image of {canvas.shape[:2]}"
         )
-    for (bits, window), colour in zip(
-        _placed(instances.masks), instance_colors(instances), strict=True
+    for (bitmap, window), color in zip(
+        _bitmaps(instances.masks), instance_colors(instances), strict=True
     ):
-        _blend(canvas, bits, window, colour, alpha)
+        _blend(canvas, bitmap, window, color, alpha)
 
 
 def instance_colors(instances: Instances) -> list[Color]:
-    """The colour of each row: its track's, or its category's where it isn't tracked."""
+    """Return the color of each row: that of its track, or of its category if untracked."""
     keys = np.where(instances.track_ids == NOT_TRACKED, instances.labels, instances.track_ids)
-    return [_pick(key) for key in keys.tolist()]
+    return [_palette_color(key) for key in keys.tolist()]
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """A uint8 (H, W, 3) RGB image as JPEG of ``quality`` 1 to 100.
+    """Encode an image, uint8 (H, W, 3) RGB, as JPEG with ``quality`` 1 to 100.
 
     Raises:
-        StreamsegError: JPEG can't hold an image of that size (a side over 65,500 pixels).
+        StreamsegError: a side of the image exceeds ``MAX_JPEG_SIDE``.
     """
-    written, data = False, np.zeros(0, np.uint8)
+    is_encoded, data = False, np.zeros(0, np.uint8)
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     if max(image.shape) <= MAX_JPEG_SIDE:
-        written, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not written:
-        raise StreamsegError(f"an image of {image.shape[:2]} can't be written as JPEG")
+        is_encoded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not is_encoded:
+        raise StreamsegError(f"an image of {image.shape[:2]} can't be encoded as JPEG")
     return data.tobytes()
 
 
-def _pick(key: int) -> Color:
+def _palette_color(key: int) -> Color:
     return PALETTE[key % len(PALETTE)]
 
 
-def _muted(colour: Color) -> Color:
-    red, green, blue = ((part + 2 * 128) // 3 for part in colour)
+def _mute(color: Color) -> Color:
+    red, green, blue = ((part + 2 * 128) // 3 for part in color)
     return red, green, blue
 
 
-def _placed(masks: Masks) -> Iterator[tuple[Image, Rectangle]]:
-    """Each mask's bitmap, uint8 (h, w) of 0 and 1, and its window."""
+def _bitmaps(masks: Masks) -> Iterator[tuple[Image, Rectangle]]:
+    """Yield the bitmap, uint8 (h, w) of 0 and 1, and the window of each mask."""
     for crop, (x1, y1, x2, y2) in zip(masks.crops, masks.windows.tolist(), strict=True):
-        yield _bits(crop), (x1, y1, x2, y2)
+        yield _to_bitmap(crop), (x1, y1, x2, y2)
 
 
-def _bits(crop: BoolArray) -> Image:
-    """``crop`` as OpenCV takes masks: uint8, row by row."""
+def _to_bitmap(crop: BoolArray) -> Image:
+    """Convert a crop to uint8 in row-major order, as OpenCV expects."""
     if crop.flags.c_contiguous or crop.size == 0:
         return crop.view(np.uint8)
-    if crop.T.flags.c_contiguous:  # decoded run lengths go down the columns
+    if crop.T.flags.c_contiguous:  # decoded RLE is in column-major order
         return np.asarray(cv2.transpose(crop.T.view(np.uint8)))
     return np.ascontiguousarray(crop).view(np.uint8)
 
 
-def _solid(colour: Color, height: int, width: int) -> Image:
-    """A block of one colour; filled row by row, which is far quicker than pixel by pixel."""
+def _solid(color: Color, height: int, width: int) -> Image:
+    """Return an image of one color; filling row by row is faster than pixel by pixel."""
     block = np.empty((height, width * 3), np.uint8)
-    block[:] = np.tile(np.array(colour, np.uint8), width)
+    block[:] = np.tile(np.array(color, np.uint8), width)
     return block.reshape(height, width, 3)
 
 
-def _blend(canvas: Image, bits: Image, window: Rectangle, colour: Color, alpha: float) -> None:
+def _blend(canvas: Image, bitmap: Image, window: Rectangle, color: Color, alpha: float) -> None:
     x1, y1, x2, y2 = window
-    if bits.size == 0:
+    if bitmap.size == 0:
         return
-    under = canvas[y1:y2, x1:x2]
-    over = _solid(colour, y2 - y1, x2 - x1)
-    cv2.addWeighted(under, 1 - alpha, over, alpha, 0, dst=over)
-    cv2.copyTo(over, bits, under)
+    background = canvas[y1:y2, x1:x2]
+    blended = _solid(color, y2 - y1, x2 - x1)
+    cv2.addWeighted(background, 1 - alpha, blended, alpha, 0, dst=blended)
+    cv2.copyTo(blended, bitmap, background)
 
 
 def _draw_outlines(canvas: Image, instances: Instances) -> None:
-    """A line along the inside of each mask's edge, over all fills."""
-    reach = 2 * _line_width(canvas) + 1
-    kernel = np.ones((reach, reach), np.uint8)
-    for (bits, window), colour in zip(
-        _placed(instances.masks), instance_colors(instances), strict=True
+    """Draw a line along the inside of each mask border, above all fills."""
+    kernel_size = 2 * _line_width(canvas) + 1
+    kernel = np.ones((kernel_size, kernel_size), np.uint8)
+    for (bitmap, window), color in zip(
+        _bitmaps(instances.masks), instance_colors(instances), strict=True
     ):
-        if bits.size == 0:
+        if bitmap.size == 0:
             continue
         x1, y1, x2, y2 = window
-        inside = cv2.erode(bits, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-        edge = cv2.subtract(bits, inside)
-        cv2.copyTo(_solid(colour, y2 - y1, x2 - x1), edge, canvas[y1:y2, x1:x2])
+        inside = cv2.erode(bitmap, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+        border = cv2.subtract(bitmap, inside)
+        cv2.copyTo(_solid(color, y2 - y1, x2 - x1), border, canvas[y1:y2, x1:x2])
 
 
-def _draw_tags(canvas: Image, instances: Instances) -> None:
-    """A small filled tag at each object, inside the frame."""
+def _draw_labels(canvas: Image, instances: Instances) -> None:
+    """Draw a label with a filled background for each object, inside the frame."""
     scale = _text_scale(canvas)
-    # What a tag should not hide: objects, and four times as much the other tags, once placed.
+    # Labels should not cover objects, and even less other labels, which have a weight of 4.
     obstacles = np.concatenate([instances.boxes, np.zeros_like(instances.boxes)])
     weights = np.repeat([1, 4], len(instances))
-    captioned = zip(_captions(instances), instance_colors(instances), strict=True)
-    for row, (caption, colour) in enumerate(captioned):
-        (width, height), descent = cv2.getTextSize(caption, _FONT, scale, 1)
+    labels = zip(_label_texts(instances), instance_colors(instances), strict=True)
+    for row, (text, color) in enumerate(labels):
+        (width, height), descent = cv2.getTextSize(text, _FONT, scale, 1)
         margin = max(2, round(height / 4))
         extent = (width + 2 * margin, height + descent + 2 * margin)
-        places = _tag_places(instances.boxes[row], extent, canvas)
-        hidden = _shared_areas(places, obstacles) @ weights
-        # A little is put up with at the earlier places, so that tags don't jump about in a video.
-        tolerance = 0.05 * extent[0] * extent[1] * np.arange(len(places))
-        place = places[np.argmin(hidden + tolerance)]
-        obstacles[len(instances) + row] = place
-        x1, y1, x2, y2 = place.tolist()
-        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour, cv2.FILLED)
+        positions = _label_positions(instances.boxes[row], extent, canvas)
+        covered = _intersection_areas(positions, obstacles) @ weights
+        # A small preference for earlier positions keeps labels from jumping in a video.
+        preference = 0.05 * extent[0] * extent[1] * np.arange(len(positions))
+        position = positions[np.argmin(covered + preference)]
+        obstacles[len(instances) + row] = position
+        x1, y1, x2, y2 = position.tolist()
+        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), color, cv2.FILLED)
         origin = (x1 + margin, y1 + margin + height)
-        cv2.putText(canvas, caption, origin, _FONT, scale, _ink(colour), 1, cv2.LINE_AA)
+        cv2.putText(canvas, text, origin, _FONT, scale, _text_color(color), 1, cv2.LINE_AA)
 
 
-def _captions(instances: Instances) -> Iterator[str]:
+def _label_texts(instances: Instances) -> Iterator[str]:
     columns = (instances.names, instances.track_ids.tolist(), instances.scores.tolist())
     for name, track, score in zip(*columns, strict=True):
-        known = name if track == NOT_TRACKED else f"{name} {track}"
-        yield f"{known}  {score:.0%}"
+        title = name if track == NOT_TRACKED else f"{name} {track}"
+        yield f"{title}  {score:.0%}"
 
 
-def _tag_places(
+def _label_positions(
     box: npt.NDArray[np.float32], extent: tuple[int, int], canvas: Image
 ) -> npt.NDArray[np.int64]:
-    """Where a tag of ``extent`` (width, height) may be, best first: above, below, beside, inside.
+    """Return candidate positions of a label, best first: above, below, at the sides, inside.
+
+    Args:
+        box: float32 (4,), box of the object.
+        extent: width and height of the label.
+        canvas: image.
 
     Returns:
-        int64 (7, 4) xyxy, inside the frame unless the tag is larger than that.
+        int64 (7, 4) xyxy, inside the frame unless the label is larger than the frame.
     """
     frame_height, frame_width = canvas.shape[:2]
     left, top, right, bottom = box.tolist()
@@ -235,34 +242,34 @@ def _tag_places(
     above, below = y1 - height, y2
     corners = [(x1, above), (x1, below), (x2 - width, above), (x2 - width, below)]
     corners += [(x2, y1), (x1 - width, y1), (x1, y1)]
-    most_x, most_y = max(0, frame_width - width), max(0, frame_height - height)
-    lows = [(max(0, min(x, most_x)), max(0, min(y, most_y))) for x, y in corners]
-    return np.array([(x, y, x + width, y + height) for x, y in lows])
+    max_x, max_y = max(0, frame_width - width), max(0, frame_height - height)
+    origins = [(max(0, min(x, max_x)), max(0, min(y, max_y))) for x, y in corners]
+    return np.array([(x, y, x + width, y + height) for x, y in origins])
 
 
-def _shared_areas(
-    places: npt.NDArray[np.int64], others: npt.NDArray[Any]
+def _intersection_areas(
+    boxes: npt.NDArray[np.int64], others: npt.NDArray[Any]
 ) -> npt.NDArray[np.float64]:
-    """Pixels that each of ``places``, (N, 4), shares with each of ``others``, (M, 4)."""
-    low = np.maximum(places[:, None, :2], others[:, :2])
-    high = np.minimum(places[:, None, 2:], others[:, 2:])
+    """Return the intersection areas of boxes (N, 4) and others (M, 4), (N, M)."""
+    low = np.maximum(boxes[:, None, :2], others[:, :2])
+    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
     sides = np.maximum(high - low, 0)
     areas: npt.NDArray[np.float64] = sides[..., 0] * sides[..., 1]
     return areas
 
 
-def _ink(colour: Color) -> Color:
-    """Dark or white, whichever is read better on ``colour`` (luma of ITU-R BT.601)."""
-    red, green, blue = colour
+def _text_color(background: Color) -> Color:
+    """Return dark or white, for contrast with the background (luma of ITU-R BT.601)."""
+    red, green, blue = background
     return _DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else _WHITE
 
 
 def _line_width(canvas: Image) -> int:
-    shorter: int = min(canvas.shape[:2])
-    return max(1, round(shorter / 360))
+    short_side: int = min(canvas.shape[:2])
+    return max(1, round(short_side / 360))
 
 
 def _text_scale(canvas: Image) -> float:
-    """Of OpenCV's fonts; letters of about 8 pixels at 240 lines, 11 at 576 and 16 at 1080."""
-    shorter: int = min(canvas.shape[:2])
-    return max(0.32, 0.2 + shorter / 2600)
+    """Return the OpenCV font scale: letters of 8 pixels at 240 lines, 11 at 576, 16 at 1080."""
+    short_side: int = min(canvas.shape[:2])
+    return max(0.32, 0.2 + short_side / 2600)

@@ -27,7 +27,7 @@ from streamseg.models.registry import find
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Image, Instances
 from streamseg.structures.targets import Sample, Targets
-from streamseg.visualization import FILL_ALPHA, Color, fill, instance_colors
+from streamseg.visualization import FILL_ALPHA, Color, fill_masks, instance_colors
 
 FONT = cv2.FONT_HERSHEY_DUPLEX
 GAP = 8
@@ -139,7 +139,7 @@ def draw_targets(sample: Sample, classes: Sequence[str]) -> Image:
     targets = sample.targets
     draw_crowds(canvas, targets[targets.crowd])
     objects = make_instances(targets[~targets.crowd], classes)
-    fill(canvas, objects, FILL_ALPHA)
+    fill_masks(canvas, objects, FILL_ALPHA)
     # Names are drawn last, so that no box crosses them.
     boxes = objects.boxes.round().astype(int).tolist()
     for (x1, y1, x2, y2), color in zip(boxes, instance_colors(objects), strict=True):

@@ -23,11 +23,11 @@ import numpy as np
 from streamseg.config import SourceConfig, Thresholds, TrackerConfig
 from streamseg.config.training import load_evaluation_config
 from streamseg.datasets import Dataset, load_image, open_dataset
-from streamseg.evaluation import confusion
-from streamseg.evaluation.predictions import Collector, measured_truth, score_dataset
+from streamseg.evaluation import compute_confusion_matrix
+from streamseg.evaluation.predictions import PredictionCollector, make_ground_truth, score_dataset
 from streamseg.models import load_model
 from streamseg.models.base import Segmenter
-from streamseg.models.selection import unsuppressed
+from streamseg.models.selection import suppress_overlaps
 from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.stages import track
 from streamseg.sources import open_source
@@ -117,18 +117,18 @@ def print_images(config: Path, sets: list[str]) -> None:
     for data in evaluation.data.val:
         dataset = open_dataset(data, config.parent / evaluation.data.root)
         found = [
-            model.predict([load_image(image)], Thresholds(score=evaluation.least_score))[0]
+            model.predict([load_image(image)], Thresholds(score=evaluation.min_score))[0]
             for image in dataset.images
         ]
         for iou in IOUS:
-            kept = [f if iou is None else f[unsuppressed(f, iou)] for f in found]
+            kept = [f if iou is None else f[suppress_overlaps(f, iou)] for f in found]
             cells = " | ".join(iterate_cells(model, dataset, kept))
             print(f"| {dataset.name} | {iou} | {cells} |", flush=True)
 
 
 def iterate_cells(model: Segmenter, dataset: Dataset, found: Sequence[Instances]) -> Iterator[str]:
     """Yield the average precisions, then the counts of instances, correct ones and rivals."""
-    collector = Collector(model, dataset)
+    collector = PredictionCollector(model, dataset)
     for image, instances in zip(dataset.images, found, strict=True):
         collector.add(image, instances, None)
     rows = collector.predictions().results
@@ -136,7 +136,7 @@ def iterate_cells(model: Segmenter, dataset: Dataset, found: Sequence[Instances]
         yield f"{scores.ap:.4f}"
     for score in SCORES:
         served = [instances[instances.scores >= score] for instances in found]
-        matrix = confusion(measured_truth(dataset), rows, "masks", score=score)
+        matrix = compute_confusion_matrix(make_ground_truth(dataset), rows, "masks", score=score)
         yield str(int(matrix.counts[:, :-1].sum()))
         yield str(int(np.trace(matrix.counts)))
         yield str(sum(map(count_rivals, served)))

@@ -39,7 +39,7 @@ from support.cameras import rtsp_camera
 from support.ports import free_port
 from support.recording_subscriber import Observer, balanced
 
-from streamseg.service.http_client import Controlled
+from streamseg.service.http_client import HttpApiClient
 
 OTHERS = 3
 NOTICED_WITHIN = STALL_AFTER + 1.0
@@ -84,7 +84,7 @@ class Running:
     """
 
     pid: int
-    control: Controlled
+    control: HttpApiClient
     observer: Observer
     others: tuple[str, ...]
 
@@ -158,7 +158,7 @@ def service() -> Iterator[Running]:
         observer = Observer(f"tcp://127.0.0.1:{port}")
         held.callback(observer.close)
         observer.until(lambda: all(observer.is_live(n) for n in names), LIVE_WITHIN, "all are live")
-        yield Running(process.pid, Controlled(address), observer, names)
+        yield Running(process.pid, HttpApiClient(address), observer, names)
 
 
 @contextlib.contextmanager
@@ -206,7 +206,7 @@ def measure(fault: Fault, running: Running, seconds: int, tolerance: float) -> O
         outcome.back = _back(observer, name, epoch, right)
     time.sleep(max(0.0, right + seconds - time.monotonic()))
     _compare(outcome, running, well, wrong, seconds)
-    outcome.own = sum(observer.per_second(name, wrong, seconds)) / seconds
+    outcome.own = sum(observer.results_per_second(name, wrong, seconds)) / seconds
     _collect_states(outcome, observer, wrong, right)
     _find_problems(outcome, fault, observer, tolerance)
     running.control.remove(name)
@@ -225,8 +225,8 @@ def _compare(outcome: Outcome, running: Running, well: float, wrong: float, seco
     """Compare the rates of the other cameras; the most affected one counts."""
     rows = []
     for name in running.others:
-        before = running.observer.per_second(name, well, seconds)
-        during = running.observer.per_second(name, wrong, seconds)
+        before = running.observer.results_per_second(name, well, seconds)
+        during = running.observer.results_per_second(name, wrong, seconds)
         rows.append((median(before), median(during), sum(during) / max(1, sum(before))))
     outcome.before, outcome.during, _ = min(rows, key=lambda row: row[1] / max(1.0, row[0]))
     outcome.ratio = outcome.during / max(1.0, outcome.before)
@@ -235,14 +235,14 @@ def _compare(outcome: Outcome, running: Running, well: float, wrong: float, seco
 
 def _collect_states(outcome: Outcome, observer: Observer, wrong: float, right: float) -> None:
     """Collect the reported states, and the delay of the first one that reports the fault."""
-    said = observer.said_between(outcome.name, wrong, right)
+    said = observer.states_between(outcome.name, wrong, right)
     for state in said:
         reason = f"{state.state}: {state.reason.partition(';')[0]}" if state.reason else ""
         if reason and reason not in outcome.reasons:
             outcome.reasons.append(reason)
     first = next((s for s in said if s.state in ("stalled", "waiting")), None)
     if first is not None:
-        last = max(came.at for came in observer.came[outcome.name] if came.at <= first.at)
+        last = max(came.at for came in observer.results[outcome.name] if came.at <= first.at)
         outcome.noticed = first.at - last
 
 

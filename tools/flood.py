@@ -37,7 +37,7 @@ from support.publishers import GREETING, ready
 
 import streamseg
 from streamseg.errors import ReceiveTimeout
-from streamseg.protocol.curve import KeyFolder, new_pair
+from streamseg.protocol.curve import KeyFolder, create_pair
 
 FPS = 20
 RECOVERED_MS = 100.0
@@ -144,9 +144,9 @@ def recovery_time(seen: list[tuple[float, float]]) -> float:
 
 def create_keys(folder: Path) -> tuple[KeyFolder, dict[str, Path]]:
     """Create the keys of the service, and return the key options of the subscriber."""
-    new_pair(folder / "keys", "server")
+    create_pair(folder / "keys", "server")
     keys = KeyFolder(folder / "keys")
-    keys.allow(new_pair(folder, "good").public, "good")
+    keys.allow(create_pair(folder, "good").public, "good")
     return keys, {"server_key": keys.path / "server.pub", "key_file": folder / "good.key"}
 
 

@@ -20,7 +20,7 @@ from streamseg.config import Config, ModelConfig, PublishConfig, SourceConfig, W
 from streamseg.config.training import (
     AugmentConfig,
     DataConfig,
-    OptimiserConfig,
+    OptimizerConfig,
     PatternData,
     ScheduleConfig,
     TrainingConfig,
@@ -250,7 +250,7 @@ def _make_config(
         epochs=2,
         batch=batch,
         augment=AugmentConfig(scale=(1.0, 1.0)),
-        optimiser=OptimiserConfig(rate=1e-3 if bundled else 1e-5),  # random weights explode easily
+        optimiser=OptimizerConfig(rate=1e-3 if bundled else 1e-5),  # random weights explode easily
         schedule=ScheduleConfig(warmup=steps),
         workers=min(4, os.cpu_count() or 1),
         evaluate_every=2,

@@ -46,7 +46,7 @@ def main() -> None:
     datasets = [open_dataset(config, root) for config in data.val]
     settings = msgspec.structs.asdict(evaluation.model)
     models = [load_model(**settings | {"input_size": size}) for size in options.sizes]
-    thresholds = Thresholds(score=evaluation.least_score, max_instances=evaluation.most)
+    thresholds = Thresholds(score=evaluation.min_score, max_instances=evaluation.most)
     columns = [f"{dataset.name}, {on} AP" for dataset in datasets for on in ("box", "mask")]
     print("| long side |", " | ".join(columns), "| ms a frame |")
     print("|---" * (len(columns) + 2) + "|")

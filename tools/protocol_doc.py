@@ -1,7 +1,7 @@
-"""Writes the generated parts of docs/protocol.md: messages, limits, golden examples.
+"""Generator of the tables in docs/protocol.md: messages, limits and golden examples.
 
-python tools/protocol_doc.py            writes the page
-python tools/protocol_doc.py --check    exit 1 if the page isn't what would be written
+python tools/protocol_doc.py            write the page
+python tools/protocol_doc.py --check    exit with 1 if the page is out of date
 """
 
 from __future__ import annotations
@@ -46,65 +46,78 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     page = PAGE.read_text(encoding="utf-8")
-    written = fill(page, {"messages": messages(), "limits": limits(), "examples": examples()})
-    if check and written != page:
+    updated = replace_generated_parts(
+        page,
+        {
+            "messages": format_messages(),
+            "limits": format_limits(),
+            "examples": format_examples(),
+        },
+    )
+    if check and updated != page:
         sys.exit(f"{PAGE.relative_to(ROOT)} is out of date: run python tools/protocol_doc.py")
-    PAGE.write_text(written, encoding="utf-8")
+    PAGE.write_text(updated, encoding="utf-8")
 
 
-def fill(page: str, parts: dict[str, str]) -> str:
-    """``page`` with what is between each pair of markers replaced."""
+def replace_generated_parts(page: str, parts: dict[str, str]) -> str:
+    """Replace the text between each pair of markers, by name of the part."""
     for name, text in parts.items():
-        begin, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
-        before, found, rest = page.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not (found and closed):
-            sys.exit(f"{PAGE.relative_to(ROOT)} has no {begin} … {end}")
-        page = f"{before}{begin}\n{text}\n{end}{after}"
+        start, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
+        before, start_found, rest = page.partition(start)
+        _, end_found, after = rest.partition(end)
+        if not (start_found and end_found):
+            sys.exit(f"{PAGE.relative_to(ROOT)} has no {start} … {end}")
+        page = f"{before}{start}\n{text}\n{end}{after}"
     return page
 
 
-def messages() -> str:
-    return "\n\n".join(_message(kind) for kind in MESSAGES)
+def format_messages() -> str:
+    """Return one section with a table for each message type."""
+    return "\n\n".join(_format_message(kind) for kind in MESSAGES)
 
 
-def limits() -> str:
+def format_limits() -> str:
+    """Return the table of limits."""
     mebi = 1024 * 1024
     rows = [
-        ("a JSON part", f"{protocol.MAX_JSON_BYTES // mebi} MiB"),
-        ("a JPEG part", f"{protocol.MAX_JPEG_BYTES // mebi} MiB"),
-        ("instances, or segments, of a frame", f"{protocol.MAX_INSTANCES:,}"),
-        ("pixels of a frame (the client's `max_pixels`)", f"{masks.MAX_PIXELS:,}"),
-        ("a subscription", f"{protocol.MAX_TOPIC_BYTES} bytes"),
-        ("a message from a subscriber", f"{endpoints.MAX_INCOMING} bytes"),
+        ("JSON part", f"{protocol.MAX_JSON_BYTES // mebi} MiB"),
+        ("JPEG part", f"{protocol.MAX_JPEG_BYTES // mebi} MiB"),
+        ("instances, and segments, per frame", f"{protocol.MAX_INSTANCES:,}"),
+        ("pixels per frame (`max_pixels` of the client)", f"{masks.MAX_PIXELS:,}"),
+        ("subscription", f"{protocol.MAX_TOPIC_BYTES} bytes"),
+        ("message from a subscriber", f"{endpoints.MAX_INCOMING} bytes"),
         (
-            "all that a subscriber sends over TCP",
+            "data sent by a subscriber over TCP",
             (
-                f"{connection_limiter.MAY_SEND_AT_ONCE // 1024} KiB, and "
-                f"{connection_limiter.MAY_SEND_A_SECOND} bytes a second"
+                f"{connection_limiter.MAX_BURST_BYTES // 1024} KiB, plus "
+                f"{connection_limiter.MAX_BYTES_PER_SECOND} bytes per second"
             ),
         ),
-        ("queued at the publisher, for one subscriber to masks", _messages(endpoints.MASKS_QUEUED)),
+        ("publisher queue per subscriber: masks", _count_messages(endpoints.MASKS_QUEUED)),
         (
-            "queued at the publisher, for one subscriber to pictures",
-            _messages(endpoints.FRAMES_QUEUED),
+            "publisher queue per subscriber: images",
+            _count_messages(endpoints.FRAMES_QUEUED),
         ),
-        ("a request for replay", f"{replay.MAX_REQUEST} bytes"),
+        ("replay request", f"{replay.MAX_REQUEST} bytes"),
         (
-            "an answer to it",
-            f"{replay.ANSWER_MESSAGES} messages; several, {replay.ANSWER_BYTES // mebi} MiB",
+            "replay answer",
+            f"{replay.ANSWER_MESSAGES} messages, and {replay.ANSWER_BYTES // mebi} MiB if several",
         ),
-        ("queued at the publisher, for one who asks", _messages(replay.ANSWERS_QUEUED)),
-        ("kept for replay, of all sources", f"{replay.DEFAULT_BYTES // mebi} MiB"),
-        ("queued in the Python client: masks", _messages(client.MASKS_QUEUED)),
-        ("queued in the Python client: pictures", _messages(client.FRAMES_QUEUED)),
-        ("held back in the Python client while older ones are missing", _messages(client.HELD)),
-        ("names of sources that the Python client takes", f"{client.MAX_SOURCES:,}"),
+        ("publisher queue per replay client", _count_messages(replay.ANSWERS_QUEUED)),
+        ("replay buffer, all sources", f"{replay.DEFAULT_BYTES // mebi} MiB"),
+        ("queue of the Python client: masks", _count_messages(client.MASKS_QUEUED)),
+        ("queue of the Python client: images", _count_messages(client.FRAMES_QUEUED)),
+        (
+            "messages that the Python client holds back while older ones are missing",
+            _count_messages(client.HELD),
+        ),
+        ("sources per Python client", f"{client.MAX_SOURCES:,}"),
     ]
-    return _table(("what", "at most"), rows)
+    return _format_table(("limited quantity", "maximum"), rows)
 
 
-def examples() -> str:
+def format_examples() -> str:
+    """Return the golden messages, indented."""
     parts = []
     for name, kind in EXAMPLES.items():
         raw = (GOLDEN / f"{name}.json").read_bytes()
@@ -113,54 +126,59 @@ def examples() -> str:
     return "\n\n".join(parts)
 
 
-def _message(kind: type[protocol.Message]) -> str:
+def _format_message(kind: type[protocol.Message]) -> str:
     documentation = getdoc(kind) or ""
     summary, _, attributes = documentation.partition("Attributes:\n")
-    inherited = dict(_attributes(getdoc(protocol.RecordedMessage) or ""))
-    meanings = inherited | dict(_attributes(attributes))
+    inherited = dict(_parse_attributes(getdoc(protocol.RecordedMessage) or ""))
+    descriptions = inherited | dict(_parse_attributes(attributes))
     schemas, components = msgspec.json.schema_components([kind], ref_template="{name}")
     schema = components[schemas[0]["$ref"]]
     optional = set(schema["properties"]) - set(schema["required"])
     names = dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True))
     rows = [
-        (f"`{key}`", _type(spec) + (", optional" if key in optional else ""), meanings[names[key]])
+        (
+            f"`{key}`",
+            _describe_type(spec) + (", optional" if key in optional else ""),
+            descriptions[names[key]],
+        )
         for key, spec in schema["properties"].items()
     ]
-    said = summary.strip().replace("``", "`")
-    return f"### {kind.__name__}\n\n{said}\n\n{_table(('key', 'type', 'meaning'), rows)}"
+    text = summary.strip().replace("``", "`")
+    table = _format_table(("key", "type", "description"), rows)
+    return f"### {kind.__name__}\n\n{text}\n\n{table}"
 
 
-def _attributes(text: str) -> Iterator[tuple[str, str]]:
-    """(name, meaning) of each entry of an ``Attributes:`` section."""
+def _parse_attributes(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, description) of each entry of an ``Attributes:`` section."""
     section = text.partition("Attributes:\n")[2] or text
     for entry in re.findall(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", section, re.MULTILINE):
         yield entry[0], " ".join(entry[1].split()).replace("``", "`")
 
 
-def _type(spec: dict[str, Any]) -> str:  # noqa: PLR0911 - one a case
-    """A JSON schema in a few words."""
+def _describe_type(spec: dict[str, Any]) -> str:  # noqa: PLR0911 - one return per case
+    """Describe the type of a JSON schema in a few words."""
     match spec:
         case {"$ref": name}:
             return f"[{name}](#{name.lower()})"
         case {"anyOf": options}:
-            return " or ".join(_type(option) for option in options)
+            return " or ".join(_describe_type(option) for option in options)
         case {"enum": _}:
             return "string"
         case {"prefixItems": items}:
-            return f"[{', '.join(_type(item) for item in items)}]"
+            return f"[{', '.join(_describe_type(item) for item in items)}]"
         case {"type": "array", "items": item}:
-            return f"list of {_type(item)}"
+            return f"list of {_describe_type(item)}"
         case {"type": "object", "additionalProperties": value}:
-            return f"object of {_type(value)}"
+            return f"object of {_describe_type(value)}"
     return str(spec["type"])
 
 
-def _messages(count: int) -> str:
+def _count_messages(count: int) -> str:
     return f"{count} messages"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
+def _format_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

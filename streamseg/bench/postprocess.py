@@ -18,7 +18,7 @@ from streamseg.models.categories import COCO
 from streamseg.models.layers.masks import paste_masks
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Image, Instances
-from streamseg.visualization import FILL_ALPHA, fill
+from streamseg.visualization import FILL_ALPHA, fill_masks
 
 SIZE = (1080, 1920)
 THRESHOLD = 0.5
@@ -113,7 +113,7 @@ def _streamseg(
 
     def painted() -> Image:
         canvas = frame.copy()
-        fill(canvas, _instances(masks, boxes), FILL_ALPHA)
+        fill_masks(canvas, _instances(masks, boxes), FILL_ALPHA)
         return canvas
 
     return rles, _timed(times, "paint", painted)

@@ -3,7 +3,7 @@
 The others are SORT, ByteTrack, OC-SORT, BoT-SORT and C-BIoU of the PyPI package ``trackers``, with
 their default parameters and the frame rate of the sequence. They receive boxes, scores and
 categories. Detections without a track id count as not tracked, as they do for streamseg. The
-metrics are those of :mod:`streamseg.evaluation.tracking` over all sequences.
+metrics are those of :mod:`streamseg.evaluation.tracking_metrics` over all sequences.
 
 ``trackers`` is imported when used, because it installs an OpenCV that must not be in the
 environment of the service.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+import streamseg
 from streamseg.cli import logs, shutdown
 from streamseg.cli.shutdown import INTERRUPTED, Stoppable
 from streamseg.errors.redaction import printable, redact
@@ -52,6 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     result_callback=exit_with,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 out = Console()
 
@@ -78,6 +80,12 @@ ConfigFile = Annotated[
 ]
 
 
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"streamseg {streamseg.__version__}")  # noqa: T201 - data
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     context: typer.Context,
@@ -88,12 +96,18 @@ def common(
         str,
         typer.Option("--log", metavar="text|json", help="Format of the log; accepted anywhere."),
     ] = "text",
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Register the command with the stop signals.
 
     ``--debug`` and ``--log`` are handled before parsing; they are declared here for ``--help``.
     """
-    del debug, log
+    del debug, log, version
     signals = shutdown.installed()
     if signals is not None:
         command = context.invoked_subcommand

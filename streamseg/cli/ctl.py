@@ -171,11 +171,11 @@ def connect(at: str, token_file: Path | None) -> Any:
     import os
 
     from streamseg.config import read_secret
-    from streamseg.service.http_client import Controlled
+    from streamseg.service.http_client import HttpApiClient
 
     file = "" if token_file is None else str(token_file)
     token = read_secret("", file, "--token-file") or os.environ.get("STREAMSEG_TOKEN", "")
-    return Controlled(at, token)
+    return HttpApiClient(at, token)
 
 
 def parse_settings(sets: list[str] | None) -> dict[str, Any]:

@@ -38,9 +38,9 @@ def new(
 
     Example: `streamseg keys new server --dir keys`
     """
-    from streamseg.protocol.curve import new_pair
+    from streamseg.protocol.curve import create_pair
 
-    pair = new_pair(folder, name)
+    pair = create_pair(folder, name)
     note(f"{folder / name}.key is secret, {folder / name}.pub is the public key:")
     print(pair.public)  # noqa: T201
     return 0
@@ -62,9 +62,9 @@ def allow(
     Example: `streamseg keys allow keys alice.pub`
     """
     from streamseg.errors import KeyFileError
-    from streamseg.protocol.curve import KeyFolder, public_key
+    from streamseg.protocol.curve import KeyFolder, parse_public_key
 
-    public = public_key(key)
+    public = parse_public_key(key)
     if name is None:
         if public == key:
             raise KeyFileError("a key that isn't in a file needs a name: add it after the key")

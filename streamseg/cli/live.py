@@ -122,7 +122,7 @@ def serve(
         None if file is None else load,
         None if signals is None else signals.hangup_calls,
     )
-    endpoints = {**service.endpoints, "control": supervisor.control_address}
+    endpoints = {**service.endpoints, "control": supervisor.http_api_address}
     for endpoint, address in endpoints.items():
         if address is not None:
             note(f"{endpoint} at {address}")

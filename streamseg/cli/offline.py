@@ -46,19 +46,19 @@ def train(
     """
     from streamseg.cli.terminal import ProgressReport, listing
     from streamseg.config.training import load_training_config
-    from streamseg.training import Trainer, joined
+    from streamseg.training import Trainer, join_process_group
 
     config = load_training_config(file, sets or [])
     target = folder or Path("runs") / file.stem
-    with joined() as processes:
+    with join_process_group() as processes:
         with ProgressReport("batches") as progress:
             run = Trainer(config, file.parent, target, progress, processes, resume=resume)
-            if processes.leads:
-                for line in (run.introduction, *run.notes):
+            if processes.is_main:
+                for line in (run.summary, *run.notes):
                     note(line)
             with stopped_by_signals(run):
                 report = run.run()
-        if processes.leads:
+        if processes.is_main:
             out.print(listing(f"in {target}", report.columns(), report.rows()))
     return INTERRUPTED if report.interrupted else 0
 
@@ -95,22 +95,25 @@ def evaluate(
     """
     from streamseg.cli.terminal import ProgressReport, listing
     from streamseg.config.training import load_evaluation_config
-    from streamseg.evaluation.outputs import listings, prepare, write
-    from streamseg.evaluation.runner import Measurement, with_model
+    from streamseg.evaluation.evaluator import Evaluator, override_model
+    from streamseg.evaluation.report_files import prepare_outputs, write_report
+    from streamseg.evaluation.tables import make_report_tables
 
     if check:
         options = (weights, model, class_names, through_service, folder, json_file)
         return check_data(file, sets or [], alone=not any(options))
-    evaluation = with_model(load_evaluation_config(file, sets or []), model, weights, class_names)
-    prepare(folder, json_file)
+    evaluation = override_model(
+        load_evaluation_config(file, sets or []), model, weights, class_names
+    )
+    prepare_outputs(folder, json_file)
     with ProgressReport("images") as progress:
-        run = Measurement(evaluation, file.parent, progress, through_service=through_service)
+        run = Evaluator(evaluation, file.parent, progress, through_service=through_service)
         for remark in run.notes:
             note(remark)
         with interrupted_by_signals():
             report = run.run()
-    write(report, folder, json_file)
-    for table in listings(report):
+    write_report(report, folder, json_file)
+    for table in make_report_tables(report):
         out.print(listing(table.title, table.columns, table.rows))
     return 0
 
@@ -123,14 +126,21 @@ def models(
 
     Example: `streamseg models` or `streamseg models solov2_r50`
     """
-    from streamseg.cli.terminal import listing, model_description, model_row
+    from streamseg.cli.terminal import listing, model_description, model_row, plugin_row
+    from streamseg.config.plugins import find_plugins
     from streamseg.models.registry import REGISTRY, find
 
+    plugins = find_plugins("streamseg.models")
+    if name in plugins:
+        out.print(f"{name}: plug-in of {plugins[name].origin}", highlight=False)
+        return 0
     if name is not None:
         out.print(model_description(find(name)), soft_wrap=True, highlight=False)
         return 0
     columns = ("name", "params", "GFLOPs", "box AP", "mask", "PQ", "weights")
-    out.print(listing("models", columns, [model_row(entry) for entry in REGISTRY]))
+    rows = [model_row(entry) for entry in REGISTRY]
+    rows += [plugin_row(plugin) for plugin in plugins.values()]
+    out.print(listing("models", columns, rows))
     out.print("`streamseg models NAME` shows license, input size and the source of the weights.")
     return 0
 
@@ -174,19 +184,19 @@ def check_data(file: Path, sets: list[str], *, alone: bool) -> int:
         ConfigError: the file is invalid, or other options were given.
     """
     from streamseg.config.training import load_data_config
-    from streamseg.datasets import check
+    from streamseg.datasets import find_problems
     from streamseg.errors import ConfigError
-    from streamseg.evaluation.runner import data_size
+    from streamseg.evaluation.evaluator import count_images_and_annotations
 
     if not alone:
         raise ConfigError("--check can't be combined with other options: remove them")
     data = load_data_config(file, sets)
-    problems = check(data, file.parent)
+    problems = find_problems(data, file.parent)
     for problem in problems:
         print(problem)  # noqa: T201 - one line each, whatever the width of the terminal
     if problems:
         fail(f"{file}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
         return 1
-    images, annotations = data_size(data, file.parent)
+    images, annotations = count_images_and_annotations(data, file.parent)
     print(f"{images} images, {annotations} annotations: no problems")  # noqa: T201 - as above
     return 0

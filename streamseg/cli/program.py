@@ -19,7 +19,7 @@ from streamseg.cli.app import app, fail, missing_extra
 from streamseg.cli.shutdown import INTERRUPTED
 from streamseg.cli.streams import guarded_output
 from streamseg.errors import StreamsegError, UsageError
-from streamseg.sinks.files.part_file import reason_of
+from streamseg.sinks.files.part_file import describe_os_error
 
 
 def run_program(arguments: list[str] | None = None) -> None:
@@ -32,7 +32,7 @@ def run_program(arguments: list[str] | None = None) -> None:
         )
         out.flush()
         if out.failure is not None:
-            fail(f"standard output: can't be written: {reason_of(out.failure)}")
+            fail(f"standard output: can't be written: {describe_os_error(out.failure)}")
             code = code or 1
     sys.exit(code)
 

@@ -89,8 +89,8 @@ def process(
     """
     from streamseg.cli.terminal import ProgressReport, listing
     from streamseg.recording.process import Processor
-    from streamseg.service.service import load_configured
-    from streamseg.sources import find_inputs, place_outputs
+    from streamseg.service.service import load_configured_model
+    from streamseg.sources import assign_output_folders, find_inputs
 
     selection = {"stride": stride, "max_fps": max_fps, "start": start, "end": end}
     selection = {key: value for key, value in selection.items() if value is not None}
@@ -103,9 +103,9 @@ def process(
     sources = [{"url": each.url, **selection} for each in found]
     config = build_config(config_file, sets, sources, model, weights, class_names)
     names = [source.name for source in config.sources[-len(found) :]]
-    output_folders = dict(zip(names, place_outputs(found, names), strict=True))
+    output_folders = dict(zip(names, assign_output_folders(found, names), strict=True))
     with ProgressReport() as progress:
-        segmenter = load_configured(config)
+        segmenter = load_configured_model(config)
         run = Processor(
             config, segmenter, folder, progress, panoptic=panoptic, inputs=output_folders
         )

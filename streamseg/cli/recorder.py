@@ -35,10 +35,12 @@ class Recorder:
     """
 
     def __init__(self, jsonl: Path | None, save: Path | None) -> None:
-        self._results = None if jsonl is None else IsolatedOutput(lambda: ResultsFile(jsonl))
-        self._video = None if save is None else IsolatedOutput(lambda: VideoFile(save))
+        self._results = None if jsonl is None else IsolatedOutput(ResultsFile(jsonl))
+        self._video = None if save is None else IsolatedOutput(VideoFile(save))
         self._video_source: str | None = None
         self._other_sources: set[str] = set()
+        for output in self._outputs:
+            output.open()
         self._raise_failure()
 
     def record(self, messages: Iterable[Received]) -> Iterator[Received]:
@@ -76,13 +78,15 @@ class Recorder:
             raise OutputError("; ".join(map(str, failures)))
 
     def _write_result(self, results: IsolatedOutput[ResultsFile], received: Received) -> None:
-        results.attempt(lambda file: file.write(protocol.record(received.message)))
+        results.attempt(lambda file: file.write_message(protocol.to_recorded(received.message)))
 
     def _write_image(self, video: IsolatedOutput[VideoFile], received: Received) -> None:
         source = received.source
         self._video_source = self._video_source or source
         if source == self._video_source:
-            video.attempt(lambda file: file.write(received.frame, received.pts, received.epoch))
+            video.attempt(
+                lambda file: file.write_image(received.frame, received.pts, received.epoch)
+            )
         elif source not in self._other_sources:
             self._other_sources.add(source)
             log.warning(

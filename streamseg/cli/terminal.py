@@ -22,6 +22,7 @@ from rich.table import Table
 from streamseg.pipeline.summary import Summary
 
 if TYPE_CHECKING:
+    from streamseg.config.plugins import Plugin
     from streamseg.models.registry import Availability, ModelInfo
 
 LINE_INTERVAL = 100
@@ -127,6 +128,11 @@ def model_row(entry: ModelInfo) -> tuple[str, ...]:
     )
 
 
+def plugin_row(plugin: Plugin) -> tuple[str, ...]:
+    """Return the row of a plug-in in the table of models."""
+    return plugin.name, *("-",) * 5, plugin.origin
+
+
 def model_description(entry: ModelInfo) -> str:
     """Return a description of a model and of its published weights."""
     cost = f"{entry.parameters:.2f} M parameters; {entry.gflops:.1f} GFLOPs for 640 x 480 pixels"
@@ -140,7 +146,7 @@ def model_description(entry: ModelInfo) -> str:
         known = [
             f"{metric} {value:.1f}" for metric, value in accuracies.items() if value is not None
         ]
-        lines += ["", f"{file.file}", f"  from {file.url}", f"  license {file.licence}"]
+        lines += ["", f"{file.file}", f"  from {file.url}", f"  license {file.license}"]
         lines += [f"  {', '.join([*known, file.measured_on])}"]
         lines += [f"  sha256 {file.sha256}…"] if file.sha256 else []
     return "\n".join(lines)

@@ -1,17 +1,18 @@
-"""The subscriber: results of a service, as they are published, in a ``for`` loop.
+"""Client of a service: results in a ``for`` loop as they are published.
 
     with streamseg.connect("tcp://127.0.0.1:5555", sources=["gate"]) as results:
         for result in results:
             print(result.pts, result.instances.names)
 
-``Session`` knows the protocol and no sockets; ``Subscriber`` is the thin shell around it. Nothing
-that arrives can crash it: what isn't a message of the protocol is counted and skipped. What was
-missed, because the connection was gone or the reader slow, is asked for again.
+``Session`` implements the protocol without sockets; ``Subscriber`` adds the sockets. Invalid
+messages are counted and skipped. Messages lost to a disconnection or a slow reader are requested
+again (replay).
 
-What it keeps when nobody reads is bounded by libzmq: ``MASKS_QUEUED`` or ``FRAMES_QUEUED`` messages
-of at most ``wire.MAX_JSON_BYTES`` and ``wire.MAX_JPEG_BYTES`` a part (256 and 160 MiB; 1 and 3 MB
-with 20 instances in frames of 1080p). While something is missing, ``HELD`` messages are held back
-besides, and as many of an answer may wait. With ``newest`` it is one message a topic.
+Memory of a subscriber that doesn't read is bounded: the sockets queue ``MASKS_QUEUED`` or
+``FRAMES_QUEUED`` messages with parts of at most ``protocol.MAX_JSON_BYTES`` and
+``protocol.MAX_JPEG_BYTES`` (256 and 160 MiB; 1 and 3 MB with 20 instances in 1080p frames). While
+messages are missing, up to ``HELD`` later ones are buffered, and as many of a replay may be queued.
+With ``newest``, one message per topic is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Literal
 
 from streamseg.client.received import Received
 from streamseg.client.session import HELD, MAX_SOURCES
-from streamseg.client.subscriber import FRAMES_QUEUED, MASKS_QUEUED, Pictures, Subscriber
+from streamseg.client.subscriber import FRAMES_QUEUED, MASKS_QUEUED, ImageKind, Subscriber
 from streamseg.structures.masks import MAX_PIXELS
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
     "HELD",
     "MASKS_QUEUED",
     "MAX_SOURCES",
-    "Pictures",
+    "ImageKind",
     "Received",
     "Subscriber",
     "connect",
@@ -41,7 +42,7 @@ def connect(
     address: str,
     sources: Sequence[str] | None = None,
     *,
-    frames: Literal[False] | Pictures = False,
+    frames: Literal[False] | ImageKind = False,
     newest: bool = False,
     replay: bool = True,
     server_key: str | Path | None = None,
@@ -50,26 +51,27 @@ def connect(
     frames_address: str | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Subscriber:
-    """Subscribe to a service; returns at once, whether it is there yet or not.
+    """Subscribe to a service. Returns at once, even if the service isn't running yet.
 
     Args:
-        address: of masks and status, ``tcp://host:port`` or ``ipc://path``.
-        sources: names; None is all there are.
-        frames: results come with the painted frame (``annotated``) or as it was (``plain``).
-        newest: a slow reader gets the newest result of each source and none that is older, as one
-            does who shows what is now; otherwise every result is kept that there is room for.
-        replay: results missed are asked for and given before the newer ones, which wait for them,
-            two seconds at most. There is none of pictures, and none with ``newest``.
-        server_key: the service's public key, or the file it is in, where it has one.
-        key_file: the file of our own secret, which goes with it.
-        timeout: seconds that ``receive`` and iteration wait for a result; None is for ever.
-        frames_address: of the pictures; None asks the service.
-        max_pixels: of a frame; results of larger ones are rejected.
+        address: endpoint of the masks and status messages, ``tcp://host:port`` or ``ipc://path``.
+        sources: names of the sources to subscribe to; None subscribes to all.
+        frames: also receive each frame as a JPEG, with overlays (``annotated``) or without
+            (``plain``).
+        newest: keep only the newest result of each source, for displays; by default every result
+            is queued while there is room.
+        replay: request lost results from the service and return them in order; later results are
+            delayed for that by two seconds at most. Has no effect with ``frames`` or ``newest``.
+        server_key: public key of the service, or the path of its ``.pub`` file.
+        key_file: path of the subscriber's own ``.key`` file; required with ``server_key``.
+        timeout: default time limit of ``receive`` and iteration in seconds; None waits forever.
+        frames_address: endpoint of the images; None uses the one in the service's status messages.
+        max_pixels: results of frames with more pixels are rejected.
 
     Raises:
-        UsageError: an address, a source's name or ``frames`` that can't be, or one of the two keys
-            without the other.
-        KeyFileError: what is named isn't a key, or others can read the secret.
+        UsageError: an address, a source name or ``frames`` is invalid, or only one of
+            ``server_key`` and ``key_file`` is given.
+        KeyFileError: a key is invalid, or other users can read the secret key.
     """
     return Subscriber(
         address,

@@ -1,4 +1,4 @@
-"""What a subscriber is given: one frame's results, and its picture if there was asked for one."""
+"""A received result: the instances of one frame, with its image if that was subscribed to."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from streamseg.structures.results import Image, Instances, Segment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Received(PickledByFields):
-    """One frame's results.
+    """The results of one frame.
 
     Attributes:
-        message: the whole message, as it was sent.
-        instances: what is in the frame, every run length checked.
-        segments: the panoptic parts, None for models that have none.
-        jpeg: the picture, if there was asked for one.
+        message: the complete masks message.
+        instances: instances of the frame; their run lengths were validated.
+        segments: panoptic segments; None for models that don't predict them.
+        jpeg: JPEG of the frame; None unless images were subscribed to.
     """
 
     message: MasksMessage
@@ -33,52 +33,52 @@ class Received(PickledByFields):
 
     @property
     def service(self) -> str:
-        """An id of this start of the service."""
+        """Id of the service process; each start has a new one."""
         return self.message.service
 
     @property
     def source(self) -> str:
-        """The source's name."""
+        """Name of the source."""
         return self.message.source
 
     @property
     def epoch(self) -> int:
-        """Goes up at each reconnection of the source; identities don't cross it."""
+        """Number of the source's connection; track ids are only comparable within one epoch."""
         return self.message.epoch
 
     @property
     def seq(self) -> int:
-        """The number of this message in its topic: a gap is a loss."""
+        """Sequence number of the message in its topic; gaps are lost messages."""
         return self.message.seq
 
     @property
     def index(self) -> int:
-        """Which frame of the source it is, from 0."""
+        """Index of the frame in its source, from 0."""
         return self.message.frame
 
     @property
     def item(self) -> str | None:
-        """The file's name, for folders."""
+        """File name of the image, for a source that is a folder of images; otherwise None."""
         return self.message.item
 
     @property
     def pts(self) -> float:
-        """Seconds, from the stream's own time base."""
+        """Presentation time in seconds, on the stream's time base."""
         return self.message.pts
 
     @property
     def captured_at(self) -> float:
-        """Unix seconds when the frame was decoded, on the service's clock."""
+        """Unix time at which the frame was decoded, on the service's clock, in seconds."""
         return self.message.captured_at
 
     @property
     def published_at(self) -> float:
-        """Unix seconds when the message was made, on the service's clock."""
+        """Unix time at which the message was published, on the service's clock, in seconds."""
         return self.message.published_at
 
     @property
     def age_ms(self) -> float:
-        """Milliseconds from capture to publication."""
+        """Time from capture to publication, in milliseconds."""
         return self.message.age_ms
 
     @property
@@ -88,48 +88,54 @@ class Received(PickledByFields):
 
     @property
     def model(self) -> str:
-        """The model's name."""
+        """Name of the model."""
         return self.message.model
 
     @property
     def dropped(self) -> Mapping[str, int]:
-        """The source's frames dropped so far, by reason."""
+        """Number of frames of the source dropped so far, by reason."""
         return self.message.dropped
 
     @property
     def timing(self) -> Mapping[str, float]:
-        """Milliseconds spent, by stage."""
+        """Time spent on the frame in milliseconds, by stage."""
         return self.message.timing
 
     @property
     def frame(self) -> Image:
-        """The picture, decoded: uint8 (H, W, 3) RGB. Needs ``streamseg[frames]``.
+        """Decoded image of the frame: uint8 (H, W, 3) RGB. Requires ``streamseg[frames]``.
 
         Raises:
-            UsageError: there was no picture asked for, or Pillow isn't installed.
-            WireError: it isn't a JPEG of the frame's size.
+            UsageError: images were not subscribed to, or Pillow isn't installed.
+            WireError: the data isn't a JPEG of the frame's size.
         """
         if self.jpeg is None:
-            raise UsageError('no picture: connect with frames="annotated" or frames="plain"')
+            raise UsageError('no image: connect with frames="annotated" or frames="plain"')
         return decode_jpeg(self.jpeg, self.size)
 
 
 def decode_jpeg(jpeg: bytes, size: Size) -> Image:
-    """The picture in a JPEG, refused before it is decoded if it hasn't the frame's size."""
+    """Decode a JPEG of the given size; the size is checked before memory is allocated.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        UsageError: Pillow isn't installed.
+        WireError: the data isn't a JPEG of that size.
+    """
     try:
         from PIL import Image as Pillow
     except ImportError:
         raise UsageError(
-            "pictures are decoded by Pillow: pip install 'streamseg[frames]'"
+            "decoding images requires Pillow: pip install 'streamseg[frames]'"
         ) from None
     try:
-        with Pillow.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
-            if (picture.height, picture.width) != tuple(size):  # before anything is allocated
-                raise WireError(
-                    f"a picture of {picture.height} x {picture.width} of a {size} frame"
-                )
-            return np.asarray(picture.convert("RGB"))
+        with Pillow.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+            if (image.height, image.width) != tuple(size):
+                raise WireError(f"the image of a {size} frame is {image.height} x {image.width}")
+            return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, WireError):
             raise
-        raise WireError(f"a picture that can't be decoded: {error}") from None
+        raise WireError(f"an image can't be decoded: {error}") from None

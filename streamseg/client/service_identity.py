@@ -1,7 +1,7 @@
-"""Service check: pictures are given only if they are of the service that publishes the masks.
+"""Service check: images are returned only if they come from the service that publishes the masks.
 
-The address of the pictures is what the service says of itself. Through a tunnel or a port mapping
-another service may be there.
+The address of the images is taken from the service's status messages. Behind a tunnel or a port
+mapping, another service may answer at that address.
 """
 
 from __future__ import annotations
@@ -12,82 +12,82 @@ from collections import deque
 from streamseg.client.received import Received
 from streamseg.protocol.messages import StatusMessage
 
-HELD_PICTURES = 8
-"""Pictures of an unknown service that wait until the masks' service has said who it is."""
+HELD_IMAGES = 8
+"""Images of an unknown service buffered until the masks' service has sent its status."""
 HELD_STATUSES = 1024
-"""Sources of an unknown service whose latest status waits likewise."""
-ANSWER_WITHIN = 2.0
-"""Time that the masks' service gets for that, in seconds, where the pictures' address was given."""
+"""Sources of an unknown service whose latest status is buffered until then."""
+ANSWER_TIMEOUT = 2.0
+"""Seconds to wait for that status before images from an explicit address are accepted."""
 KNOWN_STARTS = 8
-"""Ids of earlier starts of the service whose last pictures may still arrive."""
+"""Ids of earlier starts of the service whose last images may still arrive."""
 
 
 class ServiceCheck:
-    """Messages from the address of the pictures, checked against the status at that of the masks.
+    """Compares the service ids of the images' socket with that of the masks' socket.
 
     Attributes:
-        other: id of another service that was found at the address of the pictures, or None.
+        other: id of another service found at the address of the images, or None.
     """
 
     def __init__(self) -> None:
         self.other: str | None = None
         self._known: deque[str] = deque(maxlen=KNOWN_STARTS)
-        self._pictures: deque[Received] = deque(maxlen=HELD_PICTURES)
+        self._images: deque[Received] = deque(maxlen=HELD_IMAGES)
         self._statuses: dict[str, StatusMessage] = {}
         self._held_since: float | None = None
-        self._is_silent = False
+        self._timed_out = False
 
     @property
     def service(self) -> str | None:
         """Id of the service that publishes the masks, or None while it is unknown."""
         return self._known[-1] if self._known else None
 
-    def pass_on(self, message: Received | StatusMessage) -> list[Received | StatusMessage]:
-        """Return the messages that may be given now: this one, if its service is known."""
-        if message.service in self._known or (self._is_silent and not self._known):
+    def filter(self, message: Received | StatusMessage) -> list[Received | StatusMessage]:
+        """Return the message if its service is known; otherwise buffer it and return nothing."""
+        if message.service in self._known or (self._timed_out and not self._known):
             return [message]
         if self._held_since is None:
             self._held_since = time.monotonic()
         if isinstance(message, Received):
-            self._pictures.append(message)
+            self._images.append(message)
         elif message.source in self._statuses or len(self._statuses) < HELD_STATUSES:
             self._statuses[message.source] = message
         return []
 
-    def release(self) -> list[Received | StatusMessage]:
-        """Return the held messages if the masks' service has not answered in time.
+    def release_after_timeout(self) -> list[Received | StatusMessage]:
+        """Return the buffered messages if no status of the masks' service arrived in time.
 
-        Its address may not be reachable; who has given that of the pictures then gets them.
+        The masks' address may be unreachable while the images' address was given explicitly.
         """
         since = self._held_since
-        if self._known or since is None or time.monotonic() - since < ANSWER_WITHIN:
+        if self._known or since is None or time.monotonic() - since < ANSWER_TIMEOUT:
             return []
-        self._is_silent = True
-        return self._take_held()
+        self._timed_out = True
+        return self._take_buffered()
 
-    def answer(self, service: str) -> tuple[list[Received | StatusMessage], int]:
-        """Note a status of the masks' service.
+    def set_service(self, service: str) -> tuple[list[Received | StatusMessage], int]:
+        """Record the id of the masks' service, from one of its status messages.
 
         Args:
-            service: its id; another one when it has been started again.
+            service: id; a restarted service has a new one.
 
         Returns:
-            The held messages that are its own, and the number of those that are not.
+            The buffered messages of that service, and the number of discarded ones of others.
         """
         if service not in self._known:
             self._known.append(service)
-        held = self._take_held()
-        own = [message for message in held if message.service == service]
-        if own:
+        buffered = self._take_buffered()
+        matching = [message for message in buffered if message.service == service]
+        if matching:
             self.other = None
-        elif held:
-            self.other = held[-1].service
-        return own, len(held) - len(own)
+        elif buffered:
+            self.other = buffered[-1].service
+        return matching, len(buffered) - len(matching)
 
-    def _take_held(self) -> list[Received | StatusMessage]:
-        """Pictures first: a status may say that nothing comes after them."""
-        held: list[Received | StatusMessage] = [*self._pictures, *self._statuses.values()]
-        self._pictures.clear()
+    def _take_buffered(self) -> list[Received | StatusMessage]:
+        """Remove and return the buffered messages, images before the statuses that may end them."""
+        buffered: list[Received | StatusMessage] = [*self._images, *self._statuses.values()]
+        self._images.clear()
         self._statuses.clear()
         self._held_since = None
-        return held
+        return buffered

@@ -1,4 +1,4 @@
-"""The subscriber: the sockets around a ``Session``, for ``for``, ``async for`` and ``receive``."""
+"""The subscriber: the sockets of a ``Session``, with ``for``, ``async for`` and ``receive``."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from typing import Any, Literal, TypeAlias
 import zmq
 
 from streamseg import protocol
-from streamseg.client.access import Keys
-from streamseg.client.newest import NewestLink
+from streamseg.client.authentication import Keys
+from streamseg.client.closing import ReaderLock
+from streamseg.client.link import Link
+from streamseg.client.newest_link import NewestLink
 from streamseg.client.received import Received
-from streamseg.client.replay import Asker
-from streamseg.client.session import Session, connectable
-from streamseg.client.shutdown import Turn
-from streamseg.client.sockets import Link
+from streamseg.client.replay_client import ReplayClient
+from streamseg.client.session import Session, parse_connect_address
 from streamseg.errors import ReceiveTimeout, UsageError
-from streamseg.protocol.messages import Address, StatusMessage
+from streamseg.protocol.address import Address
+from streamseg.protocol.messages import StatusMessage
 from streamseg.structures.masks import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
-Pictures: TypeAlias = Literal["annotated", "plain"]
+ImageKind: TypeAlias = Literal["annotated", "plain"]
 
 MASKS_QUEUED = 64
 FRAMES_QUEUED = 8
-"""Messages waiting in this process; the rest waits in the network and at the publisher."""
-_LOOK_UP_EVERY = 0.5
+"""Messages queued in this process; the rest waits in the network and at the publisher."""
+_POLL_TIMEOUT = 0.5
 """Seconds."""
-_CLOSE_WITHIN = 1.0
-"""Time limit for libzmq to close its connections, in seconds; a look-up of a name may take more."""
+_CLOSE_TIMEOUT = 1.0
+"""Seconds to wait for libzmq to close its connections; a name look-up may take longer."""
 
 
 class Subscriber:
-    """See :func:`streamseg.client.connect`. To be read by one thread, or one task, at a time.
+    """Subscription to a service; see :func:`streamseg.connect` for the arguments.
 
-    ``close`` may be called by any thread, and in a signal handler; whoever reads then gets None.
-    Iteration, with ``for`` or ``async for``, ends when all the sources named, or the service, have
-    ended. A service that dies without a word is waited for; when it starts again, results go on.
+    One thread or task may read at a time. ``close`` may be called by any thread and in a signal
+    handler; a waiting ``receive`` then returns None. Iteration, with ``for`` or ``async for``, ends
+    when all named sources, or the service, have ended. If the service disappears without an
+    end-of-stream message, the subscriber waits for it and continues when it is back.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Subscriber:
         address: str,
         sources: Sequence[str] | None = None,
         *,
-        frames: Literal[False] | Pictures = False,
+        frames: Literal[False] | ImageKind = False,
         newest: bool = False,
         replay: bool = True,
         server_key: str | Path | None = None,
@@ -62,70 +64,81 @@ class Subscriber:
         frames_address: str | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._address = connectable(address)
-        pictures_at = None if frames_address is None else connectable(frames_address)
-        self._follows = pictures_at is None
-        self._timeout = _checked_timeout(timeout)
+        self._address = parse_connect_address(address)
+        images_address = None if frames_address is None else parse_connect_address(frames_address)
+        self._uses_announced_address = images_address is None
+        self._timeout = _validate_timeout(timeout)
         self._kind = _result_topic(frames)
         self._newest = newest
-        replays = replay and not newest and self._kind == "masks"
-        guided = self._kind != "masks"
-        self._session = Session(sources, self._kind, max_pixels, replays=replays, guided=guided)
+        has_images = self._kind != "masks"
+        self._session = Session(
+            sources,
+            self._kind,
+            max_pixels,
+            uses_replay=replay and not newest and not has_images,
+            has_status_link=has_images,
+        )
         self._keys = Keys.load(server_key, key_file)
         self._process = os.getpid()
-        self._turn = Turn(self._close_sockets)
-        self._other_reported = False
+        self._reader_lock = ReaderLock(self._close_sockets)
+        self._reported_other_service = False
         self._context = zmq.Context()
-        self._asker = Asker(self._context, self._keys)
-        self._results: Link | NewestLink | None = None
-        self._guide: Link | None = None
+        self._replay_client = ReplayClient(self._context, self._keys)
+        self._result_link: Link | NewestLink | None = None
+        self._status_link: Link | None = None
         try:
-            if guided:
-                self._open_guide()
-            if not guided or pictures_at is not None:
-                self._open_results(pictures_at or self._address)
+            if has_images:
+                self._open_status_link()
+            if not has_images or images_address is not None:
+                self._open_result_link(images_address or self._address)
         except UsageError:
             self.close()
             raise
 
     def receive(self, timeout: float | EllipsisType | None = ...) -> Received | None:
-        """The next result.
+        """Return the next result; waits for it.
 
         Args:
-            timeout: seconds to wait; None is for ever; left out, what ``connect`` was given.
+            timeout: time limit in seconds; None waits forever; by default that of ``connect``.
 
         Returns:
-            None if there will be no more: see the class.
+            The result, or None if there will be no more: see the class.
 
         Raises:
-            ReceiveTimeout: no result came in time.
-            RefusedError: the service doesn't let us in. One that has let us in before is asked
-                again until the time is over, as after any disconnection.
-            UsageError: it was made by another process, of which this is a ``fork``; or another
-                thread or task is reading.
+            ReceiveTimeout: no result arrived in time.
+            RefusedError: the service refuses the connection. If it accepted one before, the
+                connection is retried until the time limit, as after any disconnection.
+            UsageError: this process is a ``fork`` of the one that created the subscriber, or
+                another thread or task is reading.
         """
-        wait = _Wait(self._timeout if timeout is ... else timeout)
+        deadline = _Deadline(self._timeout if timeout is ... else timeout)
         self._check_process()
-        with self._turn.taken():
+        with self._reader_lock.acquire() as is_open:
+            if not is_open:
+                return None
             while (received := self._read()) is None and not self.ended:
-                zmq.select([*self._sockets, self._turn.wake_up], [], [], self._patience(wait))
+                seconds = self._poll_seconds(deadline)
+                zmq.select([*self._sockets, self._reader_lock.wake_up], [], [], seconds)
             if received is None:
-                self._leave()
+                self._disconnect()
             return received
 
     async def receive_async(self, timeout: float | EllipsisType | None = ...) -> Received | None:
-        """``receive`` for asyncio; can be cancelled, and then loses nothing."""
-        wait = _Wait(self._timeout if timeout is ... else timeout)
+        """Return the next result, like ``receive``; cancellation loses no result."""
+        deadline = _Deadline(self._timeout if timeout is ... else timeout)
         self._check_process()
-        with self._turn.taken():
+        with self._reader_lock.acquire() as is_open:
+            if not is_open:
+                return None
             while (received := self._read()) is None and not self.ended:
-                await _readable(self._sockets, self._turn.wake_up, self._patience(wait))
+                seconds = self._poll_seconds(deadline)
+                await _wait_readable(self._sockets, self._reader_lock.wake_up, seconds)
             if received is None:
-                self._leave()
+                self._disconnect()
             return received
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise UsageError("a subscription can't be pickled or copied: connect in the other process")
+        raise UsageError("a Subscriber can't be pickled or copied: connect in the other process")
 
     def __iter__(self) -> Iterator[Received]:
         while (received := self.receive()) is not None:
@@ -137,39 +150,39 @@ class Subscriber:
 
     @property
     def ended(self) -> bool:
-        """Whether there will be no more results; also true once closed."""
-        return self._turn.is_closed or self._session.ended
+        """Whether there will be no more results; also true after ``close``."""
+        return self._reader_lock.is_closed or self._session.ended
 
     @property
     def gaps(self) -> Mapping[str, int]:
-        """Messages lost so far, by source; with ``newest``, those passed over too."""
+        """Number of messages lost so far, by source; with ``newest``, including those skipped."""
         return dict(self._session.gaps)
 
     @property
     def rejected(self) -> int:
-        """Messages skipped so far because they were not what the protocol allows."""
+        """Number of invalid messages skipped so far."""
         return self._session.rejected
 
     @property
     def reopened(self) -> int:
-        """How often a connection was made anew because nothing came."""
+        """Number of times a silent connection was replaced."""
         return sum(link.reopened for link in self._links)
 
     @property
     def statuses(self) -> Mapping[str, StatusMessage]:
-        """The latest status by source; the service's own is under the empty name."""
+        """Latest status message by source; the service's own has the empty name."""
         return dict(self._session.statuses)
 
     def close(self) -> None:
-        """Leave, from any thread or a signal handler; may be called twice.
+        """Disconnect, from any thread or a signal handler; may be called twice.
 
-        Who is reading in another thread is woken and leaves; this does not wait for it. In a child
-        made by ``fork`` nothing is left: the connection is the parent's, and goes on.
+        A thread that is reading is woken up; this doesn't wait for it. In a ``fork`` of the
+        process, only the child's copy is closed.
         """
-        if self._is_ours and not sys.is_finalizing():  # no other thread goes on then
-            self._turn.close()
+        if self._is_own_process and not sys.is_finalizing():  # then no other thread is running
+            self._reader_lock.close()
         else:
-            self._turn.is_closed = True
+            self._reader_lock.is_closed = True
 
     def __enter__(self) -> Subscriber:  # noqa: PYI034 - Self came with Python 3.11
         return self
@@ -183,173 +196,179 @@ class Subscriber:
     async def __aexit__(self, *error: object) -> None:
         self.close()
 
+    # Reading
+
     @property
     def _links(self) -> list[Link | NewestLink]:
-        return [link for link in (self._results, self._guide) if link is not None]
+        return [link for link in (self._result_link, self._status_link) if link is not None]
 
     @property
     def _sockets(self) -> list[zmq.Socket[bytes]]:
-        """What to wait for; each was read empty."""
-        return [*(link.socket for link in self._links), *self._asker.sockets]
+        """Sockets to poll; all their messages have been read."""
+        return [*(link.socket for link in self._links), *self._replay_client.sockets]
 
     def _read(self) -> Received | None:
-        """The next result of what has arrived; never waits."""
+        """Return the next result among the received messages, or None; doesn't block."""
         if self.ended:
             return None
-        if self._guide is not None:
-            for parts in self._guide.waiting():
-                self._session.feed_guide(parts)
-            if self._follows:
-                self._follow_guide()
+        if self._status_link is not None:
+            for parts in self._status_link.receive_waiting():
+                self._session.feed_service_status(parts)
+            if self._uses_announced_address:
+                self._follow_images_address()
             self._report_other_service()
         while True:
-            received = self._read_results()
+            received = self._read_result_link()
             if received is not None or self._session.ended:
                 return received
-            if not self._asker.work(self._session, self._replay_at()):
+            if not self._replay_client.step(self._session, self._replay_address()):
                 break
         received = self._session.take()
         if received is None:
             for link in self._links:
-                link.look_after()
+                link.check()
         return received
 
-    def _read_results(self) -> Received | None:
+    def _read_result_link(self) -> Received | None:
         received = self._session.take()
-        if received is None and self._results is not None:
-            for parts in self._results.waiting():
+        if received is None and self._result_link is not None:
+            for parts in self._result_link.receive_waiting():
                 self._session.feed(parts)
                 received = self._session.take()
                 if received is not None or self._session.ended:
                     break
         return received
 
-    def _leave(self) -> None:
-        """Let the service know that nobody is waiting here any more."""
-        if not self._is_ours:
-            return
-        self._asker.close()
-        for link in self._links:
-            link.close()
+    def _poll_seconds(self, deadline: _Deadline) -> float:
+        """Return the seconds to poll the sockets.
 
-    def _close_sockets(self) -> None:
-        self._leave()
-        if self._context.closed:
-            return
-        # In a thread of its own: libzmq waits for a name that it is looking up.
-        ending = threading.Thread(target=self._context.term, name="zmq end", daemon=True)
-        ending.start()
-        ending.join(_CLOSE_WITHIN)
+        Raises:
+            ReceiveTimeout: the deadline has passed.
+        """
+        remaining = deadline.remaining()
+        if remaining <= 0:
+            problems = [link.problem for link in self._links if link.problem is not None]
+            reason = next(iter(problems), self._other_service or self._session.status_summary)
+            raise ReceiveTimeout(f"{self._address}: no result in {deadline.seconds:g} s; {reason}")
+        return min(remaining, _POLL_TIMEOUT, self._replay_client.seconds_to_timeout)
 
-    def _report_other_service(self) -> None:
-        """Log once that pictures are refused: nothing else would say why none come."""
-        if self._other_service is not None and not self._other_reported:
-            self._other_reported = True
-            log.warning(self._other_service)
+    # Connections
 
-    @property
-    def _other_service(self) -> str | None:
-        """What is wrong where the pictures are another service's."""
-        found = self._session.other_service
-        if found is None or self._results is None:
-            return None
-        own, other = found
-        return (
-            f"{self._results.address} has pictures of another service ({other}) than "
-            f"{self._address} ({own}): name the address of this service's pictures with "
-            "frames_address (--frames-address)"
-        )
-
-    def _check_process(self) -> None:
-        if not self._is_ours and not self.ended:
-            raise UsageError("another process has made this subscriber: connect in this one, too")
-
-    @property
-    def _is_ours(self) -> bool:
-        """Whether this process made the sockets; libzmq waits for ever for them in any other."""
-        return os.getpid() == self._process
-
-    def _follow_guide(self) -> None:
-        """Go where the service says that its pictures are."""
-        told = self._session.pictures_at
-        if told is None:
-            return
-        told = self._seen_from_here(told)
-        if self._results is not None and self._results.address != told:
-            self._results.close()
-            self._results = None
-        if self._results is None:
-            try:
-                self._open_results(told)
-            except UsageError as error:
-                self._session.reject(error)
-            self._session.pictures_at = None
-
-    def _replay_at(self) -> Address | None:
-        told = self._session.replay_at
-        return None if told is None else self._seen_from_here(told)
-
-    def _seen_from_here(self, told: Address) -> Address:
-        """An address that the service names: what is every interface, or its own machine, to it."""
-        if self._address.transport == "ipc":
-            return Address("tcp", "127.0.0.1", told.port) if told.is_everywhere else told
-        other_machine = told.is_loopback and not self._address.is_loopback
-        if told.transport == "tcp" and (told.is_everywhere or other_machine):
-            return Address("tcp", self._address.host, told.port)
-        return told
-
-    def _open_results(self, address: Address) -> None:
-        pictures = self._kind != "masks"
+    def _open_result_link(self, address: Address) -> None:
+        has_images = self._kind != "masks"
         link = Link(
             self._context,
             address,
             self._session.topics,
             keys=self._keys,
-            queued=FRAMES_QUEUED if pictures else MASKS_QUEUED,
-            largest=protocol.MAX_JPEG_BYTES if pictures else protocol.MAX_JSON_BYTES,
+            queue_size=FRAMES_QUEUED if has_images else MASKS_QUEUED,
+            max_part_bytes=protocol.MAX_JPEG_BYTES if has_images else protocol.MAX_JSON_BYTES,
         )
-        self._results = NewestLink(self._context, link) if self._newest else link
+        self._result_link = NewestLink(self._context, link) if self._newest else link
 
-    def _open_guide(self) -> None:
-        """Only the service's status, which says where the pictures are."""
-        self._guide = Link(
+    def _open_status_link(self) -> None:
+        """Subscribe to the service's own status, which contains the address of the images."""
+        self._status_link = Link(
             self._context,
             self._address,
             [protocol.topic("status", "")],
             keys=self._keys,
-            queued=MASKS_QUEUED,
-            largest=protocol.MAX_JSON_BYTES,
+            queue_size=MASKS_QUEUED,
+            max_part_bytes=protocol.MAX_JSON_BYTES,
         )
 
-    def _patience(self, wait: _Wait) -> float:
-        """Seconds to sleep before looking again, even if nothing comes.
+    def _follow_images_address(self) -> None:
+        """Connect to the address of the images in the latest status, if it changed."""
+        announced = self._session.images_address
+        if announced is None:
+            return
+        address = self._resolve(announced)
+        if self._result_link is not None and self._result_link.address != address:
+            self._result_link.close()
+            self._result_link = None
+        if self._result_link is None:
+            try:
+                self._open_result_link(address)
+            except UsageError as error:
+                self._session.reject(error)
+            self._session.images_address = None
 
-        Raises:
-            ReceiveTimeout: the time is over.
-        """
-        left = wait.left()
-        if left <= 0:
-            troubles = [link.trouble for link in self._links if link.trouble is not None]
-            why = next(iter(troubles), self._other_service or self._session.last_word)
-            raise ReceiveTimeout(f"{self._address}: no result in {wait.seconds:g} s; {why}")
-        return min(left, _LOOK_UP_EVERY, self._asker.due_in)
+    def _replay_address(self) -> Address | None:
+        announced = self._session.replay_address
+        return None if announced is None else self._resolve(announced)
+
+    def _resolve(self, announced: Address) -> Address:
+        """Replace an announced wildcard or loopback host by the host used for the masks."""
+        if self._address.transport == "ipc":
+            is_wildcard = announced.is_wildcard
+            return Address("tcp", "127.0.0.1", announced.port) if is_wildcard else announced
+        is_other_machine = announced.is_loopback and not self._address.is_loopback
+        if announced.transport == "tcp" and (announced.is_wildcard or is_other_machine):
+            return Address("tcp", self._address.host, announced.port)
+        return announced
+
+    def _report_other_service(self) -> None:
+        """Log once that images are rejected, because the caller only sees that none arrive."""
+        if self._other_service is not None and not self._reported_other_service:
+            self._reported_other_service = True
+            log.warning(self._other_service)
+
+    @property
+    def _other_service(self) -> str | None:
+        """Error message if the images come from another service, or None."""
+        services = self._session.other_service
+        if services is None or self._result_link is None:
+            return None
+        expected, other = services
+        return (
+            f"{self._result_link.address} has images of another service ({other}) than "
+            f"{self._address} ({expected}): give the address of this service's images with "
+            "frames_address (--frames-address)"
+        )
+
+    # Closing
+
+    def _disconnect(self) -> None:
+        if not self._is_own_process:
+            return
+        self._replay_client.close()
+        for link in self._links:
+            link.close()
+
+    def _close_sockets(self) -> None:
+        self._disconnect()
+        if self._context.closed:
+            return
+        # In a separate thread: term blocks while libzmq resolves a host name.
+        thread = threading.Thread(target=self._context.term, name="zmq term", daemon=True)
+        thread.start()
+        thread.join(_CLOSE_TIMEOUT)
+
+    def _check_process(self) -> None:
+        if not self._is_own_process and not self.ended:
+            raise UsageError("this subscriber belongs to the parent process: connect in this one")
+
+    @property
+    def _is_own_process(self) -> bool:
+        """Whether this process created the sockets; closing them in a fork blocks forever."""
+        return os.getpid() == self._process
 
 
-class _Wait:
-    """One call's waiting: when it began, and how long it may take."""
+class _Deadline:
+    """The end of one call's waiting time."""
 
     def __init__(self, seconds: float | None) -> None:
-        self.seconds = math.inf if seconds is None else _checked_timeout(seconds) or 0.0
-        self.began = time.monotonic()
+        self.seconds = math.inf if seconds is None else _validate_timeout(seconds) or 0.0
+        self._started_at = time.monotonic()
 
-    def left(self) -> float:
-        return self.began + self.seconds - time.monotonic()
+    def remaining(self) -> float:
+        return self._started_at + self.seconds - time.monotonic()
 
 
-def _checked_timeout(timeout: float | None) -> float | None:
+def _validate_timeout(timeout: float | None) -> float | None:
     is_number = isinstance(timeout, int | float)
     if timeout is not None and not (is_number and timeout >= 0):
-        raise UsageError(f"timeout {timeout!r}: seconds, or None to wait for ever")
+        raise UsageError(f"timeout {timeout!r}: give seconds, or None to wait forever")
     return timeout
 
 
@@ -360,25 +379,27 @@ def _result_topic(frames: Any) -> protocol.Topic:
         return "frames"
     if frames == "plain":
         return "video"
-    raise UsageError(f"frames={frames!r}: it is False, 'annotated' or 'plain'")
+    raise UsageError(f"frames={frames!r}: use False, 'annotated' or 'plain'")
 
 
-async def _readable(sockets: Sequence[zmq.Socket[bytes]], wake_up: int, seconds: float) -> None:
-    """Wait until a socket may have something or ``wake_up`` is readable, at most so long.
+async def _wait_readable(
+    sockets: Sequence[zmq.Socket[bytes]], wake_up: int, seconds: float
+) -> None:
+    """Wait until a socket may have a message or ``wake_up`` is readable, at most ``seconds``.
 
-    libzmq's descriptor shows a change only, so each socket must have been read empty before.
+    libzmq's file descriptor is edge-triggered, so all messages must have been read before.
     """
     import asyncio
 
     loop = asyncio.get_running_loop()
-    woken = asyncio.Event()
-    # Not wait_for: before Python 3.12 it can forget that it was cancelled.
-    timer = loop.call_later(seconds, woken.set)
+    is_ready = asyncio.Event()
+    # Not wait_for: before Python 3.12 it could lose a cancellation.
+    timer = loop.call_later(seconds, is_ready.set)
     descriptors = [*(sock.fileno() for sock in sockets), wake_up]
     for descriptor in descriptors:
-        loop.add_reader(descriptor, woken.set)
+        loop.add_reader(descriptor, is_ready.set)
     try:
-        await woken.wait()
+        await is_ready.wait()
     finally:
         timer.cancel()
         for descriptor in descriptors:

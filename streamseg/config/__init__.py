@@ -1,5 +1,14 @@
 """Configuration schemas of services and training runs; loading, overriding and validation."""
 
+from streamseg.config.loading import (
+    convert,
+    load,
+    override,
+    read_secret,
+    source_config,
+    source_names,
+    validate,
+)
 from streamseg.config.service import (
     CameraOption,
     Config,
@@ -21,13 +30,6 @@ from streamseg.config.service import (
     TopicPath,
     TrackerConfig,
     WorkerConfig,
-    convert,
-    load,
-    override,
-    read_secret,
-    source_config,
-    source_names,
-    validate,
 )
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Names of the classes that a model was trained on: how users give them."""
+"""Class names of custom weights: validation, and parsing of ``--class-names``."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import TypeAlias
 from streamseg.errors import ConfigError
 
 ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
-"""Names in the order of the model's outputs (ids from 1), or the name of each category id."""
+"""Names in the order of the model outputs (ids from 1), or names by category id."""
 
 MAX_ID = 2**53
 _MAX_FILE_BYTES = 1 << 20
 
 
 def check_class_names(names: ClassNames) -> None:
-    """Check that class names are unique and not empty, and their ids from 0 to ``MAX_ID``.
+    """Check that class names are unique and not empty, and that ids are from 0 to ``MAX_ID``.
 
     Raises:
-        ValueError: saying which one is wrong.
+        ValueError: a name or an id is invalid.
     """
     listed = list(names.values() if isinstance(names, Mapping) else names)
     if not listed:
-        raise ValueError("class_names is empty: give a name for each class, or leave it out")
+        raise ValueError("class_names is empty: give a name for each class, or omit it")
     if any(not name.strip() for name in listed):
         raise ValueError("class_names has an empty name")
     repeated = [name for name, count in Counter(listed).items() if count > 1]
     if repeated:
         raise ValueError(f"class_names has {repeated[0]!r} twice")
     ids = names if isinstance(names, Mapping) else ()
-    if wrong := [number for number in ids if not 0 <= number <= MAX_ID]:
-        raise ValueError(f"class_names has the id {wrong[0]}: ids go from 0 to {MAX_ID}")
+    if invalid := [number for number in ids if not 0 <= number <= MAX_ID]:
+        raise ValueError(f"class_names has the id {invalid[0]}: ids must be from 0 to {MAX_ID}")
 
 
 def parse_class_names(text: str) -> list[str]:
-    """Return the names of ``--class-names``: ``a,b``, or a file with a name on each line.
+    """Parse ``--class-names``: ``a,b``, or a file with one name per line.
 
     Raises:
         ConfigError: the file is missing or can't be read.
@@ -49,12 +49,12 @@ def parse_class_names(text: str) -> list[str]:
         reason = getattr(error, "strerror", None) or "isn't a text file in UTF-8"
         raise ConfigError(f"--class-names {text}: can't be read: {reason}") from None
     if "," not in text and (path.suffix or len(path.parts) > 1):
-        raise ConfigError(f"--class-names {text}: there is no such file; names are written a,b")
+        raise ConfigError(f"--class-names {text}: there is no such file; separate names by commas")
     return [name.strip() for name in text.split(",")]
 
 
 def numbered_names(count: int) -> list[str]:
-    """Return ``class_1``, ``class_2``, … for classes whose names aren't known."""
+    """Return ``class_1``, ``class_2``, … for classes without names."""
     return [f"class_{number}" for number in range(1, count + 1)]
 
 

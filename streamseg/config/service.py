@@ -1,27 +1,20 @@
-"""What can be configured: the schema, and how a file becomes a ``Config``, or is refused.
+"""Schema of the service config.
 
-A config is one YAML file. It is validated whole before anything starts: an unknown key, a wrong
-type or an impossible value is a :class:`ConfigError` that gives the path in the file and what was
-expected. Every key has a default but the sources, so the smallest config names one source.
+A config is one YAML file that is validated completely before anything starts: an unknown key, a
+wrong type or an impossible value is a ``ConfigError`` with the path in the file and what was
+expected. Only ``sources`` is required.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from streamseg.config.class_names import check_class_names
-from streamseg.config.validation_errors import explain
-from streamseg.config.yaml_file import MAX_DEPTH, parse, read_mapping
-from streamseg.errors import ConfigError, ImpossibleValueError
-from streamseg.errors.redaction import HIDDEN, redact_address
+from streamseg.errors import ImpossibleValueError
 from streamseg.structures.masks import MAX_PIXELS
 from streamseg.structures.results import SOURCE_NAME
 
@@ -29,7 +22,7 @@ Fraction01: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 Positive: TypeAlias = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 NotNegative: TypeAlias = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=1e6)]
-"""What is waited for: 11 days at the most, which every clock can count."""
+"""Timeout in seconds, at most 11 days."""
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Point: TypeAlias = tuple[float, float]
 MaskIoU: TypeAlias = Annotated[float, Meta(gt=0, le=1)] | Literal["auto"] | None
@@ -38,31 +31,30 @@ TopicPath: TypeAlias = Annotated[
 ]
 CameraOption: TypeAlias = Literal["video_size", "framerate", "input_format"]
 
-_MAX_SECRET_BYTES = 4096
-
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of the config; unknown keys are errors."""
+    """Base of all config sections; unknown keys are errors."""
 
 
 SectionT = TypeVar("SectionT", bound=Section)
 
 
 class Thresholds(Section, frozen=True, kw_only=True):
-    """Which instances of a frame come out; applied once, after the model's post-processing.
+    """Filter of the instances of a frame; applied once, after the post-processing of the model.
 
     Attributes:
-        score: the least score.
-        score_by_class: the least score of single classes, by name; the others use ``score``.
-        mask: the least probability of a pixel that belongs to a mask.
-        min_area: the least area of a mask, in pixels.
-        max_instances: at most so many, the best ones.
-        classes: the names of the classes kept; empty keeps all.
-        class_agnostic_iou: of two instances, of whatever classes, whose masks overlap by more
-            (intersection over union), only the one with the higher score comes out. It is applied
-            after all thresholds above but ``max_instances``. ``null`` applies none. ``auto`` is
-            the model's own value in ``serve``, ``process`` and ``demo``, and none elsewhere.
-        region: corners x, y of a polygon, in pixels; kept is what has its box's centre inside.
+        score: minimum score.
+        score_by_class: minimum score of single classes, by name; the others use ``score``.
+        mask: minimum probability of a mask pixel.
+        min_area: minimum area of a mask, in pixels.
+        max_instances: maximum number of instances; those with the highest scores are kept.
+        classes: names of the classes to keep; empty keeps all.
+        class_agnostic_iou: mask IoU above which the instance with the lower score is removed,
+            whatever its class. Applied after the other thresholds, before ``max_instances``.
+            ``null`` disables it; ``auto`` is the value of the model in ``serve``, ``process`` and
+            ``demo``, and disables it elsewhere.
+        region: corners x, y of a polygon in pixels; instances are kept if the center of their box
+            is inside.
     """
 
     score: Fraction01 = 0.45
@@ -76,22 +68,21 @@ class Thresholds(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if isinstance(self.region, tuple | list) and 0 < len(self.region) < 3:
-            raise ImpossibleValueError("region needs three corners or more")
+            raise ImpossibleValueError("region needs at least three corners")
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
-    """The model: a name of the catalogue, its weights and where it runs.
+    """Model, weights and device.
 
     Attributes:
-        name: see ``streamseg models``.
-        weights: ``default`` (the catalogue's), a path, or ``none`` (random, for tests).
+        name: model name; see ``streamseg models``.
+        weights: ``default`` (those of the registry), a path, or ``none`` (random, for tests).
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        input_size: the model's input, in pixels; what it means is the family's. None is the
-            model's own.
-        precision: ``fp32``, or ``bf16``/``fp16`` autocast, which changes results slightly.
-        class_names: what the weights were trained on: names in the order of the model's outputs
-            (ids from 1), or the name of each category id. None takes the names that the weights
-            have, or those of COCO.
+        input_size: input size in pixels; its meaning depends on the model family. None is the
+            default of the model.
+        precision: ``fp32``, or autocast to ``bf16`` or ``fp16``, which changes results slightly.
+        class_names: classes of the weights: names in the order of the outputs (ids from 1), or
+            names by category id. None uses the names in the weights file, or those of COCO.
     """
 
     name: str = "nanomask"
@@ -107,31 +98,32 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
 
 class SourceConfig(Section, frozen=True, kw_only=True):
-    """One source of frames.
+    """Source of frames.
 
     Attributes:
-        url: recorded: a video file, a folder or glob of images, or ``test:`` (the synthetic
-            pattern); live: ``rtsp://``, ``rtmp://`` or ``http://`` (also with an s; MJPEG, HLS,
-            transport streams), ``udp://``, or a camera, ``/dev/video0``.
-        name: how it is called on the wire; by default made from ``url``.
-        stride: take every n-th frame.
-        max_fps: take no more frames than that for each second of pts.
-        start: seconds from the recording's beginning to begin at, whatever its clock says;
-            recordings only, as ``end``.
-        end: seconds from the recording's beginning to stop before.
-        max_pixels: refuse frames larger than that.
-        stream: which of the file's video streams, from 0; cover art isn't counted.
-        thresholds: this source's own thresholds, instead of the service's.
-        transport: what RTSP's media come over; this and all below are for live sources only.
-        open_timeout: seconds until the first frame, else the attempt has failed.
-        stall_after: seconds without a frame after which a connection has failed.
-        max_attempts: give up after so many failed attempts in a row; None never does.
-        user: who to log in as, unless the url says so.
-        password_env: the environment variable that holds the password.
-        password_file: the file that holds the password, and nothing else.
-        hosts: other hosts that an HTTP redirection or playlist may lead to.
-        input: the size, frame rate and pixel format that a camera is asked for, as V4L2's options
-            ``video_size``, ``framerate`` and ``input_format``.
+        url: recorded source: video file, folder or glob of images, or ``test:`` (synthetic test
+            pattern); live source: ``rtsp://``, ``rtmp://``, ``http(s)://`` (MJPEG, HLS, MPEG-TS
+            and others), ``udp://``, or a camera such as ``/dev/video0``.
+        name: source name in messages and files; derived from ``url`` by default.
+        stride: use every n-th frame.
+        max_fps: maximum frame rate, in frames per second of pts.
+        start: first second to use, counted from the beginning of the recording; like ``end``, for
+            recordings only.
+        end: second before which to stop, counted from the beginning of the recording.
+        max_pixels: maximum number of pixels of a frame.
+        stream: index of the video stream, from 0; cover art is not counted.
+        thresholds: thresholds of this source, instead of those of the service.
+        transport: transport of RTSP media; like all options below, for live sources only.
+        open_timeout: time limit for the first frame of a connection, in seconds.
+        stall_after: time without a frame after which a connection is closed, in seconds.
+        max_attempts: number of consecutive failed attempts after which the source has failed;
+            None retries without a limit.
+        user: user name, unless it is part of the url.
+        password_env: environment variable that contains the password.
+        password_file: file that contains only the password.
+        hosts: other hosts to which HTTP redirections and playlists may lead.
+        input: size, frame rate and pixel format of a camera: the V4L2 options ``video_size``,
+            ``framerate`` and ``input_format``.
     """
 
     url: str
@@ -156,15 +148,13 @@ class SourceConfig(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.url:
             raise ImpossibleValueError("url is empty")
-        url = str(self.url)  # the constructor does not check types
+        url = str(self.url)  # the constructor does not validate types
         if "\0" in url or ("://" in url and not url.isprintable()):
             raise ImpossibleValueError("url has a character that can't be printed")
         if self.password_env and self.password_file:
-            raise ImpossibleValueError(
-                "password_env and password_file: only one can hold the password"
-            )
+            raise ImpossibleValueError("password_env and password_file: set only one of them")
         if (self.password_env or self.password_file) and not self.user:
-            raise ImpossibleValueError("a password needs a user to log in as")
+            raise ImpossibleValueError("a password needs a user: set user")
         if self.name and not SOURCE_NAME.fullmatch(self.name):
             raise ImpossibleValueError(
                 "name: use 1 to 64 letters, digits, dots, dashes and underscores, not . or .."
@@ -174,14 +164,14 @@ class SourceConfig(Section, frozen=True, kw_only=True):
 
 
 class WorkerConfig(Section, frozen=True, kw_only=True):
-    """How frames are batched for the model.
+    """Batching of frames for the model.
 
     Attributes:
-        max_batch: at most so many frames in a forward.
-        max_wait_ms: how long a batch waits for more frames.
-        max_age_ms: frames of live sources that are older than this are dropped instead of
-            processed; None takes the newest, however old.
-        threads: threads of one forward on a CPU; None is torch's own choice.
+        max_batch: maximum number of frames per batch.
+        max_wait_ms: maximum time that a batch waits for more frames, in milliseconds.
+        max_age_ms: age above which frames of live sources are dropped, in milliseconds; None drops
+            none.
+        threads: number of CPU threads of the model; None is torch's default.
     """
 
     max_batch: Annotated[int, Meta(ge=1, le=256)] = 4
@@ -191,22 +181,24 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
 
 
 class TrackerConfig(Section, frozen=True, kw_only=True):
-    """Identities.
+    """Tracker.
 
     Attributes:
-        enabled: false leaves every track at -1.
-        lost_track_seconds: seconds that an identity outlives its object's disappearance.
-        min_hits: frames before an object gets an identity.
+        enabled: whether to track; otherwise all track ids are -1.
+        type: name of a plug-in tracker; None for the built-in one, the only one that has the
+            options below.
+        lost_track_seconds: time for which a track is kept without a detection, in seconds.
+        min_hits: number of frames with a detection until a track gets its id.
         high_score_threshold: minimum score of the instances that are matched first; weaker ones
             only continue tracks that were matched in the frame before.
         new_track_threshold: minimum score of an instance that starts a track.
-        class_vote: an identity's published class is the one with the most weight among so many of
-            its last observations, weighted by their scores; ``score`` stays the instance's own.
-            An object then keeps its identity where the model takes it for another class. 0
-            publishes each instance's own class, and an identity is of one class.
+        class_vote: number of latest observations of a track that vote for its class, weighted by
+            score. A track then continues when the model changes the class of an object. 0
+            publishes the class of each instance, and tracks have one class.
     """
 
     enabled: bool = True
+    type: str | None = None
     lost_track_seconds: NotNegative = 2.0
     min_hits: Count = 2
     high_score_threshold: Fraction01 = 0.45
@@ -216,24 +208,24 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.high_score_threshold > self.new_track_threshold:
             raise ImpossibleValueError(
-                f"high_score_threshold ({self.high_score_threshold:g}) must not be over "
+                f"high_score_threshold ({self.high_score_threshold:g}) must not exceed "
                 f"new_track_threshold ({self.new_track_threshold:g})"
             )
 
 
 class PublishConfig(Section, frozen=True, kw_only=True):
-    """Where results are published.
+    """ZeroMQ publisher.
 
     Attributes:
-        bind: the ZeroMQ address of masks and status.
-        bind_frames: that of pictures; by default the next port (or ``<path>-frames`` for ipc).
-        bind_replay: that of replay; by default the port after that (or ``<path>-replay``).
-        replay: seconds of masks that are kept for who was away; 0 keeps none and binds nothing.
-        keys: a folder of keys, see ``streamseg keys``: then only those allowed there can subscribe.
-        insecure: allow an address that isn't loopback without keys.
-        max_connections: at most so many to each socket.
-        jpeg_quality: of the pictures.
-        wait_subscribers: hold the first frame back until so many have joined.
+        bind: address of masks and status.
+        bind_frames: address of images; by default the next port, or ``<path>-frames`` for ipc.
+        bind_replay: address of replay; by default the port after that, or ``<path>-replay``.
+        replay: duration of the history of masks for replay, in seconds; 0 disables replay.
+        keys: key folder, see ``streamseg keys``; only keys allowed there can subscribe.
+        insecure: whether to allow other addresses than loopback without keys.
+        max_connections: maximum number of connections to each socket.
+        jpeg_quality: JPEG quality of the images.
+        wait_subscribers: number of subscribers that must join before the sources start.
     """
 
     bind: str = "tcp://127.0.0.1:5555"
@@ -248,15 +240,15 @@ class PublishConfig(Section, frozen=True, kw_only=True):
 
 
 class ControlConfig(Section, frozen=True, kw_only=True):
-    """The HTTP endpoint for operators: health, metrics and what may be changed while it runs.
+    """HTTP API for operators: health checks, metrics, and changes at run time.
 
     Attributes:
-        enabled: false opens none.
-        bind: ``host:port``; None is loopback, three ports after the masks'.
-        token_env: the environment variable that holds the token that changes ask for.
-        token_file: the file that holds it, and nothing else. Beyond loopback there must be one.
-        hosts: names other than the address bound that requests may ask for, ``name`` or
-            ``name:port``; without a port, those of the port that is bound.
+        enabled: whether to start it.
+        bind: ``host:port``; None is loopback, with the port of the masks + 3.
+        token_env: environment variable that contains the token for changes.
+        token_file: file that contains only the token. Other addresses than loopback need a token.
+        hosts: additional host names for which requests are accepted, ``name`` or ``name:port``;
+            without a port, the bound port.
     """
 
     enabled: bool = True
@@ -267,23 +259,23 @@ class ControlConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.token_env and self.token_file:
-            raise ImpossibleValueError("token_env and token_file: only one can hold the token")
+            raise ImpossibleValueError("token_env and token_file: set only one of them")
 
 
 class MqttConfig(Section, frozen=True, kw_only=True):
-    """An MQTT broker that is told who is there, and who comes and goes; see docs/mqtt.md.
+    """MQTT sink: counts and events of objects; see docs/mqtt.md.
 
     Attributes:
         url: ``mqtt://[user[:password]@]host[:port]``, or ``mqtts://`` for TLS.
-        user: who to log in as, unless the url says so.
-        password_env: the environment variable that holds the password.
-        password_file: the file that holds the password, and nothing else.
-        prefix: begins every topic; each service on a broker needs its own.
-        home_assistant: where Home Assistant listens for what there is, mostly ``homeassistant``;
-            None tells it nothing.
-        every: least seconds between two messages of a source's counts.
-        appear_after: seconds, of the stream, that an object is seen for before it counts.
-        gone_after: seconds, of the stream, that an object isn't seen for before it is gone.
+        user: user name, unless it is part of the url.
+        password_env: environment variable that contains the password.
+        password_file: file that contains only the password.
+        prefix: first levels of all topics; unique for each service of a broker.
+        home_assistant: discovery prefix of Home Assistant, usually ``homeassistant``; None
+            disables discovery.
+        every: minimum time between two updates of the counts of a source, in seconds.
+        appear_after: time for which an object must be observed until it appears, in seconds.
+        gone_after: time without an observation after which an object is gone, in seconds.
     """
 
     url: str
@@ -300,13 +292,15 @@ class MqttConfig(Section, frozen=True, kw_only=True):
         if not self.url:
             raise ImpossibleValueError("url is empty")
         if self.password_env and self.password_file:
-            raise ImpossibleValueError(
-                "password_env and password_file: only one can hold the password"
-            )
+            raise ImpossibleValueError("password_env and password_file: set only one of them")
 
 
 class Config(Section, frozen=True, kw_only=True):
-    """A whole service."""
+    """Config of a service.
+
+    Attributes:
+        sinks: plug-in sinks, each with its ``type`` and its own options.
+    """
 
     sources: tuple[SourceConfig, ...]
     model: ModelConfig = ModelConfig()
@@ -316,194 +310,10 @@ class Config(Section, frozen=True, kw_only=True):
     publish: PublishConfig = PublishConfig()
     control: ControlConfig = ControlConfig()
     mqtt: MqttConfig | None = None
+    sinks: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ImpossibleValueError("sources is empty: name at least one")
         if self.mqtt is not None and not self.tracker.enabled:
-            raise ImpossibleValueError("mqtt counts identities: it needs tracker.enabled")
-
-
-def load(path: str | Path | None) -> dict[str, Any]:
-    """A YAML file's content, not yet validated; nothing at all without a file.
-
-    Raises:
-        ConfigError: the file is missing, isn't YAML or isn't a mapping.
-    """
-    if path is None:
-        return {}
-    if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f"a config is loaded from a path, not {type(path).__name__}")
-    return read_mapping(Path(path))
-
-
-def override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Apply ``a.b=value`` overrides to ``raw``; the values are YAML, ``sources.0.url=…`` works.
-
-    Raises:
-        ConfigError: an override isn't written so, or leads nowhere.
-    """
-    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
-        raise ConfigError(f"overrides must be a list of texts, not {type(overrides).__name__}")
-    for text in overrides:
-        if not isinstance(text, str):
-            raise ConfigError(f"an override must be a text, not {type(text).__name__}")
-        key, equals, value = text.partition("=")
-        keys = key.split(".")
-        option = f"--set {_shown(key)}"
-        if not equals or not all(keys):
-            raise ConfigError(f"{option}: write it as key.key=value")
-        if len(keys) > MAX_DEPTH:
-            raise ConfigError(f"{option}: more than {MAX_DEPTH} keys, one within the other")
-        _set(raw, keys, parse(value, option), option)
-
-
-def validate(raw: dict[str, Any], where: str) -> Config:
-    """``raw`` as a :class:`Config`; sources without a name get one from their ``url``.
-
-    Args:
-        raw: what ``load`` and ``override`` made.
-        where: the file's name, for messages.
-
-    Raises:
-        ConfigError: naming the path of what is wrong, and what was expected.
-    """
-    config = convert(raw, Config, where)
-    names = source_names([(s.name, s.url) for s in config.sources])
-    _check_names(names, where)
-    named = [msgspec.structs.replace(s, name=n) for s, n in zip(config.sources, names, strict=True)]
-    return msgspec.structs.replace(config, sources=tuple(named))
-
-
-def convert(raw: dict[str, Any], schema: type[SectionT], where: str) -> SectionT:
-    """``raw`` as a ``schema``.
-
-    Args:
-        raw: what ``load`` and ``override`` made.
-        schema: what is expected.
-        where: the file's name, for messages.
-
-    Raises:
-        ConfigError: naming the path of what is wrong, and what was expected.
-    """
-    try:
-        return msgspec.convert(raw, schema)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {explain(str(error), schema)}") from None
-
-
-def _check_names(names: Sequence[str], where: str) -> None:
-    """Refuse two sources of one name, or of names that some file systems take for one."""
-    known: dict[str, str] = {}
-    for name in names:
-        other = known.get(name.casefold())
-        if other == name:
-            raise ConfigError(f"{where}: sources: two sources are called {name!r}")
-        if other is not None:
-            raise ConfigError(
-                f"{where}: sources: {other!r} and {name!r} differ in upper and lower case only: "
-                f"not every file system tells their folders apart"
-            )
-        known[name.casefold()] = name
-
-
-def source_config(source: SourceConfig | str | os.PathLike[str]) -> SourceConfig:
-    """Return the config of a source that is given as one, or by its url or path.
-
-    Raises:
-        ConfigError: it is neither, or a value is wrong: the constructor doesn't check their types.
-    """
-    if isinstance(source, str | os.PathLike):
-        source = SourceConfig(url=os.fspath(source))
-    if not isinstance(source, SourceConfig):
-        raise ConfigError(f"a source is a SourceConfig, url or path, not {type(source).__name__}")
-    return convert(msgspec.structs.asdict(source), SourceConfig, "the source")
-
-
-def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
-    """A name for each (name, url): the given one, or one made from the url and unlike the others.
-
-    The url's last part without its ending, and a number behind it where that is taken, in upper
-    or lower case.
-    """
-    taken = {name.casefold() for name, _ in named if name}
-    names = []
-    for name, url in named:
-        made = name or _first_free(_name_from_url(url), taken)
-        taken.add(made.casefold())
-        names.append(made)
-    return names
-
-
-def read_secret(variable: str, file: str, where: str) -> str:
-    """What an environment variable or a file holds; the empty text if neither is named.
-
-    Errors name neither of them: the secret itself may stand there by mistake.
-
-    Args:
-        variable: its name, or empty.
-        file: its path, or empty; a line's end at its end isn't part of the secret.
-        where: the start of an error message: whose secret, or which option.
-
-    Raises:
-        ConfigError: it isn't set, or can't be read.
-    """
-    if variable:
-        secret = os.environ.get(variable)
-        if secret is None:
-            raise ConfigError(f"{where}: the environment variable that holds it isn't set")
-        return secret
-    if not file:
-        return ""
-    try:
-        with Path(file).open(encoding="utf-8") as opened:
-            secret = opened.read(_MAX_SECRET_BYTES)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "isn't text"
-        raise ConfigError(f"{where}: the file that holds it can't be read: {reason}") from None
-    return secret.rstrip("\r\n")
-
-
-def _first_free(stem: str, taken: set[str]) -> str:
-    """Return ``stem``, or with a number behind it; case aside, because folders are called so."""
-    number, name = 1, stem
-    while name.casefold() in taken:
-        number += 1
-        name = f"{stem[: 63 - len(str(number))]}-{number}"
-    return name
-
-
-def _name_from_url(url: str) -> str:
-    plain = url
-    if "://" in url:
-        plain = redact_address(url).split("?", 1)[0].split("#", 1)[0]
-        scheme, _, rest = plain.partition("://")
-        plain = f"{scheme}://{rest.rpartition('@')[2]}".replace(HIDDEN, "")
-    elif url.startswith("test:"):
-        plain = url.split("?", 1)[0]
-    parts = [part for part in PurePath(plain).parts if not re.search(r"[*?\[]", part)]
-    stem = PurePath(parts[-1]).stem if parts else plain
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64] or "source"
-
-
-def _shown(key: str) -> str:
-    """Return the part of a dotted key that can be one: a URL in its place has a password in it."""
-    plain = re.match(r"[A-Za-z0-9_.]*", key)
-    assert plain is not None
-    return plain[0] if plain[0] == key else f"{plain[0]}…"
-
-
-def _set(raw: dict[str, Any], keys: list[str], value: Any, option: str) -> None:
-    at: Any = raw
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(at, list) and key.isdecimal() and int(key) < len(at):
-            index: Any = int(key)
-        elif isinstance(at, dict):
-            index = key
-        else:
-            raise ConfigError(f"{option}: there is no {_shown('.'.join(keys[: depth + 1]))}")
-        if last:
-            at[index] = value
-        else:
-            at = at.setdefault(index, {}) if isinstance(at, dict) else at[index]
+            raise ImpossibleValueError("mqtt counts tracks: set tracker.enabled")

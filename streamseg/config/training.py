@@ -1,7 +1,7 @@
-"""The files that ``train`` and ``eval`` take: what data there is, how to train, what to measure.
+"""Config schemas of ``train`` and ``eval``: datasets, augmentation, optimizer, evaluation.
 
-Same rules as for the service's config: one YAML file, validated whole before anything starts; see
-:mod:`streamseg.config`. Paths of data are relative to ``root``, and ``root`` to the file.
+The rules of the service's config apply, see :mod:`streamseg.config`: one YAML file, validated as a
+whole before anything starts. Data paths are relative to ``root``, and ``root`` to the config file.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from streamseg.config import (
     override,
 )
 
-Rate: TypeAlias = Annotated[float, Meta(ge=0, le=1000)]
+LearningRateFactor: TypeAlias = Annotated[float, Meta(ge=0, le=1000)]
 
 
 class CocoData(Section, frozen=True, kw_only=True, tag_field="format", tag="coco"):
-    """COCO's instance JSON: polygons, run lengths, crowds.
+    """Dataset in COCO instance format: polygons, run lengths, crowds.
 
     Attributes:
-        images: the folder that the file names in the JSON are relative to.
-        annotations: the JSON.
-        annotated: the classes of which every instance in every image is annotated; empty means
-            all. Where a class isn't listed, its absence is never taken for background.
-        repeat: how often each image is seen in an epoch.
-        name: how the dataset is called in reports; by default the JSON's name.
+        images: folder that the file names in the JSON are relative to.
+        annotations: path of the JSON.
+        annotated: classes of which every instance in every image is annotated; empty means all.
+            For other classes, a region without an annotation is not treated as background.
+        repeat: how many times each image is used per epoch.
+        name: name of the dataset in reports; by default the stem of the JSON.
     """
 
     images: str
@@ -47,12 +47,12 @@ class CocoData(Section, frozen=True, kw_only=True, tag_field="format", tag="coco
 
 
 class PanopticData(Section, frozen=True, kw_only=True, tag_field="format", tag="panoptic"):
-    """COCO's panoptic JSON and PNGs; its things are the instances, panoptic models take its stuff.
+    """Dataset in COCO panoptic format; its things are instances, panoptic models also use stuff.
 
     Attributes:
-        images: the folder of the pictures.
-        annotations: the JSON.
-        segments: the folder of the PNGs.
+        images: folder of the images.
+        annotations: path of the JSON.
+        segments: folder of the PNGs.
         annotated: see :class:`CocoData`.
         repeat: see :class:`CocoData`.
         name: see :class:`CocoData`.
@@ -67,14 +67,14 @@ class PanopticData(Section, frozen=True, kw_only=True, tag_field="format", tag="
 
 
 class InstancePngData(Section, frozen=True, kw_only=True, tag_field="format", tag="instance_png"):
-    """One PNG of instance numbers an image, 0 for background: PennFudan's layout.
+    """Dataset with one PNG of instance ids per image, 0 for background (PennFudan's layout).
 
     Attributes:
-        images: the folder of the pictures.
-        masks: the folder of the PNGs: ``X_mask.png`` or ``X.png`` belongs to the picture ``X``.
-        category: what all instances are; its id is 1.
+        images: folder of the images.
+        masks: folder of the PNGs; ``X_mask.png`` or ``X.png`` belongs to the image ``X``.
+        category: class of all instances; its id is 1.
         repeat: see :class:`CocoData`.
-        name: by default the folder's name.
+        name: name of the dataset in reports; by default the name of the folder of images.
     """
 
     images: str
@@ -85,12 +85,12 @@ class InstancePngData(Section, frozen=True, kw_only=True, tag_field="format", ta
 
 
 class PatternData(Section, frozen=True, kw_only=True, tag_field="format", tag="pattern"):
-    """Frames of the synthetic test pattern, discs and boxes with known masks.
+    """Frames of the synthetic test pattern: discs and boxes with exact masks.
 
     Attributes:
-        url: as a source's, ``test:?size=128x128&frames=64&objects=4&seed=1``.
+        url: url as of a source, ``test:?size=128x128&frames=64&objects=4&seed=1``.
         repeat: see :class:`CocoData`.
-        name: by default ``pattern``.
+        name: name of the dataset in reports; by default ``pattern``.
     """
 
     url: str
@@ -103,15 +103,15 @@ ProblemPolicy: TypeAlias = Literal["refuse", "skip"]
 
 
 class DataConfig(Section, frozen=True, kw_only=True):
-    """What there is to learn from, and what is kept apart to measure with.
+    """Datasets for training and evaluation.
 
     Attributes:
-        root: the folder that paths are relative to; itself relative to the file that says it.
-        train: learnt from.
-        val: measured on, each by itself.
-        problems: ``refuse`` a dataset in which anything is wrong, or ``skip`` what is wrong: the
-            annotations and images are left out, counted by reason and reported. By default a
-            training skips and an evaluation refuses.
+        root: folder that the paths are relative to; itself relative to the config file.
+        train: training datasets.
+        val: evaluation datasets, each evaluated separately.
+        problems: ``refuse`` datasets with problems, or ``skip`` the annotations and images with
+            problems, which are counted by reason and reported. The default is ``skip`` for
+            training and ``refuse`` for evaluation.
     """
 
     root: str = "."
@@ -125,7 +125,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
 
 
 class TrainingDataConfig(DataConfig, frozen=True, kw_only=True):
-    """The data of a training; a few bad rows of thousands don't keep it from starting.
+    """Datasets of a training run; by default a few invalid annotations don't prevent it.
 
     Attributes:
         root: see :class:`DataConfig`.
@@ -138,15 +138,15 @@ class TrainingDataConfig(DataConfig, frozen=True, kw_only=True):
 
 
 class AugmentConfig(Section, frozen=True, kw_only=True):
-    """How training images are varied; image, boxes, masks and stuff always together.
+    """Augmentation of training images; masks, boxes and stuff are transformed with the image.
 
     Attributes:
-        flip: the probability of a mirror image.
-        scale: the long side becomes the model's input size times a number drawn from here
-            (large-scale jitter: Ghiasi et al., "Simple Copy-Paste", 2021); what is larger than
-            the input size is cropped.
-        photometric: how strongly brightness, contrast, saturation and hue are changed; 0 is not.
-        copy_paste: the probability that another image's instances are pasted in.
+        flip: probability of a horizontal flip.
+        scale: range of the random scale; the long side becomes the model's input size times the
+            scale, and what exceeds the input size is cropped (large-scale jitter: Ghiasi et al.,
+            "Simple Copy-Paste", 2021).
+        photometric: strength of changes in brightness, contrast, saturation and hue; 0 disables.
+        copy_paste: probability that instances of another image are pasted in.
     """
 
     flip: Fraction01 = 0.5
@@ -159,23 +159,24 @@ class AugmentConfig(Section, frozen=True, kw_only=True):
             raise ValueError("scale: the first number must not be larger than the second")
 
 
-class OptimiserConfig(Section, frozen=True, kw_only=True):
-    """How gradients become steps.
+class OptimizerConfig(Section, frozen=True, kw_only=True):
+    """Optimizer settings.
 
     Attributes:
         name: ``adamw`` or ``sgd``.
-        rate: the learning rate at the end of the warm-up.
-        rates: factors of ``rate`` for parts of the network, by the beginning of a parameter's
-            name, such as ``{backbone: 0.1}``; the longest beginning counts.
-        weight_decay: of weights with two dimensions or more; biases and norms have none.
-        momentum: of ``sgd``; the first beta of ``adamw``.
-        clip: gradients are scaled down to this norm; 0 doesn't.
-        frozen: parts that stay as they are, by the beginning of a parameter's name.
+        rate: learning rate after the warm-up.
+        rates: factors of ``rate`` by prefix of the parameter name, such as ``{backbone: 0.1}``;
+            the longest matching prefix applies.
+        weight_decay: weight decay of parameters with two or more dimensions; biases and norms
+            have none.
+        momentum: momentum of ``sgd``; first beta of ``adamw``.
+        clip: maximum gradient norm; 0 disables clipping.
+        frozen: prefixes of the names of parameters that are not trained.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
     rate: Positive = 1e-3
-    rates: dict[str, Rate] = field(default_factory=dict)
+    rates: dict[str, LearningRateFactor] = field(default_factory=dict)
     weight_decay: NotNegative = 0.05
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     clip: NotNegative = 5.0
@@ -183,14 +184,15 @@ class OptimiserConfig(Section, frozen=True, kw_only=True):
 
 
 class ScheduleConfig(Section, frozen=True, kw_only=True):
-    """How the learning rate goes.
+    """Learning rate schedule.
 
     Attributes:
-        name: ``cosine`` to ``last``, or ``steps``: times ``gamma`` at each of ``milestones``.
-        warmup: optimiser steps in which the rate rises from 0.
-        milestones: of ``steps``, as fractions of the whole training.
-        gamma: of ``steps``.
-        last: of ``cosine``: the fraction of the rate that is left at the end.
+        name: ``cosine`` decay to ``last``, or ``steps``: multiplied by ``gamma`` at each of
+            ``milestones``.
+        warmup: number of optimizer steps in which the rate rises from 0.
+        milestones: for ``steps``: fractions of the whole training.
+        gamma: for ``steps``: factor at each milestone.
+        last: for ``cosine``: final rate as a fraction of ``rate``.
     """
 
     name: Literal["cosine", "steps"] = "cosine"
@@ -201,24 +203,26 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
 
 
 class TrainingConfig(Section, frozen=True, kw_only=True):
-    """A training, from data to checkpoints.
+    """Config of ``streamseg train``.
 
     Attributes:
-        model: the architecture, the weights to start from (``default``, a path, ``none``), the
-            input size and the precision (``bf16`` and ``fp16`` are autocast).
-        data: what to learn from and what to measure on.
-        epochs: how often the training data are gone through.
-        batch: images in a forward, over all processes together.
-        accumulate: forwards before an optimiser step.
-        augment: how images are varied.
-        optimiser: how gradients become steps.
-        schedule: how the learning rate goes.
-        ema: decay of the averaged weights, which are what is measured and served; 0 has none.
-        losses: weights of single losses, by name, instead of the family's own.
-        seed: of every random draw.
-        workers: processes that load and augment images; 0 does it in between.
-        evaluate_every: epochs between measurements on ``val``; the last epoch is always measured.
-        save_every: optimiser steps between checkpoints within an epoch; 0 saves at its end only.
+        model: architecture, initial weights (``default``, a path, or ``none``), input size, and
+            precision (``bf16`` and ``fp16`` use autocast).
+        data: datasets for training and evaluation.
+        epochs: number of passes over the training data.
+        batch: images per forward pass, over all processes together.
+        accumulate: forward passes per optimizer step.
+        augment: augmentation of training images.
+        optimiser: optimizer settings.
+        schedule: learning rate schedule.
+        ema: decay of the exponential moving average of the weights, which is what is evaluated
+            and served; 0 disables averaging.
+        losses: weights of losses by name, which replace those of the model family.
+        seed: seed of all random draws.
+        workers: number of processes that load and augment images; 0 loads in the main process.
+        evaluate_every: epochs between evaluations on ``val``; the last epoch is always evaluated.
+        save_every: optimizer steps between checkpoints within an epoch; 0 saves only at the end
+            of each epoch.
     """
 
     model: ModelConfig
@@ -227,7 +231,7 @@ class TrainingConfig(Section, frozen=True, kw_only=True):
     batch: Count = 8
     accumulate: Count = 1
     augment: AugmentConfig = AugmentConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
+    optimiser: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.999
     losses: dict[str, NotNegative] = field(default_factory=dict)
@@ -238,18 +242,18 @@ class TrainingConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.data.train:
-            raise ValueError("data.train is empty: name at least one dataset to learn from")
+            raise ValueError("data.train is empty: name at least one training dataset")
 
 
 class PanopticTask(Section, frozen=True, kw_only=True):
-    """Panoptic results to be compared with the truth, both in COCO's format.
+    """Evaluation of panoptic result files against ground truth, both in COCO format.
 
     Attributes:
-        truth: the JSON of the truth; ``truth_segments`` is the folder of its PNGs.
-        truth_segments: see ``truth``.
-        results: the JSON of the results; ``result_segments`` is the folder of its PNGs.
-        result_segments: see ``results``.
-        name: how it is called in the report.
+        truth: path of the ground-truth JSON.
+        truth_segments: folder of the ground-truth PNGs.
+        results: path of the results JSON.
+        result_segments: folder of the result PNGs.
+        name: name of this evaluation in the report.
     """
 
     truth: str
@@ -260,15 +264,16 @@ class PanopticTask(Section, frozen=True, kw_only=True):
 
 
 class TrackingTask(Section, frozen=True, kw_only=True):
-    """Tracks to be compared with the truth.
+    """Evaluation of track files against ground truth.
 
     Attributes:
-        truth: MOTS text (``frame id class height width rle``) or MOT text
+        truth: path of the ground truth: MOTS text (``frame id class height width rle``), MOT text
             (``frame,id,left,top,width,height,…``), or a ``results.jsonl`` of this project.
-        results: likewise.
-        overlap: what overlaps are computed on; MOT text has boxes only.
-        classes: category ids by name, such as ``{car: 1, pedestrian: 2}``; scored one by one.
-        name: how it is called in the report; by default the truth's name.
+        results: path of the results, in one of the same formats.
+        overlap: compute IoU on ``masks`` or ``boxes``; MOT text has only boxes.
+        classes: category id by name, such as ``{car: 1, pedestrian: 2}``; each is scored
+            separately.
+        name: name of this evaluation in the report; by default that of the ground truth.
     """
 
     truth: str
@@ -279,21 +284,21 @@ class TrackingTask(Section, frozen=True, kw_only=True):
 
 
 class EvaluationConfig(Section, frozen=True, kw_only=True):
-    """What ``streamseg eval`` measures; at least one of the three.
+    """Config of ``streamseg eval``; at least one of data, panoptic and tracking is required.
 
     Attributes:
-        model: what is measured on ``data.val``: average precision, and panoptic quality where both
-            have stuff.
-        data: the datasets.
-        least_score: detections below it are left out, as COCO's users do to save time.
-        most: detections an image.
-        batch: images in a forward.
-        class_agnostic_iou: as in a service's thresholds; ``auto`` is none, as published results
-            are measured, and with ``--through-service`` what the service has.
-        panoptic: panoptic results in files.
-        tracking: tracks in files.
-        root: the folder that the files of ``panoptic`` and ``tracking`` are relative to; itself
-            relative to this file.
+        model: model to evaluate on ``data.val``: average precision, and panoptic quality if both
+            model and dataset have stuff.
+        data: evaluation datasets.
+        least_score: detections with lower scores are left out, as is common on COCO to save time.
+        most: maximum number of detections per image.
+        batch: images per forward pass.
+        class_agnostic_iou: as in the service's thresholds; ``auto`` disables it, as published
+            results do, but uses the service's value with ``--through-service``.
+        panoptic: panoptic result files to evaluate.
+        tracking: track files to evaluate.
+        root: folder that the paths in ``panoptic`` and ``tracking`` are relative to; itself
+            relative to the config file.
     """
 
     model: ModelConfig = ModelConfig()
@@ -310,30 +315,35 @@ class EvaluationConfig(Section, frozen=True, kw_only=True):
         if not (self.data or self.panoptic or self.tracking):
             raise ValueError("nothing to measure: name data, panoptic or tracking")
         if self.data is not None and not self.data.val:
-            raise ValueError("data.val is empty: name at least one dataset to measure on")
+            raise ValueError("data.val is empty: name at least one evaluation dataset")
 
 
 def load_training_config(file: Path, sets: list[str]) -> TrainingConfig:
-    """A training's file with ``--set`` overrides.
+    """Load a training config and apply ``--set`` overrides.
+
+    Args:
+        file: path of the YAML file.
+        sets: overrides, ``key.subkey=value``.
 
     Raises:
-        ConfigError: the file can't be read or something in it is wrong; the message says where.
+        ConfigError: the file can't be read or is invalid; the message names the key.
     """
     return convert(_load(file, sets), TrainingConfig, str(file))
 
 
 def load_evaluation_config(file: Path, sets: list[str]) -> EvaluationConfig:
-    """Load an evaluation config and apply ``--set`` overrides."""
+    """Load an evaluation config; see :func:`load_training_config`."""
     return convert(_load(file, sets), EvaluationConfig, str(file))
 
 
 def load_data_config(file: Path, sets: list[str]) -> DataConfig:
-    """Return the datasets of a config: its ``data`` section, or the whole file."""
-    raw = _load(file, sets)
-    return convert(raw["data"] if isinstance(raw.get("data"), dict) else raw, DataConfig, str(file))
+    """Load the datasets of a training or evaluation config: its ``data``, or the whole file."""
+    content = _load(file, sets)
+    section = content["data"] if isinstance(content.get("data"), dict) else content
+    return convert(section, DataConfig, str(file))
 
 
 def _load(file: Path, sets: list[str]) -> dict[str, Any]:
-    raw = load(file)
-    override(raw, sets)
-    return raw
+    content = load(file)
+    override(content, sets)
+    return content

@@ -1,6 +1,6 @@
-"""Errors of a config that was validated: the path of what is wrong, and what was expected.
+"""Error messages of config validation: the path of the error, and what was expected.
 
-They say neither what a value is nor a key that does not look like one: a password may stand there.
+The messages contain no values, and no keys with unusual characters, because these may be secrets.
 """
 
 from __future__ import annotations
@@ -12,74 +12,82 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 _UNKNOWN = re.compile(
-    r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$(?P<at>[^`]*)`)?", re.DOTALL
+    r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL
 )
-_EXPECTED = re.compile(r"(?P<what>.*) - at (?P<key>`key` in )?`\$(?P<at>[^`]*)`", re.DOTALL)
+_EXPECTED = re.compile(
+    r"(?P<expectation>.*) - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`", re.DOTALL
+)
 
 
-def explain(message: str, schema: type[msgspec.Struct]) -> str:
-    """Return a message of msgspec with the path first and near matches of an unknown key."""
+def describe_validation_error(message: str, schema: type[msgspec.Struct]) -> str:
+    """Convert an error message of msgspec: path first, with suggestions for unknown keys.
+
+    Args:
+        message: message of a ``msgspec.ValidationError``.
+        schema: type that was expected.
+    """
     if unknown := _UNKNOWN.fullmatch(message):
-        at, key = unknown["at"] or "", unknown["field"]
-        known = _keys_at(at, schema)
-        near = difflib.get_close_matches(key, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        path, key = unknown["path"] or "", unknown["field"]
+        keys = _keys_at(path, schema)
+        matches = difflib.get_close_matches(key, keys, 1)
+        hint = f"did you mean {matches[0]!r}?" if matches else f"known are {', '.join(keys)}"
         if re.fullmatch(r"[a-z][a-z0-9_]{0,40}", key):
-            return f"{_path(at, key)}: unknown key; {hint}"
-        return f"{_path(at)}: a key that is unknown; {hint}"
+            return f"{_dotted(path, key)}: unknown key; {hint}"
+        return f"{_dotted(path)}: a key that is unknown; {hint}"
     expected = _EXPECTED.fullmatch(message)
     if expected is None:
         return message
-    what, at = expected["what"], expected["at"]
-    if what.startswith(("Invalid enum value", "Invalid value")):
-        what = f"Expected one of {', '.join(map(repr, _choices_at(at, schema)))}"
-    return f"{_path(at)}: {'a key: ' if expected['key'] else ''}{what}"
+    expectation, path = expected["expectation"], expected["path"]
+    if expectation.startswith(("Invalid enum value", "Invalid value")):
+        expectation = f"Expected one of {', '.join(map(repr, _choices_at(path, schema)))}"
+    return f"{_dotted(path)}: {'a key: ' if expected['key'] else ''}{expectation}"
 
 
-def _path(at: str, key: str = "") -> str:
-    return ".".join(part for part in (at.lstrip("."), key) if part) or "the config"
+def _dotted(path: str, key: str = "") -> str:
+    """Join the path and the key of an error."""
+    return ".".join(part for part in (path.lstrip("."), key) if part) or "the config"
 
 
-def _keys_at(at: str, schema: type[msgspec.Struct]) -> list[str]:
-    """The keys that ``schema`` has at a path such as ``.sources[0].thresholds``.
+def _keys_at(path: str, schema: type[msgspec.Struct]) -> list[str]:
+    """Return the keys of ``schema`` at a path such as ``.sources[0].thresholds``.
 
-    Where one of several sections may stand, those of all of them.
+    If several sections are allowed there, these are the keys of all of them.
     """
-    sections = [section for hint in _hints_at(at, schema) for section in _sections_in(hint)]
+    sections = [section for hint in _hints_at(path, schema) for section in _sections_in(hint)]
     keys = [key for section in sections for key in _own_keys(section)]
     return list(dict.fromkeys(keys))
 
 
-def _choices_at(at: str, schema: type[msgspec.Struct]) -> list[str]:
-    """The values that ``schema`` allows at a path, where they are named one by one."""
-    literals = [literal for hint in _hints_at(at, schema) for literal in _literals_in(hint)]
+def _choices_at(path: str, schema: type[msgspec.Struct]) -> list[str]:
+    """Return the literal values and tags that ``schema`` allows at a path."""
+    literals = [literal for hint in _hints_at(path, schema) for literal in _literals_in(hint)]
     tags = [
         section.__struct_config__.tag
-        for hint in _hints_at(at.removesuffix(".format"), schema)
+        for hint in _hints_at(path.removesuffix(".format"), schema)
         for section in _sections_in(hint)
         if section.__struct_config__.tag
     ]
     return list(dict.fromkeys([*literals, *map(str, tags)]))
 
 
-def _hints_at(at: str, schema: type[msgspec.Struct]) -> list[Any]:
-    """The type hints at a path such as ``.sources[0].thresholds``."""
+def _hints_at(path: str, schema: type[msgspec.Struct]) -> list[Any]:
+    """Return the type hints at a path such as ``.sources[0].thresholds``."""
     hints: list[Any] = [schema]
-    for key in re.findall(r"[A-Za-z_]\w*", at):
+    for key in re.findall(r"[A-Za-z_]\w*", path):
         sections = [section for hint in hints for section in _sections_in(hint)]
         hints = [get_type_hints(section).get(key) for section in sections]
     return hints
 
 
 def _literals_in(hint: Any) -> list[str]:
-    """The values of every ``Literal`` in a type hint."""
+    """Return the values of every ``Literal`` in a type hint."""
     if get_origin(hint) is Literal:
         return list(get_args(hint))
     return [literal for argument in get_args(hint) for literal in _literals_in(argument)]
 
 
 def _sections_in(hint: Any) -> list[type[msgspec.Struct]]:
-    """The sections that a type hint is made of."""
+    """Return the sections in a type hint."""
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return [hint]
     return [section for argument in get_args(hint) for section in _sections_in(argument)]

@@ -1,8 +1,7 @@
-"""YAML files of configs: parsed within limits, and refused without a word of what they hold.
+"""YAML parser of config files, with limits and with error messages that quote no content.
 
-A config may come from elsewhere, and one with a mistake in it may hold a password right there. So
-errors give the line, the column and the kind of mistake, never the text; and the size, the depth
-and what aliases expand to are limited before anything is built from them.
+A config may contain a password at the position of an error, so messages give the line, the column
+and the kind of error, but no text. Size, depth and expansion of aliases are limited while parsing.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from yaml.reader import ReaderError
 from streamseg.errors import ConfigError
 
 MAX_BYTES = 2**20
-"""Size of a config file: some thousands of sources."""
+"""Maximum size of a config file."""
 MAX_DEPTH = 32
-"""Levels of mappings and lists; what a config describes has at most six."""
+"""Maximum nesting of mappings and lists."""
 MAX_NODES = 100_000
-"""Values in a config, those that aliases repeat included."""
+"""Maximum number of values, including those repeated by aliases."""
 MAX_NUMBER = 100
-"""Characters of a number, or whatever else isn't text."""
+"""Maximum length of a value that is not text, in characters."""
 _MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
 _QUOTATION = re.compile(r"'[^']*'?|\"[^\"]*\"?")
 _HARMLESS = re.compile(r"'(?:[^\w\s]|\\\\?t|<[a-z ]+>)'")
-"""Quotations of the parser that are a punctuation mark, a tab, or the kind of a token."""
+"""Quoted parts of parser messages that are not from the document: punctuation, tokens."""
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """Return the content of a YAML file whose top level is a mapping.
 
     Raises:
-        ConfigError: the file is missing, too large, isn't YAML or isn't a mapping.
+        ConfigError: the file is missing or too large, is not YAML, or is not a mapping.
     """
     try:
         with path.open("rb") as file:
@@ -45,10 +44,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "that is no name of a file"
+        reason = getattr(error, "strerror", None) or "invalid file name"
         raise ConfigError(f"{path}: can't be read: {reason}") from None
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes: that is no config")
+        raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes, the limit of a config")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -56,28 +55,28 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: can't be read: line {line} isn't UTF-8 text") from None
     raw = parse(text, str(path))
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys, not {type(raw).__name__}")
+        raise ConfigError(f"{path}: a config must be a mapping of keys, not {type(raw).__name__}")
     return raw
 
 
 def parse(text: str, where: str) -> Any:
-    """Return the value of a YAML document.
+    """Parse a YAML document.
 
     Args:
-        text: the document.
-        where: the start of an error message: a file's name, or an option.
+        text: document.
+        where: beginning of error messages: file name or option.
 
     Raises:
-        ConfigError: it isn't YAML, or exceeds a limit; the message gives line and column.
+        ConfigError: the text is not YAML, or exceeds a limit; the message has line and column.
     """
     try:
         return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: isn't YAML: {_explain(error, text)}") from None
+        raise ConfigError(f"{where}: isn't YAML: {_describe_error(error, text)}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader with limits, that accepts no key twice."""
+    """Safe loader with limits that refuses duplicate keys."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -95,7 +94,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if is_alias and id(node) not in self._sizes:
-            raise ConstructorError(None, None, "an alias within what it stands for", mark)
+            raise ConstructorError(None, None, "an alias inside of its own anchor", mark)
         self._nodes += self._sizes[id(node)] if is_alias else 1
         if self._nodes > MAX_NODES:
             raise ConstructorError(None, None, f"more than {MAX_NODES} values", mark)
@@ -110,42 +109,40 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, ScalarNode) or key.tag == _MERGE:
                 continue
             if key.value in seen:
-                raise ConstructorError(None, None, "the same key a second time", key.start_mark)
+                raise ConstructorError(None, None, "duplicate key", key.start_mark)
             seen.add(key.value)
         return node
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         is_text = node.tag == _TEXT or not isinstance(node, ScalarNode)
         if not is_text and len(node.value) > MAX_NUMBER:
-            raise ConstructorError(None, None, "a number of too many digits", node.start_mark)
+            raise ConstructorError(None, None, "a number with too many digits", node.start_mark)
         try:
             value = super().construct_object(node, deep)
         except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError):
-            # PyYAML's own constructors raise these for dates, numbers and tags that can't be.
+            # Raised by PyYAML for invalid dates, numbers and tags.
             raise ConstructorError(
                 None, None, "a value that does not fit its type", node.start_mark
             ) from None
         if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-            raise ConstructorError(
-                None, None, "a character that no name or text has", node.start_mark
-            )
+            raise ConstructorError(None, None, "a control character or surrogate", node.start_mark)
         return value
 
 
-def _explain(error: yaml.YAMLError, text: str) -> str:
-    """Return where a document is wrong, and how, without quoting it."""
+def _describe_error(error: yaml.YAMLError, text: str) -> str:
+    """Describe a parser error without quoting the document."""
     if isinstance(error, ReaderError):
         line = text.count("\n", 0, error.position) + 1
         return f"line {line}: a character that YAML doesn't allow"
     assert isinstance(error, MarkedYAMLError)
     mark: Mark | None = error.problem_mark or error.context_mark
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    problem = _without_quotation(error.problem or error.context or "a mistake")
-    return f"{place}{problem.removeprefix('but ')}{_advice(error)}"
+    position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    problem = _without_quotation(error.problem or error.context or "syntax error")
+    return f"{position}{problem.removeprefix('but ')}{_advice(error)}"
 
 
 def _without_quotation(problem: str) -> str:
-    """Return the parser's words up to the first text of the document that they quote."""
+    """Truncate a parser message at its first quotation of the document."""
     for quotation in _QUOTATION.finditer(problem):
         if not _HARMLESS.fullmatch(quotation[0]):
             return re.sub(r",?( but)?( found)?[\s:]*$", "", problem[: quotation.start()])
@@ -153,7 +150,7 @@ def _without_quotation(problem: str) -> str:
 
 
 def _advice(error: MarkedYAMLError) -> str:
-    """Return what helps in most cases: quotes around values that hold YAML's own characters."""
+    """Return the usual remedy: quotes around values with special characters."""
     if isinstance(error, ConstructorError):
         return ""
     return "; put values with a colon, '#', '%', '@' or brackets in quotes"

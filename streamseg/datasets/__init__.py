@@ -1,8 +1,6 @@
-"""Annotated pictures to learn from and to measure with: reading, checking, varying."""
+"""Annotated image datasets: reading, validation, samples with targets, augmentation."""
 
-from streamseg.datasets.augment import Augmentation
-from streamseg.datasets.check import check
-from streamseg.datasets.content import check_learnable, check_measurable
+from streamseg.datasets.augmentation import Augmentation
 from streamseg.datasets.dataset import (
     AnnotatedImage,
     Annotation,
@@ -11,10 +9,15 @@ from streamseg.datasets.dataset import (
     PngSegment,
     Segmentation,
 )
-from streamseg.datasets.findings import Id, Problem, skipped_rows_counts, skipped_rows_summary
-from streamseg.datasets.inspection import inspect
-from streamseg.datasets.loading import coco_truth, load_image, load_sample, load_segment_ids
-from streamseg.datasets.opening import open_dataset
+from streamseg.datasets.formats import open_dataset
+from streamseg.datasets.problems import Id, Problem, count_skipped_rows, format_skipped_rows
+from streamseg.datasets.samples import dataset_to_coco, load_image, load_sample, load_segment_ids
+from streamseg.datasets.validation import (
+    check_evaluable,
+    check_trainable,
+    find_file_problems,
+    find_problems,
+)
 
 __all__ = [
     "AnnotatedImage",
@@ -26,15 +29,15 @@ __all__ = [
     "PngSegment",
     "Problem",
     "Segmentation",
-    "check",
-    "check_learnable",
-    "check_measurable",
-    "coco_truth",
-    "inspect",
+    "check_evaluable",
+    "check_trainable",
+    "count_skipped_rows",
+    "dataset_to_coco",
+    "find_file_problems",
+    "find_problems",
+    "format_skipped_rows",
     "load_image",
     "load_sample",
     "load_segment_ids",
     "open_dataset",
-    "skipped_rows_counts",
-    "skipped_rows_summary",
 ]

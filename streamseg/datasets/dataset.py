@@ -1,7 +1,7 @@
-"""What an annotated dataset is, whatever format it came in: the nouns of training and measuring.
+"""Dataset, images and annotations, independent of the file format.
 
-Nothing here holds pixels: a picture is read when it is asked for, with the reader that the sources
-use, so that a model is trained and measured on what it will be served.
+No pixels are held here: images are read on demand with the reader that the sources use, so that a
+model is trained and evaluated on the same pixels that it gets in the service.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from streamseg.datasets.findings import Id, Problem
+from streamseg.datasets.problems import Id, Problem
 from streamseg.structures.masks import RLE, Polygon, Size
 
 
 @dataclass(frozen=True, slots=True)
 class PngSegment:
-    """A mask that is the pixels of one value in a PNG.
+    """Mask given by the pixels of a PNG that have one value.
 
-    The value is R + 256 G + 65536 B, the grey value, or the palette's index.
+    Attributes:
+        path: the PNG.
+        value: R + 256 G + 65536 B, the gray value, or the palette index.
     """
 
     path: Path
@@ -31,7 +33,7 @@ Segmentation: TypeAlias = tuple[Polygon, ...] | RLE | PngSegment
 
 @dataclass(frozen=True, slots=True)
 class PatternFrame:
-    """A picture that is a frame of the synthetic pattern at ``url``."""
+    """Frame ``index`` of the synthetic test pattern with this ``url``, used as an image."""
 
     url: str
     index: int
@@ -39,16 +41,16 @@ class PatternFrame:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One annotated object, crowd of objects, or patch of stuff.
+    """Annotated object, crowd of objects, or stuff region.
 
     Attributes:
-        id: the dataset's.
-        category_id: the dataset's, never renumbered.
-        box: x1, y1, x2, y2, pixels.
-        segmentation: polygons, run lengths (compressed), the pixels of a PNG, or None where only
-            the box is annotated.
-        crowd: whether it stands for many objects.
-        area: of the mask in pixels, as the dataset says; of the box where there is no mask.
+        id: id in the dataset.
+        category_id: category id in the dataset, never renumbered.
+        box: x1, y1, x2, y2 in pixels.
+        segmentation: polygons, compressed run lengths, or pixels of a PNG; None if only the box
+            is annotated.
+        crowd: whether the annotation covers many objects (COCO's ``iscrowd``).
+        area: area in pixels as given by the dataset; of the box if there is no mask.
     """
 
     id: Id
@@ -61,18 +63,18 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """One picture and what is annotated in it.
+    """Image of a dataset and its annotations.
 
     Attributes:
-        id: the dataset's.
-        picture: the file, or the frame of the pattern, that it is.
-        size: (height, width), as the dataset says.
-        annotations: the objects that are annotated in it, crowds included.
-        stuff: the patches of stuff that are annotated in it.
+        id: id in the dataset.
+        file: path of the image file, or a frame of the test pattern.
+        size: (height, width) as given by the dataset.
+        annotations: annotated things, crowds included.
+        stuff: annotated stuff regions.
     """
 
     id: Id
-    picture: Path | PatternFrame
+    file: Path | PatternFrame
     size: Size
     annotations: tuple[Annotation, ...]
     stuff: tuple[Annotation, ...] = ()
@@ -80,17 +82,17 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Annotated pictures.
+    """Annotated images with their categories.
 
     Attributes:
-        name: for reports.
-        images: the pictures, ids ascending.
-        categories: the name of each category id, ids ascending.
-        annotated: the category ids of which every object in every picture is annotated.
-        repeat: how often each picture is seen in an epoch of training.
-        stuff: the name of each id of a category of stuff, ids ascending; panoptic datasets alone
-            have any.
-        skipped: the problems of what was left out.
+        name: name used in reports.
+        images: images, ordered by id.
+        categories: name of each thing category by id, ordered by id.
+        annotated: ids of the categories of which every object in every image is annotated.
+        repeat: how many times each image is used per training epoch.
+        stuff: name of each stuff category by id, ordered by id; empty unless the dataset is
+            panoptic.
+        skipped: problems of the images and annotations that were left out.
     """
 
     name: str
@@ -102,18 +104,23 @@ class Dataset:
     skipped: tuple[Problem, ...] = ()
 
     def without(self, problems: Sequence[Problem]) -> Dataset:
-        """The dataset without the images, or single annotations, that have one of ``problems``."""
+        """Return the dataset without the images and annotations that have ``problems``.
+
+        A problem without an annotation id removes the whole image.
+        """
         images = {each.image_id for each in problems if each.annotation_id is None}
         rows = {(each.image_id, each.annotation_id) for each in problems}
 
-        def sound(
+        def remove_rows(
             image: AnnotatedImage, annotations: Iterable[Annotation]
         ) -> tuple[Annotation, ...]:
             return tuple(each for each in annotations if (image.id, each.id) not in rows)
 
         kept = (
             replace(
-                image, annotations=sound(image, image.annotations), stuff=sound(image, image.stuff)
+                image,
+                annotations=remove_rows(image, image.annotations),
+                stuff=remove_rows(image, image.stuff),
             )
             for image in self.images
             if image.id not in images

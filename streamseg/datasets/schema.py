@@ -1,7 +1,7 @@
-"""Entries of annotation files as typed structs, and what is wrong with those that don't fit.
+"""Schemas for entries of COCO JSON lists: msgspec structs, conversion and conversion errors.
 
-Each entry is converted by itself, so that a wrong one is a problem with its id, and the others are
-still read.
+Each entry is converted on its own, so that an invalid one becomes a problem with its id and the
+others are still read.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
-from streamseg.datasets.findings import Fault, Id
-from streamseg.datasets.spellings import canonical_id
+from streamseg.datasets.normalization import normalize_id
+from streamseg.datasets.problems import Fault, Id
 
-# No operating system opens a file that is called by a NUL or half a character; and messages name
-# the file in one line.
+# File names with NUL or lone surrogates can't be opened, and one with a line break would break
+# the one-line messages.
 _ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+$"
-_INDEX = re.compile(r"\[\d+\]")
+_LIST_INDEX = re.compile(r"\[\d+\]")
 
 FileName: TypeAlias = Annotated[str, Meta(pattern=_ONE_LINE)]
 EntryId: TypeAlias = (
@@ -30,38 +30,44 @@ Flag: TypeAlias = bool | Annotated[int, Meta(ge=0, le=1)]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A member of a list of an annotation file; keys that nothing needs are left alone."""
+    """Base class of entries of a JSON list; keys without a field are ignored."""
 
 
 SchemaT = TypeVar("SchemaT", bound=msgspec.Struct)
 
 
 def convert_entry(entry: Any, schema: type[SchemaT]) -> SchemaT | str:
-    """The entry as ``schema`` has it, or the place in it that is wrong, and what was expected."""
+    """Return the entry as a ``schema``, or the error as text: path in the entry and reason."""
     try:
         return msgspec.convert(entry, schema)
     except msgspec.ValidationError as error:
-        what, _, at = str(error).partition(" - at `$")
-        return f"{at.rstrip('`')}: {what}"
+        message, _, path = str(error).partition(" - at `$")
+        return f"{path.rstrip('`')}: {message}"
 
 
-def fault_of_entry(where: str, position: int, what: str) -> Fault:
-    """The fault of member ``position`` of the list ``where``, from :func:`convert_entry`."""
-    return Fault(f"{where}{_INDEX.sub('', what)}", f"{where}[{position}]{what}")
+def make_entry_fault(list_name: str, index: int, error: str) -> Fault:
+    """Return the fault for an error that :func:`convert_entry` returned.
+
+    Args:
+        list_name: key of the list in the file, such as ``annotations``.
+        index: index of the entry in the list.
+        error: the error text.
+    """
+    return Fault(f"{list_name}{_LIST_INDEX.sub('', error)}", f"{list_name}[{index}]{error}")
 
 
-def ids_of_entry(entry: Any, *keys: str) -> tuple[Id | None, ...]:
-    """The ids that an entry has under some keys, whatever else is wrong with it."""
-    given = entry if isinstance(entry, dict) else {}
-    return tuple(readable_id(given.get(key)) for key in keys)
+def read_entry_ids(entry: Any, *keys: str) -> tuple[Id | None, ...]:
+    """Return the ids under ``keys`` of a raw entry, None where missing or invalid."""
+    values = entry if isinstance(entry, dict) else {}
+    return tuple(parse_id(values.get(key)) for key in keys)
 
 
-def readable_id(value: Any) -> Id | None:
-    """A value in canonical form if it is an id, None otherwise."""
-    found = canonical_id(value)
-    if isinstance(found, bool) or not isinstance(found, int | str):
+def parse_id(value: Any) -> Id | None:
+    """Return a raw value as a normalized id, or None if it isn't one."""
+    number = normalize_id(value)
+    if isinstance(number, bool) or not isinstance(number, int | str):
         return None
     try:
-        return msgspec.convert(found, EntryId)  # type: ignore[no-any-return]
+        return msgspec.convert(number, EntryId)  # type: ignore[no-any-return]
     except msgspec.ValidationError:
         return None

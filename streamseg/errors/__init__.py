@@ -1,31 +1,31 @@
-"""Every error a user can meet, each with the exit code of the command that meets it.
+"""Exceptions of streamseg, with the exit codes of the command line.
 
-StreamsegError (1)            a failure, said in one line
-├── UsageError (2)            the call is wrong; nothing was started
-│   ├── ConfigError           a config file, an override or an option
-│   │   └── ImpossibleValueError  a value of a section
-│   ├── ArgumentError         an argument of a Python call
-│   ├── RowError              no row of that number; also an IndexError
-│   ├── UnknownModelError     no model of that name
-│   └── NoSuchSourceError     a running service has no source of that name
-├── MissingExtraError         a package isn't installed; also a ModuleNotFoundError
-├── SourceError               a source can't be read
-│   ├── NoFramesError         there is nothing in it that could be decoded
-│   ├── TooLargeError         its frames are larger than the limit
-│   ├── IncompleteError       it ended before it should have, or lost much on the way
-│   ├── NoAnswerError         a camera or a server that doesn't answer
-│   └── StalledError          a connection that is open and gives no frames
-├── WeightsError              a weights file that can't be loaded into the model
-├── DataError                 an annotated dataset that can't be read or isn't sound
-├── OutputError               a file or folder that can't be written
-├── BindError                 an address that can't be served on
-├── MaskError                 run lengths that are not a mask of that size
-├── TrainingError             training can't go on: a loss isn't finite
-├── WireError                 a message that is not what the protocol says
-├── ReceiveTimeout            no message in the time given
-├── RefusedError              a service that doesn't let us in
-├── KeyFileError              a key, or a folder of keys, that can't be used
-└── StageError                a stage of the pipeline failed; ``__cause__`` says why
+StreamsegError (1)                base class; the message is one line
+├── UsageError (2)                invalid call; nothing was started
+│   ├── ConfigError               invalid config file, override or option
+│   │   └── ImpossibleValueError  invalid value in a config section
+│   ├── ArgumentError             invalid argument of a Python call; also a ValueError
+│   ├── RowError                  row does not exist; also an IndexError
+│   ├── UnknownModelError         model does not exist
+│   └── NoSuchSourceError         a running service has no source of this name
+├── MissingExtraError             a package is not installed; also a ModuleNotFoundError
+├── SourceError                   a source can't be read
+│   ├── NoFramesError             no frame could be decoded
+│   ├── TooLargeError             frames exceed the pixel limit
+│   ├── IncompleteError           a recording is truncated or damaged
+│   ├── NoAnswerError             a camera or server does not answer
+│   └── StalledError              a connection delivers no frames
+├── WeightsError                  a weights file can't be loaded into the model
+├── DataError                     an annotated dataset is unreadable or invalid
+├── OutputError                   a file or folder can't be written
+├── BindError                     an address can't be bound
+├── MaskError                     invalid RLE, polygons or crops; also a ValueError
+├── TrainingError                 training can't continue, e.g. because of a loss that is not finite
+├── WireError                     invalid message; also a ValueError
+├── ReceiveTimeout                no message arrived in time; also a TimeoutError
+├── RefusedError                  a service refuses the key of the client
+├── KeyFileError                  a key or key folder can't be used
+└── StageError                    a stage of the pipeline failed; see ``__cause__``
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ from streamseg.errors.redaction import redact_address as redact_address
 
 
 class StreamsegError(Exception):
-    """A failure whose message is one line for the user: what it is about, and what to do.
+    """Base class of all errors. The message is one line: what failed, and what to do about it.
 
-    The message may quote what a file or a peer holds; characters that a terminal would obey are
-    escaped.
+    Control characters in the message are escaped, because it may quote a file or a peer.
     """
 
     exit_code = 1
@@ -52,61 +51,61 @@ class StreamsegError(Exception):
 
 
 class UsageError(StreamsegError):
-    """The call is wrong."""
+    """The call is invalid."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A config file, an override or an option is wrong; the message gives its path."""
+    """A config file, an override or an option is invalid; the message has the path."""
 
 
 class ArgumentError(UsageError, ValueError):
-    """An argument of a Python call is wrong; the message names it and what is expected."""
+    """An argument of a Python call is invalid; the message has its name and what is expected."""
 
 
 class RowError(UsageError, IndexError):
-    """There is no row of that number."""
+    """A row does not exist."""
 
 
 class ImpossibleValueError(ConfigError, ValueError):
-    """A value of a config's section is impossible."""
+    """A value in a config section is invalid."""
 
 
 class UnknownModelError(UsageError):
-    """No model of that name; the message lists near matches."""
+    """A model does not exist; the message lists similar names."""
 
 
 class NoSuchSourceError(UsageError):
-    """A running service has no source of that name; the message lists those it has."""
+    """A running service has no source of this name; the message lists its sources."""
 
 
 class MissingExtraError(StreamsegError, ModuleNotFoundError):
-    """A package isn't installed; the message names the extra that has it."""
+    """A package is not installed; the message names the extra that installs it."""
 
 
 class SourceError(StreamsegError):
-    """A source can't be read; the message names it, without its password."""
+    """A source can't be read; the message names it, without secrets."""
 
 
 class NoFramesError(SourceError):
-    """A source has no frame that could be decoded."""
+    """No frame of a source could be decoded."""
 
 
 class TooLargeError(SourceError):
-    """A source's frames have more pixels than the limit."""
+    """The frames of a source exceed the pixel limit."""
 
 
 class IncompleteError(SourceError):
-    """A source ended before it should have; what came before was delivered."""
+    """A recording is truncated or damaged; its good frames were delivered."""
 
 
 class NoAnswerError(SourceError):
-    """A camera or a server didn't answer in time."""
+    """A camera or server did not answer in time."""
 
 
 class StalledError(SourceError):
-    """A connection is open and gives no frames."""
+    """A connection is open but delivers no frames."""
 
 
 class WeightsError(StreamsegError):
@@ -114,11 +113,15 @@ class WeightsError(StreamsegError):
 
 
 class DataError(StreamsegError):
-    """An annotated dataset can't be read, or what it says isn't sound."""
+    """An annotated dataset is unreadable or invalid."""
 
 
 class OutputError(StreamsegError):
     """A file or folder can't be written."""
+
+
+class PluginError(StreamsegError):
+    """A plug-in failed at run time; the message has its package."""
 
 
 class BindError(StreamsegError):
@@ -126,31 +129,31 @@ class BindError(StreamsegError):
 
 
 class MaskError(StreamsegError, ValueError):
-    """Run lengths or crops that don't make a mask of the size they claim."""
+    """RLE, polygons or crops are not a mask of the given frame size."""
 
 
 class TrainingError(StreamsegError):
-    """Training can't go on; the latest checkpoint is intact."""
+    """Training can't continue; the latest checkpoint is intact."""
 
 
 class WireError(StreamsegError, ValueError):
-    """A message that the protocol doesn't allow."""
+    """A message violates the protocol."""
 
 
-class ReceiveTimeout(StreamsegError, TimeoutError):  # noqa: N818 - as TimeoutError
-    """No message arrived in the time given."""
+class ReceiveTimeout(StreamsegError, TimeoutError):  # noqa: N818 - named like TimeoutError
+    """No message arrived in time."""
 
 
 class RefusedError(StreamsegError):
-    """A service refused our key, or asks for one."""
+    """A service refused the key of the client, or requires one."""
 
 
 class KeyFileError(StreamsegError):
-    """A key, or a folder of keys, can't be used; the message never has the secret in it."""
+    """A key or key folder can't be used; the message never contains the secret."""
 
 
 class StageError(StreamsegError):
-    """A stage of the pipeline failed; its cause is chained."""
+    """A stage of the pipeline failed; the cause is chained."""
 
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(f"{stage}: {cause or type(cause).__name__}")
@@ -166,10 +169,13 @@ class StageError(StreamsegError):
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a failed import within it (or within a function that it decorates) into an error.
+    """Convert a failed import in this context, or in a decorated function.
+
+    Args:
+        extra: extra that installs the packages.
 
     Raises:
-        MissingExtraError: a package of the extra ``streamseg[…]`` isn't installed.
+        MissingExtraError: a package is not installed.
     """
     try:
         yield

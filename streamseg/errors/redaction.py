@@ -1,7 +1,7 @@
 """Redaction of secrets in text: passwords, tokens and keys become ``***``.
 
-The text may be a log line of any library or a URL that is written wrongly, so where a secret ends
-is not always known. What may belong to a secret is hidden: text that follows it may go with it.
+The text may be a log line of a library or a malformed URL, so the end of a secret is not always
+known. Everything that may belong to a secret is hidden, possibly with the text that follows it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _NAMED_SECRET = re.compile(
 def redact(text: str) -> str:
     """Return ``text`` with the secrets of the URLs in it replaced by ``***``.
 
-    Secrets are the password before an ``@``, with and without a scheme in front, the values in the
-    query and the fragment of a URL, and values whose names sound like a secret (``token=``,
-    ``api_key=``, …). Text without a URL stays as it is.
+    Secrets are passwords before an ``@``, with or without a scheme, the values in the query and the
+    fragment of a URL, and values with a name such as ``token=`` or ``api_key=``. Other text is
+    unchanged.
     """
     return "".join(_redact_line(line) for line in text.splitlines(keepends=True))
 
 
 def redact_address(address: str) -> str:
-    """Return one whole address redacted, including secrets with white space in them.
+    """Redact a complete address, including secrets with white space.
 
-    Unlike in ``redact``, where the address ends is known.
+    Unlike in ``redact``, the end of the address is known.
     """
     joined = re.sub(r"\s", "%20", address)
     redacted = redact(joined)
@@ -51,7 +51,7 @@ def redact_address(address: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with what a terminal would obey, or take for a new line, spelt out."""
+    """Escape control characters and line breaks in ``text``."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -63,9 +63,9 @@ def _redact_line(line: str) -> str:
 
 
 def _redact_login_of_url(line: str) -> str:
-    """Hide what stands between the user of the first URL with a password and the last ``@``.
+    """Hide the text between the user name of the first URL with a password and the last ``@``.
 
-    White space does not end it: a password may have some.
+    White space does not end a password.
     """
     end = max((match.start() for match in _AT.finditer(line)), default=-1)
     for scheme in _SCHEME.finditer(line, 0, max(end, 0)):
@@ -76,10 +76,10 @@ def _redact_login_of_url(line: str) -> str:
 
 
 def _redact_login_of_token(token: str) -> str:
-    """Hide the password of ``user:password@host`` where a scheme is missing or misspelt.
+    """Hide the password of ``user:password@host`` if the scheme is missing or malformed.
 
-    A colon within a path, ``/recordings/12:30@noon.mp4``, does not begin a password. Tokens with a
-    scheme are left to ``_redact_login_of_url``.
+    A colon in a path (``/recordings/12:30@noon.mp4``) does not start a password. Tokens with a
+    scheme are handled by ``_redact_login_of_url``.
     """
     end = max((match.start() for match in _AT.finditer(token)), default=-1)
     colon = _COLON.search(token, 0, max(end, 0))
@@ -109,6 +109,6 @@ def _redact_parameter(part: str) -> str:
 
 
 def _hidden(value: str) -> str:
-    """``***``, and the punctuation behind ``value`` that ends a sentence or a quotation."""
+    """Return ``***`` and the trailing punctuation of ``value``."""
     kept = value.rstrip(_CLOSING)
     return HIDDEN + value[len(kept) :] if kept else HIDDEN

@@ -1,7 +1,7 @@
-"""COCO's average precision and recall of boxes and masks (Lin et al., "Microsoft COCO", 2014).
+"""COCO average precision and recall of boxes and masks (Lin et al., "Microsoft COCO", 2014).
 
-All numbers are fractions of one. A number that the truth has nothing for (no small objects, no
-instance of a class) is None: such a class isn't in any mean, as in COCO, where it is -1.
+All scores are fractions of one. A score without any ground truth (no small objects, no instance of
+a class) is None and left out of means; COCO writes -1 for it.
 """
 
 from __future__ import annotations
@@ -14,24 +14,27 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from streamseg.evaluation.coco_backends import Accumulated, Backend, accumulate
-from streamseg.evaluation.coco_rows import CocoRow, Comparison, On, compare
+from streamseg.evaluation.coco_backends import AccumulatedScores, Backend, accumulate_scores
+from streamseg.evaluation.coco_rows import CocoDict, CocoInputs, IouType, normalize_coco
 
-AREAS = ("all", "small", "medium", "large")  # up to 32 x 32 pixels, up to 96 x 96, above
-MOST = (1, 10, 100)  # detections an image
-IOU_50, IOU_75 = 0, 5  # where they are in .5, .55, … .95
+AREAS = ("all", "small", "medium", "large")
+"""COCO's area ranges: small is up to 32 x 32 pixels, medium up to 96 x 96."""
+MAX_DETECTIONS = (1, 10, 100)
+"""COCO's limits of detections per image."""
+IOU_50, IOU_75 = 0, 5
+"""Indices of IoU .50 and .75 in COCO's thresholds .50, .55, … .95."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """How one class is found.
+    """Average precision of one class.
 
     Attributes:
-        category_id: the dataset's.
-        name: the category's.
-        ap: mean over IoU .5 to .95; None where the truth has no instance.
-        ap50: at IoU .5; likewise.
-        truths: annotated instances, without crowds and without boxes where masks are compared.
+        category_id: the dataset's category id.
+        name: the category's name.
+        ap: mean over IoU .50 to .95; None without ground truth.
+        ap50: at IoU .50; None without ground truth.
+        truths: annotated instances that count: no crowds, and for masks none with only a box.
     """
 
     category_id: int
@@ -43,13 +46,13 @@ class ClassScores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrecisionRecall:
-    """Precision that is reached at each recall, the mean over classes; all float64 (101,).
+    """Precision-recall curves, the mean over classes; all float64 (101,).
 
     Attributes:
         recall: 0 to 1.
-        at50: precision where IoU .5 is enough.
-        at75: precision where .75 is.
-        mean: over IoU .5 to .95; its mean is AP.
+        at50: precision at IoU .50.
+        at75: precision at IoU .75.
+        mean: precision averaged over IoU .50 to .95; its mean is AP.
     """
 
     recall: npt.NDArray[np.float64]
@@ -60,29 +63,29 @@ class PrecisionRecall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CocoScores:
-    """COCO's twelve numbers and what is behind them.
+    """COCO's twelve scores, scores per class and precision-recall curves.
 
     Attributes:
-        on: what overlaps were computed on.
-        ap: mean over classes and IoU .5 to .95, at most 100 detections an image.
-        ap50: at IoU .5.
+        on: whether IoU is computed on boxes or masks.
+        ap: mean over classes and IoU .50 to .95, at most 100 detections per image.
+        ap50: at IoU .50.
         ap75: at IoU .75.
         ap_small: of objects up to 32 x 32 pixels.
         ap_medium: up to 96 x 96.
         ap_large: above.
-        ar1: recall with one detection an image.
-        ar10: with ten.
-        ar100: with a hundred.
+        ar1: recall with one detection per image.
+        ar10: with 10.
+        ar100: with 100.
         ar_small: of objects up to 32 x 32 pixels.
         ar_medium: up to 96 x 96.
         ar_large: above.
-        classes: every class, ids ascending.
-        curves: None where the truth has no instance at all.
-        images: how many the truth has.
-        backend: which program computed it.
+        classes: scores of every class, ids ascending.
+        curves: None if there is no ground truth at all.
+        images: number of images in the ground truth.
+        backend: the library that computed the scores.
     """
 
-    on: On
+    on: IouType
     ap: float | None
     ap50: float | None
     ap75: float | None
@@ -102,90 +105,92 @@ class CocoScores:
 
 
 def evaluate_coco(
-    truth: CocoRow,
-    results: Sequence[CocoRow],
-    on: On,
+    ground_truth: CocoDict,
+    predictions: Sequence[CocoDict],
+    iou_type: IouType,
     backend: Literal["auto"] | Backend = "auto",
 ) -> CocoScores:
-    """How good results are, by COCO's measure.
+    """Return COCO's scores of predictions.
 
     Args:
-        truth: a COCO dict: ``images``, ``annotations``, ``categories``. Categories that aren't
-            listed are left out on both sides. Where masks are compared, an annotation without a
-            segmentation is a region whose results don't count, as in a crowd.
-        results: COCO's: ``image_id``, ``category_id``, ``score``, and ``bbox`` or
-            ``segmentation``, whichever is compared.
-        on: what overlaps are computed on.
-        backend: ``auto`` is the quickest that is installed.
+        ground_truth: a COCO dict: ``images``, ``annotations``, ``categories``. Rows of categories
+            that aren't listed are left out, in the predictions too. For masks, an annotation
+            without a segmentation is treated as a crowd region: predictions in it don't count.
+        predictions: COCO results: ``image_id``, ``category_id``, ``score``, and ``bbox`` or
+            ``segmentation`` according to ``iou_type``.
+        iou_type: whether IoU is computed on boxes or masks.
+        backend: ``auto`` is the fastest that is installed.
 
     Raises:
-        DataError: truth or results aren't what they should be; the row is named.
+        DataError: a row of ground truth or predictions is invalid; the message names it.
         StreamsegError: the backend isn't installed.
     """
-    comparison = compare(truth, results, on)
-    summed = accumulate(comparison, backend)
+    inputs = normalize_coco(ground_truth, predictions, iou_type)
+    accumulated = accumulate_scores(inputs, backend)
     return CocoScores(
-        on=on,
-        ap=_precision(summed),
-        ap50=_precision(summed, iou=IOU_50),
-        ap75=_precision(summed, iou=IOU_75),
-        ap_small=_precision(summed, area="small"),
-        ap_medium=_precision(summed, area="medium"),
-        ap_large=_precision(summed, area="large"),
-        ar1=_recall(summed, most=1),
-        ar10=_recall(summed, most=10),
-        ar100=_recall(summed),
-        ar_small=_recall(summed, area="small"),
-        ar_medium=_recall(summed, area="medium"),
-        ar_large=_recall(summed, area="large"),
-        classes=_classes(comparison, summed),
-        curves=_curves(summed),
-        images=len(comparison.sizes),
-        backend=summed.backend,
+        on=iou_type,
+        ap=_mean_precision(accumulated),
+        ap50=_mean_precision(accumulated, iou=IOU_50),
+        ap75=_mean_precision(accumulated, iou=IOU_75),
+        ap_small=_mean_precision(accumulated, area="small"),
+        ap_medium=_mean_precision(accumulated, area="medium"),
+        ap_large=_mean_precision(accumulated, area="large"),
+        ar1=_mean_recall(accumulated, max_detections=1),
+        ar10=_mean_recall(accumulated, max_detections=10),
+        ar100=_mean_recall(accumulated),
+        ar_small=_mean_recall(accumulated, area="small"),
+        ar_medium=_mean_recall(accumulated, area="medium"),
+        ar_large=_mean_recall(accumulated, area="large"),
+        classes=_class_scores(inputs, accumulated),
+        curves=_precision_recall_curves(accumulated),
+        images=len(inputs.sizes),
+        backend=accumulated.backend,
     )
 
 
-def _precision(
-    summed: Accumulated, *, iou: int | None = None, area: str = "all", category: int | None = None
+def _mean_precision(
+    accumulated: AccumulatedScores,
+    *,
+    iou: int | None = None,
+    area: str = "all",
+    category: int | None = None,
 ) -> float | None:
-    """The mean precision at one IoU or all, of one category (its place) or all."""
-    return _mean(
-        summed.precision[
-            slice(None) if iou is None else iou,
-            ...,
-            slice(None) if category is None else category,
-            AREAS.index(area),
-            -1,
-        ]
-    )
+    """Return the mean precision at one IoU (index) or all, of one category (index) or all."""
+    ious = slice(None) if iou is None else iou
+    categories = slice(None) if category is None else category
+    return _mean(accumulated.precision[ious, ..., categories, AREAS.index(area), -1])
 
 
-def _recall(summed: Accumulated, *, area: str = "all", most: int = 100) -> float | None:
-    return _mean(summed.recall[..., AREAS.index(area), MOST.index(most)])
+def _mean_recall(
+    accumulated: AccumulatedScores, *, area: str = "all", max_detections: int = 100
+) -> float | None:
+    limit = MAX_DETECTIONS.index(max_detections)
+    return _mean(accumulated.recall[..., AREAS.index(area), limit])
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:
-    there = values[values > -1]
-    return float(there.mean()) if there.size else None
+    """Return the mean of the values that have ground truth; those without are -1."""
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else None
 
 
-def _classes(comparison: Comparison, summed: Accumulated) -> tuple[ClassScores, ...]:
-    truths = Counter(row.category_id for row in comparison.truth if not row.ignore)
+def _class_scores(inputs: CocoInputs, accumulated: AccumulatedScores) -> tuple[ClassScores, ...]:
+    counts = Counter(row.category_id for row in inputs.ground_truth if not row.ignore)
     return tuple(
         ClassScores(
             category_id,
             name,
-            _precision(summed, category=place),
-            _precision(summed, iou=IOU_50, category=place),
-            truths[category_id],
+            _mean_precision(accumulated, category=index),
+            _mean_precision(accumulated, iou=IOU_50, category=index),
+            counts[category_id],
         )
-        for place, (category_id, name) in enumerate(comparison.names.items())
+        for index, (category_id, name) in enumerate(inputs.names.items())
     )
 
 
-def _curves(summed: Accumulated) -> PrecisionRecall | None:
-    precision = summed.precision[:, :, :, AREAS.index("all"), -1]
-    precision = precision[:, :, (precision > -1).all(axis=(0, 1))]  # classes that are there
+def _precision_recall_curves(accumulated: AccumulatedScores) -> PrecisionRecall | None:
+    precision = accumulated.precision[:, :, :, AREAS.index("all"), -1]
+    precision = precision[:, :, (precision > -1).all(axis=(0, 1))]  # classes with ground truth
     if not precision.size:
         return None
     by_iou = precision.mean(axis=2)

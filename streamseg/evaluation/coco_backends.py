@@ -1,8 +1,8 @@
-"""The programs that compute COCO's average precision: one result, three speeds.
+"""Libraries that compute COCO average precision: pycocotools, hotcoco and faster-coco-eval.
 
-pycocotools (Lin et al., "Microsoft COCO", 2014) is the reference. hotcoco and faster-coco-eval do
-the same in Rust and in C++; the tests hold all three together. Each of them prints as it goes,
-which has no place on stdout.
+pycocotools (Lin et al., "Microsoft COCO", 2014) is the reference. hotcoco (Rust) and
+faster-coco-eval (C++) compute the same scores faster; tests compare all three. Each of them prints
+to stdout, which is suppressed here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamseg.errors import StreamsegError
-from streamseg.evaluation.coco_rows import Comparison, Row
+from streamseg.evaluation.coco_rows import CocoInputs, CocoRow
 
 Backend: TypeAlias = Literal["pycocotools", "hotcoco", "faster-coco-eval"]
 MODULES: dict[Backend, str] = {
@@ -27,18 +27,18 @@ MODULES: dict[Backend, str] = {
     "faster-coco-eval": "faster_coco_eval",
     "pycocotools": "pycocotools",
 }
-"""What is imported for each, the quickest first."""
+"""The module of each backend, the fastest first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Accumulated:
-    """What all of COCO's numbers are means of; -1 where the truth has nothing of the kind.
+class AccumulatedScores:
+    """Precision and recall that COCO's scores are means of; -1 without ground truth.
 
     Attributes:
-        backend: which computed it.
-        precision: float64 (10, 101, C, 4, 3): IoU .5 to .95, recall 0 to 1, category in ascending
-            order of ids, area (all, small, medium, large), most detections (1, 10, 100).
-        recall: float64 (10, C, 4, 3), the highest that is reached.
+        backend: the library that computed them.
+        precision: float64 (10, 101, C, 4, 3): IoU .50 to .95, recall 0 to 1, category in ascending
+            order of ids, area (all, small, medium, large), detections per image (1, 10, 100).
+        recall: float64 (10, C, 4, 3), the highest recall.
     """
 
     backend: Backend
@@ -46,62 +46,75 @@ class Accumulated:
     recall: npt.NDArray[np.float64]
 
 
-def accumulate(comparison: Comparison, backend: Literal["auto"] | Backend) -> Accumulated:
-    """Match results to truth and sum up.
+def accumulate_scores(inputs: CocoInputs, backend: Literal["auto"] | Backend) -> AccumulatedScores:
+    """Match predictions to ground truth and accumulate precision and recall.
 
     Raises:
         StreamsegError: the backend isn't installed.
     """
-    chosen = choose(backend)
+    chosen = choose_backend(backend)
     with redirect_stdout(io.StringIO()):
-        truth = _load(chosen, comparison, comparison.truth)
-        found = _load(chosen, comparison, comparison.found)
-        kind = "bbox" if comparison.on == "boxes" else "segm"
-        evaluation = _evaluator(chosen)(truth, found, kind)
+        ground_truth = _make_coco(chosen, inputs, inputs.ground_truth)
+        predictions = _make_coco(chosen, inputs, inputs.predictions)
+        iou_type = "bbox" if inputs.iou_type == "boxes" else "segm"
+        evaluation = _evaluator_class(chosen)(ground_truth, predictions, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
-    return Accumulated(
+    return AccumulatedScores(
         chosen,
         np.asarray(evaluation.eval["precision"], np.float64),
         np.asarray(evaluation.eval["recall"], np.float64),
     )
 
 
-def choose(backend: Literal["auto"] | Backend) -> Backend:
-    """The backend itself, or the quickest that is installed.
+def choose_backend(backend: Literal["auto"] | Backend) -> Backend:
+    """Return the backend itself, or for ``auto`` the fastest that is installed.
 
     Raises:
-        StreamsegError: it isn't installed.
+        StreamsegError: the backend isn't installed.
     """
     if backend == "auto":
         return next(name for name, module in MODULES.items() if find_spec(module))
     if find_spec(MODULES[backend]) is None:
-        raise StreamsegError(f"{backend} isn't installed: pip install {backend}, or say auto")
+        raise StreamsegError(f"{backend} isn't installed: pip install {backend}, or use auto")
     return backend
 
 
-def _evaluator(backend: Backend) -> Any:
+def _evaluator_class(backend: Backend) -> Any:
     if backend == "pycocotools":
         return import_module("pycocotools.cocoeval").COCOeval
     name = "COCOeval" if backend == "hotcoco" else "COCOeval_faster"
     return getattr(import_module(MODULES[backend]), name)
 
 
-def _load(backend: Backend, comparison: Comparison, rows: Iterable[Row]) -> Any:
-    """The rows as the backend's own ``COCO``.
+def _make_coco(backend: Backend, inputs: CocoInputs, rows: Iterable[CocoRow]) -> Any:
+    """Return rows as the backend's ``COCO`` object.
 
-    Results come in this way too: ``loadRes`` would fail without any, and would take the area of a
-    box for that of its mask.
+    This replaces ``loadRes`` for predictions, which fails without any and uses the area of the box
+    instead of the mask's.
     """
-    numbers = _image_numbers(comparison)
+    image_numbers = _number_images(inputs)
     dataset = {
         "images": [
-            {"id": numbers[image_id], "height": height, "width": width}
-            for image_id, (height, width) in comparison.sizes.items()
+            {"id": image_numbers[image_id], "height": height, "width": width}
+            for image_id, (height, width) in inputs.sizes.items()
         ],
-        "categories": [{"id": key, "name": name} for key, name in comparison.names.items()],
+        "categories": [{"id": key, "name": name} for key, name in inputs.names.items()],
+        # Ids begin with 1: pycocotools treats a match with id 0 as none.
         "annotations": [
-            _annotation(number, row, numbers[row.image_id])
+            {
+                "id": number,
+                "image_id": image_numbers[row.image_id],
+                "category_id": row.category_id,
+                "area": row.area,
+                "score": row.score,
+                "iscrowd": int(row.ignore),
+                **(
+                    {"segmentation": dict(row.shape)}
+                    if isinstance(row.shape, dict)
+                    else {"bbox": list(row.shape)}
+                ),
+            }
             for number, row in enumerate(rows, start=1)
         ],
     }
@@ -113,28 +126,11 @@ def _load(backend: Backend, comparison: Comparison, rows: Iterable[Row]) -> Any:
     return coco
 
 
-def _image_numbers(comparison: Comparison) -> dict[int | str, int]:
-    """A whole number for each image: its id, or its place where any id is text."""
+def _number_images(inputs: CocoInputs) -> dict[int | str, int]:
+    """Return an integer for each image id: the id itself, or its index if any id is text."""
     numbers: dict[int | str, int] = {
-        image_id: image_id for image_id in comparison.sizes if isinstance(image_id, int)
+        image_id: image_id for image_id in inputs.sizes if isinstance(image_id, int)
     }
-    if len(numbers) == len(comparison.sizes):
+    if len(numbers) == len(inputs.sizes):
         return numbers
-    return {image_id: place for place, image_id in enumerate(comparison.sizes)}
-
-
-def _annotation(number: int, row: Row, image_number: int) -> dict[str, Any]:
-    shape = (
-        {"segmentation": dict(row.shape)}
-        if isinstance(row.shape, dict)
-        else {"bbox": list(row.shape)}
-    )
-    return {
-        "id": number,
-        "image_id": image_number,
-        "category_id": row.category_id,
-        "area": row.area,
-        "score": row.score,
-        "iscrowd": int(row.ignore),
-        **shape,
-    }
+    return {image_id: index for index, image_id in enumerate(inputs.sizes)}

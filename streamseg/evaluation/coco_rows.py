@@ -1,9 +1,8 @@
-"""Truth and results in COCO's form, checked and made alike, as the scorers of COCO take them.
+"""COCO ground truth and predictions, validated and normalized for the scoring libraries.
 
-Whoever scores gets rows that are complete: ids from 1 (pycocotools takes a match with id 0 for
-none), masks as compressed run lengths whose runs were checked (pycocotools reads uninitialised
-memory where they are too short), and the area of what is compared (pycocotools takes a result's
-box for it, even where masks are compared).
+pycocotools doesn't validate: run lengths that are too short make it read uninitialised memory.
+For a prediction it always uses the area of the box. Here run lengths are checked, and every row
+has the area of the shape that is compared.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from pycocotools import mask as coco_mask
 from streamseg.errors import DataError, MaskError
 from streamseg.structures.masks import RLE, Masks, Size
 
-On: TypeAlias = Literal["boxes", "masks"]
+IouType: TypeAlias = Literal["boxes", "masks"]
 Box: TypeAlias = tuple[float, float, float, float]
-CocoRow: TypeAlias = Mapping[str, Any]
+CocoDict: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One annotated object or one result.
+class CocoRow:
+    """Annotation or prediction of one object.
 
     Attributes:
-        image_id: the dataset's.
-        category_id: the dataset's.
-        shape: what is compared: the box, x, y, width, height in pixels, or the run lengths.
-        area: of it in pixels; an annotation's is what the dataset says.
-        score: 1 in the truth.
-        ignore: whether results that lie in it are neither right nor wrong.
+        image_id: the dataset's image id.
+        category_id: the dataset's category id.
+        shape: the box (x, y, width, height in pixels) or the mask's compressed RLE.
+        area: area of ``shape`` in pixels; for an annotation, the dataset's ``area``.
+        score: 1 in the ground truth.
+        ignore: whether this is a crowd region: predictions in it are neither right nor wrong.
     """
 
     image_id: int | str
@@ -46,153 +45,153 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """What is there beside what was found.
+class CocoInputs:
+    """Ground truth and predictions that are scored against each other.
 
     Attributes:
-        on: what overlaps are computed on.
-        sizes: (height, width) of each image, by id; (0, 0) where the truth doesn't say.
-        names: of each category id, ids ascending.
-        truth: what is there.
-        found: the results.
+        iou_type: whether IoU is computed on boxes or masks.
+        sizes: (height, width) of each image, by id; (0, 0) if the ground truth has none.
+        names: name of each category id, ids ascending.
+        ground_truth: the annotations.
+        predictions: the predictions.
     """
 
-    on: On
+    iou_type: IouType
     sizes: Mapping[int | str, Size]
     names: Mapping[int, str]
-    truth: tuple[Row, ...]
-    found: tuple[Row, ...]
+    ground_truth: tuple[CocoRow, ...]
+    predictions: tuple[CocoRow, ...]
 
 
-def compare(truth: CocoRow, results: Sequence[CocoRow], on: On) -> Comparison:
-    """Truth (a COCO dict) and results (COCO's) as rows.
+def normalize_coco(
+    ground_truth: CocoDict, predictions: Sequence[CocoDict], iou_type: IouType
+) -> CocoInputs:
+    """Validate a COCO dict and COCO results and return them as rows.
 
-    Categories that the truth doesn't list are left out on both sides: a model of 80 classes may be
-    measured on a dataset that has one of them. Where masks are compared, an annotation that has
-    only a box says that something is there but not what it looks like: results that lie in the box
-    are neither right nor wrong, as in a crowd.
+    Rows of categories that the ground truth doesn't list are left out: a model of 80 classes may
+    be evaluated on a dataset with one of them. For masks, an annotation that has only a box
+    becomes a crowd region, because the object's mask is unknown.
 
     Raises:
-        DataError: a row lacks what is compared, its image isn't in the truth, a number isn't
-            finite, or a mask isn't one of its image's size.
+        DataError: a row lacks the shape to compare, its image isn't in the ground truth, a number
+            isn't finite, or a mask doesn't have its image's size.
     """
     sizes = {
         image["id"]: (int(image.get("height", 0)), int(image.get("width", 0)))
-        for image in truth["images"]
+        for image in ground_truth["images"]
     }
-    names = {c["id"]: str(c["name"]) for c in sorted(truth["categories"], key=lambda c: c["id"])}
-    return Comparison(
-        on,
+    categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
+    names = {category["id"]: str(category["name"]) for category in categories}
+    return CocoInputs(
+        iou_type,
         sizes,
         names,
-        _rows(truth["annotations"], "annotation", sizes, names, on),
-        _rows(results, "result", sizes, names, on),
+        _normalize_rows(ground_truth["annotations"], "annotation", sizes, names, iou_type),
+        _normalize_rows(predictions, "result", sizes, names, iou_type),
     )
 
 
-def _rows(
-    given: Sequence[CocoRow],
+def _normalize_rows(
+    rows: Sequence[CocoDict],
     kind: Literal["annotation", "result"],
     sizes: Mapping[int | str, Size],
     names: Mapping[int, str],
-    on: On,
-) -> tuple[Row, ...]:
-    by_image: dict[int | str, list[tuple[str, CocoRow]]] = defaultdict(list)
-    for number, row in enumerate(given):
-        what = f"{kind} {row.get('id', number) if kind == 'annotation' else number}"
+    iou_type: IouType,
+) -> tuple[CocoRow, ...]:
+    """Return the rows of listed categories, grouped by image."""
+    by_image: dict[int | str, list[tuple[str, CocoDict]]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        label = f"{kind} {row.get('id', number) if kind == 'annotation' else number}"
         for key in ("image_id", "category_id", *(["score"] if kind == "result" else [])):
             if key not in row:
-                raise DataError(f"{what} has no {key}: it isn't a COCO {kind}")
+                raise DataError(f"{label} has no {key}: it isn't a COCO {kind}")
         if row["image_id"] not in sizes:
-            raise DataError(f"{what} is of image {row['image_id']!r}, which the truth hasn't")
+            raise DataError(f"{label}: image {row['image_id']!r} isn't in the ground truth")
         if not math.isfinite(row.get("score", 1.0)):
-            raise DataError(f"{what} has a score that isn't finite")
+            raise DataError(f"{label} has a score that isn't finite")
         if row["category_id"] in names:
-            by_image[row["image_id"]].append((what, row))
-    make = _boxed if on == "boxes" else _masked
+            by_image[row["image_id"]].append((label, row))
+    normalize = _normalize_boxes if iou_type == "boxes" else _normalize_masks
     return tuple(
-        made
-        for image_id, of_image in by_image.items()
-        for made in make(of_image, sizes[image_id], is_truth=kind == "annotation")
+        row
+        for image_id, labeled in by_image.items()
+        for row in normalize(labeled, sizes[image_id], is_truth=kind == "annotation")
     )
 
 
-def _boxed(rows: list[tuple[str, CocoRow]], _size: Size, *, is_truth: bool) -> list[Row]:
-    boxes = [_box(what, row) for what, row in rows]
-    return [
-        _row(row, box, box[2] * box[3], is_truth=is_truth)
-        for box, (_, row) in zip(boxes, rows, strict=True)
-    ]
+def _normalize_boxes(
+    rows: list[tuple[str, CocoDict]], _size: Size, *, is_truth: bool
+) -> list[CocoRow]:
+    normalized = []
+    for label, row in rows:
+        box = _parse_box(label, row)
+        normalized.append(_make_row(row, box, box[2] * box[3], is_truth=is_truth))
+    return normalized
 
 
-def _masked(rows: list[tuple[str, CocoRow]], size: Size, *, is_truth: bool) -> list[Row]:
-    """The rows of one image, whose run lengths are checked together: it is much quicker."""
+def _normalize_masks(
+    rows: list[tuple[str, CocoDict]], size: Size, *, is_truth: bool
+) -> list[CocoRow]:
+    """Return the rows of one image; its run lengths are checked together, which is faster."""
     if 0 in size:
-        raise DataError(f"image {rows[0][1]['image_id']!r} has no height and width in the truth")
-    counts = [_counts(what, row, size, is_truth=is_truth) for what, row in rows]
+        image_id = rows[0][1]["image_id"]
+        raise DataError(f"image {image_id!r} has no height and width in the ground truth")
+    counts = [_parse_counts(label, row, size, is_truth=is_truth) for label, row in rows]
     try:
         masks = Masks.from_rle(counts, size)
     except MaskError as error:
-        raise DataError(f"{_culprit(rows, counts, size)}: {error}") from None
+        invalid = next(n for n, each in enumerate(counts) if not _is_valid_rle(each, size))
+        raise DataError(f"{rows[invalid][0]}: {error}") from None
     return [
-        _row(row, rle, area, is_truth=is_truth, ignore=not row.get("segmentation"))
+        _make_row(row, rle, area, is_truth=is_truth, ignore=not row.get("segmentation"))
         for rle, area, (_, row) in zip(masks.to_rle(), masks.areas.tolist(), rows, strict=True)
     ]
 
 
-def _row(
-    row: CocoRow, shape: Box | RLE, area: float, *, is_truth: bool, ignore: bool = False
-) -> Row:
+def _make_row(
+    row: CocoDict, shape: Box | RLE, area: float, *, is_truth: bool, ignore: bool = False
+) -> CocoRow:
     image_id, category_id = row["image_id"], row["category_id"]
     if not is_truth:
-        return Row(image_id, category_id, shape, area, float(row["score"]))
-    said = float(row.get("area") or area)
-    return Row(image_id, category_id, shape, said, ignore=ignore or bool(row.get("iscrowd")))
+        return CocoRow(image_id, category_id, shape, area, float(row["score"]))
+    annotated_area = float(row.get("area") or area)
+    ignore = ignore or bool(row.get("iscrowd"))
+    return CocoRow(image_id, category_id, shape, annotated_area, ignore=ignore)
 
 
-def _box(what: str, row: CocoRow) -> Box:
-    given = tuple(float(number) for number in row.get("bbox") or ())
-    if len(given) != 4 or not all(map(math.isfinite, given)):
-        raise DataError(f"{what} has no bbox of four finite numbers: x, y, width, height")
-    return given
+def _parse_box(label: str, row: CocoDict) -> Box:
+    box = tuple(float(number) for number in row.get("bbox") or ())
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise DataError(f"{label} has no bbox of four finite numbers: x, y, width, height")
+    return box
 
 
-def _counts(what: str, row: CocoRow, size: Size, *, is_truth: bool) -> str:
-    """The mask's compressed counts, not yet checked."""
+def _parse_counts(label: str, row: CocoDict, size: Size, *, is_truth: bool) -> str:
+    """Return a row's mask as compressed counts, whose run lengths aren't checked yet."""
     segmentation = row.get("segmentation")
-    if not segmentation and not is_truth:
-        raise DataError(f"{what} has no segmentation: masks can't be compared, boxes can")
     if not segmentation:
-        x, y, width, height = _box(what, row)
+        if not is_truth:
+            raise DataError(f"{label} has no segmentation: only its box can be scored")
+        x, y, width, height = _parse_box(label, row)
         return Masks.from_boxes([(x, y, x + width, y + height)], size).counts[0]
     if isinstance(segmentation, Mapping):
-        return _from_rle(what, segmentation, size)
-    if not all(len(ring) >= 6 and len(ring) % 2 == 0 for ring in segmentation):
-        raise DataError(f"{what} has a polygon that isn't three or more pairs x, y")
-    merged = coco_mask.merge(coco_mask.frPyObjects(list(map(list, segmentation)), *size))
-    return _text(merged["counts"])
-
-
-def _from_rle(what: str, rle: CocoRow, size: Size) -> str:
-    if "counts" not in rle or tuple(rle.get("size", ())) != tuple(size):
-        raise DataError(f"{what} has run lengths of {rle.get('size')} in an image of {list(size)}")
-    if isinstance(rle["counts"], str | bytes):
-        return _text(rle["counts"])
-    return _text(coco_mask.frPyObjects(dict(rle), *size)["counts"])
-
-
-def _text(counts: str | bytes) -> str:
+        if "counts" not in segmentation or tuple(segmentation.get("size", ())) != tuple(size):
+            raise DataError(
+                f"{label} has run lengths of size {segmentation.get('size')} in an image of "
+                f"size {list(size)}"
+            )
+        counts = segmentation["counts"]
+        if not isinstance(counts, str | bytes):
+            counts = coco_mask.frPyObjects(dict(segmentation), *size)["counts"]
+    else:
+        if not all(len(ring) >= 6 and len(ring) % 2 == 0 for ring in segmentation):
+            raise DataError(f"{label} has a polygon that isn't three or more pairs x, y")
+        polygons = coco_mask.frPyObjects(list(map(list, segmentation)), *size)
+        counts = coco_mask.merge(polygons)["counts"]
     return counts if isinstance(counts, str) else counts.decode("latin-1")
 
 
-def _culprit(rows: list[tuple[str, CocoRow]], counts: list[str], size: Size) -> str:
-    """Which of the rows has the run lengths that can't be."""
-    return next(
-        what for (what, _), text in zip(rows, counts, strict=True) if not _is_mask(text, size)
-    )
-
-
-def _is_mask(counts: str, size: Size) -> bool:
+def _is_valid_rle(counts: str, size: Size) -> bool:
     try:
         Masks.from_rle([counts], size)
     except MaskError:

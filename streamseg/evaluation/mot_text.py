@@ -1,13 +1,12 @@
-"""MOT text as tools write it: the columns of each line, whatever separates them.
+"""Parser for MOT text, the format of MOTChallenge, in the variants that tools write.
 
-Columns are separated by commas, semicolons, spaces or tabs; lines that begin with ``#``
-are comments.
-The first line may name the columns: names that say another order than MOTChallenge's are refused.
+Columns are separated by commas, semicolons, spaces or tabs; lines that begin with ``#`` are
+comments. The first line may be a header; one whose columns are in another order is refused.
 
-After the seventh column benchmarks differ: MOT16 and later have the class and the visibility, MOT15
-has world coordinates x, y, z, and results have -1 three times. The eighth column is the class, but
-in files of world coordinates: those in which any row has an eighth number that is no class id (not
-whole, or below -1) or a tenth that isn't -1.
+After the seventh column benchmarks differ: MOT16 and later have class and visibility, MOT15 has
+world coordinates x, y, z, and results have -1 three times. The eighth column is the class unless
+the file has world coordinates: a file has them if any row has an eighth number that can't be a
+class id (not an integer, or below -1) or a tenth that isn't -1.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from streamseg.errors import DataError
 _SEPARATORS = re.compile(rb"\s*[,;]\s*|\s+")
 _NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _CLASS, _WORLD_Z = 7, 9
-_ORDER: tuple[frozenset[str], ...] = (
+_COLUMN_NAMES: tuple[frozenset[str], ...] = (
     frozenset({"frame", "frameid", "frameindex", "framenumber", "t"}),
     frozenset({"id", "trackid", "objectid", "identity", "targetid"}),
     frozenset({"left", "bbleft", "x", "x1", "xmin", "bboxleft", "bbx"}),
@@ -36,75 +35,71 @@ class MotLine:
     """One row of MOT text.
 
     Attributes:
-        where: file and line number.
-        columns: at least six.
+        location: file and line number.
+        columns: the columns, at least six.
         has_class: whether the eighth column is a class.
     """
 
-    where: str
+    location: str
     columns: tuple[bytes, ...]
     has_class: bool
 
 
 def split_columns(line: bytes) -> tuple[bytes, ...]:
-    """The columns of a line; empty ones at the end are left out."""
+    """Split a line into its columns; empty columns at the end are left out."""
     return tuple(_SEPARATORS.split(line.strip(b" \t\r\n,;")))
 
 
 def is_header(columns: Sequence[bytes]) -> bool:
-    """Whether a line names columns: none of them is a number."""
+    """Return whether columns are a header: none of them is a number."""
     return not any(_NUMBER.fullmatch(column) for column in columns)
 
 
 def read_mot_lines(lines: Iterable[tuple[str, bytes]]) -> Iterator[MotLine]:
-    """The rows of a file.
+    """Return the rows of a file.
 
     Args:
-        lines: file and line number, and the line, of each that isn't empty.
+        lines: (file and line number, line) of each line that isn't blank.
 
     Raises:
-        DataError: a line has fewer than six columns, or the first names them in another order.
+        DataError: a line has fewer than six columns, or the header has another order.
     """
     rows: list[tuple[str, tuple[bytes, ...]]] = []
-    for number, (where, line) in enumerate(lines):
+    for number, (location, line) in enumerate(lines):
         columns = split_columns(line)
         if line.lstrip().startswith(b"#"):
             continue
         if number == 0 and is_header(columns):
-            _check_header(where, columns)
-        elif len(columns) < len(_ORDER):
-            raise DataError(f"{where}: isn't MOT text: frame,id,left,top,width,height,…")
+            _check_header(location, columns)
+        elif len(columns) < len(_COLUMN_NAMES):
+            raise DataError(f"{location}: isn't MOT text: frame,id,left,top,width,height,…")
         else:
-            rows.append((where, columns))
-    is_world = any(_is_world(columns) for _, columns in rows)
+            rows.append((location, columns))
+    has_world = any(_has_world_coordinates(columns) for _, columns in rows)
     return (
-        MotLine(where, columns, len(columns) > _CLASS and not is_world) for where, columns in rows
+        MotLine(location, columns, len(columns) > _CLASS and not has_world)
+        for location, columns in rows
     )
 
 
-def _is_world(columns: Sequence[bytes]) -> bool:
-    """Whether the columns after the seventh are world coordinates."""
-    numbers = [_to_float(column) for column in columns[_CLASS:]]
-    if not numbers or None in numbers:
+def _has_world_coordinates(columns: Sequence[bytes]) -> bool:
+    """Return whether a row shows that the columns after the seventh are world coordinates."""
+    extra = columns[_CLASS:]
+    if not extra or not all(_NUMBER.fullmatch(column) for column in extra):
         return False
-    eighth = numbers[0] or 0.0
+    eighth = float(extra[0])
     if not eighth.is_integer() or eighth < -1:
         return True
-    return len(columns) > _WORLD_Z and numbers[_WORLD_Z - _CLASS] != -1
+    return len(columns) > _WORLD_Z and float(columns[_WORLD_Z]) != -1
 
 
-def _check_header(where: str, columns: Sequence[bytes]) -> None:
+def _check_header(location: str, columns: Sequence[bytes]) -> None:
     names = [
         re.sub(r"[^a-z0-9]", "", column.decode("utf-8", "replace").lower()) for column in columns
     ]
-    if len(names) < len(_ORDER) or any(
-        name not in known for name, known in zip(names, _ORDER, strict=False)
+    if len(names) < len(_COLUMN_NAMES) or any(
+        name not in known for name, known in zip(names, _COLUMN_NAMES, strict=False)
     ):
         raise DataError(
-            f"{where}: the columns must be frame,id,left,top,width,height,… in this order, and the "
-            "first line names others"
+            f"{location}: the header must be frame,id,left,top,width,height,… in this order"
         )
-
-
-def _to_float(column: bytes) -> float | None:
-    return float(column) if _NUMBER.fullmatch(column) else None

@@ -1,8 +1,8 @@
-"""Pictures of scores: precision over recall, what is taken for what, and how a training went.
+"""Plots as PNG files: precision-recall curves, confusion matrices and training curves.
 
-matplotlib is imported when used, and only its objects: no window system is chosen, no setting of
-the program that calls is changed. Colours are Okabe and Ito's ("Color Universal Design", 2008),
-which colour-blind people tell apart; lines differ in their dashes as well.
+matplotlib is imported on first use, and only its object interface: no window system is started and
+no global setting is changed. Colors are Okabe and Ito's ("Color Universal Design", 2008), which
+people with color vision deficiency can distinguish; lines also differ in their dashes.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ import numpy as np
 
 from streamseg.errors import StreamsegError
 from streamseg.evaluation.coco_ap import CocoScores
-from streamseg.evaluation.confusion import ConfusionMatrix
+from streamseg.evaluation.confusion_matrix import ConfusionMatrix
 from streamseg.sinks.files.results import write_bytes_atomically
 from streamseg.structures.masks import IntArray
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 DASHES = ("-", "--", "-.", ":")
-INK, FAINT = "#333333", "#dddddd"
+TEXT_COLOR, GRID_COLOR = "#333333", "#dddddd"
 DPI = 150
-MOST_CLASSES = 20
-MARKED_UP_TO = 40  # points of a line, beyond which a mark on each would hide it
+MAX_CLASSES = 20
+"""Classes that a plotted confusion matrix has room for."""
+MAX_MARKERS = 40
+"""Points of a line up to which each has a marker; more markers would hide the line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a picture.
+    """One line of a plot.
 
     Attributes:
-        name: in the legend.
-        x: steps, epochs, seconds.
-        y: as many numbers; None leaves a gap.
+        name: its name in the legend.
+        x: x coordinates.
+        y: y coordinates, as many; None leaves a gap.
     """
 
     name: str
@@ -48,41 +50,53 @@ class Series:
 def plot_series(
     path: Path, title: str, series: Sequence[Series], x_label: str, y_label: str
 ) -> None:
-    """Lines over one axis, as PNG.
+    """Plot lines over one axis.
+
+    Args:
+        path: the PNG file.
+        title: title of the plot.
+        series: the lines.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
 
     Raises:
         StreamsegError: matplotlib isn't installed.
         OutputError: the file can't be written.
     """
-    figure, axes = _canvas(title, (7, 4.2))
+    figure, axes = _make_figure(title, (7, 4.2))
     for number, line in enumerate(series):
         axes.plot(
             line.x,
             np.array(line.y, np.float64),  # None becomes NaN, which isn't drawn
-            label=_plain(line.name),
-            color=COLOURS[number % len(COLOURS)],
+            label=_escape_math(line.name),
+            color=COLORS[number % len(COLORS)],
             linestyle=DASHES[number % len(DASHES)],
             linewidth=1.8,
-            marker="o" if len(line.x) <= MARKED_UP_TO else None,
+            marker="o" if len(line.x) <= MAX_MARKERS else None,
             markersize=3.5,
         )
-    axes.set_xlabel(x_label, color=INK)
-    axes.set_ylabel(y_label, color=INK)
+    axes.set_xlabel(x_label, color=TEXT_COLOR)
+    axes.set_ylabel(y_label, color=TEXT_COLOR)
     if series:
-        axes.legend(frameon=False, labelcolor=INK)
+        axes.legend(frameon=False, labelcolor=TEXT_COLOR)
     _save(figure, path)
 
 
 def plot_precision_recall(path: Path, title: str, scores: CocoScores) -> None:
-    """Precision over recall at IoU .5, .75 and on average, the mean over classes, as PNG.
+    """Plot precision-recall curves at IoU .50, .75 and averaged over .50 to .95.
+
+    Args:
+        path: the PNG file.
+        title: title of the plot.
+        scores: scores with the curves, which are means over classes.
 
     Raises:
         StreamsegError: matplotlib isn't installed.
         OutputError: the file can't be written.
     """
-    figure, axes = _canvas(title, (5.6, 5))
+    figure, axes = _make_figure(title, (5.6, 5))
     if scores.curves is None:
-        axes.text(0.5, 0.5, "nothing to find in the truth", ha="center", color=INK)
+        axes.text(0.5, 0.5, "no ground truth", ha="center", color=TEXT_COLOR)
     else:
         curves = scores.curves
         lines = (
@@ -95,44 +109,48 @@ def plot_precision_recall(path: Path, title: str, scores: CocoScores) -> None:
                 curves.recall,
                 precision,
                 label=name,
-                color=COLOURS[number],
+                color=COLORS[number],
                 linestyle=DASHES[number],
                 linewidth=1.8,
             )
-        axes.legend(frameon=False, labelcolor=INK)
+        axes.legend(frameon=False, labelcolor=TEXT_COLOR)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("recall", color=INK)
-    axes.set_ylabel("precision", color=INK)
+    axes.set_xlabel("recall", color=TEXT_COLOR)
+    axes.set_ylabel("precision", color=TEXT_COLOR)
     _save(figure, path)
 
 
 def plot_confusion(path: Path, title: str, matrix: ConfusionMatrix) -> None:
-    """What was taken for what, in parts of what is there, as PNG.
+    """Plot a confusion matrix whose rows are normalized by the number of annotated objects.
 
-    Of many classes, those that occur are shown, the most frequent and at most 20; the others
-    aren't in the picture, so that a row may sum to less than one.
+    At most ``MAX_CLASSES`` classes are shown, the most frequent ones that occur. The others are
+    left out, so a row may sum to less than one.
+
+    Args:
+        path: the PNG file.
+        title: title of the plot.
+        matrix: the confusion matrix.
 
     Raises:
         StreamsegError: matplotlib isn't installed.
         OutputError: the file can't be written.
     """
-    shown = shown_classes(matrix)
-    nothing = len(matrix.names)
-    picked = np.array([*shown, nothing])
-    counts = matrix.counts[np.ix_(picked, picked)]
-    totals = matrix.counts[picked].sum(axis=1, keepdims=True)
-    parts = counts / np.maximum(totals, 1)
-    parts[-1] = 0  # what was found where nothing is isn't a part of anything: a number alone
-    names = [_plain(matrix.names[place]) for place in shown]
-    side = 2.8 + 0.36 * len(picked)
-    figure, axes = _canvas(title, (side + 0.8, side))
+    classes = select_classes(matrix)
+    shown = np.array([*classes, len(matrix.names)])
+    counts = matrix.counts[np.ix_(shown, shown)]
+    totals = matrix.counts[shown].sum(axis=1, keepdims=True)
+    fractions = counts / np.maximum(totals, 1)
+    fractions[-1] = 0  # predictions without an object have no total: only their number is shown
+    names = [_escape_math(matrix.names[index]) for index in classes]
+    side = 2.8 + 0.36 * len(shown)
+    figure, axes = _make_figure(title, (side + 0.8, side))
     axes.grid(visible=False)
-    image = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(picked)), [*names, "(missed)"], rotation=45, ha="right")
-    axes.set_yticks(range(len(picked)), [*names, "(nothing)"])
-    axes.set_xlabel("found", color=INK)
-    axes.set_ylabel("there", color=INK)
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(shown)), [*names, "(missed)"], rotation=45, ha="right")
+    axes.set_yticks(range(len(shown)), [*names, "(background)"])
+    axes.set_xlabel("predicted", color=TEXT_COLOR)
+    axes.set_ylabel("annotated", color=TEXT_COLOR)
     for row, column in np.argwhere(counts > 0).tolist():
         axes.text(
             column,
@@ -141,40 +159,44 @@ def plot_confusion(path: Path, title: str, matrix: ConfusionMatrix) -> None:
             ha="center",
             va="center",
             fontsize=7,
-            color="white" if parts[row, column] > 0.55 else INK,
+            color="white" if fractions[row, column] > 0.55 else TEXT_COLOR,
         )
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     bar.outline.set_visible(b=False)
-    bar.set_label("part of what is there", color=INK)
-    bar.ax.tick_params(colors=INK, length=0)
+    bar.set_label("fraction of annotated objects", color=TEXT_COLOR)
+    bar.ax.tick_params(colors=TEXT_COLOR, length=0)
     _save(figure, path)
 
 
-def shown_classes(matrix: ConfusionMatrix) -> list[int]:
-    """The places of the classes that a picture has room for, in the matrix's order."""
-    classes = len(matrix.names)
-    often: IntArray = matrix.counts.sum(axis=0)[:classes] + matrix.counts.sum(axis=1)[:classes]
-    ranked = np.argsort(-often, kind="stable")[:MOST_CLASSES]
-    return sorted(place for place in ranked.tolist() if often[place])
+def select_classes(matrix: ConfusionMatrix) -> list[int]:
+    """Return the indices of the most frequent classes that occur, at most ``MAX_CLASSES``."""
+    count = len(matrix.names)
+    totals: IntArray = matrix.counts.sum(axis=0)[:count] + matrix.counts.sum(axis=1)[:count]
+    ranked = np.argsort(-totals, kind="stable")[:MAX_CLASSES]
+    return sorted(index for index in ranked.tolist() if totals[index])
 
 
-def _canvas(title: str, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure of ``size`` inches, and its axes with a light grid."""
+def _make_figure(title: str, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Return a figure of ``size`` inches and its axes with a light grid.
+
+    Raises:
+        StreamsegError: matplotlib isn't installed.
+    """
     try:
         figure = import_module("matplotlib.figure").Figure(figsize=size, layout="constrained")
         import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     except ModuleNotFoundError as error:
         raise StreamsegError(
-            f"pictures of scores need matplotlib, and there is no {error.name}: "
+            f"plots need matplotlib, and {error.name} isn't installed: "
             "pip install 'streamseg[train]'"
         ) from None
     axes = figure.add_subplot()
-    axes.set_title(_plain(title), color=INK, fontsize=11, wrap=True)
-    axes.grid(color=FAINT, linewidth=0.7)
+    axes.set_title(_escape_math(title), color=TEXT_COLOR, fontsize=11, wrap=True)
+    axes.grid(color=GRID_COLOR, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=0)
+    axes.tick_params(colors=TEXT_COLOR, length=0)
     for side in axes.spines.values():
-        side.set_color(FAINT)
+        side.set_color(GRID_COLOR)
     return figure, axes
 
 
@@ -188,6 +210,6 @@ def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def _plain(text: str) -> str:
-    """``text`` as it is: between two dollar signs matplotlib would read mathematics."""
+def _escape_math(text: str) -> str:
+    """Escape dollar signs: matplotlib renders text between two of them as a formula."""
     return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What a model finds in a dataset: COCO results under the dataset's own ids, panoptic quality."""
+"""Predictions of a model on a dataset: COCO results and panoptic quality."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from streamseg.datasets import (
     Dataset,
     Id,
     PngSegment,
-    coco_truth,
+    dataset_to_coco,
     load_image,
     load_segment_ids,
 )
 from streamseg.errors import DataError
 from streamseg.evaluation.coco_ap import CocoScores, evaluate_coco
-from streamseg.evaluation.coco_rows import CocoRow, On
-from streamseg.evaluation.panoptic import (
-    Category,
-    PanopticCount,
+from streamseg.evaluation.coco_rows import CocoDict, IouType
+from streamseg.evaluation.panoptic_quality import (
+    PanopticCategory,
+    PanopticEvaluator,
     PanopticMap,
     PanopticScores,
     SegmentInfo,
@@ -31,128 +31,131 @@ from streamseg.evaluation.panoptic import (
 from streamseg.models.base import Segmenter
 from streamseg.structures.results import Instances, Segment, segment_map
 
+MAX_LISTED_NAMES = 5
+"""Class names that an error message lists."""
+
 
 @dataclass(frozen=True, slots=True)
-class Classes:
-    """How a model's categories and a dataset's go together: by name.
+class ClassMatch:
+    """Classes of a model matched by name with those of a dataset.
 
     Attributes:
-        dataset_ids: the dataset's id of each of the model's that the dataset has.
-        unmeasured: names that the model knows and the dataset doesn't annotate.
-        unknown: names that the dataset annotates and the model doesn't know.
+        dataset_ids: the dataset's category id, by the model's category id.
+        only_in_model: names that the model has and the dataset doesn't annotate.
+        only_in_dataset: names that the dataset annotates and the model doesn't have.
     """
 
     dataset_ids: Mapping[int, int]
-    unmeasured: tuple[str, ...]
-    unknown: tuple[str, ...]
+    only_in_model: tuple[str, ...]
+    only_in_dataset: tuple[str, ...]
 
-    @classmethod
-    def match(cls, model: Mapping[int, str], dataset: Dataset) -> Classes:
-        """Match a model's categories with those of a dataset.
 
-        Raises:
-            DataError: they have no name in common.
-        """
-        annotated = {dataset.categories[number]: number for number in dataset.annotated}
-        ids = {number: annotated[name] for number, name in model.items() if name in annotated}
-        if not ids:
-            raise DataError(
-                f"{dataset.name}: the model knows none of its classes: {_some(annotated)}; it "
-                f"knows {_some(list(model.values()))}"
-            )
-        names = set(model.values())
-        return cls(
-            ids,
-            tuple(name for name in model.values() if name not in annotated),
-            tuple(name for name in annotated if name not in names),
+def match_classes(categories: Mapping[int, str], dataset: Dataset) -> ClassMatch:
+    """Match a model's categories by name with the classes that a dataset annotates.
+
+    Raises:
+        DataError: they have no name in common.
+    """
+    annotated = {dataset.categories[number]: number for number in dataset.annotated}
+    ids = {number: annotated[name] for number, name in categories.items() if name in annotated}
+    names = tuple(categories.values())
+    if not ids:
+        raise DataError(
+            f"{dataset.name}: the model has none of its classes: {_list_names(list(annotated))}; "
+            f"the model's classes are {_list_names(names)}"
         )
-
-    def rows(self, instances: Instances, image_id: Id) -> list[dict[str, Any]]:
-        """COCO results of one picture; classes that the dataset doesn't annotate are left out."""
-        kept = np.flatnonzero(np.isin(instances.labels, list(self.dataset_ids)))
-        rows = instances[kept].to_coco(0)
-        return [
-            row | {"image_id": image_id, "category_id": self.dataset_ids[row["category_id"]]}
-            for row in rows
-        ]
+    return ClassMatch(
+        ids,
+        tuple(name for name in names if name not in annotated),
+        tuple(name for name in annotated if name not in names),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """What was found in a dataset.
+    """Predictions on a dataset.
 
     Attributes:
-        results: COCO's, under the dataset's own category ids.
-        panoptic: how good the panoptic parts are; None where model or dataset has no stuff.
+        results: COCO results under the dataset's category ids.
+        panoptic: panoptic quality; None if the model or the dataset has no stuff.
     """
 
-    results: Sequence[CocoRow]
+    results: Sequence[CocoDict]
     panoptic: PanopticScores | None
 
 
-class Collector:
-    """Takes what is found in a dataset, picture after picture.
+class PredictionCollector:
+    """Collects a model's predictions on a dataset, image by image.
 
-    Panoptic parts go by the names of their classes, as instances do. What the model doesn't know
-    is missed wherever the dataset has it; parts of classes that the dataset doesn't know are left
-    out, which makes their pixels void.
+    Panoptic segments are matched by class name, as instances are. Segments of a class that the
+    model doesn't have are missed; predicted segments of a class that the dataset doesn't have are
+    left out, so that their pixels are void.
 
     Args:
-        model: finds it.
-        dataset: in its pictures.
+        model: the model.
+        dataset: the dataset.
 
     Raises:
         DataError: they have no class in common.
     """
 
     def __init__(self, model: Segmenter, dataset: Dataset) -> None:
-        self._classes = Classes.match(model.categories, dataset)
-        self._results: list[CocoRow] = []
+        self._dataset_ids = match_classes(model.categories, dataset).dataset_ids
+        self._results: list[CocoDict] = []
         self._dataset = dataset
         names = {**dataset.categories, **dataset.stuff}
-        self._ids = {name: number for number, name in names.items()}
-        self._count: PanopticCount | None = None
+        self._category_ids = {name: number for number, name in names.items()}
+        self._panoptic: PanopticEvaluator | None = None
         if model.stuff and dataset.stuff:
-            self._count = PanopticCount(
-                [Category(n, name, n in dataset.categories) for n, name in names.items()]
+            self._panoptic = PanopticEvaluator(
+                [PanopticCategory(n, name, n in dataset.categories) for n, name in names.items()]
             )
 
     def add(
         self, image: AnnotatedImage, instances: Instances, segments: Sequence[Segment] | None
     ) -> None:
-        """Take what was found in one picture.
+        """Add the predictions on one image.
 
         Raises:
-            DataError: the truth can't be read, or PNG and JSON don't agree.
+            DataError: the panoptic ground truth can't be read, or its PNG and JSON don't agree.
         """
-        self._results += self._classes.rows(instances, image.id)
-        if self._count is not None:
-            self._count.add(self._truth(image), self._found(image, segments or ()))
+        self._results += self._make_results(instances, image.id)
+        if self._panoptic is not None:
+            truth = self._make_true_map(image)
+            self._panoptic.add(truth, self._make_predicted_map(image, segments or ()))
 
     def predictions(self) -> Predictions:
-        """All that was taken."""
-        scores = None if self._count is None else self._count.scores()
+        """Return the predictions on all images so far."""
+        scores = None if self._panoptic is None else self._panoptic.scores()
         return Predictions(self._results, scores)
 
-    def _truth(self, image: AnnotatedImage) -> PanopticMap:
+    def _make_results(self, instances: Instances, image_id: Id) -> list[dict[str, Any]]:
+        """Return COCO results; classes that the dataset doesn't annotate are left out."""
+        kept = np.flatnonzero(np.isin(instances.labels, list(self._dataset_ids)))
+        return [
+            row | {"image_id": image_id, "category_id": self._dataset_ids[row["category_id"]]}
+            for row in instances[kept].to_coco(0)
+        ]
+
+    def _make_true_map(self, image: AnnotatedImage) -> PanopticMap:
         annotations = (*image.annotations, *image.stuff)
         segments = [
             SegmentInfo(each.segmentation.value, each.category_id, each.crowd)
             for each in annotations
             if isinstance(each.segmentation, PngSegment)
         ]
-        return PanopticMap(load_segment_ids(image), segments, self._name(image))
+        label = f"{self._dataset.name}, image {image.id}"
+        return PanopticMap(load_segment_ids(image), segments, label)
 
-    def _found(self, image: AnnotatedImage, segments: Sequence[Segment]) -> PanopticMap:
-        known = [segment for segment in segments if segment.name in self._ids]
+    def _make_predicted_map(
+        self, image: AnnotatedImage, segments: Sequence[Segment]
+    ) -> PanopticMap:
+        known = [segment for segment in segments if segment.name in self._category_ids]
         return PanopticMap(
             segment_map(known, image.size),
-            [SegmentInfo(segment.id, self._ids[segment.name]) for segment in known],
-            f"{self._name(image)}, what was found",
+            [SegmentInfo(segment.id, self._category_ids[segment.name]) for segment in known],
+            f"{self._dataset.name}, image {image.id}, predictions",
         )
-
-    def _name(self, image: AnnotatedImage) -> str:
-        return f"{self._dataset.name}, image {image.id}"
 
 
 def predict_dataset(
@@ -163,44 +166,52 @@ def predict_dataset(
     batch: int,
     progress: Callable[[str, int, int | None], None],
 ) -> Predictions:
-    """What ``model`` finds in every picture of ``dataset``.
+    """Run a model on every image of a dataset.
 
     Args:
-        model: finds it.
-        dataset: its pictures are read one batch at a time.
-        thresholds: for all pictures.
-        batch: pictures in a forward, at most.
-        progress: told how far it is.
+        model: the model.
+        dataset: the dataset; its images are read one batch at a time.
+        thresholds: thresholds of the predictions.
+        batch: maximum number of images in a forward pass.
+        progress: called with (dataset name, images done, images in total).
 
     Raises:
-        DataError: a picture or its truth can't be read, or the model knows none of the classes.
+        DataError: an image or its ground truth can't be read, or model and dataset have no class
+            in common.
     """
-    found = Collector(model, dataset)
+    collector = PredictionCollector(model, dataset)
     for start in range(0, len(dataset.images), batch):
-        chosen = dataset.images[start : start + batch]
-        prepared = model.prepare([load_image(image) for image in chosen])
-        predicted = model.postprocess(model.forward(prepared, thresholds))
-        for image, prediction in zip(chosen, predicted, strict=True):
-            found.add(image, prediction.instances, prediction.segments)
-        progress(dataset.name, start + len(chosen), len(dataset.images))
-    return found.predictions()
+        images = dataset.images[start : start + batch]
+        prepared = model.prepare([load_image(image) for image in images])
+        predictions = model.postprocess(model.forward(prepared, thresholds))
+        for image, prediction in zip(images, predictions, strict=True):
+            collector.add(image, prediction.instances, prediction.segments)
+        progress(dataset.name, start + len(images), len(dataset.images))
+    return collector.predictions()
 
 
-def measured_truth(dataset: Dataset) -> CocoRow:
-    """The truth of the classes that are annotated everywhere; of others it says too little."""
-    truth = coco_truth(dataset)
-    measured = [row for row in truth["categories"] if row["id"] in dataset.annotated]
-    return truth | {"categories": measured}
+def make_ground_truth(dataset: Dataset) -> CocoDict:
+    """Return the ground truth of the classes that the dataset annotates in every image.
+
+    Other classes can't be evaluated: their objects may be in an image without an annotation.
+    """
+    ground_truth = dataset_to_coco(dataset)
+    categories = [row for row in ground_truth["categories"] if row["id"] in dataset.annotated]
+    return ground_truth | {"categories": categories}
 
 
-def score_dataset(dataset: Dataset, results: Sequence[CocoRow]) -> tuple[CocoScores, ...]:
-    """How good results are: on boxes, and on masks where any object has more than its box."""
-    truth = measured_truth(dataset)
-    masked = any(a.segmentation is not None for image in dataset.images for a in image.annotations)
-    on: tuple[On, ...] = ("boxes", "masks") if masked else ("boxes",)
-    return tuple(evaluate_coco(truth, results, each) for each in on)
+def score_dataset(dataset: Dataset, results: Sequence[CocoDict]) -> tuple[CocoScores, ...]:
+    """Return the COCO scores on boxes, and on masks if any annotation has a mask."""
+    ground_truth = make_ground_truth(dataset)
+    has_masks = any(
+        annotation.segmentation is not None
+        for image in dataset.images
+        for annotation in image.annotations
+    )
+    iou_types: tuple[IouType, ...] = ("boxes", "masks") if has_masks else ("boxes",)
+    return tuple(evaluate_coco(ground_truth, results, iou_type) for iou_type in iou_types)
 
 
-def _some(names: Sequence[str] | Mapping[str, int]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:5]) + (", …" if len(shown) > 5 else "")
+def _list_names(names: Sequence[str]) -> str:
+    more = ", …" if len(names) > MAX_LISTED_NAMES else ""
+    return ", ".join(names[:MAX_LISTED_NAMES]) + more

@@ -1,7 +1,4 @@
-"""Scores as tables to look at and as plain values for JSON.
-
-In tables, fractions are in percent, as publications have them; in JSON they are fractions of one.
-"""
+"""Evaluation report: all scores of an evaluation, and their JSON form."""
 
 from __future__ import annotations
 
@@ -13,143 +10,107 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
+from streamseg.config.training import EvaluationConfig
+from streamseg.datasets import Problem, count_skipped_rows
 from streamseg.evaluation.coco_ap import CocoScores
-from streamseg.evaluation.confusion import ConfusionMatrix
-from streamseg.evaluation.panoptic import PanopticScores, Quality
-from streamseg.evaluation.tracking import TrackingScores, TrackScore
+from streamseg.evaluation.coco_rows import CocoDict
+from streamseg.evaluation.confusion_matrix import ConfusionMatrix
+from streamseg.evaluation.panoptic_quality import PanopticScores
+from streamseg.evaluation.predictions import ClassMatch
+from streamseg.evaluation.tracking_metrics import TrackingScores
 
 Scores: TypeAlias = CocoScores | ConfusionMatrix | PanopticScores | TrackingScores
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A table of strings, as :func:`streamseg.cli.terminal.listing` takes it.
+@dataclass(frozen=True, slots=True, eq=False)
+class DatasetReport:
+    """Predictions and scores of a model on one dataset.
 
     Attributes:
-        title: above it.
-        columns: their heads.
-        rows: each as long as ``columns``.
+        name: the dataset's name.
+        images: number of images.
+        classes: the model's classes matched with the dataset's.
+        results: the predictions as COCO results.
+        scores: COCO scores on boxes, and on masks if the dataset has any.
+        confusion: confusion matrix, on masks if the dataset has any.
+        panoptic: panoptic quality; None if the model or the dataset has no stuff.
+        skipped: problems of the rows that were skipped.
     """
 
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    name: str
+    images: int
+    classes: ClassMatch
+    results: Sequence[CocoDict]
+    scores: tuple[CocoScores, ...]
+    confusion: ConfusionMatrix
+    panoptic: PanopticScores | None
+    skipped: tuple[Problem, ...]
 
 
-def coco_summary(name: str, scores: Sequence[CocoScores]) -> Listing:
-    """COCO's twelve numbers, a row for boxes and one for masks."""
-    heads = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-    return Listing(
-        f"{name}: {scores[0].images} images, scored by {scores[0].backend}" if scores else name,
-        ("on", *heads),
-        tuple((each.on, *map(_percent, _twelve(each))) for each in scores),
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationReport:
+    """Outcome of an evaluation.
+
+    Attributes:
+        evaluation: the config that was evaluated.
+        through_service: whether the predictions are messages that a service published.
+        datasets: reports of ``data.val``, in its order.
+        panoptic: name and scores of each panoptic task.
+        tracking: scores of each tracking task.
+    """
+
+    evaluation: EvaluationConfig
+    through_service: bool
+    datasets: tuple[DatasetReport, ...]
+    panoptic: tuple[tuple[str, PanopticScores], ...]
+    tracking: tuple[TrackingScores, ...]
 
 
-def coco_classes(name: str, scores: CocoScores) -> Listing:
-    """A row for each class that is in the truth."""
-    return Listing(
-        f"{name}, {scores.on}",
-        ("class", "AP", "AP50", "in the truth"),
-        tuple(
-            (each.name, _percent(each.ap), _percent(each.ap50), str(each.truths))
-            for each in scores.classes
-            if each.ap is not None
-        ),
-    )
+def report_to_dict(report: EvaluationReport) -> dict[str, Any]:
+    """Return a report as plain values for JSON; scores are fractions of one."""
+    config, has_datasets = report.evaluation, bool(report.datasets)
+    return {
+        "model": msgspec.structs.asdict(config.model) if has_datasets else None,
+        "least_score": config.least_score,
+        "most": config.most,
+        "class_agnostic_iou": config.class_agnostic_iou if has_datasets else None,
+        "through_service": report.through_service,
+        "datasets": [_dataset_to_dict(dataset) for dataset in report.datasets],
+        "panoptic": [{"name": name} | scores_to_dict(scores) for name, scores in report.panoptic],
+        "tracking": [scores_to_dict(scores) for scores in report.tracking],
+    }
 
 
-def panoptic_summary(name: str, scores: PanopticScores) -> Listing:
-    """A row each for all, things and stuff."""
-    groups = (("all", scores.all), ("things", scores.things), ("stuff", scores.stuff))
-    return Listing(
-        f"{name}: {scores.images} images",
-        ("of", "PQ", "SQ", "RQ"),
-        tuple((group, *_qualities(quality)) for group, quality in groups),
-    )
-
-
-def panoptic_classes(name: str, scores: PanopticScores) -> Listing:
-    """A row for each category that occurs."""
-    return Listing(
-        name,
-        ("category", "kind", "PQ", "SQ", "RQ", "matched", "wrong", "missed"),
-        tuple(
-            (
-                each.name,
-                "thing" if each.thing else "stuff",
-                *_qualities(each.quality),
-                str(each.tally.matched),
-                str(each.tally.wrong),
-                str(each.tally.missed),
-            )
-            for each in scores.classes
-            if each.quality is not None
-        ),
-    )
-
-
-def tracking_summary(scores: TrackingScores) -> Listing:
-    """A row for each class, and one for all together where there are several."""
-    on_masks = scores.on == "masks"
-    mota = ("MOTSA", "sMOTSA") if on_masks else ("MOTA",)
-    rows = dict(scores.classes)
-    if len(rows) > 1:
-        rows["together"] = scores.overall
-    return Listing(
-        f"{scores.name}: {scores.overall.frames} frames, {scores.on}",
-        ("class", "HOTA", "DetA", "AssA", "IDF1", *mota, "switches", "fragments", "tracks"),
-        tuple((name, *_tracking_row(score, on_masks=on_masks)) for name, score in rows.items()),
-    )
-
-
-def to_dict(scores: Scores) -> dict[str, Any]:
-    """All of it as plain values: what there is nothing for is None."""
-    values: dict[str, Any] = _plain(scores)
+def scores_to_dict(scores: Scores) -> dict[str, Any]:
+    """Return scores as plain values for JSON; a score without ground truth is None."""
+    values: dict[str, Any] = _to_plain_values(scores)
     return values
 
 
-def _plain(value: Any) -> Any:
+def _dataset_to_dict(dataset: DatasetReport) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "name": dataset.name,
+        "images": dataset.images,
+        "unknown": list(dataset.classes.only_in_dataset),
+        "unmeasured": list(dataset.classes.only_in_model),
+        **{scores.on: scores_to_dict(scores) for scores in dataset.scores},
+        "confusion": scores_to_dict(dataset.confusion),
+    }
+    if dataset.skipped:
+        values["skipped"] = count_skipped_rows(dataset.skipped)
+    if dataset.panoptic is not None:
+        values["panoptic"] = scores_to_dict(dataset.panoptic)
+    return values
+
+
+def _to_plain_values(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = dataclasses.fields(value)
+        return {field.name: _to_plain_values(getattr(value, field.name)) for field in fields}
     if isinstance(value, Mapping):
-        return {key: _plain(member) for key, member in value.items()}
+        return {key: _to_plain_values(member) for key, member in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(member) for member in value]
+        return [_to_plain_values(member) for member in value]
     return msgspec.to_builtins(value)
-
-
-def _twelve(scores: CocoScores) -> tuple[float | None, ...]:
-    return (
-        scores.ap,
-        scores.ap50,
-        scores.ap75,
-        scores.ap_small,
-        scores.ap_medium,
-        scores.ap_large,
-        scores.ar1,
-        scores.ar10,
-        scores.ar100,
-        scores.ar_small,
-        scores.ar_medium,
-        scores.ar_large,
-    )
-
-
-def _qualities(quality: Quality | None) -> tuple[str, ...]:
-    if quality is None:
-        return "-", "-", "-"
-    return _percent(quality.pq), _percent(quality.sq), _percent(quality.rq)
-
-
-def _tracking_row(score: TrackScore, *, on_masks: bool) -> tuple[str, ...]:
-    fractions = [score.hota, score.deta, score.assa, score.idf1, score.mota]
-    numbers = (score.switches, score.fragments, score.tracks)
-    smota = [score.smota] if on_masks else []
-    return *map(_percent, [*fractions, *smota]), *map(str, numbers)
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"

@@ -1,4 +1,4 @@
-"""Models: what one is (``base``), one file a family, what they share, and the catalogue."""
+"""Models: interface, registry, loading, shared layers, and one package per family."""
 
 from streamseg.models.loading import load_model
 from streamseg.models.registry import REGISTRY, ModelInfo, PublishedWeights

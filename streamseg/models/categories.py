@@ -1,4 +1,4 @@
-"""The category ids and names of the datasets that models are trained on."""
+"""Category ids and names of the datasets that models are trained on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 @dataclass(frozen=True, slots=True)
 class Categories:
-    """What a model knows, by category id, in the order of its outputs.
+    """Class names of a model by category id, in the order of its outputs.
 
     Attributes:
-        things: what is counted: each one is an instance.
-        stuff: what isn't, such as sky; only panoptic models have any.
+        things: classes of instances.
+        stuff: classes of uncountable regions, such as sky; only panoptic models have any.
     """
 
     things: Mapping[int, str]
@@ -31,13 +31,13 @@ COCO: Mapping[int, str] = MappingProxyType(
         if name not in ("__background__", "N/A")
     }
 )
-"""COCO's 80 categories by the dataset's own ids, which run from 1 to 90 with holes.
+"""COCO's 80 categories by the ids of the dataset, which run from 1 to 90 with gaps.
 
 The order is that of the ids; a model of 80 contiguous outputs has its outputs in this order.
 """
 
 COCO_THINGS = Categories(COCO)
-"""What COCO's instance segmentation has."""
+"""Categories of COCO instance segmentation."""
 
 _STUFF: Mapping[int, str] = MappingProxyType(
     {
@@ -98,4 +98,4 @@ _STUFF: Mapping[int, str] = MappingProxyType(
 )
 
 COCO_PANOPTIC = Categories(COCO, _STUFF)
-"""What COCO's panoptic segmentation has: the 80 things and 53 kinds of stuff, by its own ids."""
+"""Categories of COCO panoptic segmentation: 80 things and 53 stuff classes, by their ids."""

@@ -1,7 +1,7 @@
-"""Prediction in a process made by ``fork``.
+"""Prediction in a process created by ``fork``.
 
-The threads that torch (OpenMP) started before are not in the new process, and what would wait for
-them waits for ever; one thread needs no others. CUDA can't be used in it at all.
+The OpenMP threads that torch started before don't exist in the new process, and work that is
+given to them never ends; with one thread, torch needs no others. CUDA can't be used at all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Images as people have them, as the uint8 (H, W, 3) RGB arrays that models take.
+"""Conversion of images of many types to the uint8 (H, W, 3) RGB arrays that models take.
 
-What can be meant in two ways is refused: whole numbers of more than eight bits, floats beyond 0 to
-1, arrays with their channels first. What can't be told is documented: BGR looks like RGB.
+Ambiguous images are refused: integers of more than eight bits, floats outside 0 to 1, arrays with
+channels first. BGR can't be distinguished from RGB.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from streamseg.errors import ArgumentError, SourceError, TooLargeError, printable, redact
 from streamseg.sources.base import BadImageError
-from streamseg.sources.imagefile import read_image
+from streamseg.sources.image_file import read_image
 from streamseg.structures.masks import MAX_PIXELS
 from streamseg.structures.results import Frame, Image
 
@@ -28,45 +28,49 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 AnyImage: TypeAlias = npt.NDArray[Any] | Tensor | Pillow.Image | Frame | str | os.PathLike[str]
-"""An image, as :func:`read_images` takes it."""
+"""An image of a type that :func:`read_images` accepts."""
 
 _CHANNELS = (1, 3, 4)
 _RAW_MODES = ("I", "F")
-"""Pillow's modes of numbers whose range isn't known; ``I;16`` and its like begin so, too."""
+"""Prefixes of Pillow's modes of numbers without a known range, such as ``I;16``."""
 
 _STEPS_TO_RGB = {"La": ("LA",), "RGBa": ("RGBA",), "P": ("RGBA",)}
-"""Modes that can't be converted at once, or (``P`` with transparency) not without a warning."""
+"""Modes that can't be converted directly, or (``P`` with transparency) only with a warning."""
 
 
 def is_single(images: Any) -> TypeIs[AnyImage]:
-    """Return whether ``images`` is one image, not several."""
+    """Return whether ``images`` is a single image."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return isinstance(images, Pillow.Image | Frame | str | os.PathLike)
 
 
 def read_images(images: Any) -> list[Image]:
-    """Return each of several images as uint8 (H, W, 3) RGB; nothing is changed.
+    """Convert several images to uint8 (H, W, 3) RGB; the originals are not modified.
 
     Args:
-        images: a list, tuple or other iterable of images, or an array or tensor of one more
-            dimension. An image is an array (H, W, 3) RGB, (H, W, 4), whose alpha is dropped,
-            (H, W, 1) or (H, W); a tensor (3, H, W), (4, H, W), (1, H, W) or (H, W); both uint8 or
-            floats from 0 to 1; a Pillow image of any mode of 8 bits, as it is (EXIF's
-            orientation is not applied: see ``PIL.ImageOps.exif_transpose``); a frame of a source;
-            or the path of an image file, which is read upright, as folders are.
+        images: iterable of images, or an array or tensor with one more dimension. An image is an
+            array (H, W, 3) RGB, (H, W, 4), whose alpha is dropped, (H, W, 1) or (H, W); a tensor
+            (3, H, W), (4, H, W), (1, H, W) or (H, W); both uint8 or floats from 0 to 1; a Pillow
+            image of any 8-bit mode (EXIF orientation is not applied: see
+            ``PIL.ImageOps.exif_transpose``); a ``Frame``; or the path of an image file, to which
+            EXIF orientation is applied.
 
     Raises:
-        ArgumentError: it is none of these.
+        ArgumentError: an image is none of these.
         SourceError: a file can't be read.
     """
     if isinstance(images, str | bytes | Mapping | AbstractSet) or not isinstance(images, Iterable):
-        raise ArgumentError(f"images must be an image or a list of them, not {_kind(images)}")
-    return [read_one(image, f"image {number}") for number, image in enumerate(images)]
+        raise ArgumentError(f"images must be an image or a list of them, not {_type_name(images)}")
+    return [read_image_of_any_type(image, f"image {number}") for number, image in enumerate(images)]
 
 
-def read_one(image: Any, what: str) -> Image:
-    """Return one image as uint8 (H, W, 3) RGB; ``what`` begins messages; see :func:`read_images`.
+def read_image_of_any_type(image: Any, what: str) -> Image:
+    """Convert one image to uint8 (H, W, 3) RGB; see :func:`read_images`.
+
+    Args:
+        image: the image.
+        what: subject of error messages, such as ``image 3``.
 
     Raises:
         ArgumentError, SourceError: see :func:`read_images`.
@@ -82,7 +86,7 @@ def read_one(image: Any, what: str) -> Image:
     if isinstance(image, str | os.PathLike):
         return _from_file(image, what)
     raise ArgumentError(
-        f"{what} must be an array, a tensor, a Pillow image or a path, not {_kind(image)}"
+        f"{what} must be an array, a tensor, a Pillow image or a path, not {_type_name(image)}"
     )
 
 
@@ -92,7 +96,7 @@ def _from_array(image: npt.NDArray[Any], what: str) -> Image:
     if image.ndim == 3 and image.shape[2] not in _CHANNELS:
         hint = ": its channels come first, transpose it" if image.shape[0] in _CHANNELS else ""
         raise ArgumentError(f"{what} must be (H, W, 3) or (H, W), not {image.shape}{hint}")
-    return _rgb(_eight_bits(image, what))
+    return _to_rgb(_to_uint8(image, what))
 
 
 def _from_tensor(image: Tensor, what: str) -> Image:
@@ -107,7 +111,7 @@ def _from_tensor(image: Tensor, what: str) -> Image:
     dense = image.detach().resolve_conj().resolve_neg().cpu()
     dense = dense.float() if dense.dtype == torch.bfloat16 else dense
     values = dense.numpy()
-    return _rgb(_eight_bits(values if image.ndim == 2 else values.transpose(1, 2, 0), what))
+    return _to_rgb(_to_uint8(values if image.ndim == 2 else values.transpose(1, 2, 0), what))
 
 
 def _from_pillow(image: Pillow.Image, what: str) -> Image:
@@ -119,7 +123,7 @@ def _from_pillow(image: Pillow.Image, what: str) -> Image:
         for mode in _STEPS_TO_RGB.get(image.mode, ()):
             image = image.convert(mode)
         return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # files are decoded when they are needed
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes files lazily
         raise SourceError(f"{what} can't be decoded by Pillow: {error}") from None
 
 
@@ -130,33 +134,33 @@ def _from_file(path: str | os.PathLike[str], what: str) -> Image:
     try:
         return read_image(Path(path), MAX_PIXELS)
     except TooLargeError:
-        raise  # it names the file
+        raise  # its message has the file name
     except (BadImageError, ValueError) as error:
         raise SourceError(f"{name}: {error}") from None
 
 
-def _eight_bits(values: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint8]:
-    """Return ``values`` as uint8, floats from 0 to 1 scaled by 255 and rounded."""
+def _to_uint8(values: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint8]:
+    """Convert to uint8; floats from 0 to 1 are multiplied by 255 and rounded."""
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind != "f":
         raise ArgumentError(
             f"{what} must be uint8 or floats from 0 to 1, not {values.dtype}: scale it to 8 bits"
         )
-    if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
+    if not ((values >= 0) & (values <= 1)).all():  # also excludes NaN
         raise ArgumentError(
             f"{what} has floats that aren't from 0 to 1: divide by the largest value, or give uint8"
         )
     return np.rint(values.astype(np.float32, copy=False) * 255).astype(np.uint8)
 
 
-def _rgb(image: npt.NDArray[np.uint8]) -> Image:
-    """Return an image of one, three or four channels, or of none, as contiguous (H, W, 3)."""
+def _to_rgb(image: npt.NDArray[np.uint8]) -> Image:
+    """Convert an image (H, W) or (H, W, 1 | 3 | 4) to a contiguous array (H, W, 3)."""
     if image.ndim == 2 or image.shape[2] == 1:
-        grey = image.reshape(image.shape[0], image.shape[1], 1)
-        return np.repeat(grey, 3, axis=2)
+        gray = image.reshape(image.shape[0], image.shape[1], 1)
+        return np.repeat(gray, 3, axis=2)
     return np.ascontiguousarray(image[:, :, :3])
 
 
-def _kind(value: object) -> str:
+def _type_name(value: object) -> str:
     return "None" if value is None else type(value).__name__

@@ -1,6 +1,6 @@
-"""Making a model of the catalogue: ``load_model`` to predict, ``start_model`` to be trained.
+"""Creation of models: ``load_model`` for prediction, ``start_model`` for training.
 
-Torch is imported when a model is made, so that the catalogue can be printed quickly.
+Torch is imported only when a model is created, so that the registry can be printed quickly.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FAMILIES: dict[Family, tuple[str, str]] = {
     "solo": ("solo", "SOLO"),
     "solov2": ("solo", "SOLOv2"),
 }
-"""The module and the class of each family, imported when one of its models is made."""
+"""Module and class of each family, imported when one of its models is created."""
 
 
 @needs_extra("server")
@@ -57,34 +57,36 @@ def load_model(
     class_names: ClassNames | None = None,
     **thresholds: Any,
 ) -> Segmenter:
-    """Make a model of the catalogue, ready to predict.
+    """Load a model of the registry, ready to predict.
 
-    It is pickled by these arguments: a process that gets it loads the same file again, and refuses
-    another one.
+    The model is pickled by these arguments: the receiving process loads the same weights file, and
+    refuses a changed one.
 
     Args:
-        name: see ``streamseg models``.
-        weights: ``default`` (the catalogue's), a path, or ``none`` (random, from a fixed seed).
+        name: model name; see ``streamseg models``.
+        weights: ``default`` (those of the registry), a path, or ``none`` (random, with a fixed
+            seed).
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        input_size: pixels; which side they mean is the family's. None is the model's own.
-        precision: ``fp32``, or ``bf16``/``fp16`` autocast, which changes results slightly. bf16 is
-            for CPUs and GPUs that have it; fp16 is for GPUs, and many times slower on a CPU.
-        class_names: what the weights were trained on: a list (ids from 1, in the order of the
-            model's outputs) or a mapping of category id to name (ascending ids, in that order);
-            for panoptic models things first. None takes the names that the file has, or COCO's
-            where it has as many classes, or else ``class_1``, ``class_2``, …, with a warning.
-        **thresholds: the fields of :class:`streamseg.config.Thresholds`, such as ``score=0.5``.
+        input_size: input size in pixels; its meaning depends on the family. None is the default of
+            the model.
+        precision: ``fp32``, or ``bf16``/``fp16`` autocast, which changes results slightly. bf16
+            needs a CPU or GPU that supports it; fp16 is for GPUs, and many times slower on a CPU.
+        class_names: classes of the weights: a list (ids from 1, in the order of the outputs) or a
+            mapping of category id to name (ascending ids, in the order of the outputs); for
+            panoptic models things first. None uses the names in the file, or those of COCO if the
+            number of classes matches, or ``class_1``, ``class_2``, … with a warning.
+        **thresholds: fields of :class:`streamseg.config.Thresholds`, such as ``score=0.5``.
 
     Raises:
-        UnknownModelError: no model of that name.
-        UsageError: an argument is wrong, or names a class that the model doesn't know.
-        WeightsError: the weights can't be had, are damaged or of another architecture.
+        UnknownModelError: no model has this name.
+        UsageError: an argument is invalid, or names an unknown class.
+        WeightsError: the weights are missing, damaged or of another architecture.
     """
     from streamseg.models.forking import adapt_to_fork
     from streamseg.models.weights.origin import Origin, Stamp, network_state
 
     if not isinstance(name, str):
-        raise ArgumentError(f"load_model: name must be a text, not {type(name).__name__}")
+        raise ArgumentError(f"load_model: name must be a string, not {type(name).__name__}")
     if not isinstance(weights, str | os.PathLike):
         raise ArgumentError(
             f"load_model: weights must be default, none or a path, not {type(weights).__name__}"
@@ -119,13 +121,15 @@ def load_model(
 def start_model(
     config: ModelConfig, categories: Categories, thresholds: Thresholds
 ) -> tuple[Segmenter, list[str]]:
-    """A model to be trained for ``categories``, and what of it begins with random weights.
+    """Create a model to train for ``categories``.
 
-    Where the weights are those of a model of other categories, a class takes over what they have
-    for the class of its name.
+    If the weights are for other categories, classes of the same name are initialized from them.
+
+    Returns:
+        The model, and the names of the classes with random weights (``everything`` for all).
 
     Raises:
-        WeightsError, UnknownModelError, UsageError: as :func:`load_model`.
+        WeightsError, UnknownModelError, UsageError: see :func:`load_model`.
     """
     entry = find(config.name)
     family = _family(entry)
@@ -133,14 +137,12 @@ def start_model(
     given = _weights(entry, family, config.weights)
     fresh: list[str] = ["everything"]
     if given is None and config.class_names is not None:
-        raise UsageError("class_names are those of weights, and weights is none")
+        raise UsageError("class_names describes weights, but weights is none")
     if given is not None:
         known = known_categories(entry, family, given, config.class_names, config.weights)
         source = _loaded(entry, family, given, known, config.weights)
-        family.convert_state_dict(
-            network, dict(given.state)
-        )  # for what the file implies beside its tensors
-        fresh = _take_over(network, source, family, categories, known)
+        family.convert_state_dict(network, dict(given.state))  # sets constants of the network
+        fresh = _copy_matching_classes(network, source, family, categories, known)
     model = family(
         config.name,
         network,
@@ -154,28 +156,28 @@ def start_model(
 
 
 def has_stuff(name: str) -> bool:
-    """Whether models of that name divide pictures into things and stuff.
+    """Return whether a model predicts panoptic segments.
 
     Raises:
-        UnknownModelError: no model of that name.
+        UnknownModelError: no model has this name.
     """
     return bool(_family(find(name)).trained_on.stuff)
 
 
 def _plain(names: ClassNames | None) -> Any:
-    """``class_names`` as a dict or list where it can be meant as one."""
+    """Convert ``class_names`` to a dict or list if it is a mapping or iterable."""
     if isinstance(names, Mapping):
         return dict(names)
     return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else names
 
 
 def _check(schema: type[Any], values: dict[str, Any]) -> Any:
-    """``values`` as ``schema``; unknown names and impossible values are errors."""
+    """Convert ``values`` to ``schema``; unknown names and invalid values raise UsageError."""
     for key in values:
         if key not in schema.__struct_fields__:
             near = difflib.get_close_matches(key, schema.__struct_fields__, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {schema.__struct_fields__}"
-            raise UsageError(f"load_model takes no {key!r}; {hint}")
+            raise UsageError(f"load_model has no argument {key!r}; {hint}")
     import numpy as np
 
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
@@ -209,37 +211,37 @@ def known_categories(
     class_names: ClassNames | None,
     where: str,
 ) -> Categories:
-    """Return what a model with these weights knows.
+    """Return the categories of a model with these weights.
 
     Args:
-        entry: the model's.
-        family: its class.
-        given: the weights, None for random ones.
-        class_names: checked names, None where the user gave none.
-        where: the weights, for messages.
+        entry: entry of the model.
+        family: class of the model.
+        given: weights; None for random ones.
+        class_names: validated names from the user, or None.
+        where: name of the weights in messages.
 
     Raises:
-        UsageError: the number of names isn't that of the classes.
+        UsageError: the number of names differs from that of the classes.
     """
     from streamseg.models.base import ClassCounts
 
     own = (given and given.categories) or family.trained_on
     counts = family.class_counts(own)
     if given is not None and given.categories is None:
-        counts = _counted(entry, family, given) or counts
+        counts = _count_classes(entry, family, given) or counts
     if counts.things + counts.stuff > MAX_CLASSES:
         raise WeightsError(f"{where}: has {counts.things + counts.stuff} classes, over the limit")
     if class_names is not None:
         if given is None:
             counts = ClassCounts(len(class_names))
-        return _named(family, class_names, counts, where)
+        return _name_categories(family, class_names, counts, where)
     if counts == family.class_counts(own):
         return own
-    return _named(family, numbered_names(counts.things + counts.stuff), counts, where)
+    return _name_categories(family, numbered_names(counts.things + counts.stuff), counts, where)
 
 
-def _counted(entry: ModelInfo, family: type[Segmenter], given: Weights) -> ClassCounts | None:
-    """How many classes a file of other authors is for."""
+def _count_classes(entry: ModelInfo, family: type[Segmenter], given: Weights) -> ClassCounts | None:
+    """Return the numbers of classes of a published file."""
     import torch
 
     with torch.device("meta"):
@@ -247,10 +249,10 @@ def _counted(entry: ModelInfo, family: type[Segmenter], given: Weights) -> Class
     return family.count_classes(family.convert_state_dict(network, dict(given.state)))
 
 
-def _named(
+def _name_categories(
     family: type[Segmenter], names: ClassNames, counts: ClassCounts, where: str
 ) -> Categories:
-    """Categories of these names: things, then stuff."""
+    """Return categories with these names: things, then stuff."""
     from streamseg.models.categories import Categories
 
     ids = dict(sorted(names.items())) if isinstance(names, Mapping) else dict(enumerate(names, 1))
@@ -265,7 +267,7 @@ def _named(
 
 
 def _build(entry: ModelInfo, family: type[Segmenter], categories: Categories) -> nn.Module:
-    """The network of an entry with random weights, always the same ones."""
+    """Build the network of an entry with random weights from a fixed seed."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -274,7 +276,7 @@ def _build(entry: ModelInfo, family: type[Segmenter], categories: Categories) ->
 
 
 def _weights(entry: ModelInfo, family: type[Segmenter], weights: str | Path) -> Weights | None:
-    """What is to be loaded, if anything is."""
+    """Read the weights; None for random ones."""
     from streamseg.models.weights import files
 
     if weights == "none":
@@ -284,7 +286,7 @@ def _weights(entry: ModelInfo, family: type[Segmenter], weights: str | Path) -> 
     state = family.published(entry.name)
     if state is None:
         raise WeightsError(
-            f"{entry.name}: its weights aren't downloaded by themselves: get "
+            f"{entry.name}: its weights are not downloaded automatically: get "
             f"{entry.published[0].file} from {entry.published[0].url} and give its path as weights"
         )
     return files.Weights(state)
@@ -297,21 +299,20 @@ def _loaded(
     categories: Categories,
     where: str,
 ) -> nn.Module:
-    """The network of an entry for ``categories``, with the given weights or random ones."""
+    """Build the network of an entry for ``categories``, with the weights or random ones."""
     import torch
 
     if given is None:
         return _build(entry, family, categories)
     if categories is not family.trained_on:
-        # How large a network is asked for is the file's claim: it is checked before memory is
-        # taken.
+        # The size of the network is claimed by the file: check it before allocating memory.
         with torch.device("meta"):
             claimed = family.build(entry.name, categories)
-        _check_fit(claimed, _adopted(claimed, family, given), entry, given, where)
+        _check_fit(claimed, _convert(claimed, family, given), entry, given, where)
     network = _build(entry, family, categories)
-    adopted = _adopted(network, family, given)
-    _check_fit(network, adopted, entry, given, where)
-    network.load_state_dict(adopted)
+    state = _convert(network, family, given)
+    _check_fit(network, state, entry, given, where)
+    network.load_state_dict(state)
     names = [*categories.things.values(), *categories.stuff.values()]
     if given.categories is None and names == numbered_names(len(names)):
         _warn(
@@ -325,21 +326,20 @@ def _loaded(
 
 
 def _check_fit(
-    network: nn.Module, adopted: State, entry: ModelInfo, given: Weights, where: str
+    network: nn.Module, state: State, entry: ModelInfo, given: Weights, where: str
 ) -> None:
     from streamseg.models.weights import files
 
-    if wrong := files.differences(network, adopted):
+    if wrong := files.differences(network, state):
         raise WeightsError(
-            f"{where}: doesn't fit {entry.name}: {wrong}{_resemblance(entry, given)}"
+            f"{where}: doesn't fit {entry.name}: {wrong}{_suggest_model(entry, given)}"
         )
 
 
-def _adopted(network: nn.Module, family: type[Segmenter], given: Weights) -> State:
-    """The weights under the network's names.
+def _convert(network: nn.Module, family: type[Segmenter], given: Weights) -> State:
+    """Return the weights under the names of the network.
 
-    Batch counters of norms, which only training reads, are the network's own where the file has
-    none.
+    Batch counters of normalization layers, used in training only, keep their value if missing.
     """
     expected = network.state_dict()
     counters = {key: expected[key] for key in expected if key.endswith(".num_batches_tracked")}
@@ -348,11 +348,11 @@ def _adopted(network: nn.Module, family: type[Segmenter], given: Weights) -> Sta
 
 @lru_cache
 def _warn(message: str) -> None:
-    """Say it once."""
+    """Log a warning once."""
     log.warning(message)
 
 
-def _take_over(
+def _copy_matching_classes(
     network: nn.Module,
     source: nn.Module,
     family: type[Segmenter],
@@ -362,14 +362,14 @@ def _take_over(
     """Copy the weights of ``source`` into a network of other categories, class by class.
 
     Returns:
-        The names of the classes that ``source`` doesn't know.
+        The names of the classes that ``source`` doesn't have.
     """
     state = source.state_dict()
     own, theirs = family.class_rows(network, categories), family.class_rows(source, known)
     fresh: dict[str, None] = {}
     for key, rows in own.items():
         tensor = network.state_dict()[key].clone()
-        tensor[_rest(tensor, rows)] = state[key][_rest(state[key], theirs[key])]
+        tensor[_other_rows(tensor, rows)] = state[key][_other_rows(state[key], theirs[key])]
         for name, places in rows.items():
             if name in theirs[key]:
                 tensor[list(places)] = state[key][list(theirs[key][name])]
@@ -380,30 +380,32 @@ def _take_over(
     return list(fresh)
 
 
-def _rest(tensor: Tensor, rows: ClassRows) -> list[int]:
-    """The rows that are no class's."""
+def _other_rows(tensor: Tensor, rows: ClassRows) -> list[int]:
+    """Return the rows that belong to no class."""
     taken = {place for places in rows.values() for place in places}
     return [row for row in range(len(tensor)) if row not in taken]
 
 
-def _resemblance(entry: ModelInfo, given: Weights) -> str:
-    """Which other model a file's tensors would fit best, if they would fit it well."""
-    shares = {other.name: _share(other, given) for other in REGISTRY if other is not entry}
+def _suggest_model(entry: ModelInfo, given: Weights) -> str:
+    """Return a hint which other model the tensors fit best, or an empty string."""
+    shares = {
+        other.name: _shared_fraction(other, given) for other in REGISTRY if other is not entry
+    }
     likely = max(shares, key=shares.__getitem__)
     return f"; it looks like {likely}" if shares[likely] > 0.5 else ""
 
 
-def _share(entry: ModelInfo, given: Weights) -> float:
-    """Of the tensors of a model and of a file, those that they have in common."""
+def _shared_fraction(entry: ModelInfo, given: Weights) -> float:
+    """Return the fraction of tensors that a model and a file have in common."""
     import torch
 
     family = _family(entry)
     with torch.device("meta"):
         network = family.build(entry.name, family.trained_on)
     try:
-        adopted = family.convert_state_dict(network, dict(given.state))
+        state = family.convert_state_dict(network, dict(given.state))
     except WeightsError:
         return 0.0
     own = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    theirs = {name: tensor.shape for name, tensor in adopted.items()}
+    theirs = {name: tensor.shape for name, tensor in state.items()}
     return len(own.items() & theirs.items()) / len(own.keys() | theirs.keys())

@@ -1,4 +1,4 @@
-"""The models that there are, and what is known of them; it loads without torch."""
+"""Registry of the built-in models, with size, cost and published accuracy; loads without torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from streamseg.config.plugins import find_plugins
 from streamseg.errors import UnknownModelError
 
 Availability: TypeAlias = Literal["bundled", "downloaded", "yours"]
@@ -16,22 +17,22 @@ Family: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class PublishedWeights:
-    """Weights that the authors of an architecture publish.
+    """Weights published by the authors of an architecture.
 
     Attributes:
-        file: its name.
-        url: where it is, or the page that links to it.
-        licence: of the weights.
-        measured_on: what the accuracies were measured on.
-        box_ap: box AP in percent, as published, or None.
-        mask_ap: mask AP in percent, likewise.
-        pq: panoptic quality in percent, likewise.
-        sha256: of the file, or what is known of its beginning.
+        file: file name.
+        url: URL of the file, or of the page that links to it.
+        license: license of the weights.
+        measured_on: dataset of the accuracies.
+        box_ap: published box AP in percent, or None.
+        mask_ap: published mask AP in percent, or None.
+        pq: published panoptic quality in percent, or None.
+        sha256: SHA-256 of the file, or its known beginning, or None.
     """
 
     file: str
     url: str
-    licence: str
+    license: str
     measured_on: str
     box_ap: float | None = None
     mask_ap: float | None = None
@@ -41,21 +42,20 @@ class PublishedWeights:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a model.
+    """Entry of a model in the registry.
 
     Attributes:
-        name: what ``load_model`` takes.
-        family: the architecture; members of one differ in size or in details.
-        classes: how many, of which dataset.
-        parameters: in millions.
-        gflops: billions of multiplications, each with its addition, for one image of 640 x 480
-            at the default size, as far as all images have them in common: without what is done
-            for each object.
-        input_size: pixels, and which side they mean.
-        default_size: the ``input_size`` that is taken where none is given.
-        weights: how the default weights get here: they come with the package, are downloaded when
-            they are first used, or you download them from where they are published.
-        published: where weights are; the first ones are the usual ones.
+        name: name for ``load_model``.
+        family: architecture; members of a family differ in size or details.
+        classes: number of classes and dataset.
+        parameters: number of parameters in millions.
+        gflops: billions of multiply-adds for an image of 640 x 480 at the default input size,
+            without the work per object.
+        input_size: input size in pixels, with the side that it refers to.
+        default_size: default of the argument ``input_size``.
+        weights: availability of the default weights: part of the package, downloaded at first
+            use, or to be downloaded by the user.
+        published: published weights; the first ones are the default.
     """
 
     name: str
@@ -83,7 +83,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="nanomask.safetensors",
                 url="streamseg/assets/nanomask.md",
-                licence="Apache-2.0 (NanoDet), MIT (human-models)",
+                license="Apache-2.0 (NanoDet), MIT (human-models)",
                 measured_on="measured here, see the model card: streamseg/assets/nanomask.md",
             ),
         ),
@@ -101,7 +101,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
                 url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
-                licence="BSD-3-Clause (torchvision)",
+                license="BSD-3-Clause (torchvision)",
                 sha256="bf2d0c1e",
                 box_ap=37.9,
                 mask_ap=34.6,
@@ -122,7 +122,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
                 url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
-                licence="BSD-3-Clause (torchvision)",
+                license="BSD-3-Clause (torchvision)",
                 sha256="73cbd019",
                 box_ap=47.4,
                 mask_ap=41.8,
@@ -143,7 +143,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="model_final_f10217.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl",
-                licence="CC BY-SA 3.0 (detectron2)",
+                license="CC BY-SA 3.0 (detectron2)",
                 box_ap=41.0,
                 mask_ap=37.2,
                 measured_on="COCO val2017",
@@ -151,7 +151,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="model_final_a54504.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x/137260431/model_final_a54504.pkl",
-                licence="CC BY-SA 3.0 (detectron2)",
+                license="CC BY-SA 3.0 (detectron2)",
                 box_ap=38.6,
                 mask_ap=35.2,
                 measured_on="COCO val2017",
@@ -171,7 +171,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="model_final_c10459.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-PanopticSegmentation/panoptic_fpn_R_50_3x/139514569/model_final_c10459.pkl",
-                licence="CC BY-SA 3.0 (detectron2)",
+                license="CC BY-SA 3.0 (detectron2)",
                 box_ap=40.0,
                 mask_ap=36.5,
                 pq=41.5,
@@ -180,7 +180,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="model_final_dbfeb4.pkl",
                 url="https://dl.fbaipublicfiles.com/detectron2/COCO-PanopticSegmentation/panoptic_fpn_R_50_1x/139514544/model_final_dbfeb4.pkl",
-                licence="CC BY-SA 3.0 (detectron2)",
+                license="CC BY-SA 3.0 (detectron2)",
                 box_ap=37.6,
                 mask_ap=34.7,
                 pq=39.4,
@@ -201,7 +201,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_resnet50_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=28.2,
                 measured_on="COCO test-dev",
             ),
@@ -220,7 +220,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_base_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=29.8,
                 measured_on="COCO test-dev",
             ),
@@ -239,7 +239,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_darknet53_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=28.7,
                 measured_on="COCO test-dev",
             ),
@@ -258,7 +258,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_im700_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=31.2,
                 measured_on="COCO test-dev",
             ),
@@ -277,7 +277,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_plus_resnet50_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=34.1,
                 measured_on="COCO test-dev",
             ),
@@ -296,7 +296,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="yolact_plus_base_54_800000.pth",
                 url="https://github.com/dbolya/yolact#evaluation",
-                licence="MIT (YOLACT)",
+                license="MIT (YOLACT)",
                 mask_ap=34.6,
                 measured_on="COCO test-dev",
             ),
@@ -315,7 +315,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="solov2_r50_fpn_3x_coco_20220512_125856-fed092d4.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solov2/solov2_r50_fpn_3x_coco/solov2_r50_fpn_3x_coco_20220512_125856-fed092d4.pth",
-                licence="Apache-2.0 (mmdetection)",
+                license="Apache-2.0 (mmdetection)",
                 sha256="fed092d4",
                 mask_ap=37.5,
                 measured_on="COCO val2017",
@@ -323,7 +323,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLOv2_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=37.5,
                 measured_on="COCO val2017",
             ),
@@ -342,7 +342,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="solov2_light_r18_fpn_3x_coco_20220511_083717-75fa355b.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solov2/solov2_light_r18_fpn_3x_coco/solov2_light_r18_fpn_3x_coco_20220511_083717-75fa355b.pth",
-                licence="Apache-2.0 (mmdetection)",
+                license="Apache-2.0 (mmdetection)",
                 sha256="75fa355b",
                 mask_ap=29.7,
                 measured_on="COCO val2017",
@@ -350,7 +350,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLOv2_LIGHT_448_R18_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=29.6,
                 measured_on="COCO val2017",
             ),
@@ -369,7 +369,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLOv2_LIGHT_448_R34_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=32.0,
                 measured_on="COCO val2017",
             ),
@@ -388,7 +388,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="solov2_light_r50_fpn_3x_coco_20220512_165256-c93a6074.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solov2/solov2_light_r50_fpn_3x_coco/solov2_light_r50_fpn_3x_coco_20220512_165256-c93a6074.pth",
-                licence="Apache-2.0 (mmdetection)",
+                license="Apache-2.0 (mmdetection)",
                 sha256="c93a6074",
                 mask_ap=33.7,
                 measured_on="COCO val2017",
@@ -396,7 +396,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLOv2_LIGHT_448_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=33.7,
                 measured_on="COCO val2017",
             ),
@@ -415,7 +415,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLOv2_LIGHT_512_DCN_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=36.4,
                 measured_on="COCO val2017",
             ),
@@ -434,7 +434,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="decoupled_solo_light_r50_fpn_3x_coco_20210906_142703-e70e226f.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solo/decoupled_solo_light_r50_fpn_3x_coco/decoupled_solo_light_r50_fpn_3x_coco_20210906_142703-e70e226f.pth",
-                licence="Apache-2.0 (mmdetection)",
+                license="Apache-2.0 (mmdetection)",
                 sha256="e70e226f",
                 mask_ap=32.9,
                 measured_on="COCO val2017",
@@ -442,7 +442,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="DECOUPLED_SOLO_LIGHT_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=33.0,
                 measured_on="COCO val2017",
             ),
@@ -461,7 +461,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="solo_r50_fpn_3x_coco_20210901_012353-11d224d7.pth",
                 url="https://download.openmmlab.com/mmdetection/v2.0/solo/solo_r50_fpn_3x_coco/solo_r50_fpn_3x_coco_20210901_012353-11d224d7.pth",
-                licence="Apache-2.0 (mmdetection)",
+                license="Apache-2.0 (mmdetection)",
                 sha256="11d224d7",
                 mask_ap=35.9,
                 measured_on="COCO val2017",
@@ -469,7 +469,7 @@ REGISTRY: tuple[ModelInfo, ...] = (
             PublishedWeights(
                 file="SOLO_R50_3x.pth",
                 url="https://huggingface.co/xinlongwang/SOLO",
-                licence="academic use only (WXinlong/SOLO)",
+                license="academic use only (WXinlong/SOLO)",
                 mask_ap=35.8,
                 measured_on="COCO val2017",
             ),
@@ -479,14 +479,20 @@ REGISTRY: tuple[ModelInfo, ...] = (
 
 
 def find(name: str) -> ModelInfo:
-    """The entry of that name.
+    """Return the entry of a model.
 
     Raises:
-        UnknownModelError: there is none; near matches are listed.
+        UnknownModelError: no model of this package has the name; similar names are listed.
     """
     names = [entry.name for entry in REGISTRY]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
-        raise UnknownModelError(f"no model is called {name!r}; {hint}")
-    return REGISTRY[names.index(name)]
+    if name in names:
+        return REGISTRY[names.index(name)]
+    plugins = find_plugins("streamseg.models")
+    if name in plugins:
+        raise UnknownModelError(
+            f"{name!r} is a plug-in of {plugins[name].origin}: use it with serve or process"
+        )
+    names += plugins
+    near = difflib.get_close_matches(name, names, 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
+    raise UnknownModelError(f"no model is called {name!r}; {hint}")

@@ -1,7 +1,7 @@
-"""Which detections come out: a frame's thresholds, applied here and nowhere else.
+"""Selection of detections by the thresholds of a frame.
 
-They come after the constants of a family's published post-processing. What a box, a score and a
-label decide is decided first, so that no mask is computed for an object that isn't wanted.
+The thresholds apply after the constants of a family's published postprocessing. Boxes, scores and
+labels are checked first, so that no mask is computed for a detection that is excluded.
 """
 
 from __future__ import annotations
@@ -24,63 +24,70 @@ from streamseg.structures.results import Instances
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """Thresholds, worked out for the categories of one model.
+    """Thresholds resolved for the categories of one model.
 
     Attributes:
-        thresholds: as they were given.
+        thresholds: the thresholds.
         category_ids: int64 (C,), ascending.
-        least_scores: float32 (C,), the least score of each; infinite for those not kept.
-        least_of_others: that of an output which stands for no category, as COCO's unused ids do.
+        min_scores: float32 (C,), minimum score of each category; infinite for excluded ones.
+        min_other_score: minimum score of outputs without a category, such as COCO's unused ids.
     """
 
     thresholds: Thresholds
     category_ids: IntArray
-    least_scores: FloatArray
-    least_of_others: float
+    min_scores: FloatArray
+    min_other_score: float
 
     @classmethod
-    def of(cls, thresholds: Thresholds, categories: Mapping[int, str]) -> Selection:
-        """Work ``thresholds`` out for a model of these ``categories``.
+    def from_thresholds(cls, thresholds: Thresholds, categories: Mapping[int, str]) -> Selection:
+        """Resolve thresholds for the categories of a model.
 
         Raises:
-            UsageError: they name a class that the model doesn't know.
+            UsageError: the model has no class of a name in them.
         """
         known = list(categories.values())
         _check_names("classes", thresholds.classes, known)
         _check_names("score_by_class", thresholds.score_by_class, known)
-        numbers = sorted(categories)
-        least = [
-            thresholds.score_by_class.get(categories[number], thresholds.score)
-            if not thresholds.classes or categories[number] in thresholds.classes
+        category_ids = sorted(categories)
+        min_scores = [
+            thresholds.score_by_class.get(categories[each], thresholds.score)
+            if not thresholds.classes or categories[each] in thresholds.classes
             else math.inf
-            for number in numbers
+            for each in category_ids
         ]
         others = math.inf if thresholds.classes else thresholds.score
-        return cls(thresholds, np.array(numbers, np.int64), np.array(least, np.float32), others)
+        return cls(
+            thresholds,
+            np.array(category_ids, np.int64),
+            np.array(min_scores, np.float32),
+            others,
+        )
 
     @property
-    def least_score(self) -> float:
-        """No detection with a lower score can come out."""
-        return float(min(*self.least_scores.tolist(), self.least_of_others))
+    def min_score(self) -> float:
+        """Lowest minimum score of all categories."""
+        return float(min(*self.min_scores.tolist(), self.min_other_score))
 
-    def rows(self, boxes: FloatArray | None, scores: FloatArray, labels: IntArray) -> IntArray:
-        """Which detections deserve a mask, in their order.
+    def select_rows(
+        self, boxes: FloatArray | None, scores: FloatArray, labels: IntArray
+    ) -> IntArray:
+        """Return the rows of the detections for which masks are computed, in order.
 
         Args:
-            boxes: float32 (N, 4) xyxy, pixels of the frame; None where the masks will tell.
+            boxes: float32 (N, 4) xyxy, pixels of the frame; None if they follow from the masks.
             scores: float32 (N,), descending.
             labels: int64 (N,), category ids.
 
         Returns:
-            int64 (K,), row numbers.
+            int64 (K,).
         """
         at = np.searchsorted(self.category_ids, labels).clip(max=len(self.category_ids) - 1)
         known = self.category_ids[at] == labels
-        kept = scores >= np.where(known, self.least_scores[at], self.least_of_others)
+        kept = scores >= np.where(known, self.min_scores[at], self.min_other_score)
         if boxes is not None:
             kept &= self._in_region(boxes)
         rows = np.flatnonzero(kept)
-        # Where masks can still fall for what they are, who is among the best isn't known yet.
+        # If masks can still be excluded, the best max_instances are not known yet.
         undecided = (
             self.thresholds.min_area
             or self.class_agnostic_iou is not None
@@ -90,14 +97,14 @@ class Selection:
 
     @property
     def class_agnostic_iou(self) -> float | None:
-        """The overlap above which the worse of two rows goes; None where ``auto`` is unresolved."""
+        """IoU above which the worse of two instances is dropped; None if ``auto`` is unresolved."""
         iou = self.thresholds.class_agnostic_iou
         return None if iou == "auto" else iou
 
-    def finish(self, instances: Instances) -> Instances:
-        """Apply what only the masks decide.
+    def apply_to_masks(self, instances: Instances) -> Instances:
+        """Apply the thresholds that depend on masks.
 
-        That is region, least area, suppression across classes, and the best of what is left.
+        These are region, minimum area, suppression across classes, and then the maximum number.
         """
         iou = self.class_agnostic_iou
         if not (self.thresholds.min_area or self.thresholds.region or iou is not None):
@@ -107,28 +114,28 @@ class Selection:
             kept &= instances.masks.areas >= self.thresholds.min_area
         instances = instances[np.flatnonzero(kept)]
         if iou is not None:
-            instances = instances[unsuppressed(instances, iou)]
+            instances = instances[suppress_overlaps(instances, iou)]
         return instances[: self.thresholds.max_instances]
 
     def _in_region(self, boxes: FloatArray) -> BoolArray:
-        """Which boxes have their centres in the region, where there is one."""
+        """Return which boxes, bool (N,), have their center in the region, if there is one."""
         if not self.thresholds.region:
             return np.ones(len(boxes), np.bool_)
         return _inside((boxes[:, :2] + boxes[:, 2:]) / 2, self.thresholds.region)
 
 
-def unsuppressed(instances: Instances, iou: float) -> IntArray:
-    """Return the rows that no better row overlaps by more than ``iou``, whatever their classes.
+def suppress_overlaps(instances: Instances, iou: float) -> IntArray:
+    """Return the rows that remain after class-agnostic non-maximum suppression.
 
-    Greedy, as non-maximum suppression is: a suppressed row suppresses no other. Masks are compared,
-    and boxes where one of the two rows has no mask.
+    A row is dropped if a remaining better row overlaps it by more than ``iou``. Masks are compared,
+    or boxes if one of the two rows has no mask.
 
     Args:
-        instances: best score first.
-        iou: intersection over union.
+        instances: instances in descending order of scores.
+        iou: threshold of the intersection over union.
 
     Returns:
-        int64 (K,), row numbers.
+        int64 (K,).
     """
     boxed = np.flatnonzero(instances.masks.from_box)
     pairs = set(instances.masks.overlapping_pairs(iou))
@@ -144,10 +151,10 @@ def unsuppressed(instances: Instances, iou: float) -> IntArray:
 
 
 def checked_thresholds(thresholds: Thresholds) -> Thresholds:
-    """Return ``thresholds``, whose constructor doesn't check its arguments.
+    """Validate thresholds, because their constructor doesn't.
 
     Raises:
-        ArgumentError: they aren't Thresholds, or a value is impossible.
+        ArgumentError: the argument has another type, or a value is invalid.
     """
     if not isinstance(thresholds, Thresholds):
         raise ArgumentError(f"thresholds must be Thresholds, not {type(thresholds).__name__}")
@@ -158,13 +165,13 @@ def checked_thresholds(thresholds: Thresholds) -> Thresholds:
 
 
 def _inside(points: npt.NDArray[Any], polygon: Sequence[tuple[float, float]]) -> BoolArray:
-    """Whether points, (N, 2) x, y, lie inside a polygon, by the even-odd rule."""
+    """Return which points (N, 2), x and y, lie inside a polygon, by the even-odd rule."""
     corners = np.array(polygon, np.float64)
     x1, y1 = corners.T
     x2, y2 = np.roll(corners, -1, axis=0).T
     x, y = points.astype(np.float64).T[:, :, None]
     spans = (y1 <= y) != (y2 <= y)
-    rise = np.where(y1 == y2, 1.0, y2 - y1)  # level edges span nothing
+    rise = np.where(y1 == y2, 1.0, y2 - y1)  # horizontal edges span nothing
     crossed = spans & (x < x1 + (y - y1) / rise * (x2 - x1))
     inside: BoolArray = crossed.sum(axis=1) % 2 == 1
     return inside
@@ -175,9 +182,9 @@ def _check_names(field: str, names: Iterable[str], known: Sequence[str]) -> None
         if name not in known:
             near = difflib.get_close_matches(name, known, 3)
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else _listed(known)
-            raise UsageError(f"{field}: the model knows no class {name!r}; {hint}")
+            raise UsageError(f"{field}: the model has no class {name!r}; {hint}")
 
 
 def _listed(known: Sequence[str]) -> str:
     shown = ", ".join(known[:5])
-    return f"it knows {shown}" + (f" and {len(known) - 5} more" if len(known) > 5 else "")
+    return f"its classes are {shown}" + (f" and {len(known) - 5} more" if len(known) > 5 else "")

@@ -1,9 +1,9 @@
-"""A bounded mailbox between two stages, with a named policy for when it is full.
+"""Bounded mailbox between two stages, with a policy for when it is full.
 
-``block``: the writer waits: nothing is lost (recordings). ``drop_oldest``: the oldest item of the
-same source makes room, and is reported: what comes out is fresh (live). Readers get the sources
-in turn, so that one that writes much doesn't starve the others. A mailbox may have entrances of
-another policy: one worker takes from cameras and recordings alike.
+``block``: the writer waits, so that nothing is lost (recordings). ``drop_oldest``: the oldest item
+of the same source is dropped, so that what is read is recent (live sources). Readers get the
+sources in turn, so that one with many items doesn't starve the others. ``NewestInlet`` is a second
+way into a mailbox, with a policy of its own: one worker reads cameras and recordings alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Policy: TypeAlias = Literal["block", "drop_oldest"]
 
 
 class Sourced(Protocol):
-    """What can be put into a mailbox: it says which source it is of."""
+    """Item of a mailbox, which must have the name of its source."""
 
     @property
     def source(self) -> str: ...
@@ -28,14 +28,14 @@ T = TypeVar("T", bound=Sourced)
 
 
 class Closed(Exception):  # noqa: N818 - a signal between stages, not an error
-    """The mailbox was closed, or the run was stopped: there is no use in writing to it."""
+    """The run was aborted: nothing reads from the mailbox any more."""
 
 
 T_contra = TypeVar("T_contra", bound=Sourced, contravariant=True)
 
 
 class Inlet(Protocol[T_contra]):
-    """What a stage writes into: a mailbox, or an entrance of one."""
+    """Write side of a mailbox, as stages use it."""
 
     def add_writer(self) -> None: ...
     def put(self, item: T_contra) -> None: ...
@@ -44,13 +44,13 @@ class Inlet(Protocol[T_contra]):
 
 
 class Mailbox(Generic[T]):
-    """A bounded queue with one lane a source.
+    """Bounded queue with one lane per source.
 
     Args:
-        capacity: items a source may have waiting.
-        policy: of a source that has ``capacity`` items waiting.
-        on_drop: called with what ``drop_oldest`` throws away, outside the lock.
-        on_put: called after each item, so that a reader that sleeps elsewhere can be woken.
+        capacity: items of one source that may wait.
+        policy: behavior when a source has ``capacity`` items waiting.
+        on_drop: called with each item that ``drop_oldest`` drops, outside the lock.
+        on_put: called after each change, to wake a reader that waits for something else.
     """
 
     def __init__(
@@ -72,65 +72,70 @@ class Mailbox(Generic[T]):
         self._aborted = False
 
     def add_writer(self) -> None:
-        """Declare a writer; the mailbox closes when as many have called ``close``."""
+        """Add a writer; the mailbox is closed when every writer has called ``close``."""
         with self._changed:
             self._writers += 1
             self._opened = True
 
     def close(self) -> None:
-        """One writer has no more; readers still get what is waiting."""
+        """Remove a writer, which has no more items; readers still get the items that wait."""
         with self._changed:
             self._writers -= 1
             self._changed.notify_all()
         self._wake()
 
     def abort(self) -> None:
-        """Stop now: writers get ``Closed``, readers end, what is waiting stays where it is."""
+        """Stop at once: writers get ``Closed``, readers end, items that wait are left."""
         with self._changed:
             self._aborted = True
             self._changed.notify_all()
         self._wake()
 
     def put(self, item: T) -> None:
-        """Add an item, by the policy.
+        """Add an item: wait for room, or drop the oldest item, as the policy has it.
 
         Raises:
-            Closed: the run was stopped; the item was not taken.
+            Closed: the run was aborted; the item was not added.
         """
         if self._policy == "block":
-            self._put_waiting(item)
+            self._put_blocking(item)
         else:
             self.put_newest(item, self._capacity, self._on_drop)
 
-    def newest(self, on_drop: Callable[[T], None]) -> Newest[T]:
-        """An entrance for sources of which only the newest item is wanted.
+    def newest(self, on_drop: Callable[[T], None]) -> NewestInlet[T]:
+        """Return an inlet for sources of which only the newest item may wait.
 
         Args:
-            on_drop: called with what was overtaken, outside the lock.
+            on_drop: called with each item that a newer one replaces, outside the lock.
         """
-        return Newest(self, on_drop)
+        return NewestInlet(self, on_drop)
 
     def put_newest(self, item: T, capacity: int, on_drop: Callable[[T], None] | None) -> None:
-        """Add an item without waiting; the source's oldest one makes room.
+        """Add an item without waiting; drop the source's oldest one if there is no room.
+
+        Args:
+            item: the item.
+            capacity: items of one source that may wait.
+            on_drop: called with the item that is dropped, outside the lock.
 
         Raises:
-            Closed: as ``put``.
+            Closed: the run was aborted; the item was not added.
         """
         dropped = None
         with self._changed:
             if self._aborted:
                 raise Closed
-            if self._waiting(item.source) >= capacity:
+            if self._count(item.source) >= capacity:
                 dropped = self._lanes[item.source].popleft()
             self._add(item)
         if dropped is not None and on_drop is not None:
             on_drop(dropped)
         self._wake()
 
-    def _put_waiting(self, item: T) -> None:
+    def _put_blocking(self, item: T) -> None:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._aborted or self._waiting(item.source) < self._capacity
+                lambda: self._aborted or self._count(item.source) < self._capacity
             )
             if self._aborted:
                 raise Closed
@@ -142,21 +147,28 @@ class Mailbox(Generic[T]):
         self._changed.notify_all()
 
     def get(self, timeout: float | None = None) -> T | None:
-        """The next item, sources in turn; None when closed and empty, or after ``timeout`` s."""
+        """Return the next item, sources in turn.
+
+        Args:
+            timeout: maximum time to wait, in seconds; None waits without limit.
+
+        Returns:
+            None once the mailbox is closed and empty, or aborted, and after ``timeout``.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._lanes_ready() or self._ended(), timeout)
-            if self._aborted or not self._lanes_ready():
+            self._changed.wait_for(lambda: self._has_items() or self._is_ended(), timeout)
+            if self._aborted or not self._has_items():
                 return None
             item = self._take()
             self._changed.notify_all()
             return item
 
     def batches(self, most: int, wait: float) -> Iterator[list[T]]:
-        """Lists of up to ``most`` items, sources in turn, until the mailbox is closed and empty.
+        """Yield lists of items, sources in turn, until the mailbox is closed and empty.
 
         Args:
-            most: items in a list.
-            wait: seconds that a list which isn't full waits for more.
+            most: maximum number of items in a list.
+            wait: seconds to wait for more items for a list that isn't full.
         """
         while (first := self.get()) is not None:
             batch = [first]
@@ -178,9 +190,9 @@ class Mailbox(Generic[T]):
 
     @property
     def finished(self) -> bool:
-        """True when nothing will come out any more."""
+        """True if no item can be read any more."""
         with self._changed:
-            return self._ended() and not (self._lanes_ready() and not self._aborted)
+            return self._is_ended() and not (self._has_items() and not self._aborted)
 
     @property
     def aborted(self) -> bool:
@@ -188,13 +200,13 @@ class Mailbox(Generic[T]):
         with self._changed:
             return self._aborted
 
-    def _waiting(self, source: str) -> int:
+    def _count(self, source: str) -> int:
         return len(self._lanes.get(source, ()))
 
-    def _ended(self) -> bool:
+    def _is_ended(self) -> bool:
         return self._aborted or (self._opened and self._writers <= 0)
 
-    def _lanes_ready(self) -> bool:
+    def _has_items(self) -> bool:
         return any(self._lanes.values())
 
     def _take(self) -> T:
@@ -203,7 +215,7 @@ class Mailbox(Generic[T]):
         item = lane.popleft()
         self._lanes.move_to_end(source)
         if not lane:
-            del self._lanes[source]  # sources come and go; an empty lane is not kept for them
+            del self._lanes[source]  # sources come and go: empty lanes would accumulate
         return item
 
     def _wake(self) -> None:
@@ -211,25 +223,29 @@ class Mailbox(Generic[T]):
             self._on_put()
 
 
-class Newest(Generic[T]):
-    """An entrance of a mailbox where only a source's newest item waits; see ``newest``."""
+class NewestInlet(Generic[T]):
+    """Inlet of a mailbox in which only the newest item of a source waits; see ``newest``."""
 
     def __init__(self, mailbox: Mailbox[T], on_drop: Callable[[T], None]) -> None:
         self._mailbox = mailbox
         self._on_drop = on_drop
 
     def add_writer(self) -> None:
-        """See ``Mailbox``."""
+        """Add a writer to the mailbox."""
         self._mailbox.add_writer()
 
     def put(self, item: T) -> None:
-        """See ``Mailbox``; never waits."""
+        """Add an item without waiting; it replaces one of the same source.
+
+        Raises:
+            Closed: the run was aborted; the item was not added.
+        """
         self._mailbox.put_newest(item, 1, self._on_drop)
 
     def close(self) -> None:
-        """See ``Mailbox``."""
+        """Remove a writer from the mailbox."""
         self._mailbox.close()
 
     def abort(self) -> None:
-        """See ``Mailbox``."""
+        """Abort the mailbox."""
         self._mailbox.abort()

@@ -1,17 +1,17 @@
-"""Every number that an operator can watch: Prometheus metrics, declared once, and frame accounts.
+"""Prometheus metrics of a service, and the frame accounts of its sources.
 
-Each source has an :class:`Account`, for which always
-``decoded = published + sum(dropped) + sum(failed) + in_flight``: a frame that was decoded is in
-exactly one place. Stages say what became of a frame; nobody computes ``in_flight`` from the
-others, so that a frame that is lost or settled twice shows.
+Each source has an :class:`Account`, for which
+``decoded = published + sum(dropped) + sum(failed) + in_flight`` always holds: a decoded frame is
+counted in exactly one place. ``in_flight`` is counted, not computed from the others, so that a
+frame that gets lost or is settled twice is detected.
 """
 
 from __future__ import annotations
 
+import collections
 import math
 import threading
 import time
-from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,13 +21,22 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from streamseg.errors import StreamsegError
 
 RECENT = 60.0
-"""Seconds over which the latest ages are looked at."""
+"""Window of recent ages, in seconds."""
 _MOST_RECENT = 6000
 
 
 @dataclass(frozen=True, slots=True)
 class AccountSnapshot:
-    """The account of a source at one moment; see ``balanced``."""
+    """Account of a source at one moment.
+
+    Attributes:
+        source: name of the source.
+        decoded: frames that were decoded.
+        published: frames whose masks were published.
+        dropped: frames dropped on purpose, by reason.
+        failed: frames that couldn't be processed, by reason.
+        in_flight: frames decoded and not settled yet.
+    """
 
     source: str
     decoded: int
@@ -38,13 +47,17 @@ class AccountSnapshot:
 
     @property
     def balanced(self) -> bool:
-        """Whether every decoded frame is in exactly one place."""
+        """True if every decoded frame is counted in exactly one place."""
         settled = self.published + sum(self.dropped.values()) + sum(self.failed.values())
         return self.decoded == settled + self.in_flight
 
 
 class Metrics:
-    """The metrics of one service, in a registry of its own, and its accounts."""
+    """Metrics of one service, in a registry of their own, and its frame accounts.
+
+    Attributes:
+        registry: Prometheus registry.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -58,19 +71,19 @@ class Metrics:
         self.dropped = self._counter("dropped_frames", "Frames dropped", ("source", "reason"))
         self.failed = self._counter("failed_frames", "Frames that failed", ("source", "reason"))
         self.in_flight = Gauge(
-            "streamseg_in_flight_frames", "Frames on their way", source, registry=self.registry
+            "streamseg_in_flight_frames", "Frames in flight", source, registry=self.registry
         )
         self.instances = self._counter("instances", "Instances found", source)
-        self.pictures = self._counter("pictures", "Pictures painted and compressed", source)
-        self.pictures_dropped = self._counter(
-            "dropped_pictures", "Pictures dropped because the painter was late", source
+        self.images = self._counter("pictures", "Images annotated and encoded", source)
+        self.images_dropped = self._counter(
+            "dropped_pictures", "Images dropped because the encoder was late", source
         )
         self.messages_dropped = self._counter(
             "dropped_messages", "Results dropped because a sink was late", ("sink",)
         )
         self.sink_connected = Gauge(
             "streamseg_sink_connected",
-            "1 while a sink has a connection to what it is told to deliver to",
+            "1 while a sink is connected to its receiver",
             ("sink",),
             registry=self.registry,
         )
@@ -108,9 +121,9 @@ class Metrics:
             "streamseg_subscribers", "Connections of subscribers", registry=self.registry
         )
         self.refused = self._counter(
-            "refused_connections", "Connections refused or cut off", ("reason",)
+            "refused_connections", "Connections refused or aborted", ("reason",)
         )
-        self.well = Gauge(
+        self.healthy = Gauge(
             "streamseg_well",
             "1 unless something is wrong with the service itself",
             registry=self.registry,
@@ -129,35 +142,35 @@ class Metrics:
         self._lock = threading.Lock()
 
     def account(self, source: str) -> Account:
-        """The account of a source, opened when first asked for."""
+        """Return the account of a source; the first call opens it."""
         with self._lock:
             if source not in self._accounts:
                 self._accounts[source] = Account(source, self)
             return self._accounts[source]
 
     def snapshots(self) -> list[AccountSnapshot]:
-        """All accounts now, in the order they were opened."""
+        """Return a snapshot of every account, in the order in which they were opened."""
         with self._lock:
             accounts = list(self._accounts.values())
         return [account.snapshot() for account in accounts]
 
     def observe_age(self, source: str, seconds: float) -> None:
-        """A result was published so many seconds after its frame was captured."""
+        """Record the seconds from the capture of a frame to the publication of its result."""
         self.age_seconds.labels(source).observe(seconds)
         with self._lock:
             ages = self._ages.get(source)
             if ages is None:
                 ages = self._ages[source] = RecentAges()
                 self.age_p99.labels(source).set_function(ages.p99)
-        ages.add(seconds)  # even if somebody forgets the source this moment
+        ages.add(seconds)
 
     def age_p99_of(self, source: str) -> float:
-        """See :meth:`RecentAges.p99`; 0 for a source without results."""
+        """Return the 99th percentile of a source's recent ages, in seconds; 0 without results."""
         ages = self._ages.get(source)
         return 0.0 if ages is None else ages.p99()
 
     def set_state(self, source: str, state: str) -> None:
-        """A source is in this state now, and in no other."""
+        """Set the state of a source."""
         with self._lock:
             last, self._states[source] = self._states.get(source), state
         if last is not None:
@@ -165,16 +178,16 @@ class Metrics:
         self.source_state.labels(source, state).set(1)
 
     def forget_state(self, source: str) -> None:
-        """A source that was removed is in no state; its counters stay, as counters must."""
+        """Remove the gauges of a source that was removed; its counters stay, as counters must."""
         with self._lock:
             self._states.pop(source, None)
             self._ages.pop(source, None)
         for gauge in (self.source_state, self.age_p99):
             gauge.remove_by_labels({"source": source})
 
-    def pictures_dropped_total(self) -> int:
-        """Pictures dropped so far, over all sources."""
-        samples = (s for metric in self.pictures_dropped.collect() for s in metric.samples)
+    def images_dropped_total(self) -> int:
+        """Return the number of images dropped so far, over all sources."""
+        samples = (s for metric in self.images_dropped.collect() for s in metric.samples)
         return int(sum(s.value for s in samples if s.name.endswith("_total")))
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
@@ -182,10 +195,10 @@ class Metrics:
 
 
 class RecentAges:
-    """The ages of one source's latest results.
+    """Ages of one source's recent results.
 
     Args:
-        clock: seconds, monotonic.
+        clock: function that returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -194,11 +207,11 @@ class RecentAges:
         self._ages: deque[tuple[float, float]] = deque(maxlen=_MOST_RECENT)
 
     def __len__(self) -> int:
-        """Ages that are kept."""
+        """Return the number of ages that are stored."""
         return len(self._ages)
 
     def add(self, seconds: float) -> None:
-        """A result of this age was published now."""
+        """Add the age of a result that is published now."""
         now = self._clock()
         with self._lock:
             self._ages.append((now, seconds))
@@ -206,31 +219,31 @@ class RecentAges:
                 self._ages.popleft()
 
     def p99(self) -> float:
-        """Seconds that 1 in 100 of the latest results exceeded; 0 if there are none."""
-        since = self._clock() - RECENT  # what was added last may be older, if nothing came since
+        """Return the 99th percentile, in seconds; 0 without results."""
+        since = self._clock() - RECENT  # ``add`` alone removes old ages
         with self._lock:
             ages = sorted(age for when, age in self._ages if when >= since)
         return ages[math.ceil(0.99 * len(ages)) - 1] if ages else 0.0
 
 
 class Account:
-    """What became of one source's frames; safe to use from any thread."""
+    """Account of one source's frames; safe to use from any thread."""
 
     def __init__(self, source: str, metrics: Metrics) -> None:
         self.source = source
         self._metrics = metrics
-        # A rate needs a series that begins at 0, and a camera that never came needs one at all.
+        # Rates need series that begin at 0, also those of a camera that never connects.
         for counted in (metrics.decoded, metrics.published, metrics.reconnects, metrics.stalls):
             counted.labels(source)
         self._lock = threading.Lock()
         self._decoded = 0
         self._published = 0
-        self._dropped: Tally[str] = Tally()
-        self._failed: Tally[str] = Tally()
+        self._dropped: collections.Counter[str] = collections.Counter()
+        self._failed: collections.Counter[str] = collections.Counter()
         self._in_flight = 0
 
     def decode(self) -> None:
-        """A frame came out of the decoder and is on its way."""
+        """Count a decoded frame, which is in flight from now on."""
         with self._lock:
             self._decoded += 1
             self._in_flight += 1
@@ -238,36 +251,36 @@ class Account:
         self._metrics.in_flight.labels(self.source).inc()
 
     def publish(self) -> None:
-        """A frame was handed to the masks sink."""
+        """Settle a frame whose masks were published."""
         with self._lock:
-            self._land()
+            self._settle()
             self._published += 1
         self._metrics.published.labels(self.source).inc()
         self._metrics.in_flight.labels(self.source).dec()
 
     def drop(self, reason: str) -> None:
-        """A frame was given up, on purpose."""
+        """Settle a frame that was dropped on purpose."""
         with self._lock:
-            self._land()
+            self._settle()
             self._dropped[reason] += 1
         self._metrics.dropped.labels(self.source, reason).inc()
         self._metrics.in_flight.labels(self.source).dec()
 
     def fail(self, reason: str) -> None:
-        """A frame couldn't be processed."""
+        """Settle a frame that couldn't be processed."""
         with self._lock:
-            self._land()
+            self._settle()
             self._failed[reason] += 1
         self._metrics.failed.labels(self.source, reason).inc()
         self._metrics.in_flight.labels(self.source).dec()
 
     def abandon(self, reason: str) -> None:
-        """Nothing works on this source any more: what is in flight was dropped."""
+        """Settle all frames in flight as dropped: no stage processes them any more."""
         for _ in range(self.snapshot().in_flight):
             self.drop(reason)
 
     def snapshot(self) -> AccountSnapshot:
-        """The account now, as one consistent whole."""
+        """Return the account now, with consistent counts."""
         with self._lock:
             return AccountSnapshot(
                 self.source,
@@ -278,7 +291,7 @@ class Account:
                 self._in_flight,
             )
 
-    def _land(self) -> None:
+    def _settle(self) -> None:
         if self._in_flight == 0:
             raise StreamsegError(f"{self.source}: a frame was settled twice")
         self._in_flight -= 1

@@ -1,4 +1,4 @@
-"""Rendering stage: annotates frames and encodes them as JPEG, if somebody subscribes to images."""
+"""Rendering stage: annotates frames and encodes them as JPEG for the subscribers of images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedImages:
-    """A result and its pictures, as JPEG; None where nobody wants one.
+    """Result with its images, encoded as JPEG.
 
     Attributes:
-        result: what is known of the frame.
-        annotated: the frame with its instances painted on.
-        plain: the frame as it came.
+        result: the result.
+        annotated: frame with its instances drawn; None without subscribers.
+        plain: frame as captured; None without subscribers.
     """
 
     result: Result
@@ -34,23 +34,24 @@ class EncodedImages:
 
     @property
     def source(self) -> str:
-        """The name of the source."""
+        """Name of the source."""
         return self.result.source
 
 
 def encode_images(
     results: Iterable[Result], wants: Wants, quality: int, metrics: Metrics
 ) -> Iterator[EncodedImages]:
-    """The painter's stage: paint and compress each frame once, and only what is wanted.
+    """Annotate and encode the frames that have subscribers, each once.
 
     Args:
-        results: frames with what was found in them.
-        wants: whether somebody wants annotated ``frames`` or the plain ``video`` of a source.
-        quality: of the JPEGs, 1 to 100.
-        metrics: counts the pictures and times the painting.
+        results: results to encode.
+        wants: returns whether ``frames`` (annotated) or ``video`` (plain) of a source has
+            subscribers.
+        quality: JPEG quality, 1 to 100.
+        metrics: metrics of images and of the time spent.
 
     Yields:
-        A picture for each frame that somebody wants; nothing for the others.
+        Images of each frame that has subscribers.
     """
     too_large: set[str] = set()
     for result in results:
@@ -58,20 +59,20 @@ def encode_images(
         if not annotated and not plain:
             continue
         if max(result.frame.size) > MAX_JPEG_SIDE:
-            metrics.pictures_dropped.labels(result.source).inc()
+            metrics.images_dropped.labels(result.source).inc()
             if result.source not in too_large:
                 too_large.add(result.source)
                 log.warning(
-                    "%s: frames of %d x %d pixels have no pictures: JPEG takes sides of %d",
+                    "%s: frames of %d x %d pixels have no images: JPEG sides are at most %d",
                     result.source, *result.frame.size[::-1], MAX_JPEG_SIDE,
                 )  # fmt: skip
             continue
-        begun = time.perf_counter()
-        picture = EncodedImages(
+        started = time.perf_counter()
+        images = EncodedImages(
             result,
             encode_jpeg(annotate_result(result), quality) if annotated else None,
             encode_jpeg(result.frame.image, quality) if plain else None,
         )
-        metrics.stage_seconds.labels("paint").observe(time.perf_counter() - begun)
-        metrics.pictures.labels(result.source).inc()
-        yield picture
+        metrics.stage_seconds.labels("paint").observe(time.perf_counter() - started)
+        metrics.images.labels(result.source).inc()
+        yield images

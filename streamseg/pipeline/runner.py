@@ -1,9 +1,8 @@
-"""Stages into threads: spawn them, stop them, and say which one failed first.
+"""Pipeline runner: runs stages in threads, stops them, and reports the first failure.
 
-A stage is a generator: what it yields goes into the mailboxes it is spawned with, and its end
-closes them, so that the end of the sources runs through to the sinks by itself. Nothing else in
-the package makes threads for frames. The same generators chained without a pipeline are the
-synchronous mode.
+A stage is a generator. Its items are put into the mailboxes that it is spawned with, and its end
+closes them, so the end of the sources propagates to the sinks. No other module starts threads for
+frames. The same generators, chained without a pipeline, run synchronously.
 """
 
 from __future__ import annotations
@@ -22,14 +21,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", bound=Sourced)
 
 LATE_AFTER = 5.0
-"""Seconds that threads get to end after an abort; who is later is named and left behind."""
+"""Time that threads get to end after an abort, in seconds; later ones are logged and left."""
 
 
 class Pipeline:
-    """The threads of one run.
+    """Threads of one run.
 
-    ``stop`` lets what was taken be finished; ``abort`` ends everything now. A stage that raises
-    aborts the run, and ``wait`` raises it; a stage spawned with ``on_error`` fails alone.
+    After ``stop``, the frames in flight are finished; ``abort`` ends every stage now. A stage that
+    raises aborts the run, and ``wait`` raises its error; one spawned with ``on_error`` fails alone.
+
+    Attributes:
+        stopping: set by ``stop`` and ``abort``.
     """
 
     def __init__(self) -> None:
@@ -39,7 +41,7 @@ class Pipeline:
         self._first_failure: StageError | None = None
         self._aborted = threading.Event()
         self._aborted_at = math.inf
-        # ``_failed`` and ``_remember`` call ``abort``; so may a program's own signal handler.
+        # Reentrant: a signal handler may call ``abort`` while this thread holds the lock.
         self._lock = threading.RLock()
 
     def spawn(
@@ -53,38 +55,34 @@ class Pipeline:
         """Run a stage in a thread of its own.
 
         Args:
-            name: of the thread, and in errors.
-            items: the stage; closed when it ends, if it is a generator.
-            into: each item goes into each of them.
-            on_error: takes what the stage raises, if its failure concerns only itself.
+            name: name of the thread, also used in errors.
+            items: the stage; a generator is closed when it ends.
+            into: mailboxes, each of which gets every item.
+            on_error: called with the stage's exception, which then doesn't end the run.
         """
         for mailbox in into:
             mailbox.add_writer()
-        self._remember(into)
+        with self._lock:
+            self._mailboxes.extend(m for m in into if m not in self._mailboxes)
+        if self._aborted.is_set():
+            self.abort()  # these mailboxes, too
         thread = threading.Thread(
             target=self._run, args=(name, items, into, on_error), name=name, daemon=True
         )
         with self._lock:
-            # Sources come and go for months: those that have ended are forgotten.
+            # Sources come and go: threads that have ended would accumulate.
             self._threads = [*(t for t in self._threads if t.is_alive()), thread]
             thread.start()
 
-    def _remember(self, mailboxes: Sequence[Inlet[Any]]) -> None:
-        """Have ``abort`` reach them."""
-        with self._lock:
-            self._mailboxes.extend(m for m in mailboxes if m not in self._mailboxes)
-        if self._aborted.is_set():
-            self.abort()
-
     def until_stopped(self, items: Iterable[T]) -> Iterator[T]:
-        """``items`` until ``stop``: what a source is wrapped in."""
+        """Yield the items of a source until ``stop``."""
         for item in items:
             yield item
             if self.stopping.is_set():
                 return
 
     def stop(self) -> None:
-        """Let the sources end; what they delivered is still finished."""
+        """End the sources; frames in flight are still finished."""
         self.stopping.set()
 
     def abort(self) -> None:
@@ -99,17 +97,17 @@ class Pipeline:
 
     @property
     def aborted(self) -> bool:
-        """Whether the run was ended before its stages were."""
+        """True once the run was aborted."""
         return self._aborted.is_set()
 
     def wait(self, deadline: float | None = None) -> None:
         """Wait until every stage has ended.
 
         Args:
-            deadline: seconds that stages get to end by themselves after ``stop``; then abort.
+            deadline: seconds after ``stop`` at which stages that haven't ended are aborted.
 
         Raises:
-            StageError: the first stage that failed, with its cause.
+            StageError: a stage failed; the first failure, with its cause.
         """
         due: float | None = None
         while alive := self._alive():
@@ -120,7 +118,7 @@ class Pipeline:
             elif self.stopping.is_set() and deadline is not None:
                 due = due or time.monotonic() + deadline
                 if due < time.monotonic():
-                    log.warning("not finished %g s after stop: ending now", deadline)
+                    log.warning("not finished %g s after stop: aborting", deadline)
                     self.abort()
             alive[0].join(0.1)
         if self._first_failure is not None:
@@ -142,9 +140,9 @@ class Pipeline:
                 for mailbox in into:
                     mailbox.put(item)
         except Closed:
-            log.debug("%s: ended by the run", name)
-        except Exception as error:  # noqa: BLE001 - handed to its handler, or raised by wait()
-            self._failed(name, error, on_error)
+            log.debug("%s: ended by an abort", name)
+        except Exception as error:  # noqa: BLE001 - passed to on_error, or raised by wait()
+            self._handle_failure(name, error, on_error)
         finally:
             close = getattr(items, "close", None)
             if close is not None:
@@ -152,7 +150,7 @@ class Pipeline:
             for mailbox in into:
                 mailbox.close()
 
-    def _failed(
+    def _handle_failure(
         self, name: str, error: Exception, on_error: Callable[[Exception], None] | None
     ) -> None:
         if on_error is not None:

@@ -1,7 +1,7 @@
-"""What happens to a frame on its way, as generators: read, fresh, infer, track.
+"""Stages of a frame as generators: read, drop stale frames, infer, track.
 
-Chained as they are, they are the synchronous mode; spawned in a
-:class:`~streamseg.pipeline.runner.Pipeline` with mailboxes between them, the services.
+Chained directly, they run synchronously in one thread. Services and recorded runs spawn them in a
+:class:`~streamseg.pipeline.runner.Pipeline` with mailboxes between them.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import msgspec
 
 from streamseg.config import Config, Thresholds, TrackerConfig
-from streamseg.models.base import Segmenter
+from streamseg.config.plugins import find_plugins
+from streamseg.errors import ConfigError
+from streamseg.models.model import Model
 from streamseg.models.selection import Selection
 from streamseg.pipeline.metrics import Account, Metrics
 from streamseg.sources import Source
@@ -22,151 +25,187 @@ from streamseg.tracking.label_vote import LabelVote
 from streamseg.tracking.tracker import Tracker
 
 CORRUPT = "corrupt"
+"""Reason of frames that failed because they couldn't be decoded."""
 
 
 class SourceThresholds:
-    """The thresholds of each source; may be changed from any thread while frames are processed.
+    """Thresholds of each source; safe to change from any thread while frames are processed.
 
     Args:
-        default: of sources that have none of their own.
-        model: knows the classes.
+        default: thresholds of sources that have none of their own.
+        model: model whose classes the thresholds name.
+
+    Attributes:
+        default: thresholds of sources that have none of their own.
+        model: the model.
 
     Raises:
-        UsageError: they name a class that the model doesn't know.
+        UsageError: the model has no class of a name in the thresholds.
     """
 
-    def __init__(self, default: Thresholds, model: Segmenter) -> None:
-        self._model = model
-        self._own: dict[str, Thresholds] = {}
-        self.default = self._checked(default)
+    def __init__(self, default: Thresholds, model: Model) -> None:
+        self.model = model
+        self._by_source: dict[str, Thresholds] = {}
+        self.default = self._resolve(default)
 
     @classmethod
-    def of(cls, config: Config, model: Segmenter) -> SourceThresholds:
-        """Those of a config.
+    def from_config(cls, config: Config, model: Model) -> SourceThresholds:
+        """Return the thresholds of a config.
 
         Raises:
-            UsageError: as the constructor.
+            UsageError: the model has no class of a name in them.
         """
-        book = cls(config.thresholds, model)
+        thresholds = cls(config.thresholds, model)
         for source in config.sources:
-            book.set(source.name, source.thresholds)
-        return book
+            thresholds.set(source.name, source.thresholds)
+        return thresholds
 
     def __getitem__(self, source: str) -> Thresholds:
-        return self._own.get(source, self.default)
+        return self._by_source.get(source, self.default)
 
     def set_default(self, thresholds: Thresholds) -> None:
-        """Replace those of the sources that have none of their own.
+        """Replace the thresholds of sources that have none of their own.
 
         Raises:
-            UsageError: as the constructor.
+            UsageError: the model has no class of a name in them.
         """
-        self.default = self._checked(thresholds)
+        self.default = self._resolve(thresholds)
 
     def set(self, source: str, thresholds: Thresholds | None) -> None:
-        """Replace those of one source; None gives it the default.
+        """Replace the thresholds of one source; None gives it the default.
 
         Raises:
-            UsageError: as the constructor.
+            UsageError: the model has no class of a name in them.
         """
         if thresholds is None:
-            self._own.pop(source, None)
+            self._by_source.pop(source, None)
         else:
-            self._own[source] = self._checked(thresholds)
+            self._by_source[source] = self._resolve(thresholds)
 
-    def _checked(self, thresholds: Thresholds) -> Thresholds:
-        """Return the thresholds with what ``auto`` is for the model."""
-        Selection.of(thresholds, self._model.categories)
+    def _resolve(self, thresholds: Thresholds) -> Thresholds:
+        """Check the thresholds, and replace ``auto`` by the model's value."""
+        Selection.from_thresholds(thresholds, self.model.categories)
         if thresholds.class_agnostic_iou != "auto":
             return thresholds
-        own = self._model.class_agnostic_iou
-        return msgspec.structs.replace(thresholds, class_agnostic_iou=own)
+        iou = self.model.class_agnostic_iou
+        return msgspec.structs.replace(thresholds, class_agnostic_iou=iou)
 
 
-def read(source: Source, account: Account) -> Iterator[Frame]:
-    """A source's frames, entered into its account; those that can't be decoded as failed."""
-    known_bad = 0
+def read_frames(source: Source, account: Account) -> Iterator[Frame]:
+    """Yield a source's frames, and enter them into its account, undecodable ones as failed."""
+    bad_entered = 0
+
+    def enter_bad() -> None:
+        nonlocal bad_entered
+        while bad_entered < source.report.bad:
+            account.decode()
+            account.fail(CORRUPT)
+            bad_entered += 1
+
     try:
         for frame in source.frames():
             account.decode()
-            known_bad = _enter_bad(source, account, known_bad)
+            enter_bad()
             yield frame
     finally:
-        _enter_bad(source, account, known_bad)
+        enter_bad()
 
 
-def fresh(
+def drop_stale(
     batches: Iterable[Sequence[Frame]],
     max_age: float,
     is_live: Callable[[str], bool],
-    dropped: Callable[[Frame], None],
+    on_drop: Callable[[Frame], None],
 ) -> Iterator[list[Frame]]:
-    """Drop what is too old before it costs a forward.
+    """Drop frames of live sources that are too old, before they cost a forward.
 
     Args:
         batches: lists of frames.
         max_age: seconds since a frame was captured.
-        is_live: whether a source is one whose frames can be too old.
-        dropped: told what was.
+        is_live: returns whether the source of a name is live.
+        on_drop: called with each frame that is dropped.
     """
     for frames in batches:
         now = time.monotonic()
-        taken = []
+        kept = []
         for frame in frames:
             if now - frame.monotonic > max_age and is_live(frame.source):
-                dropped(frame)
+                on_drop(frame)
             else:
-                taken.append(frame)
-        if taken:
-            yield taken
+                kept.append(frame)
+        if kept:
+            yield kept
 
 
 def infer(
     batches: Iterable[Sequence[Frame]],
-    model: Segmenter,
+    model: Model,
     thresholds: SourceThresholds,
     metrics: Metrics,
 ) -> Iterator[Result]:
-    """Find the instances in each frame of each batch, and the panoptic parts if the model has any.
+    """Predict the instances, and with a panoptic model the segments, of each frame.
 
     Args:
         batches: lists of frames, of one source or of many.
-        model: finds them.
-        thresholds: by source.
-        metrics: takes the seconds spent on a frame, by stage.
+        model: model to run.
+        thresholds: thresholds of each source.
+        metrics: gets the seconds per frame of each stage.
     """
     for frames in batches:
-        taken = time.monotonic()
-        prepared = model.prepare([frame.image for frame in frames])
-        ready = time.monotonic()
-        own = [thresholds[frame.source] for frame in frames]
-        detections = model.forward(prepared, own)
-        found = time.monotonic()
-        predictions = model.postprocess(detections)
-        done = time.monotonic()
-        spent = {
-            "prepare": (ready - taken) / len(frames),
-            "forward": (found - ready) / len(frames),
-            "postprocess": (done - found) / len(frames),
-        }
-        for stage, seconds in spent.items():
+        started = time.monotonic()
+        inference = model.infer(frames, [thresholds[frame.source] for frame in frames])
+        per_frame = {stage: total / len(frames) for stage, total in inference.seconds.items()}
+        for stage, seconds in per_frame.items():
             metrics.stage_seconds.labels(stage).observe(seconds)
-        for frame, prediction in zip(frames, predictions, strict=True):
-            timing = {"queue": (taken - frame.monotonic) * 1000}
-            timing |= {stage: seconds * 1000 for stage, seconds in spent.items()}
+        for frame, prediction in zip(frames, inference.predictions, strict=True):
+            timing = {"queue": (started - frame.monotonic) * 1000}
+            timing |= {stage: seconds * 1000 for stage, seconds in per_frame.items()}
             yield Result(frame, prediction.instances, model.name, timing, prediction.segments)
 
 
-@dataclass(frozen=True, slots=True)
-class _Identities:
-    """What gives the instances of one source's epoch their identities, and these their labels."""
+class TrackerPlugin(Protocol):
+    """Tracker of one source, from a plug-in: the entry point names what makes one.
 
-    epoch: int
+    Entry points of the group ``streamseg.trackers`` name a class, or another callable, that is
+    called without arguments for each source, and again when the source's epoch changes.
+    """
+
+    def update(self, instances: Instances, pts: float) -> Instances:
+        """Return the same rows in the same order, with ``track_ids`` filled in.
+
+        Args:
+            instances: instances of the next frame.
+            pts: presentation time of the frame, in seconds.
+        """
+
+
+def find_tracker(settings: TrackerConfig) -> Callable[[], TrackerPlugin]:
+    """Return what makes a tracker for one source: of the plug-in named, or the built-in one.
+
+    Raises:
+        ConfigError: the plug-in isn't installed or can't be imported.
+    """
+    if settings.type is None:
+        return lambda: _BuiltinTracker.make(settings)
+    plugins = find_plugins("streamseg.trackers")
+    if settings.type not in plugins:
+        known = ", ".join(plugins) or "none"
+        raise ConfigError(
+            f"tracker.type: {settings.type!r} isn't installed; installed tracker plug-ins: {known}"
+        )
+    factory: Callable[[], TrackerPlugin] = plugins[settings.type].load()
+    return factory
+
+
+@dataclass(frozen=True, slots=True)
+class _BuiltinTracker:
+    """Tracker and label vote of one source."""
+
     tracker: Tracker
     vote: LabelVote | None
 
     @classmethod
-    def begin(cls, epoch: int, settings: TrackerConfig) -> _Identities:
+    def make(cls, settings: TrackerConfig) -> _BuiltinTracker:
         tracker = Tracker(
             settings.lost_track_seconds,
             min_hits=settings.min_hits,
@@ -174,7 +213,7 @@ class _Identities:
             new_track_threshold=settings.new_track_threshold,
             across_classes=settings.class_vote > 0,
         )
-        return cls(epoch, tracker, LabelVote(settings.class_vote) if settings.class_vote else None)
+        return cls(tracker, LabelVote(settings.class_vote) if settings.class_vote else None)
 
     def update(self, instances: Instances, pts: float) -> Instances:
         tracked = self.tracker.update(instances, pts)
@@ -182,28 +221,20 @@ class _Identities:
 
 
 def track(results: Iterable[Result], settings: TrackerConfig, metrics: Metrics) -> Iterator[Result]:
-    """Give instances their identities and voted labels, afresh when a source's epoch changes."""
-    sources: dict[str, _Identities] = {}
+    """Assign track ids and voted labels; each epoch of a source starts with a new tracker."""
+    make_tracker = find_tracker(settings)
+    trackers: dict[str, tuple[int, TrackerPlugin]] = {}
     for result in results:
         if not settings.enabled:
             yield result
             continue
         started = time.monotonic()
-        epoch = result.frame.epoch
-        identities = sources.get(result.source)
-        if identities is None or identities.epoch != epoch:
-            identities = sources[result.source] = _Identities.begin(epoch, settings)
-        instances = identities.update(result.instances, result.frame.pts)
+        epoch, tracker = trackers.get(result.source, (None, None))
+        if tracker is None or epoch != result.frame.epoch:
+            tracker = make_tracker()
+            trackers[result.source] = (result.frame.epoch, tracker)
+        instances = tracker.update(result.instances, result.frame.pts)
         seconds = time.monotonic() - started
         metrics.stage_seconds.labels("track").observe(seconds)
         timing = {**result.timing, "track": seconds * 1000}
         yield replace(result, instances=instances, timing=timing)
-
-
-def _enter_bad(source: Source, account: Account, known: int) -> int:
-    """Enter the frames that failed to decode since ``known`` were; how many there are now."""
-    bad = source.report.bad
-    for _ in range(bad - known):
-        account.decode()
-        account.fail(CORRUPT)
-    return bad

@@ -1,4 +1,4 @@
-"""What a run came to: counted while it goes, shown in the closing table and in ``summary.json``."""
+"""Statistics of a run, for the closing table and ``summary.json``."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from streamseg.pipeline.metrics import AccountSnapshot, Metrics
 from streamseg.structures.results import Result
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
-"""Told how far a run is: a name, frames done, and frames expected (None if nobody knows)."""
+"""Function called with a name, the frames done and the frames expected (None if unknown)."""
 
-REMEMBERED = 10_000
-"""Frames whose ages and timings are kept for the percentiles: the latest ones."""
+MAX_STORED = 10_000
+"""Number of latest frames whose ages and timings are stored for percentiles."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
-    """What became of one source.
+    """Summary of one source.
 
     Attributes:
-        source: its name.
-        account: where its frames went.
-        instances: found in all its frames.
-        tracks: identities it had.
+        source: name of the source.
+        account: account of its frames.
+        instances: number of instances in all its frames.
+        tracks: number of track ids.
         size: (height, width) of the latest frame, None if there was none.
     """
 
@@ -42,16 +42,16 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run came to.
+    """Summary of a run.
 
     Attributes:
-        model: the model's name.
+        model: name of the model.
         seconds: wall time from the first decoded frame to the last result.
-        frames: results that came out.
-        sources: each source's part.
+        frames: number of results.
+        sources: summary of each source.
         age_ms: p50 and p99 of the time from a frame's capture to its publication.
-        timing_ms: median milliseconds a frame, by stage.
-        pictures_dropped: pictures that weren't painted because the painter was late.
+        timing_ms: median milliseconds per frame, by stage.
+        pictures_dropped: images that weren't encoded because the image encoder was late.
     """
 
     model: str
@@ -64,16 +64,16 @@ class Summary:
 
     @property
     def fps(self) -> float:
-        """Results a second, over all sources."""
+        """Results per second, over all sources."""
         return self.frames / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON takes them."""
+        """Return the summary as plain values, for JSON."""
         return asdict(self) | {"fps": self.fps}
 
 
 class RunStatistics:
-    """Counts results as they pass; bounded, whatever the length of the run."""
+    """Counts the results of a run, in bounded memory; safe to read from any thread."""
 
     def __init__(self, model: str, metrics: Metrics) -> None:
         self._model = model
@@ -84,19 +84,19 @@ class RunStatistics:
         self._frames = 0
         self._instances: dict[str, int] = {}
         self._tracks: dict[str, int] = {}
-        self._newest_track: dict[str, tuple[int, int]] = {}
+        self._highest_track: dict[str, tuple[int, int]] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
-        self._ages: deque[float] = deque(maxlen=REMEMBERED)
-        self._timings: deque[Mapping[str, float]] = deque(maxlen=REMEMBERED)
+        self._ages: deque[float] = deque(maxlen=MAX_STORED)
+        self._timings: deque[Mapping[str, float]] = deque(maxlen=MAX_STORED)
 
     def count(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Pass results through, counting each after whoever takes it here is done with it."""
+        """Pass on results, and count each."""
         for result in results:
             self._count(result)
             yield result
 
     def summary(self) -> Summary:
-        """The run so far."""
+        """Return the summary of the run so far."""
         with self._lock:
             accounts = self._metrics.snapshots()
             stages = sorted({stage for timing in self._timings for stage in timing})
@@ -109,7 +109,7 @@ class RunStatistics:
                 timing_ms={
                     s: float(np.median([t[s] for t in self._timings if s in t])) for s in stages
                 },
-                pictures_dropped=self._metrics.pictures_dropped_total(),
+                pictures_dropped=self._metrics.images_dropped_total(),
             )
 
     def _source_summary(self, account: AccountSnapshot) -> SourceSummary:
@@ -138,13 +138,14 @@ class RunStatistics:
         self._metrics.instances.labels(name).inc(len(result.instances))
 
     def _count_tracks(self, result: Result) -> None:
-        """Identities rise within an epoch, so only the newest one has to be remembered."""
+        """Count new track ids; they rise within an epoch, so the highest one is enough."""
         name, epoch = result.source, result.frame.epoch
-        newest = self._newest_track.get(name, (epoch, -1))
-        last = newest[1] if newest[0] == epoch else -1
-        fresh = [track for track in result.instances.track_ids.tolist() if track > last]
-        self._tracks[name] = self._tracks.get(name, 0) + len(fresh)
-        self._newest_track[name] = (epoch, max([last, *fresh]))
+        last_epoch, highest = self._highest_track.get(name, (epoch, -1))
+        if last_epoch != epoch:
+            highest = -1
+        new = [track for track in result.instances.track_ids.tolist() if track > highest]
+        self._tracks[name] = self._tracks.get(name, 0) + len(new)
+        self._highest_track[name] = (epoch, max([highest, *new]))
 
 
 def _percentiles(values: Iterable[float]) -> dict[str, float]:

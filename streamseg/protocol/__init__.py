@@ -1,25 +1,11 @@
-"""Wire protocol, version 1: messages, topics and limits; CURVE keys."""
+"""ZeroMQ protocol, version 1: messages, topics, limits and addresses; CURVE keys.
 
-from streamseg.protocol.messages import (
-    FINAL,
-    MAX_INSTANCES,
-    MAX_JPEG_BYTES,
-    MAX_JSON_BYTES,
-    MAX_TOPIC_BYTES,
-    VERSION,
-    Address,
-    Dropped,
-    InstanceMessage,
-    MasksMessage,
-    Message,
+Use it as a namespace: ``from streamseg import protocol`` and ``protocol.decode(…)``.
+"""
+
+from streamseg.protocol.address import Address
+from streamseg.protocol.encoding import (
     MessageT,
-    RecordedMessage,
-    ReplayAnswer,
-    ReplayRequest,
-    SegmentMessage,
-    State,
-    StatusMessage,
-    Topic,
     decode,
     decode_instances,
     decode_segments,
@@ -27,10 +13,29 @@ from streamseg.protocol.messages import (
     escape_undecodable,
     instance_messages,
     masks_message,
-    parse_topic,
-    record,
     recorded_message,
     segment_messages,
+    to_recorded,
+)
+from streamseg.protocol.messages import (
+    FINAL,
+    MAX_INSTANCES,
+    MAX_JPEG_BYTES,
+    MAX_JSON_BYTES,
+    MAX_TOPIC_BYTES,
+    VERSION,
+    Dropped,
+    InstanceMessage,
+    MasksMessage,
+    Message,
+    RecordedMessage,
+    ReplayAnswer,
+    ReplayRequest,
+    SegmentMessage,
+    State,
+    StatusMessage,
+    Topic,
+    parse_topic,
     topic,
 )
 
@@ -62,8 +67,8 @@ __all__ = [
     "instance_messages",
     "masks_message",
     "parse_topic",
-    "record",
     "recorded_message",
     "segment_messages",
+    "to_recorded",
     "topic",
 ]

@@ -1,4 +1,4 @@
-"""What a service may need of the system at the most, checked before it starts or takes a source."""
+"""Check that the system has room for a service and its sources: open files and threads."""
 
 from __future__ import annotations
 
@@ -11,42 +11,41 @@ from streamseg.sinks.zmq.endpoints import max_connections_within, open_files_nee
 from streamseg.sources import LiveSource, Source
 
 OWN_FILES = 256
-"""Open files of the service itself: its control connections, its sockets, libraries."""
+"""Open files of the service itself: connections of the HTTP API, sockets, libraries."""
 OWN_THREADS = 32
-"""Threads of the service itself, beside those that compute: one per core, twice."""
-FILES_OF_A_LIVE_SOURCE = 4
-"""Its connection, which may be several sockets, and the one before it, which may be blocked."""
-FILES_OF_A_RECORDING = 2
-THREADS_OF_A_SOURCE = 2
+"""Threads of the service itself, in addition to two per core that compute."""
+FILES_PER_LIVE_SOURCE = 4
+"""Open files of a connection, and of the one before it, which may be blocked."""
+FILES_PER_RECORDING = 2
+THREADS_PER_SOURCE = 2
 
 
 def check_capacity(
     publish: PublishConfig, running: Sequence[Source], starting: Sequence[Source]
 ) -> None:
-    """Refuse to start sources, and the service if none is running, that the system has no room for.
+    """Check that the system has room for sources, and for the service if none is running yet.
 
     Args:
-        publish: how many subscribers there may be.
-        running: sources that the service has and keeps.
-        starting: sources that are to begin.
+        publish: config of the publisher, with the maximum number of subscribers.
+        running: sources that are running and stay.
+        starting: sources that are about to start.
 
     Raises:
-        ConfigError: there are too few open files or threads; it names what is needed.
+        ConfigError: the limit of open files or threads is too low; the message has what is needed.
     """
-    of_sources = sum(
-        FILES_OF_A_LIVE_SOURCE if isinstance(source, LiveSource) else FILES_OF_A_RECORDING
+    for_sources = sum(
+        FILES_PER_LIVE_SOURCE if isinstance(source, LiveSource) else FILES_PER_RECORDING
         for source in (*running, *starting)
     )
-    connections = open_files_needed(publish)
+    left = raise_open_files_limit() - for_sources - OWN_FILES
+    max_connections = max_connections_within(publish, left)
+    advice = ""
+    if max_connections >= 1:
+        advice = f", or set publish.max_connections to {max_connections} or less"
+    for_subscribers = open_files_needed(publish)
     check_open_files(
-        {"subscribers": connections, "sources": of_sources, "the service itself": OWN_FILES},
-        _advice(publish, raise_open_files_limit() - of_sources - OWN_FILES),
+        {"subscribers": for_subscribers, "sources": for_sources, "the service itself": OWN_FILES},
+        advice,
     )
-    own = 0 if running else OWN_THREADS + 2 * (os.cpu_count() or 1)
-    check_threads(own + THREADS_OF_A_SOURCE * len(starting))
-
-
-def _advice(publish: PublishConfig, room: int) -> str:
-    """Return the number of connections that there is room for, in words, if there is for one."""
-    most = max_connections_within(publish, room)
-    return f", or set publish.max_connections to {most} or less" if most >= 1 else ""
+    own_threads = 0 if running else OWN_THREADS + 2 * (os.cpu_count() or 1)
+    check_threads(own_threads + THREADS_PER_SOURCE * len(starting))

@@ -1,11 +1,11 @@
-"""Who may ask this project's HTTP servers, control's and the viewer's, and for how long.
+"""Access checks and limits of the HTTP servers: the HTTP API and the viewer.
 
-A page of another site can make a browser ask such a server: by a form or a WebSocket (the browser
-says where the page came from: ``Origin``), or under a name of the attacker's that has been made to
-lead here (the browser says which name it asked for: ``Host``). Both are compared with the names
-that the server goes by.
+A web page of another site can make a browser send requests to such a server: with a form or a
+WebSocket (the browser sends the page's site as ``Origin``), or under a host name of the attacker
+that resolves to this machine (the browser sends that name as ``Host``). Both headers are compared
+with the server's own names.
 
-uvicorn itself waits for ever: for a request, for the rest of one and for its body.
+uvicorn has no timeouts: a client may take forever to send a request or to read the response.
 """
 
 from __future__ import annotations
@@ -22,107 +22,119 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from streamseg.errors import UsageError
 
+CLOSE_WITHIN = 0.5
+"""Time that clients get to finish their requests when a server stops, in seconds."""
 AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253})(:\d{1,5})?", re.ASCII)
-"""``name``, ``name:port`` or ``[address]:port``, in small letters."""
+"""``name``, ``name:port`` or ``[address]:port``, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """The names that a server goes by, as they stand in ``Host``.
+class HostNames:
+    """Host names of a server, as clients send them in ``Host``.
 
     Attributes:
-        authorities: ``host:port``.
-        option: where more can be named.
+        authorities: names with their ports, ``host:port``.
+        option: option that adds names, for error messages.
     """
 
     authorities: frozenset[str]
     option: str
 
     @classmethod
-    def of(cls, host: str, port: int, allowed: Iterable[str], option: str) -> Names:
-        """Of a server bound to ``host`` and ``port``.
+    def of(cls, host: str, port: int, allowed: Iterable[str], option: str) -> HostNames:
+        """Return the names of a server that is bound to ``host`` and ``port``.
 
         Args:
-            host: a name or an address without brackets.
-            port: the one that is bound.
-            allowed: more names; without a port, they are taken with the bound one and with none.
-            option: where those were named.
+            host: name, or address without brackets.
+            port: port that is bound.
+            allowed: additional names; one without a port is valid with the bound port and with
+                none.
+            option: option that holds them.
 
         Raises:
-            UsageError: one of ``allowed`` isn't a name.
+            UsageError: one of ``allowed`` isn't a host name.
         """
-        own = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host.lower()}
-        known = {f"{name}:{port}" for name in own}
+        local = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host.lower()}
+        authorities = {f"{name}:{port}" for name in local}
         if port == 80:
-            known |= own
+            authorities |= local
         for name in allowed:
             match = AUTHORITY.fullmatch(name.lower())
             if match is None:
                 raise UsageError(f"{option} {name!r}: write NAME or NAME:PORT")
-            known |= {match[0]} if match[2] else {match[0], f"{match[0]}:{port}"}
-        return cls(frozenset(known), option)
+            authorities |= {match[0]} if match[2] else {match[0], f"{match[0]}:{port}"}
+        return cls(frozenset(authorities), option)
 
     def refusal(self, headers: Headers, *, origin_needed: bool = False) -> str:
-        """Why a request can't be answered, in one line; empty if it can.
+        """Return why a request must be refused, in one line; empty if it is allowed.
 
         Args:
-            headers: of the request.
-            origin_needed: whether it must say where it comes from, as every browser does when it
-                opens a WebSocket.
+            headers: headers of the request.
+            origin_needed: whether ``Origin`` is required, as it is for a WebSocket, with which
+                every browser sends it.
         """
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or hosts[0].lower() not in self.authorities:
-            asked = repr(hosts[0][:80]) if len(hosts) == 1 else f"{len(hosts)} names"
-            return f"this server doesn't go by {asked}: add the name with {self.option}"
+            requested = repr(hosts[0][:80]) if len(hosts) == 1 else f"{len(hosts)} names"
+            return f"this server has no name {requested}: add the name with {self.option}"
         if not origins and not origin_needed:
             return ""
         scheme, _, authority = (origins[0] if len(origins) == 1 else "").lower().partition("://")
         if scheme not in ("http", "https") or authority != hosts[0].lower():
-            return "pages of other sites may not ask this server"
+            return "pages of other sites may not send requests to this server"
         return ""
 
 
-def hasty(most: int, within: float) -> type[H11Protocol]:
-    """HTTP as uvicorn has it, which ends connections that are too many or take too long.
+def limited_protocol(most: int, within: float) -> type[H11Protocol]:
+    """Return uvicorn's HTTP protocol with a limit of connections and of their duration.
 
     Args:
-        most: connections at once, WebSockets among them; one more is closed at once.
-        within: seconds that a connection may last that doesn't become a WebSocket.
+        most: maximum number of connections, WebSockets included; a further one is closed at once.
+        within: seconds after which a connection that isn't a WebSocket is aborted.
     """
 
-    class Hasty(H11Protocol):
-        _due: asyncio.TimerHandle | None = None
+    class LimitedProtocol(H11Protocol):
+        _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > most:
                 transport.abort()
             else:
-                self._due = self.loop.call_later(within, self._end)
+                self._deadline = self.loop.call_later(within, self._abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._due is not None:
-                self._due.cancel()  # it would keep what was said until then
+            if self._deadline is not None:
+                self._deadline.cancel()  # the timer would keep the connection in memory
             super().connection_lost(exc)
 
-        def _end(self) -> None:
-            if self.transport.get_protocol() is self:  # otherwise it has become a WebSocket
+        def _abort(self) -> None:
+            if self.transport.get_protocol() is self:  # a WebSocket has another protocol
                 self.transport.abort()
 
-    return Hasty
+    return LimitedProtocol
 
 
-class Server(uvicorn.Server):
-    """HTTP server whose shutdown closes every connection.
+class ClosingServer(uvicorn.Server):
+    """uvicorn's server, which closes every connection before its event loop ends.
 
-    uvicorn leaves a connection open whose client does not read the rest of a response: the event
-    loop ends with the transport and its socket unclosed.
+    uvicorn leaves a connection open whose client doesn't read, and asyncio (Python 3.11) one that
+    is accepted while a server closes.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Shut down as uvicorn does, then abort the connections that are left."""
+        """Finish the requests in progress, and abort the connections of the others."""
+        loop = asyncio.get_running_loop()
+        for listener in sockets or ():
+            loop.remove_reader(listener)
+        for _ in range(2):  # iterations until an accepted connection is a connection of the server
+            await asyncio.sleep(0)
+        aborting = loop.call_later(CLOSE_WITHIN, self._abort_connections)
         await super().shutdown(sockets)
+        aborting.cancel()
+        self._abort_connections()
+        await asyncio.sleep(0)  # the loop closes an aborted connection in its next iteration
+
+    def _abort_connections(self) -> None:
         for connection in list(self.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
-        await asyncio.sleep(0)  # an aborted transport closes its socket in the next iteration
+            connection.transport.abort()

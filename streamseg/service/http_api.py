@@ -1,9 +1,9 @@
-"""Control: HTTP for operators and their tools: health, metrics, and changes to a running service.
+"""HTTP API of a service: health, metrics, and changes to its sources.
 
-``GET /healthz``, ``/readyz`` and ``/metrics`` are for machines; ``/v1/…`` is what ``streamseg ctl``
-speaks, JSON both ways. It serves loopback unless told otherwise; beyond, all but the health checks
-ask for a token. Requests are refused whose ``Host`` isn't one of its names, or that come from a
-page of another site, so that no web page can reach it through its reader's browser.
+``GET /healthz``, ``/readyz`` and ``/metrics`` are for monitoring; ``/v1/…`` takes and returns JSON,
+and is what ``streamseg ctl`` uses. It binds loopback by default; beyond loopback, everything but
+the health checks requires a token. Requests with an unknown ``Host``, or from a page of another
+site, are refused, so that no web page can reach the API through a browser on this machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamseg.config import Config, SourceConfig, Thresholds, read_secret
-from streamseg.config.validation_errors import explain
+from streamseg.config.validation_errors import describe_validation_error
 from streamseg.errors import (
     BindError,
     ConfigError,
@@ -35,42 +35,45 @@ from streamseg.errors import (
     redact,
     redact_address,
 )
-from streamseg.protocol.messages import Address
-from streamseg.service.http_access import Names, Server, hasty
-from streamseg.service.service import Reloaded, Service
+from streamseg.protocol.address import Address
+from streamseg.service.http_access import ClosingServer, HostNames, limited_protocol
+from streamseg.service.service import Service
 from streamseg.service.source_session import SourceSession
+from streamseg.service.source_set import Reloaded
 from streamseg.service.system_limits import FileReserve, ReservedListener
 
-AFTER_MASKS = 3
-"""How many ports after the masks' it is, unless the config says where."""
+PORT_OFFSET = 3
+"""Default port: that of the masks plus this."""
 MAX_BODY_BYTES = 64 * 1024
 MAX_CONNECTIONS = 64
-ANSWER_WITHIN = 60.0
-"""Seconds that a connection may last: one request, which may be to read the config again."""
+CONNECTION_TIMEOUT = 60.0
+"""Time after which a connection is closed, in seconds: one request, which may be a reload."""
 STOP_WITHIN = 2.0
-ONLY_IN_FILES = ("password_env", "password_file")
+"""Time that the server's thread gets to end, in seconds."""
+FILE_ONLY_OPTIONS = ("password_env", "password_file")
+"""Options of a source that only a config file may set: they read secrets of the service."""
 
 Reload = Callable[[], Reloaded]
 
 
 class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A source, as ``/v1/sources`` tells of it.
+    """Source in the responses of ``/v1/sources``.
 
     Attributes:
-        name: on the wire.
-        url: without its secrets.
+        name: name of the source.
+        url: its URL, without secrets.
         live: whether it is a camera or a network stream.
-        state: as in status messages.
-        reason: why, in words.
-        paused: whether an operator paused it.
-        epoch: of its latest frame.
-        decoded: frames that came out of the decoder.
-        published: frames handed to the masks socket.
+        state: state, as in status messages.
+        reason: reason for the state, in words.
+        paused: whether it is paused.
+        epoch: epoch of its latest frame.
+        decoded: frames that were decoded.
+        published: frames whose masks were published.
         dropped: frames dropped, by reason.
         failed: frames that couldn't be processed, by reason.
-        in_flight: frames on their way.
-        age_p99_ms: of the results of the last minute.
-        thresholds: those that hold for it now.
+        in_flight: frames in flight.
+        age_p99_ms: 99th percentile of the ages of the last minute's results.
+        thresholds: thresholds in effect.
     """
 
     name: str
@@ -89,24 +92,24 @@ class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
     thresholds: Thresholds
 
 
-class Control:
-    """Serves from ``start`` to ``stop``, in a thread of its own.
+class HttpApi:
+    """HTTP server in a thread of its own; binds at once, serves from ``start`` to ``stop``.
 
     Args:
-        service: is asked and told.
-        config: of the service; says where, and with which token.
-        reload: reads the config again; None where there is no file to read.
+        service: service that it controls.
+        config: config of the service, with the address and the token.
+        reload: function that reloads the config file; None if there is no file.
 
     Attributes:
         address: ``http://host:port``.
 
     Raises:
-        ConfigError: beyond loopback without a token, or the token can't be had.
-        BindError: the address can't be served on.
+        ConfigError: the address is not loopback and there is no token, or the token can't be read.
+        BindError: the address can't be bound.
     """
 
     def __init__(self, service: Service, config: Config, reload: Reload | None) -> None:
-        host, port = _where(config)
+        host, port = _bind_address(config)
         settings = config.control
         token = read_secret(settings.token_env, settings.token_file, "control: token")
         if (settings.token_env or settings.token_file) and not token:
@@ -115,29 +118,29 @@ class Control:
             raise ConfigError(
                 f"control: {host} can be reached by other machines: name a token_file or token_env"
             )
-        self._reserve = FileReserve()  # health must be answered when all descriptors are in use
+        self._reserve = FileReserve()  # health checks must work without any free file descriptor
         try:
-            self._socket = ReservedListener(_bound(host, port), self._reserve)
+            self._socket = ReservedListener(_bind(host, port), self._reserve)
         except BindError:
             self._reserve.close()
             raise
         port = self._socket.getsockname()[1]
         self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         try:
-            names = Names.of(host, port, settings.hosts, "control.hosts")
+            names = HostNames.of(host, port, settings.hosts, "control.hosts")
         except UsageError as error:
             self._socket.close()
             self._reserve.close()
             raise ConfigError(str(error)) from None
-        guarded = _Guard(Starlette(routes=_routes(service, reload)), names, token)
+        app = Starlette(routes=_routes(service, reload))
         self._server = _Server(
             uvicorn.Config(
-                guarded,
-                http=hasty(MAX_CONNECTIONS, ANSWER_WITHIN),
+                _AccessCheck(app, names, token),
+                http=limited_protocol(MAX_CONNECTIONS, CONNECTION_TIMEOUT),
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="error",  # what strangers send is no news
+                log_level="error",  # malformed requests of unknown clients are no errors
                 access_log=False,
                 server_header=False,
                 headers=[("Connection", "close")],
@@ -149,11 +152,11 @@ class Control:
         )
 
     def start(self) -> None:
-        """Serve; returns at once."""
+        """Start the server; returns at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and give the address back; may be called without ``start``."""
+        """Stop the server and release its address; may be called without ``start``."""
         self._server.should_exit = True
         if self._thread.ident is not None:
             self._thread.join(STOP_WITHIN)
@@ -162,39 +165,37 @@ class Control:
             self._reserve.close()
 
 
-class _Server(Server):
-    """Loads what the first request would load, while there are descriptors for it."""
-
+class _Server(ClosingServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Load what the first request would load, while there are file descriptors for it."""
         await run_in_threadpool(int)
         await super().startup(sockets)
 
 
 def _routes(service: Service, reload: Reload | None) -> list[Route]:
-    """What is asked for by which address."""
-    api = _Api(service, reload)
+    endpoints = _Endpoints(service, reload)
     return [
-        Route("/healthz", api.health),
-        Route("/readyz", api.readiness),
-        Route("/metrics", api.metrics),
-        Route("/v1/sources", api.sources, methods=["GET"]),
-        Route("/v1/sources", api.add, methods=["POST"]),
-        Route("/v1/sources/{name}", api.source, methods=["GET"]),
-        Route("/v1/sources/{name}", api.remove, methods=["DELETE"]),
-        Route("/v1/sources/{name}/pause", api.pause, methods=["POST"]),
-        Route("/v1/sources/{name}/resume", api.resume, methods=["POST"]),
-        Route("/v1/sources/{name}/thresholds", api.source_thresholds, methods=["PUT"]),
-        Route("/v1/thresholds", api.thresholds, methods=["GET"]),
-        Route("/v1/thresholds", api.set_thresholds, methods=["PUT"]),
-        Route("/v1/reload", api.reload, methods=["POST"]),
+        Route("/healthz", endpoints.health),
+        Route("/readyz", endpoints.readiness),
+        Route("/metrics", endpoints.metrics),
+        Route("/v1/sources", endpoints.list_sources, methods=["GET"]),
+        Route("/v1/sources", endpoints.add_source, methods=["POST"]),
+        Route("/v1/sources/{name}", endpoints.get_source, methods=["GET"]),
+        Route("/v1/sources/{name}", endpoints.remove_source, methods=["DELETE"]),
+        Route("/v1/sources/{name}/pause", endpoints.pause_source, methods=["POST"]),
+        Route("/v1/sources/{name}/resume", endpoints.resume_source, methods=["POST"]),
+        Route("/v1/sources/{name}/thresholds", endpoints.set_source_thresholds, methods=["PUT"]),
+        Route("/v1/thresholds", endpoints.get_thresholds, methods=["GET"]),
+        Route("/v1/thresholds", endpoints.set_thresholds, methods=["PUT"]),
+        Route("/v1/reload", endpoints.reload, methods=["POST"]),
     ]
 
 
-class _Api:
-    """The answers.
+class _Endpoints:
+    """Request handlers.
 
-    What may take long, or wait for a lock, is done in threads, of which there are only so many;
-    whether the service is well is said in the event loop, however busy those are.
+    Handlers that may take long or wait for a lock run in a pool of threads. The health checks run
+    in the event loop, so that they are answered while that pool is busy.
     """
 
     def __init__(self, service: Service, reload: Reload | None) -> None:
@@ -202,8 +203,8 @@ class _Api:
         self._reload = reload
 
     async def health(self, _: Request) -> Response:
-        health_problem = self._service.health_problem
-        return PlainTextResponse(health_problem or "ok", 503 if health_problem else 200)
+        problem = self._service.health_problem
+        return PlainTextResponse(problem or "ok", 503 if problem else 200)
 
     async def readiness(self, _: Request) -> Response:
         ready = self._service.ready
@@ -213,157 +214,160 @@ class _Api:
         text = generate_latest(self._service.metrics.registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    def sources(self, _: Request) -> Response:
-        return _json([self._status(feed) for feed in self._service.sessions()])
+    def list_sources(self, _: Request) -> Response:
+        return _json_response([self._status(session) for session in self._service.sources])
 
-    def source(self, request: Request) -> Response:
+    def get_source(self, request: Request) -> Response:
         name = request.path_params["name"]
-        found = [self._status(feed) for feed in self._service.sessions() if feed.name == name]
-        return _json(found[0]) if found else _error(404, f"there is no source called {name!r}")
+        for session in self._service.sources:
+            if session.name == name:
+                return _json_response(self._status(session))
+        return _error_response(404, f"there is no source called {name!r}")
 
-    async def add(self, request: Request) -> Response:
+    async def add_source(self, request: Request) -> Response:
         def add(source: SourceConfig) -> Response:
-            named = [option for option in ONLY_IN_FILES if getattr(source, option)]
-            if named:
-                raise ConfigError(f"{named[0]} can only be named in the config file")
-            return _json({"name": self._service.add(source)}, 201)
+            for option in FILE_ONLY_OPTIONS:
+                if getattr(source, option):
+                    raise ConfigError(f"{option} can only be named in the config file")
+            return _json_response({"name": self._service.sources.add(source)}, 201)
 
-        return await _answer(request, SourceConfig, add)
+        return await _handle_json(request, SourceConfig, add)
 
-    def remove(self, request: Request) -> Response:
-        return _done(lambda: self._service.remove(request.path_params["name"]))
+    def remove_source(self, request: Request) -> Response:
+        return _handle_action(lambda: self._service.sources.remove(request.path_params["name"]))
 
-    def pause(self, request: Request) -> Response:
-        return _done(lambda: self._service.pause(request.path_params["name"]))
+    def pause_source(self, request: Request) -> Response:
+        return _handle_action(lambda: self._service.sources.pause(request.path_params["name"]))
 
-    def resume(self, request: Request) -> Response:
-        return _done(lambda: self._service.resume(request.path_params["name"]))
+    def resume_source(self, request: Request) -> Response:
+        return _handle_action(lambda: self._service.sources.resume(request.path_params["name"]))
 
-    def thresholds(self, _: Request) -> Response:
-        return _json(self._service.default_thresholds)
+    def get_thresholds(self, _: Request) -> Response:
+        return _json_response(self._service.sources.thresholds.default)
 
     async def set_thresholds(self, request: Request) -> Response:
-        def change(thresholds: Thresholds) -> Response:
-            self._service.set_thresholds(thresholds)
-            return _json(self._service.default_thresholds)
+        def replace(thresholds: Thresholds) -> Response:
+            self._service.sources.set_thresholds(thresholds)
+            return _json_response(self._service.sources.thresholds.default)
 
-        return await _answer(request, Thresholds, change)
+        return await _handle_json(request, Thresholds, replace)
 
-    async def source_thresholds(self, request: Request) -> Response:
+    async def set_source_thresholds(self, request: Request) -> Response:
         name = request.path_params["name"]
 
-        def change(thresholds: Thresholds | None) -> Response:
-            self._service.set_thresholds(thresholds, name)
-            return _json(self._service.thresholds_of(name))
+        def replace(thresholds: Thresholds | None) -> Response:
+            self._service.sources.set_thresholds(thresholds, name)
+            return _json_response(self._service.sources.thresholds[name])
 
-        return await _answer(request, Thresholds | None, change)
+        return await _handle_json(request, Thresholds | None, replace)
 
     def reload(self, _: Request) -> Response:
         if self._reload is None:
-            return _error(409, "the service wasn't started with a config file")
+            return _error_response(409, "the service wasn't started with a config file")
         try:
-            return _json(self._reload())
+            return _json_response(self._reload())
         except StreamsegError as error:
-            return _refusal(error)
+            return _refusal_response(error)
 
-    def _status(self, feed: SourceSession) -> SourceStatus:
+    def _status(self, session: SourceSession) -> SourceStatus:
         metrics = self._service.metrics
-        account = metrics.account(feed.name).snapshot()
+        account = metrics.account(session.name).snapshot()
         return SourceStatus(
-            name=feed.name,
-            url=redact_address(feed.config.url),
-            live=feed.source.live,
-            state=feed.condition.state,
-            reason=feed.condition.reason,
-            paused=feed.paused,
-            epoch=feed.condition.epoch,
+            name=session.name,
+            url=redact_address(session.config.url),
+            live=session.source.live,
+            state=session.condition.state,
+            reason=session.condition.reason,
+            paused=session.paused,
+            epoch=session.condition.epoch,
             decoded=account.decoded,
             published=account.published,
             dropped=dict(account.dropped),
             failed=dict(account.failed),
             in_flight=account.in_flight,
-            age_p99_ms=1000 * metrics.age_p99_of(feed.name),
-            thresholds=self._service.thresholds_of(feed.name),
+            age_p99_ms=1000 * metrics.age_p99_of(session.name),
+            thresholds=self._service.sources.thresholds[session.name],
         )
 
 
-class _Guard:
-    """Lets only those requests through that may ask."""
+class _AccessCheck:
+    """ASGI middleware that checks ``Host``, ``Origin`` and the token."""
 
-    def __init__(self, app: ASGIApp, names: Names, token: str) -> None:
+    def __init__(self, app: ASGIApp, names: HostNames, token: str) -> None:
         self._app = app
         self._names = names
         self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope)
-        refusal = self._refusal(request)
-        await (self._app if refusal is None else refusal)(scope, receive, send)
+        await (self._refuse(Request(scope)) or self._app)(scope, receive, send)
 
-    def _refusal(self, request: Request) -> Response | None:
-        why = self._names.refusal(request.headers)
-        if why:
-            return _error(403, why)
+    def _refuse(self, request: Request) -> Response | None:
+        """Return the response to a request that is refused, None for one that is allowed."""
+        reason = self._names.refusal(request.headers)
+        if reason:
+            return _error_response(403, reason)
         if request.url.path in ("/healthz", "/readyz") or not self._token:
             return None
-        said = request.headers.get("authorization", "").encode()
-        if not hmac.compare_digest(said, b"Bearer " + self._token):
-            return _error(401, "the token is missing, or another one")
+        authorization = request.headers.get("authorization", "").encode()
+        if not hmac.compare_digest(authorization, b"Bearer " + self._token):
+            return _error_response(401, "the token is missing or wrong")
         return None
 
 
-async def _answer(request: Request, kind: Any, act: Callable[[Any], Response]) -> Response:
-    """What ``act`` answers to the request's JSON, a ``kind``."""
+async def _handle_json(
+    request: Request, schema: Any, action: Callable[[Any], Response]
+) -> Response:
+    """Decode the request's JSON as a ``schema``, and return what ``action`` responds to it."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        return _error(415, "send application/json")
+        return _error_response(415, "send application/json")
     body = b""
     try:
         async for part in request.stream():
             body += part
             if len(body) > MAX_BODY_BYTES:
-                return _error(413, f"send at most {MAX_BODY_BYTES} bytes")
+                return _error_response(413, f"send at most {MAX_BODY_BYTES} bytes")
     except ClientDisconnect:
-        return _error(400, "the rest of it didn't come")
+        return _error_response(400, "the body is incomplete")
     try:
-        wanted = msgspec.json.decode(body, type=kind)
+        decoded = msgspec.json.decode(body, type=schema)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _error(400, explain(str(error), kind))
+        return _error_response(400, describe_validation_error(str(error), schema))
     try:
-        return await run_in_threadpool(act, wanted)
+        return await run_in_threadpool(action, decoded)
     except StreamsegError as error:
-        return _refusal(error)
+        return _refusal_response(error)
 
 
-def _done(act: Callable[[], None]) -> Response:
+def _handle_action(action: Callable[[], None]) -> Response:
     try:
-        act()
+        action()
     except StreamsegError as error:
-        return _refusal(error)
+        return _refusal_response(error)
     return Response(status_code=204)
 
 
-def _refusal(error: StreamsegError) -> Response:
-    return _error(404 if isinstance(error, NoSuchSourceError) else 400, str(error))
+def _refusal_response(error: StreamsegError) -> Response:
+    return _error_response(404 if isinstance(error, NoSuchSourceError) else 400, str(error))
 
 
-def _error(status: int, reason: str) -> JSONResponse:
+def _error_response(status: int, reason: str) -> JSONResponse:
     return JSONResponse({"error": redact(reason)}, status)
 
 
-def _json(value: Any, status: int = 200) -> Response:
+def _json_response(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
-def _where(config: Config) -> tuple[str, int]:
-    """Host and port to serve on; port 0 is any free one."""
+def _bind_address(config: Config) -> tuple[str, int]:
+    """Return the host and port to bind; port 0 is any free one."""
     if config.control.bind is not None:
         host, _, port = config.control.bind.rpartition(":")
         return host.removeprefix("[").removesuffix("]"), int(port)
     masks = Address.parse(config.publish.bind)
-    return "127.0.0.1", masks.port + AFTER_MASKS if masks.port else 0
+    return "127.0.0.1", masks.port + PORT_OFFSET if masks.port else 0
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     if port > 65535:
         raise BindError(f"control: {host}:{port}: ports go up to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,7 +1,7 @@
-"""When a source of a running service is over: not when it ends, but when all of it has gone out.
+"""Drain tracking: detects when the last result and image of an ended source have been sent.
 
-A source's last frame may still be with the model, in a mailbox, or with the painter when the source
-itself has nothing more. Subscribers take ``ended`` for the last word, so it must be that.
+When a source ends, its last frames may still wait for the model, in a mailbox or for the image
+encoder. Its ``ended`` status must follow them, because subscribers leave when they receive it.
 """
 
 from __future__ import annotations
@@ -14,57 +14,60 @@ from streamseg.structures.results import Result
 
 
 class SourceDrain:
-    """Says that a source has ended when the last of its results and pictures has gone out.
+    """Counts what is in flight for each source, and reports an ended source once nothing is.
 
     Args:
-        metrics: the accounts, which know what is on its way.
-        over: told ``(source, reason, failed=…)``, once for each ``source_ended``.
+        metrics: the frame accounts.
+
+    Attributes:
+        on_drained: called with ``(source, reason, failed)``, once per ``end_source``.
     """
 
-    def __init__(self, metrics: Metrics, over: Callable[..., None]) -> None:
+    def __init__(self, metrics: Metrics) -> None:
+        self.on_drained: Callable[[str, str, bool], None] = lambda *_: None
         self._metrics = metrics
-        self._over = over
         self._lock = threading.Lock()
-        self._painting: dict[str, int] = {}
+        self._pending_images: dict[str, int] = {}
         self._ended: dict[str, tuple[str, bool]] = {}
 
-    def to_paint(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Results on their way to the painter."""
+    def count_images(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Pass on results for the image encoder, and count each as a pending image."""
         for result in results:
             with self._lock:
-                self._painting[result.source] = self._painting.get(result.source, 0) + 1
+                pending = self._pending_images.get(result.source, 0)
+                self._pending_images[result.source] = pending + 1
             yield result
 
-    def painted(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Results that the painter takes: when it asks for the next, it is done with the last."""
+    def settle_images(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Pass on results to the image encoder, and settle each when the next one is requested."""
         for result in results:
             yield result
-            self.painting_done(result.source)
+            self.settle_image(result.source)
 
-    def painting_done(self, source: str) -> None:
-        """A result was painted, or dropped before it was."""
+    def settle_image(self, source: str) -> None:
+        """Settle a pending image: it was encoded, or dropped."""
         with self._lock:
-            self._painting[source] -= 1
-        self.look(source)
+            self._pending_images[source] -= 1
+        self.check(source)
 
-    def published(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Results that went out."""
+    def check_published(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Pass on published results, and check the source of each afterwards."""
         for result in results:
             yield result
-            self.look(result.source)
+            self.check(result.source)
 
-    def source_ended(self, source: str, reason: str, *, failed: bool = False) -> None:
-        """A source has no more frames."""
+    def end_source(self, source: str, reason: str, *, failed: bool = False) -> None:
+        """Record that a source has no more frames."""
         with self._lock:
             self._ended[source] = (reason, failed)
-        self.look(source)
+        self.check(source)
 
-    def look(self, source: str) -> None:
-        """Say that a source is over if it is: something of it was settled."""
+    def check(self, source: str) -> None:
+        """Call ``on_drained`` if the source has ended and nothing of it is in flight."""
         with self._lock:
-            busy = self._painting.get(source) or self._metrics.account(source).snapshot().in_flight
-            if busy or source not in self._ended:
+            in_flight = self._metrics.account(source).snapshot().in_flight
+            if source not in self._ended or in_flight or self._pending_images.get(source):
                 return
             reason, failed = self._ended.pop(source)
-            self._painting.pop(source, None)
-        self._over(source, reason, failed=failed)
+            self._pending_images.pop(source, None)
+        self.on_drained(source, reason, failed)

@@ -1,8 +1,8 @@
-"""One source of a running service: its frames, the state it is in, and what may be done to it.
+"""Session of one source in a running service: its frames, its state, and the control of it.
 
-A source knows how to get frames; a feed knows that it is part of a service: that its frames are
-accounted for, that others are told how it is, that an operator may pause it or take it away, and
-that a source which comes back under its old name goes on with the next epoch.
+A source yields frames; a session makes it part of a service. It enters the frames into the
+source's account, reports changes of state, and continues the epochs of an earlier session of the
+same name.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import msgspec
 from streamseg.config import SourceConfig
 from streamseg.errors import redact
 from streamseg.pipeline.metrics import Metrics
-from streamseg.pipeline.stages import read
+from streamseg.pipeline.stages import read_frames
 from streamseg.protocol.messages import FINAL, State
 from streamseg.sources import LiveSource, Source
 from streamseg.structures.results import Frame
 
 log = logging.getLogger(__name__)
 
-Say: TypeAlias = Callable[[str, State, str, int], None]
-"""``(source, state, reason, epoch)``: tell the subscribers."""
+PublishState: TypeAlias = Callable[[str, State, str, int], None]
+"""Function that publishes ``(source, state, reason, epoch)`` to the subscribers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How a source is.
+    """State of a source, and the reason for it.
 
     Attributes:
-        state: as in status messages.
-        reason: why, in words.
-        epoch: of its latest frame.
+        state: state, as in status messages.
+        reason: explanation in words.
+        epoch: epoch of the latest frame.
     """
 
     state: State
@@ -45,12 +45,12 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A source that has not begun.
+class OpenedSource:
+    """Source that was opened and not started yet.
 
     Attributes:
-        source: gives the frames.
-        config: what it was opened with.
+        source: the source.
+        config: config that it was opened with.
     """
 
     source: Source
@@ -58,96 +58,106 @@ class Opened:
 
 
 class SourceSession:
-    """See above; its methods may be called from any thread.
+    """Source running in a service; safe to use from any thread.
 
     Args:
         opened: the source.
-        first_epoch: the epoch that its first frame gets.
-        metrics: take its account and its states.
-        say: told every change of state.
+        first_epoch: epoch of its first frame.
+        metrics: accounts and states of the service's sources.
+        publish_state: called at each change of state.
 
     Attributes:
-        removed: whether an operator took it away.
-        successor: what takes its name when it was taken away and all of it has gone out.
+        condition: the current state.
+        removed: whether the source was removed, or is being replaced by its successor.
+        successor: source that starts under the same name once this one is drained.
     """
 
-    def __init__(self, opened: Opened, first_epoch: int, metrics: Metrics, say: Say) -> None:
+    def __init__(
+        self,
+        opened: OpenedSource,
+        first_epoch: int,
+        metrics: Metrics,
+        publish_state: PublishState,
+    ) -> None:
         self.source = source = opened.source
         self.config = opened.config
+        self.condition = Condition("waiting", "to begin", first_epoch)
         self.removed = False
-        self.successor: Opened | None = None
+        self.successor: OpenedSource | None = None
         self._first_epoch = first_epoch
         self._metrics = metrics
-        self._say = say
+        self._publish_state = publish_state
         self._lock = threading.Lock()
         self._connections = 0
-        self._away = False
-        self.condition = Condition("waiting", "to begin", first_epoch)
-        self._tells = isinstance(source, LiveSource)
+        self._is_lost = False
+        self._reports_state = isinstance(source, LiveSource)
         if isinstance(source, LiveSource):
-            source.tell = self._told
+            source.tell = self._on_source_state
 
     @property
     def name(self) -> str:
-        """The source's name."""
+        """Name of the source."""
         return self.source.name
 
     @property
     def next_epoch(self) -> int:
-        """What a source of the same name begins with after this one."""
+        """First epoch of the next session of the same name."""
         return self.condition.epoch + 1
 
     @property
     def paused(self) -> bool:
-        """Whether it was told to wait."""
+        """True if the source is paused."""
         return self.source.control.paused
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to end."""
+        """True once the source was stopped."""
         return self.source.control.stopped
 
-    def must_reopen(self, new: SourceConfig) -> bool:
-        """Whether it failed or is going, or ``new`` has other options.
+    def needs_restart(self, config: SourceConfig) -> bool:
+        """Return whether ``config`` requires a new session.
 
-        New thresholds it takes as it runs.
+        It does if this one failed or is being removed, or if an option other than the thresholds
+        differs: thresholds can be changed in a running session.
         """
-        old, other = (msgspec.structs.replace(c, thresholds=None) for c in (self.config, new))
-        return old != other or self.removed or self.condition.state == "failed"
+        current, new = (
+            msgspec.structs.replace(each, thresholds=None) for each in (self.config, config)
+        )
+        return current != new or self.removed or self.condition.state == "failed"
 
     def frames(self) -> Iterator[Frame]:
-        """The source's frames, entered into its account; says what state it is in."""
-        if not self._tells and self.paused:
-            self.set("waiting", "paused")
-        elif not self._tells:
-            self.set("connecting", "")
-        for frame in read(self.source, self._metrics.account(self.name)):
-            numbered = replace(frame, epoch=self._first_epoch + frame.epoch)
-            self._came(numbered.epoch)
-            yield numbered
+        """Yield the source's frames, entered into its account, and update the state."""
+        if not self._reports_state and self.paused:
+            self.set_state("waiting", "paused")
+        elif not self._reports_state:
+            self.set_state("connecting", "")
+        for frame in read_frames(self.source, self._metrics.account(self.name)):
+            epoch = self._first_epoch + frame.epoch
+            self._set_live(epoch)
+            yield replace(frame, epoch=epoch)
 
     def pause(self) -> None:
-        """No more frames until ``resume``."""
+        """Take no more frames until ``resume``."""
         self.source.control.pause()
         if self.successor is not None:
             self.successor.source.control.pause()
-        if not self._tells:
-            self.set("waiting", "paused")
+        if not self._reports_state:
+            self.set_state("waiting", "paused")
 
     def resume(self) -> None:
-        """Go on; the next frame says that it is live."""
+        """Take frames again; the state becomes ``live`` with the next one."""
         self.source.control.resume()
         if self.successor is not None:
             self.successor.source.control.resume()
 
     def stop(self) -> None:
-        """End it, soon."""
+        """Stop the source after the frame that it is reading."""
         self.source.control.stop()
 
-    def set(self, state: State, reason: str) -> None:
-        """Note a new state, and tell of it; after a final one, nothing is said any more.
+    def set_state(self, state: State, reason: str) -> None:
+        """Set and publish a state; does nothing after a final one.
 
-        The reason may be a library's or the camera's words: no password in them is passed on.
+        Passwords in the reason, which may quote a library or a camera, are redacted.
         """
         reason = redact(reason)
         with self._lock:
@@ -155,28 +165,28 @@ class SourceSession:
                 return
             self.condition = replace(self.condition, state=state, reason=reason)
             self._metrics.set_state(self.name, state)
-            self._say(self.name, state, reason, self.condition.epoch)
-            if self._tells:
-                self._note(self.condition)
+            self._publish_state(self.name, state, reason, self.condition.epoch)
+            if self._reports_state:
+                self._log_change(self.condition)
 
-    def _note(self, now: Condition) -> None:
-        """A line in the log when a camera goes and when it is back, not one an attempt."""
-        if now.state in ("connecting", "ended") or not self._connections:
+    def _log_change(self, condition: Condition) -> None:
+        """Log that a camera was lost or is back: one line each, not one per attempt."""
+        if condition.state in ("connecting", "ended") or not self._connections:
             return
-        away = now.state != "live"
-        if away == self._away and now.state != "failed":
+        is_lost = condition.state != "live"
+        if is_lost == self._is_lost and condition.state != "failed":
             return
-        self._away = away
-        text = f"{now.state}: {now.reason}" if away else f"{now.state} again"
+        self._is_lost = is_lost
+        change = f"{condition.state}: {condition.reason}" if is_lost else f"{condition.state} again"
         log.warning(
             "%s: %s",
             self.name,
-            text,
-            extra={"source": self.name, "state": now.state, "epoch": now.epoch},
+            change,
+            extra={"source": self.name, "state": condition.state, "epoch": condition.epoch},
         )
 
-    def _came(self, epoch: int) -> None:
-        """A frame came, so it is live."""
+    def _set_live(self, epoch: int) -> None:
+        """Set the state and epoch for a frame that was received."""
         condition = self.condition
         if condition.epoch != epoch:
             with self._lock:
@@ -184,14 +194,14 @@ class SourceSession:
         elif condition.state == "live":
             return
         if not self.paused:
-            self.set("live", "")
+            self.set_state("live", "")
 
-    def _told(self, state: State, reason: str) -> None:
-        """What a live source says of itself."""
+    def _on_source_state(self, state: State, reason: str) -> None:
+        """Count and set a state that a live source reports."""
         if state == "stalled":
             self._metrics.stalls.labels(self.name).inc()
         if state == "connecting":
             self._connections += 1
             if self._connections > 1:
                 self._metrics.reconnects.labels(self.name).inc()
-        self.set(state, reason)
+        self.set_state(state, reason)

@@ -1,6 +1,6 @@
-"""A service under an operator: its control endpoint, its config read again, its supervisor told.
+"""Supervisor: runs a service with its HTTP API, reloads its config, and reports to systemd.
 
-A service alone is ``serve.Service``; this is what ``streamseg serve`` runs around one.
+This is what ``streamseg serve`` runs; a program that embeds a service uses ``Service`` alone.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ from streamseg.config import Config
 from streamseg.errors import StreamsegError
 from streamseg.pipeline.summary import Summary
 from streamseg.service import systemd
-from streamseg.service.http_api import Control
-from streamseg.service.service import Reloaded, Service
+from streamseg.service.http_api import HttpApi
+from streamseg.service.service import Service
+from streamseg.service.source_set import Reloaded
 
 log = logging.getLogger(__name__)
 
-TELL_EVERY = 5.0
-"""Seconds after which systemd is told how the service is, or sooner if it watches."""
-MOST_NAMED = 5
-"""Sources that aren't live of which systemd is told the names."""
+REPORT_EVERY = 5.0
+"""Interval of reports to systemd, in seconds; shorter if its watchdog needs more."""
+MAX_NAMED = 5
+"""Number of sources that aren't live that a report names."""
 
 
 class Supervisor:
     """Runs a service until it ends.
 
     Args:
-        service: not started yet.
-        config: what it was made with.
-        load: reads the config again; None where there is no file.
+        service: service, not started yet.
+        config: config that it was made with.
+        load: function that loads the config file again; None if there is no file.
         hangup_calls: context in which SIGHUP calls a function; None ignores the signal.
 
     Raises:
-        ConfigError: what ``Control`` says, and ``notify.watchdog_interval``.
-        BindError: the control's address can't be served on.
+        ConfigError: the HTTP API's address isn't loopback and there is no token, or an environment
+            variable of systemd is wrong.
+        BindError: the address of the HTTP API can't be bound.
     """
 
     def __init__(
@@ -52,105 +54,110 @@ class Supervisor:
         self._hangup_calls = hangup_calls or nullcontext
         self._service = service
         self._load = load
-        self._watched_for = systemd.watchdog_interval()
+        self._watchdog_interval = systemd.watchdog_interval()
         self._reloading = threading.Lock()
-        self._over = threading.Event()
+        self._ended = threading.Event()
         reload = None if load is None else self.reload
-        self._control = Control(service, config, reload) if config.control.enabled else None
+        self._http_api = HttpApi(service, config, reload) if config.control.enabled else None
 
     @property
-    def control_address(self) -> str | None:
-        """Where the control endpoint is, if there is one."""
-        return None if self._control is None else self._control.address
+    def http_api_address(self) -> str | None:
+        """Address of the HTTP API, None if it is off."""
+        return None if self._http_api is None else self._http_api.address
 
     def run(self) -> Summary:
         """Serve until the service ends.
 
         Raises:
-            StageError: what ``Service.wait`` says.
+            StageError: a stage of the service failed; its cause is chained.
         """
         self._service.metrics.ready.set_function(lambda: float(self._service.ready))
-        self._service.metrics.well.set_function(lambda: float(not self._service.health_problem))
+        self._service.metrics.healthy.set_function(lambda: float(not self._service.health_problem))
         threading.Thread(target=self._report, name="watchdog", daemon=True).start()
-        # What is there now stays: looking through all of it for garbage again and again would stop
-        # every thread for a fifth of a second each time.
+        # The objects that exist now stay. Scanning all of them in each full collection would stop
+        # every thread for a fifth of a second.
         gc.collect()
         gc.freeze()
         try:
             self._service.start()
-            if self._control is not None:
-                self._control.start()
+            if self._http_api is not None:
+                self._http_api.start()
             with self._hangup_calls(self._start_reload):
-                systemd.ready()  # from now on it may be told to read its config again
+                systemd.notify_ready()  # from now on systemd may send SIGHUP
                 return self._service.wait()
         finally:
             gc.unfreeze()
-            self._over.set()
-            if self._control is not None:
-                self._control.stop()
+            self._ended.set()
+            if self._http_api is not None:
+                self._http_api.stop()
 
     def stop(self) -> None:
-        """Finish what was taken, and end."""
-        systemd.stopping()
+        """Stop the service; frames in flight are still published."""
+        systemd.notify_stopping()
         self._service.stop()
 
     def abort(self) -> None:
-        """End now."""
+        """Stop the service now; frames in flight are dropped."""
         self._service.abort()
 
     def reload(self) -> Reloaded:
-        """Have the sources and thresholds that the config file has now.
+        """Replace the sources and thresholds by those of the config file.
 
         Raises:
-            StreamsegError: the file can't be, or what it asks for; the service goes on as it was.
+            StreamsegError: the file can't be loaded, or a source in it can't be opened; the service
+                runs on unchanged.
         """
         assert self._load is not None
         with self._reloading:
-            systemd.reloading()
+            systemd.notify_reloading()
             try:
-                changes = self._service.reload(self._load())
+                changes = self._service.sources.reload(self._load())
             finally:
-                systemd.ready()
+                systemd.notify_ready()
         log.warning(
-            "config read again: added %s, removed %s, restarted %s",
+            "config reloaded: added %s, removed %s, restarted %s",
             *(
                 ", ".join(names) or "-"
                 for names in (changes.added, changes.removed, changes.restarted)
             ),
         )
         if changes.waits:
-            log.warning("other changes hold from the next start: %s", ", ".join(changes.waits))
+            log.warning(
+                "restart the service to apply the other changes: %s", ", ".join(changes.waits)
+            )
         return changes
 
     def _report(self) -> None:
-        """Tell systemd how the service is, and that all is well; that not if it isn't."""
-        pause = min(TELL_EVERY, (self._watched_for or math.inf) / 2)
-        results = _Rate()
-        was_well = True
-        while not self._over.wait(pause):
-            health_problem = self._service.health_problem
-            rate = results.now(self._published())
-            if health_problem:
-                systemd.status(f"not well: {health_problem}")
-                if was_well:
-                    log.error("not well: %s", health_problem)
+        """Report to systemd until the end; without health there is no watchdog notification."""
+        pause = min(REPORT_EVERY, (self._watchdog_interval or math.inf) / 2)
+        reported_at, reported_results = time.monotonic(), 0
+        was_healthy = True
+        while not self._ended.wait(pause):
+            problem = self._service.health_problem
+            now, results = time.monotonic(), self._published_results()
+            rate = (results - reported_results) / (now - reported_at)
+            reported_at, reported_results = now, results
+            if problem:
+                systemd.notify_status(f"not healthy: {problem}")
+                if was_healthy:
+                    log.error("not healthy: %s", problem)
             else:
-                systemd.status(f"{self._lively()}, {rate:.0f} results/s")
-                systemd.watchdog()
-            was_well = not health_problem
+                systemd.notify_status(f"{self._describe_sources()}, {rate:.0f} results/s")
+                systemd.notify_watchdog()
+            was_healthy = not problem
 
-    def _published(self) -> int:
+    def _published_results(self) -> int:
         return sum(account.published for account in self._service.metrics.snapshots())
 
-    def _lively(self) -> str:
-        """How many of the sources are live, and which aren't."""
-        feeds = self._service.sessions()
-        others = [f"{f.name} {f.condition.state}" for f in feeds if f.condition.state != "live"]
-        named = f" ({', '.join(others[:MOST_NAMED])})" if others else ""
-        return f"{len(feeds) - len(others)} of {len(feeds)} sources live{named}"
+    def _describe_sources(self) -> str:
+        """Return how many of the sources are live, and the names of some that aren't."""
+        sources = list(self._service.sources)
+        others = [f"{s.name} {s.condition.state}" for s in sources if s.condition.state != "live"]
+        named = f" ({', '.join(others[:MAX_NAMED])})" if others else ""
+        return f"{len(sources) - len(others)} of {len(sources)} sources live{named}"
 
     def _start_reload(self) -> None:
-        """Read the config again in a thread: opening sources may take long."""
+        """Reload in a thread of its own: opening sources may take long."""
         threading.Thread(target=self._reload_or_log, name="reload", daemon=True).start()
 
     def _reload_or_log(self) -> None:
@@ -160,19 +167,4 @@ class Supervisor:
         try:
             self.reload()
         except StreamsegError as error:
-            log.error("the config can't be read again, the service goes on as it was: %s", error)  # noqa: TRY400 - one line
-
-
-class _Rate:
-    """How fast a count grows."""
-
-    def __init__(self) -> None:
-        self._at = time.monotonic()
-        self._count = 0
-
-    def now(self, count: int) -> float:
-        """A second, since it was last asked."""
-        now = time.monotonic()
-        rate = (count - self._count) / (now - self._at)
-        self._at, self._count = now, count
-        return rate
+            log.error("the config can't be reloaded, the service runs on unchanged: %s", error)  # noqa: TRY400 - one line

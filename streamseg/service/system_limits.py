@@ -1,7 +1,7 @@
 """Limits of the operating system: open files and threads.
 
-What a service may need at the most is compared with them before it starts. Should they be reached
-all the same, ``FileReserve`` keeps the control endpoint reachable.
+They are checked before a service starts. If the limit of open files is reached all the same,
+``FileReserve`` keeps the HTTP API reachable.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from collections.abc import Mapping
 from streamseg.errors import ConfigError
 
 MAX_OPEN_FILES = 2**20
-"""Open files that are asked of the system at the most; in containers the limit may be 2**30."""
+"""Highest limit of open files that is requested; in containers the hard limit may be 2**30."""
 RESERVED_FILES = 8
-"""Connections to control that are accepted when the process has no descriptor left."""
+"""Connections to the HTTP API that are accepted when the process has no file descriptor left."""
 _PROBE_STACK = 64 * 1024
-"""Stack of a thread that only waits, in bytes."""
+"""Stack size of a thread that only waits, in bytes."""
 
 
 def raise_open_files_limit() -> int:
-    """Raise the soft limit of open files to the hard one; the limit then."""
+    """Raise the soft limit of open files to the hard one; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MAX_OPEN_FILES
@@ -37,14 +37,14 @@ def raise_open_files_limit() -> int:
 
 
 def check_open_files(needed: Mapping[str, int], advice: str = "") -> None:
-    """Refuse to start what the limit of open files has no room for.
+    """Check that the limit of open files is high enough.
 
     Args:
-        needed: open files at the most, by what they are for.
-        advice: another remedy than a higher limit; empty where there is none.
+        needed: maximum number of open files, by purpose.
+        advice: remedy other than a higher limit, for the message; may be empty.
 
     Raises:
-        ConfigError: the limit is lower than their sum.
+        ConfigError: the limit is lower than the sum of ``needed``.
     """
     total, limit = sum(needed.values()), raise_open_files_limit()
     if total > limit:
@@ -56,15 +56,15 @@ def check_open_files(needed: Mapping[str, int], advice: str = "") -> None:
 
 
 def check_threads(needed: int) -> None:
-    """Refuse to start what the system has no threads for.
+    """Check that as many threads can be started, by starting them for a moment.
 
-    Whatever limits them (``ulimit -u``, a control group) is found by starting as many for a moment.
+    This finds every limit: ``ulimit -u``, a control group, the kernel's.
 
     Args:
-        needed: threads beside those that run.
+        needed: number of threads in addition to those that are running.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: the system allows fewer.
     """
     release = threading.Event()
     before = threading.stack_size(_PROBE_STACK)
@@ -88,11 +88,11 @@ def check_threads(needed: int) -> None:
 
 
 class FileReserve:
-    """Descriptors that are kept open, to be given up for what must work without any left.
+    """File descriptors held open, to be released for connections when no other is free.
 
-    A descriptor that comes back takes the place of one that was given up without being free in
-    between: another thread would have it at once. One that another thread has got all the same is
-    replaced as soon as there is a free one.
+    When such a connection is closed, its descriptor returns to the reserve without being free in
+    between: another thread would take it at once. If another thread took one anyway, ``refill``
+    replaces it as soon as one is free.
     """
 
     def __init__(self) -> None:
@@ -101,20 +101,20 @@ class FileReserve:
         self.refill()
 
     def refill(self) -> None:
-        """Take as many descriptors as are missing, and free."""
-        with contextlib.suppress(OSError):  # none is free
+        """Duplicate as many descriptors as are missing, as far as there are free ones."""
+        with contextlib.suppress(OSError):  # no descriptor is free
             while len(self._kept) < RESERVED_FILES:
                 self._kept.append(os.dup(self._null))
 
-    def give_up_one(self) -> bool:
-        """Close a kept descriptor; False if none is left."""
+    def release_one(self) -> bool:
+        """Close a descriptor of the reserve; return False if none is left."""
         if not self._kept:
             return False
         os.close(self._kept.pop())
         return True
 
     def take_back(self, descriptor: int) -> None:
-        """Close what ``descriptor`` stands for, and keep it if one is missing."""
+        """Close the file of ``descriptor``, and keep the descriptor if one is missing."""
         if self._null >= 0 and len(self._kept) < RESERVED_FILES:
             os.dup2(self._null, descriptor, inheritable=False)
             self._kept.append(descriptor)
@@ -122,8 +122,8 @@ class FileReserve:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Give up all of them; may be called twice."""
-        while self.give_up_one():
+        """Release every descriptor; may be called twice."""
+        while self.release_one():
             pass
         if self._null >= 0:
             os.close(self._null)
@@ -131,11 +131,11 @@ class FileReserve:
 
 
 class ReservedListener(socket.socket):
-    """Listening socket that accepts connections from a reserve when there is no descriptor left.
+    """Listening socket that uses a reserve for its connections when no descriptor is free.
 
     Args:
-        listening: taken over.
-        reserve: for its connections.
+        listening: listening socket, which this one takes over.
+        reserve: descriptors for its connections.
     """
 
     def __init__(self, listening: socket.socket, reserve: FileReserve) -> None:
@@ -149,15 +149,15 @@ class ReservedListener(socket.socket):
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            if not self._is_waiting():  # the system looks for a descriptor before it looks for one
+            if not self._has_pending():  # accept() fails like this without any connection, too
                 raise BlockingIOError(errno.EAGAIN, "no connection is waiting") from None
-            if not self._reserve.give_up_one():
+            if not self._reserve.release_one():
                 raise
             return self.accept()
         self._reserve.refill()
         return _ReservedConnection(connection, self._reserve), address
 
-    def _is_waiting(self) -> bool:
+    def _has_pending(self) -> bool:
         """Return whether there is a connection to accept."""
         poll = select.poll()
         poll.register(self, select.POLLIN)
@@ -165,7 +165,7 @@ class ReservedListener(socket.socket):
 
 
 class _ReservedConnection(socket.socket):
-    """Accepted connection whose descriptor goes back to the reserve."""
+    """Accepted connection whose descriptor returns to the reserve."""
 
     def __init__(self, accepted: socket.socket, reserve: FileReserve) -> None:
         super().__init__(fileno=accepted.detach())

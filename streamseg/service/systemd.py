@@ -1,7 +1,7 @@
-"""Tells systemd how the service is: started, reloading, stopping, and still alive.
+"""systemd notifications: the service is ready, reloading, stopping or healthy.
 
-That is a datagram of ``KEY=value`` lines to the socket that systemd names in the environment
-(sd_notify(3)), so it takes no library. Without systemd, nothing here does anything.
+A notification is a datagram of ``KEY=value`` lines to the socket that systemd names in the
+environment (sd_notify(3)). Without systemd, these functions do nothing.
 """
 
 from __future__ import annotations
@@ -16,39 +16,40 @@ from streamseg.errors import ConfigError
 log = logging.getLogger(__name__)
 
 SOCKET = "NOTIFY_SOCKET"
+"""Environment variable with the path of systemd's socket."""
 
 
-def ready() -> None:
-    """The service serves: it has started, or read its config again."""
+def notify_ready() -> None:
+    """Report that the service has started, or has finished a reload."""
     _send("READY=1")
 
 
-def reloading() -> None:
-    """The service reads its config again; ``ready`` ends that."""
-    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    _send("RELOADING=1", f"MONOTONIC_USEC={now}")
+def notify_reloading() -> None:
+    """Report that the service reloads its config; ``notify_ready`` ends that."""
+    microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    _send("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
 
 
-def stopping() -> None:
-    """The service has begun to end."""
+def notify_stopping() -> None:
+    """Report that the service is stopping."""
     _send("STOPPING=1")
 
 
-def status(text: str) -> None:
-    """What ``systemctl status`` shows, in one line."""
+def notify_status(text: str) -> None:
+    """Set the line that ``systemctl status`` shows."""
     _send(f"STATUS={' '.join(text.split())}")
 
 
-def watchdog() -> None:
-    """The service is well; say so at least once in each ``watchdog_interval``."""
+def notify_watchdog() -> None:
+    """Report that the service is healthy; needed once in each ``watchdog_interval``."""
     _send("WATCHDOG=1")
 
 
 def watchdog_interval() -> float | None:
-    """Seconds after which systemd takes the service for dead; None if it doesn't watch it.
+    """Return the seconds after which systemd restarts a silent service; None without a watchdog.
 
     Raises:
-        ConfigError: the environment says something that can't be.
+        ConfigError: the environment variable isn't a number of microseconds.
     """
     interval, process = os.environ.get("WATCHDOG_USEC"), os.environ.get("WATCHDOG_PID")
     if interval is None or process not in (None, str(os.getpid())):
@@ -68,6 +69,6 @@ def _send(*lines: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.setblocking(False)
             sock.sendto("\n".join(lines).encode(), address)
-    except OSError as error:  # the service goes on: systemd itself may be restarting
+    except OSError as error:  # the service runs on: systemd itself may be restarting
         reason = error.strerror or error
-        log.warning("%s=%s: systemd can't be told %s: %s", SOCKET, path, lines[0], reason)
+        log.warning("%s=%s: can't notify systemd of %s: %s", SOCKET, path, lines[0], reason)

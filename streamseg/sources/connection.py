@@ -28,12 +28,13 @@ from streamseg.config import SourceConfig, read_secret
 from streamseg.errors import ConfigError, NoAnswerError, SourceError, redact_address
 from streamseg.sources.base import SourceReport, decoder_limit, selected
 from streamseg.sources.bytestream import ByteStream
-from streamseg.sources.decoding import Reading, Start, choose_stream, reason_of
+from streamseg.sources.decoding import StartPosition, StreamDecoder
 from streamseg.sources.http import Http, host_of
 from streamseg.sources.http_media import open_streams
 from streamseg.sources.live import Abandonment, Beginning, LiveSource
 from streamseg.sources.udp import FORMATS as UDP_FORMATS
 from streamseg.sources.udp import UdpAddress, UdpReceiver
+from streamseg.sources.video_streams import choose_stream, ffmpeg_error_message
 from streamseg.structures.results import Frame
 
 DEVICE_FORMAT = "v4l2"
@@ -232,20 +233,22 @@ def _frames(
         SourceError: why, unless it simply ended.
     """
     stream = choose_stream(container, config)
-    reading = Reading(
+    decoder = StreamDecoder(
         container,
         stream,
         config,
-        Start(index=beginning.index, seconds=beginning.seconds, epoch=beginning.epoch),
+        StartPosition(index=beginning.index, seconds=beginning.seconds, epoch=beginning.epoch),
         0,
         report,
-        by_arrival=container.format.name in _WITHOUT_TIMES,
-        left=left,
+        use_arrival_times=container.format.name in _WITHOUT_TIMES,
+        stop_event=left,
     )
-    pictures = reading.pictures() if source is None else source.watch(reading.pictures())
+    pictures = (
+        decoder.lazy_frames() if source is None else source.pace_frames(decoder.lazy_frames())
+    )
     yield from selected(name, config, pictures, report)
-    if reading.broken:
-        raise SourceError(f"it can't be read on: {reading.broken}")
+    if decoder.read_error:
+        raise SourceError(f"it can't be read on: {decoder.read_error}")
 
 
 def _open_url(config: SourceConfig, login: tuple[str, str] | None) -> InputContainer:
@@ -299,7 +302,7 @@ def _why(url: str, error: Exception) -> str:
         return _MOVED
     if _scheme_of(url) in _HTTP and isinstance(error, av.error.ArgumentError):
         return _OTHER_FORMAT
-    return _REFUSALS.get(type(error)) or reason_of(error).lower()
+    return _REFUSALS.get(type(error)) or ffmpeg_error_message(error).lower()
 
 
 def _knock(url: str) -> None:

@@ -1,12 +1,12 @@
-"""One pass over a video stream: packets in; upright RGB pictures with times, and an account, out.
+"""Decoding of one video stream: packets to upright RGB frames with times and loss counts.
 
-One thread decodes. FFmpeg's own threads would gain little, because many sources keep all cores
-busy anyway, and cost much: on damaged input, frame threads patch up differently from run to run
-and lose good frames at the end; what slice threads do depends on the number of cores. With one
-thread, recorded results depend on the input alone.
+Decoding uses one thread. FFmpeg's own threads would gain little, because many sources keep all
+cores busy anyway. They also make results irreproducible: on damaged input, frame threads conceal
+errors differently from run to run and lose good frames at the end, and the work of slice threads
+depends on the number of cores.
 
-Choices where formats leave one: alpha is dropped, interlaced frames are taken as they are, high
-dynamic range is converted plainly (no tone mapping).
+Alpha is dropped, interlaced frames are not deinterlaced, and high dynamic range is converted
+without tone mapping.
 """
 
 from __future__ import annotations
@@ -14,67 +14,61 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import cast
 
 import av.error
-import av.logging
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from streamseg.config import SourceConfig
-from streamseg.errors import NoFramesError, SourceError, redact_address
-from streamseg.sources.base import (
-    BadImageError,
-    LazyFrame,
-    SourceReport,
-    check_pixels,
-    decoder_limit,
+from streamseg.sources.base import BadImageError, LazyFrame, SourceReport, check_pixels
+from streamseg.sources.display_matrix import (
+    UPRIGHT,
+    DisplayMatrixError,
+    Orientation,
+    read_display_orientation,
 )
-from streamseg.sources.orientation import UPRIGHT, Orientation, TiltError, orientation_of
 from streamseg.sources.timeline import DisplayOrder, Timeline
+from streamseg.sources.video_streams import (
+    ffmpeg_error_message,
+    frame_to_rgb,
+    nominal_frame_rate,
+    pixel_aspect_ratio,
+    read_packets,
+)
 from streamseg.structures.results import Image
 
-# FFmpeg's log stays off: its lines hold URLs with their passwords, and a decoder's thread that
-# wants the interpreter's lock to log can wait for ever on the thread that closes the decoder.
-av.logging.set_level(None)
-
-_INVENT_REFERENCES = (
+_DECODERS_WITHOUT_KEY_WAIT = (
     *("mpeg1video", "mpeg4", "h263", "h263p", "flv", "wmv1", "wmv2"),
     *("msmpeg4", "msmpeg4v1", "msmpeg4v2"),
 )
-"""Decoders that begin with a grey picture where a live stream is joined between two key frames;
-the others give nothing before the first one."""
-_DEFAULT_RATE = Fraction(25)
-_MAX_RATE = 1000
-_WIDEST_PIXEL = 8
-_TRAILER_BYTES = 1024
-_LONG_RUN = 10
-"""Packets in a row that can't be decoded: damage heals at the next key frame, this didn't."""
-
-
-_NUMBERED_FORMAT = "avi"
+"""Decoders that output gray frames if a live stream is joined between two key frames; all others
+output nothing before the first key frame."""
 _MAX_REORDERED = {"h264": 16, "hevc": 16, "vvc": 16}
-"""Packets that a decoder may hold; other codecs hold one if they have B-frames."""
+"""Maximum number of packets that a decoder holds; other codecs hold one if they have B-frames."""
+_FORMAT_WITHOUT_TIMES = "avi"
+_MAX_TRAILER_BYTES = 1024
+_MIN_LOST_END = 10
+"""Number of undecodable packets at the end that make a recording incomplete; after damage, decoding
+usually recovers at the next key frame."""
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """Where decoding begins.
+class StartPosition:
+    """Position in a video stream at which decoding starts.
 
     Attributes:
-        packets: how many to pass over.
-        index: of the first frame.
-        epoch: of the first frame, unless the timeline has begun more.
-        seconds: time of the first frame; earlier ones are passed over.
-        timeline: that of the frames before, None if there are none.
+        packets: number of packets to skip.
+        index: index of the first frame.
+        epoch: epoch of the first frame, unless the timeline has started more.
+        seconds: time of the first frame, in seconds; earlier ones are skipped.
+        timeline: timeline of the frames before; None if there are none.
     """
 
     packets: int = 0
@@ -84,22 +78,23 @@ class Start:
     timeline: Timeline | None = None
 
 
-class Reading:
-    """One pass over a stream.
+class StreamDecoder:
+    """Decoder of one video stream, from a start position to the end of the container.
 
     Args:
-        container: open, and read by nobody else.
-        stream: one of its streams.
-        config: whose limits hold.
-        start: where to begin.
-        missing: bytes that the file should have and hasn't.
-        report: where bad packets and what is missing are noted.
-        by_arrival: take the time from the clock on the wall, because the stream has none.
-        left: once set, no further packet is read; a live stream may have many and no frame.
-        repeats: how many of the frames that are promised repeat the one before, without a packet.
+        container: open container, used by nothing else.
+        stream: one of its video streams.
+        config: source config with the limits.
+        start: position at which decoding starts.
+        missing_bytes: number of bytes that the container states but the file doesn't have.
+        report: report to which bad packets and missing data are added.
+        use_arrival_times: whether frames get their arrival times, because the stream has none.
+        stop_event: event after which no further packet is read; a live stream may give no frame for
+            long.
+        repeated_frames: number of stated frames that repeat the one before and have no packet.
 
     Attributes:
-        broken: why the container couldn't be read on; empty if it came to its end.
+        read_error: why the container couldn't be read to its end; empty if it could.
     """
 
     def __init__(
@@ -107,13 +102,13 @@ class Reading:
         container: InputContainer,
         stream: VideoStream,
         config: SourceConfig,
-        start: Start,
-        missing: int,
+        start: StartPosition,
+        missing_bytes: int,
         report: SourceReport,
         *,
-        by_arrival: bool = False,
-        left: threading.Event | None = None,
-        repeats: int = 0,
+        use_arrival_times: bool = False,
+        stop_event: threading.Event | None = None,
+        repeated_frames: int = 0,
     ) -> None:
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
@@ -121,115 +116,128 @@ class Reading:
         self._stream = stream
         self._config = config
         self._start = start
-        self._missing = missing
+        self._missing_bytes = missing_bytes
         self._report = report
-        self._timeline = start.timeline or Timeline(float(1 / frame_rate(stream)))
-        self._order = _display_order(container, stream)
+        self._timeline = start.timeline or Timeline(float(1 / nominal_frame_rate(stream)))
+        self._display_order = _create_display_order(container, stream)
         self._reformatter = VideoReformatter()
-        self._aspect = _pixel_aspect(stream)
-        self._repeats = repeats
+        self._pixel_aspect = pixel_aspect_ratio(stream)
+        self._repeated_frames = repeated_frames
         self._packets = 0
-        self._discarded = 0
-        self._good = 0
-        self._bad = 0
-        self._bad_at_end = 0
-        self._last: Packet[VideoStream] | None = None
-        self._began = time.monotonic() if by_arrival else None
-        self._left = left or threading.Event()
-        self._awaits_key = left is not None and stream.codec_context.name in _INVENT_REFERENCES
+        self._discarded_packets = 0
+        self._good_frames = 0
+        self._bad_packets = 0
+        self._bad_packets_at_end = 0
+        self._last_packet: Packet[VideoStream] | None = None
+        self._arrival_start = time.monotonic() if use_arrival_times else None
+        self._stop_event = stop_event or threading.Event()
+        codec = stream.codec_context.name
+        self._awaits_key_frame = stop_event is not None and codec in _DECODERS_WITHOUT_KEY_WAIT
         self._shape: tuple[int, int, Orientation] | None = None
-        self.broken = ""
+        self.read_error = ""
 
     @property
     def frame_count(self) -> int:
-        """How many frames were decoded."""
-        return self._good
+        """Number of frames decoded."""
+        return self._good_frames
 
-    def continue_after(self) -> Start:
-        """Return where another reading goes on, with an epoch of its own."""
-        self._timeline.cut()
-        return Start(0, self._next_index, self._start.epoch, timeline=self._timeline)
+    def next_start(self) -> StartPosition:
+        """Return the start position for a stream that follows this one, and start a new epoch."""
+        self._timeline.start_epoch()
+        return StartPosition(0, self._next_index, self._start.epoch, timeline=self._timeline)
 
     @property
     def _next_index(self) -> int:
-        return self._start.index + self._good + self._bad
+        return self._start.index + self._good_frames + self._bad_packets
 
-    def pictures(self) -> Generator[LazyFrame, None, None]:
-        """All that can be decoded, in display order; then the report says what is missing."""
-        for frame in self._decoded():
-            seconds = self._seconds(frame)
+    def lazy_frames(self) -> Generator[LazyFrame, None, None]:
+        """Yield all decodable frames in display order, then report missing data."""
+        for frame in self._decoded_frames():
+            seconds = self._read_time(frame)
             if seconds is not None and seconds < self._start.seconds:
                 self._report.skipped += 1
                 continue
-            orientation = self._orientation(frame)
+            orientation = self._read_orientation(frame)
             shape = frame.height, frame.width, orientation
             if self._shape not in (None, shape):
-                self._timeline.cut()  # nothing is where it was
+                self._timeline.start_epoch()  # objects are elsewhere in a frame of another shape
             self._shape = shape
-            cuts, pts = self._timeline.place(seconds)
+            new_epochs, pts = self._timeline.add_frame(seconds)
             index = self._next_index
-            self._good += 1
+            self._good_frames += 1
             load = partial(self._load, frame, orientation)
-            epoch = self._start.epoch + cuts
+            epoch = self._start.epoch + new_epochs
             yield LazyFrame(index, epoch, pts, load, damaged=bool(frame.is_corrupt))
-        self._take_stock()
+        self._report_losses()
 
-    def _decoded(self) -> Iterator[VideoFrame]:
-        packets = packets_of(self._container, self._stream, self._note_break, self._note_repeat)
+    def _decoded_frames(self) -> Iterator[VideoFrame]:
+        """Yield the frames of all packets from the start position on, in display order."""
+        packets = read_packets(
+            self._container, self._stream, self._set_read_error, self._count_repeated_frame
+        )
         for packet in packets:
-            if self._left.is_set():
+            if self._stop_event.is_set():
                 return
             self._packets += 1
-            self._last = packet
-            self._awaits_key &= not packet.is_keyframe
-            if self._awaits_key:
+            self._last_packet = packet
+            self._awaits_key_frame &= not packet.is_keyframe
+            if self._awaits_key_frame:
                 continue
             if self._packets > self._start.packets:
                 yield from self._decode(packet)
         yield from self._decode(None)
 
     def _decode(self, packet: Packet[VideoStream] | None) -> Iterator[VideoFrame]:
-        """The frames that a packet completes; None gets out those that the decoder holds back."""
+        """Yield the frames that a packet completes; None flushes the decoder."""
         limit = self._config.max_pixels
-        order = None
+        display_order = None
         if packet is not None:
-            self._discarded += packet.is_discard
-            if packet.dts is not None and packet.pts is not None and self._order is not None:
-                order = self._order
-                order.add(packet.dts, packet.pts)
+            self._discarded_packets += packet.is_discard
+            if (
+                packet.dts is not None
+                and packet.pts is not None
+                and self._display_order is not None
+            ):
+                display_order = self._display_order
+                display_order.add_packet(packet.dts, packet.pts)
         try:
             frames = self._stream.codec_context.decode(packet)
         except av.error.FFmpegError as error:
             context = self._stream.codec_context
             check_pixels(self._config.url, context.width, context.height, limit)
-            self._bad += 1
-            self._bad_at_end += 1
-            self._report.count_bad(reason_of(error))
-            if order is not None:
-                order.drop_last()
+            self._bad_packets += 1
+            self._bad_packets_at_end += 1
+            self._report.count_bad(ffmpeg_error_message(error))
+            if display_order is not None:
+                display_order.drop_failed_packet()
             return
         if packet is not None and frames:
-            self._bad_at_end = 0
-        if order is not None and not frames:
-            order.drop_silent()
+            self._bad_packets_at_end = 0
+        if display_order is not None and not frames:
+            display_order.drop_packet_without_frame()
         for frame in frames:
             check_pixels(self._config.url, frame.width, frame.height, limit)
             yield frame
 
-    def _seconds(self, frame: VideoFrame) -> float | None:
-        if self._began is not None:
-            return time.monotonic() - self._began
+    def _read_time(self, frame: VideoFrame) -> float | None:
+        """Return the time of a frame in seconds; None if it has none."""
+        if self._arrival_start is not None:
+            return time.monotonic() - self._arrival_start
         base = self._stream.time_base
         pts = frame.pts
-        if self._order is not None:
-            pts = self._order.take(pts, is_key=frame.key_frame)
+        if self._display_order is not None:
+            pts = self._display_order.next_time(pts, is_key=frame.key_frame)
         return None if pts is None or base is None else float(pts * base)
 
-    def _orientation(self, frame: VideoFrame) -> Orientation:
-        """Return how a frame is shown; what a stream's SEI says holds until the next key frame."""
+    def _read_orientation(self, frame: VideoFrame) -> Orientation:
+        """Return a frame's orientation.
+
+        A frame without one, unless it is a key frame, has that of the frame before: SEI messages
+        apply to a whole coded video sequence.
+        """
         try:
-            orientation = orientation_of(frame)
-        except TiltError as error:
+            orientation = read_display_orientation(frame)
+        except DisplayMatrixError as error:
             self._report.note(str(error))
             return UPRIGHT
         if orientation is None and self._shape is not None and not frame.key_frame:
@@ -237,165 +245,75 @@ class Reading:
         return orientation or UPRIGHT
 
     def _load(self, frame: VideoFrame, orientation: Orientation) -> tuple[Image, Fraction]:
-        """The frame's pixels, uint8 (H, W, 3) RGB, upright, and the shape of a pixel."""
+        """Convert a frame to upright uint8 (H, W, 3) RGB; also return its pixel aspect ratio."""
         try:
-            rgb = self._reformatter.reformat(frame, format="rgb24")
-            pixels = cast(Image, rgb.to_ndarray())
+            pixels = frame_to_rgb(frame, self._reformatter)
         except (av.error.FFmpegError, ValueError) as error:
-            raise BadImageError(reason_of(error)) from None
-        aspect = 1 / self._aspect if orientation.is_transposed else self._aspect
+            raise BadImageError(ffmpeg_error_message(error)) from None
+        aspect = 1 / self._pixel_aspect if orientation.is_transposed else self._pixel_aspect
         return orientation.apply(pixels), aspect
 
-    def _note_break(self, reason: str) -> None:
-        self.broken = reason
+    def _set_read_error(self, reason: str) -> None:
+        self.read_error = reason
 
-    def _note_repeat(self) -> None:
-        self._repeats += 1
+    def _count_repeated_frame(self) -> None:
+        self._repeated_frames += 1
 
-    def _take_stock(self) -> None:
-        """Compare what came with what the container and the times promise."""
+    def _report_losses(self) -> None:
+        """Compare the decoded frames with what the container and the times state."""
         report = self._report
-        report.incomplete = self._what_is_missing()
+        report.incomplete = self._describe_missing()
         decoded = self._packets - self._start.packets
-        silent = decoded - self._discarded - self._good - self._bad
-        if silent > 0 and not self._start.packets:
-            report.note(f"{silent} packet(s) gave no frame")
-        lost = self._timeline.lost - self._repeats - max(0, silent)
+        without_frame = decoded - self._discarded_packets - self._good_frames - self._bad_packets
+        if without_frame > 0 and not self._start.packets:
+            report.note(f"{without_frame} packet(s) without a frame")
+        lost = self._timeline.lost_frames - self._repeated_frames - max(0, without_frame)
         if lost > 0:
-            report.note(f"{lost} frame(s) missing, by the timestamps")
+            report.note(f"{lost} frame(s) missing according to the timestamps")
 
-    def _what_is_missing(self) -> str:
-        promised = self._stream.frames
-        came = f"{self._packets} of {promised} frames came" if promised else "the rest is missing"
-        if self._missing:
-            return f"the file ends {self._missing} bytes early, {came}"
-        if self.broken and not self._is_at_end():
-            return f"it can't be read on ({self.broken}), {came}"
-        if self._bad_at_end >= _LONG_RUN and self._good:
-            return f"none of the last {self._bad_at_end} packets could be decoded"
-        if self._ends_in_a_frame():
-            return f"it ends in the middle of a frame, {came}"
-        if self._packets + self._repeats < promised and self._ends_early():
-            return came
+    def _describe_missing(self) -> str:
+        """Return why the recording is incomplete; empty if it is complete."""
+        stated = self._stream.frames
+        counts = f"{self._packets} of {stated} frames read" if stated else "the rest is missing"
+        if self._missing_bytes:
+            return f"the file ends {self._missing_bytes} bytes early, {counts}"
+        if self.read_error and not self._has_only_trailer_left():
+            return f"reading failed ({self.read_error}), {counts}"
+        if self._bad_packets_at_end >= _MIN_LOST_END and self._good_frames:
+            return f"none of the last {self._bad_packets_at_end} packets could be decoded"
+        # Demuxers set this flag for truncated packets; in a transport stream also for others.
+        is_truncated = self._last_packet is not None and self._last_packet.is_corrupt
+        if is_truncated and "mpegts" not in self._container.format.name:
+            return f"the file ends within a frame, {counts}"
+        if self._packets + self._repeated_frames < stated and self._ends_early():
+            return counts
         return ""
 
-    def _is_at_end(self) -> bool:
-        """Whether what the demuxer stumbled over is no more than a trailer."""
-        last = self._last
-        if last is None or last.pos is None:
+    def _has_only_trailer_left(self) -> bool:
+        """Return whether no more than a trailer follows the last packet."""
+        packet = self._last_packet
+        if packet is None or packet.pos is None:
             return False
-        return last.pos + last.size + _TRAILER_BYTES >= self._container.size
-
-    def _ends_in_a_frame(self) -> bool:
-        """Demuxers flag a packet that is cut short; in a transport stream the flag says less."""
-        last = self._last
-        return bool(last and last.is_corrupt) and "mpegts" not in self._container.format.name
+        return packet.pos + packet.size + _MAX_TRAILER_BYTES >= self._container.size
 
     def _ends_early(self) -> bool:
-        """Whether the time is short, too: an edit list may leave out frames that are promised."""
+        """Return whether the last frame is earlier than the stated end of the stream.
+
+        An edit list may leave out stated frames, so their number alone doesn't show a loss.
+        """
         stream = self._stream
         if "mov" not in self._container.format.name:
             return "avi" in self._container.format.name
         if stream.duration is None or stream.time_base is None:
             return False
         end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-        return self._timeline.now + 1.5 * self._timeline.gap < end
+        return self._timeline.latest_time + 1.5 * self._timeline.median_interval < end
 
 
-def choose_stream(container: InputContainer, config: SourceConfig) -> VideoStream:
-    """The video stream that the config asks for, with a decoder and of a size that is allowed.
-
-    Raises:
-        NoFramesError: there is no video, or none whose codec is known.
-        SourceError: there isn't the one that is asked for.
-        TooLargeError: its frames have more than ``max_pixels``.
-    """
-    stream = find_stream(container, config)
-    context = stream.codec_context
-    if context is None:
-        raise NoFramesError(f"{redact_address(config.url)}: its video codec is unknown")
-    check_pixels(config.url, context.width, context.height, config.max_pixels)
-    context.options = {"max_pixels": str(decoder_limit(config.max_pixels))}
-    return stream
-
-
-def find_stream(container: InputContainer, config: SourceConfig) -> VideoStream:
-    """Return the video stream that the config asks for, whether or not it can be decoded.
-
-    Cover art is one only where there is no other.
-
-    Raises:
-        NoFramesError: there is no video.
-        SourceError: there isn't the one that is asked for.
-    """
-    url = redact_address(config.url)
-    videos = container.streams.video
-    moving = [s for s in videos if Disposition.attached_pic not in s.disposition]
-    choices = moving or list(videos)
-    if not choices:
-        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-        raise NoFramesError(f"{url}: has no video, only {kinds}")
-    if config.stream >= len(choices):
-        raise SourceError(
-            f"{url}: has no video stream {config.stream}: there are {len(choices)}, counted from 0"
-        )
-    return choices[config.stream]
-
-
-def packets_of(
-    container: InputContainer,
-    stream: VideoStream,
-    broken: Callable[[str], None] = lambda _: None,
-    empty: Callable[[], None] = lambda: None,
-) -> Iterator[Packet[VideoStream]]:
-    """The packets of a stream that hold something.
-
-    Args:
-        container: open.
-        stream: one of its streams.
-        broken: told why, where the container can't be read on; the packets end there.
-        empty: called for each packet that holds nothing: the frame before, again.
-    """
-    try:
-        for packet in container.demux(stream):
-            # An empty one would tell the decoder that there is no more to come. PyAV adds one at
-            # the end, without a time.
-            if packet.size:
-                yield packet
-            elif packet.dts is not None:
-                empty()
-    except av.error.FFmpegError as error:
-        broken(reason_of(error))
-    except IndexError:
-        # After the last packet, PyAV looks up streams that have only appeared since it opened.
-        return
-
-
-def reason_of(error: Exception) -> str:
-    """What FFmpeg says is wrong, without the address that it may add."""
-    return str(getattr(error, "strerror", None) or error)
-
-
-def frame_rate(stream: VideoStream) -> Fraction:
-    """Frames a second where a stream has no times: as the codec says, or else 25."""
-    for rate in (stream.codec_context.framerate, stream.guessed_rate):
-        if rate and 0 < rate <= _MAX_RATE:
-            return rate
-    return _DEFAULT_RATE
-
-
-def _display_order(container: InputContainer, stream: VideoStream) -> DisplayOrder | None:
-    """Return where times come from if the container has none of its own."""
-    if container.format.name != _NUMBERED_FORMAT:
+def _create_display_order(container: InputContainer, stream: VideoStream) -> DisplayOrder | None:
+    """Return the source of frame times for a container that stores none; None for others."""
+    if container.format.name != _FORMAT_WITHOUT_TIMES:
         return None
     context = stream.codec_context
     depth = _MAX_REORDERED.get(context.codec.canonical_name, int(context.has_b_frames))
     return DisplayOrder(depth)
-
-
-def _pixel_aspect(stream: VideoStream) -> Fraction:
-    """Width of a pixel over its height; 1 where the file doesn't say, or says nonsense."""
-    aspect = stream.sample_aspect_ratio
-    if not aspect or not Fraction(1, _WIDEST_PIXEL) <= aspect <= _WIDEST_PIXEL:
-        return Fraction(1)
-    return aspect

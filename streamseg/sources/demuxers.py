@@ -1,9 +1,9 @@
-"""Allow-list of FFmpeg's demuxers for recordings, and opening a file with one of them.
+"""Allow-list of FFmpeg demuxers for recordings, and opening a file with one of them.
 
-FFmpeg chooses the demuxer by what a file holds, whatever the file is called. Some demuxers open
-what the file names: other files, addresses, sockets (concat, hls, dash, imf, sdp, rtsp, sap,
-vobsub, mlv, image2, lavfi …). A recording from elsewhere must never choose one of those, so only
-demuxers that read the one file they are given are on the list.
+FFmpeg chooses the demuxer by a file's content, not by its name. Some demuxers open other files,
+addresses or sockets that the file refers to (concat, hls, dash, imf, sdp, rtsp, sap, vobsub, mlv,
+image2, lavfi …). An untrusted recording must not select one of those, so the list has only demuxers
+that read nothing but the given file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from av.container import InputContainer
 
 from streamseg.errors import NoFramesError, SourceError
 from streamseg.sources import mp4
-from streamseg.sources.decoding import reason_of
+from streamseg.sources.video_streams import ffmpeg_error_message
 
 _CONTAINERS = (
     "3dostr,4xm,anm,apng,argo_brp,asf,asf_o,avi,avr,avs,bethsoftvid,bfi,bink,bmv,"
@@ -34,26 +34,26 @@ _ELEMENTARY_STREAMS = (
     "apv,av1,avs2,avs3,cavsvideo,dirac,dnxhd,dv,evc,h261,h263,h264,hevc,ingenient,"
     "ipu,m4v,mjpeg,mpegvideo,obu,vc1,vvc"
 )
-_STILLS = (
+_STILL_IMAGES = (
     "bmp_pipe,cri_pipe,dds_pipe,dpx_pipe,exr_pipe,gem_pipe,gif_pipe,hdr_pipe,ico,"
     "j2k_pipe,jpeg_pipe,jpegls_pipe,jpegxl_pipe,jpegxs_pipe,pam_pipe,pbm_pipe,pcx_pipe,"
     "pfm_pipe,pgm_pipe,pgmyuv_pipe,pgx_pipe,phm_pipe,photocd_pipe,pictor_pipe,png_pipe,"
     "ppm_pipe,psd_pipe,qdraw_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,tiff_pipe,vbn_pipe,"
     "webp_pipe,xbm_pipe,xpm_pipe,xwd_pipe"
 )
-# Sound may carry cover art, and a file without any video is told apart from one that isn't media.
-_SOUND_AND_TEXT = (
+# Audio files may hold cover art, and files without video get another error than unreadable ones.
+_AUDIO_AND_TEXT = (
     "aac,aax,ac3,aiff,amr,ape,ass,au,caf,dsf,dts,dtshd,eac3,flac,iamf,mlp,mp3,"
     "mpc,mpc8,oma,srt,tak,truehd,tta,w64,wav,webvtt,wv,xwma"
 )
 
 _OPTIONS = {
-    "format_whitelist": f"{_CONTAINERS},{_ELEMENTARY_STREAMS},{_STILLS},{_SOUND_AND_TEXT}",
+    "format_whitelist": f"{_CONTAINERS},{_ELEMENTARY_STREAMS},{_STILL_IMAGES},{_AUDIO_AND_TEXT}",
     "protocol_whitelist": "file",
     "enable_drefs": "0",
     "use_absolute_path": "0",
 }
-_DESCRIPTIONS = {
+_PLAYLISTS = {
     b"#EXTM3U": "an HLS playlist",
     b"ffconcat version": "an ffconcat playlist",
     b"v=0": "an SDP description",
@@ -70,58 +70,54 @@ _HEAD_BYTES = 4096
 def open_container(
     path: Path, url: str, max_pixels: int, part: RawIOBase | None = None
 ) -> InputContainer:
-    """Open a recording; nothing that it names is opened.
+    """Open a recording without opening other files that it refers to.
 
     Args:
-        path: the file.
-        url: what to call it in errors.
-        max_pixels: limit of the decoder that FFmpeg probes with, before the size is known here.
-        part: what to read instead of the whole file.
+        path: recording.
+        url: name of the recording in errors.
+        max_pixels: pixel limit of the decoder that FFmpeg uses to detect the streams.
+        part: file object to read instead of the whole file.
 
     Raises:
-        NoFramesError: it is no recording, or one that can't be read.
+        NoFramesError: the file is not a recording, or can't be read.
     """
     if part is None:
-        _check_tables(path, url)
+        try:
+            mp4.check_file(path)
+        except SourceError as error:
+            raise NoFramesError(f"{url}: {error}") from None
+        except OSError:
+            pass  # FFmpeg reports it below
     options = {**_OPTIONS, "max_pixels": str(max_pixels)}
     try:
-        container = av.open(
+        return av.open(
             cast(BinaryIO, part) if part else f"file:{path}",
             "r",
             options=options,
             metadata_errors="replace",
         )
     except (av.error.FFmpegError, ValueError) as error:
-        raise NoFramesError(f"{url}: {_explain(path, error)}") from None
-    return container
+        raise NoFramesError(f"{url}: {_describe_open_error(path, error)}") from None
 
 
-def _check_tables(path: Path, url: str) -> None:
-    """Refuse what would take memory for more than the file holds."""
-    try:
-        mp4.check_file(path)
-    except SourceError as error:
-        raise NoFramesError(f"{url}: {error}") from None
-    except OSError:
-        return  # FFmpeg will report why it can't be read
-
-
-def _explain(path: Path, error: Exception) -> str:
+def _describe_open_error(path: Path, error: Exception) -> str:
+    """Return why FFmpeg can't open a file, from the file's first bytes."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if head[4:8] == b"ftyp":
-        return "its index (moov) is missing: the recording was cut off before it was finished"
-    kind = _describe_playlist(head)
-    if kind:
-        return f"isn't a video but {kind}: process the recordings that it names instead"
-    return f"isn't a video that can be read ({reason_of(error)})"
+        return "its index (moov) is missing: the recording was not completed"
+    playlist = _describe_playlist(head)
+    if playlist:
+        return f"isn't a video but {playlist}: process the recordings that it lists instead"
+    return f"isn't a video that can be read ({ffmpeg_error_message(error)})"
 
 
 def _describe_playlist(head: bytes) -> str:
-    """Return what a file that only names others is called; empty if it is none of those."""
+    """Return the kind of playlist or manifest that a file starts like; empty if none."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     is_markup = text.startswith(b"<")
-    for mark, kind in _DESCRIPTIONS.items():
-        if text.startswith(mark) or (is_markup and mark.startswith(b"<") and mark in text):
+    for signature, kind in _PLAYLISTS.items():
+        is_tag = signature.startswith(b"<")
+        if text.startswith(signature) or (is_markup and is_tag and signature in text):
             return kind
     return ""

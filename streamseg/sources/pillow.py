@@ -1,7 +1,7 @@
-"""Images that Pillow decodes, strictly: truncated and damaged files are refused.
+"""Strict image decoding with Pillow: truncated and damaged files are refused.
 
-Formats are opened by their own class, so that nothing but the format that was recognised is tried
-and Pillow's process-wide pixel limit stays as the user set it: the caller checks the size first.
+Each format is opened by its own Pillow class, so that no other format is tried and Pillow's
+process-wide pixel limit stays as the user set it; the caller checks the size first.
 """
 
 from __future__ import annotations
@@ -29,32 +29,40 @@ _CLASSES: Final = {
 _RGB_MODES: Final = frozenset(
     ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr")
 )
-_INDIRECT: Final = {"RGBa": "RGBA", "La": "LA"}
+_STRAIGHT_ALPHA_MODES: Final = {"RGBa": "RGBA", "La": "LA"}
+"""Modes to which those with premultiplied alpha are converted first."""
 
 
 def to_rgb(image: PillowImage) -> Image:
-    """Return the pixels as uint8 (H, W, 3) RGB; alpha is dropped.
+    """Convert to uint8 (H, W, 3) RGB; alpha is dropped.
 
     Raises:
-        BadImageError: the pixels have no defined colour in 8 bits.
+        BadImageError: the image mode has no defined conversion to 8-bit RGB.
     """
     if image.mode not in _RGB_MODES:
-        raise BadImageError(f"its pixels are of the mode {image.mode}")
-    straight = image.convert(_INDIRECT[image.mode]) if image.mode in _INDIRECT else image
-    return cast(Image, np.array(straight.convert("RGB")))
+        raise BadImageError(f"its image mode, {image.mode}, is not supported")
+    if image.mode in _STRAIGHT_ALPHA_MODES:
+        straight = image.convert(_STRAIGHT_ALPHA_MODES[image.mode])
+        return cast(Image, np.array(straight.convert("RGB")))
+    return cast(Image, np.array(image.convert("RGB")))
 
 
-def decode_pillow(
+def decode_with_pillow(
     name: str, data: bytes, convert: Callable[[PillowImage], Image] = to_rgb
 ) -> Image:
-    """Decode the first image of a file in the format ``name``.
+    """Decode the first image of a file.
+
+    Args:
+        name: format: ICO, TIFF or WEBP.
+        data: content of the file.
+        convert: conversion of the decoded image to uint8 (H, W, 3) RGB.
 
     Raises:
-        BadImageError: it can't be decoded.
+        BadImageError: the file can't be decoded.
     """
-    module, opener = _CLASSES[name]
+    module, class_name = _CLASSES[name]
     try:
-        with getattr(import_module(module), opener)(BytesIO(data)) as image:
+        with getattr(import_module(module), class_name)(BytesIO(data)) as image:
             image.load()
             return convert(image)
     except BadImageError:

@@ -1,8 +1,8 @@
-"""COCO rows: boxes, and segmentations as masks (polygons, both kinds of run lengths).
+"""COCO annotations: conversion of boxes and segmentations (polygons, both kinds of RLE) to masks.
 
-Masks are those of pycocotools (``frPyObjects``, ``merge``). What it does not check is checked here
-first: it reads and writes out of bounds for run lengths that do not fill the frame, and takes
-memory for every pixel along the edges of a polygon, however far outside of the frame.
+Masks equal those of pycocotools (``frPyObjects``, ``merge``). The input is validated first, because
+pycocotools accesses memory out of bounds for run lengths that do not cover the frame, and allocates
+memory for each pixel of a polygon outline, even far outside of the frame.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from streamseg.errors import ArgumentError, MaskError
 from streamseg.structures.masks import Masks, Size, check_size
 
 MAX_COORDINATE = 100_000
-"""Largest coordinate of a polygon, in pixels to either side of the frame's origin."""
+"""Maximum absolute coordinate of a polygon, in pixels."""
 MAX_OUTLINE = 4_000_000
-"""Longest outline of the polygons of one mask, in pixels."""
+"""Maximum total length of the polygon outlines of one mask, in pixels."""
 
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 
@@ -30,19 +30,19 @@ Numbers: TypeAlias = npt.NDArray[np.float64]
 
 
 NOT_TRACKED = -1
-"""The identity of an object that has none."""
+"""Track id of untracked instances."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CocoRow:
-    """One object of a COCO file.
+    """Parsed row of a COCO file.
 
     Attributes:
         box: x1, y1, x2, y2 in pixels.
-        score: 0 to 1; 1 for an annotation.
-        category_id: as the dataset has it.
-        mask: one mask; flagged ``from_box`` where the row has no segmentation.
-        track_id: the object's identity, -1 if it has none.
+        score: 0 to 1; 1 for annotations.
+        category_id: category id of the dataset.
+        mask: one mask; ``from_box`` is set if the row has no segmentation.
+        track_id: track id, or -1.
     """
 
     box: tuple[float, ...]
@@ -53,16 +53,16 @@ class CocoRow:
 
 
 def read_coco_row(row: Any, number: int, size: Size) -> CocoRow:
-    """Check a row of a COCO file and return what it says.
+    """Validate and parse a row of a COCO file.
 
     Args:
-        row: a mapping, see :meth:`streamseg.structures.results.Instances.from_coco`.
-        number: its place in the list, for messages.
+        row: mapping, see :meth:`streamseg.structures.results.Instances.from_coco`.
+        number: index of the row, for error messages.
         size: (height, width) of the image.
 
     Raises:
-        ArgumentError: a field is missing or of a wrong kind.
-        MaskError: its segmentation isn't a mask of a frame of ``size``.
+        ArgumentError: a field is missing or invalid.
+        MaskError: the segmentation is not a mask of a frame of ``size``.
     """
     if not isinstance(row, Mapping):
         raise ArgumentError(f"row {number} must be a mapping, not {type(row).__name__}")
@@ -83,15 +83,15 @@ def read_coco_row(row: Any, number: int, size: Size) -> CocoRow:
 
 
 def mask_from_coco(segmentation: Any, size: Size) -> Masks:
-    """Return the one mask of a COCO segmentation.
+    """Convert a COCO segmentation to one mask.
 
     Args:
-        segmentation: polygons, ``[[x1, y1, x2, y2, …], …]`` or one such list alone, or run lengths,
-            ``{"size": [height, width], "counts": …}``, compressed (str or bytes) or not (a list).
+        segmentation: polygons, ``[[x1, y1, x2, y2, …], …]`` or a single flat list, or RLE,
+            ``{"size": [height, width], "counts": …}``, compressed (str or bytes) or not (list).
         size: (height, width) of the frame.
 
     Raises:
-        MaskError: it is none of these, or not of a frame of ``size``.
+        MaskError: the segmentation has another form or another frame size.
     """
     if isinstance(segmentation, Mapping):
         return Masks.from_rle([_compressed_counts(segmentation, size)], size)
@@ -104,7 +104,7 @@ def mask_from_coco(segmentation: Any, size: Size) -> Masks:
 
 
 def is_empty(segmentation: Any) -> bool:
-    """Return whether a row has no segmentation, as tools write it: null, ``[]``, ``""``, ``{}``."""
+    """Return whether a segmentation is empty: None, ``[]``, ``""`` or ``{}``."""
     return segmentation is None or (
         isinstance(segmentation, str | bytes | list | tuple | dict | np.ndarray)
         and len(segmentation) == 0
@@ -112,20 +112,22 @@ def is_empty(segmentation: Any) -> bool:
 
 
 def _corners(bbox: Any, number: int) -> tuple[float, ...]:
-    """Return x1, y1, x2, y2 of a ``bbox`` (x, y, width, height)."""
+    """Convert a ``bbox`` (x, y, width, height) to x1, y1, x2, y2."""
     values = list(bbox) if isinstance(bbox, list | tuple | np.ndarray) else []
     if len(values) != 4:
-        raise ArgumentError(f"row {number}: bbox must be x, y, width, height, not {_shown(bbox)}")
+        raise ArgumentError(
+            f"row {number}: bbox must be x, y, width, height, not {_short_repr(bbox)}"
+        )
     x, y, width, height = (_finite(value, "bbox", number) for value in values)
     if width < 0 or height < 0:
-        raise ArgumentError(f"row {number}: bbox has a negative extent: {width:g} x {height:g}")
+        raise ArgumentError(f"row {number}: bbox has a negative size: {width:g} x {height:g}")
     return x, y, x + width, y + height
 
 
 def _finite(value: Any, key: str, number: int) -> float:
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not is_real or not abs(value) <= _MAX_FLOAT:
-        raise ArgumentError(f"row {number}: {key} must be finite numbers, not {_shown(value)}")
+        raise ArgumentError(f"row {number}: {key} must be finite numbers, not {_short_repr(value)}")
     return float(value)
 
 
@@ -136,13 +138,13 @@ def _whole(row: Mapping[Any, Any], key: str, number: int) -> int:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ArgumentError(f"row {number}: {key} has more than 63 bits")
     if _finite(value, key, number) % 1 or not -(2**63) <= value < 2**63:
-        raise ArgumentError(f"row {number}: {key} must be a whole number, not {_shown(value)}")
+        raise ArgumentError(f"row {number}: {key} must be a whole number, not {_short_repr(value)}")
     return int(value)
 
 
 def _polygons(segmentation: Sequence[Any] | npt.NDArray[Any]) -> list[Numbers]:
     parts = list(segmentation)
-    if all(np.isscalar(part) for part in parts):  # one polygon, not in a list of its own
+    if all(np.isscalar(part) for part in parts):  # a single polygon
         parts = [parts]
     return [_polygon(part) for part in parts]
 
@@ -153,10 +155,10 @@ def _polygon(values: Any) -> Numbers:
     except ValueError:  # lists of different lengths
         numbers = np.empty(0)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or numbers.size < 6 or numbers.size % 2:
-        raise MaskError("a polygon must be x1, y1, x2, y2, … of three points or more")
-    # Not abs() of the integers: the smallest one has no positive counterpart.
+        raise MaskError("a polygon must be x1, y1, x2, y2, … of at least three points")
+    # Converted first: abs() of the smallest integer overflows.
     corners = numbers.astype(np.float64)
-    if not (np.abs(corners) <= MAX_COORDINATE).all():  # NaN is not either
+    if not (np.abs(corners) <= MAX_COORDINATE).all():  # also false for NaN
         raise MaskError(f"a polygon has a coordinate that isn't finite or is over {MAX_COORDINATE}")
     return corners
 
@@ -178,7 +180,7 @@ def _compressed_counts(rle: Mapping[Any, Any], size: Size) -> str | bytes:
         raise MaskError(f"run lengths have no {missing[0]!r}")
     given = rle["size"]
     if not isinstance(given, list | tuple | np.ndarray) or list(given) != [height, width]:
-        raise MaskError(f"a segmentation of {_shown(given)} in a frame of {[height, width]}")
+        raise MaskError(f"a segmentation of {_short_repr(given)} in a frame of {[height, width]}")
     counts = rle["counts"]
     if isinstance(counts, str | bytes):
         return counts
@@ -189,7 +191,7 @@ def _compressed_counts(rle: Mapping[Any, Any], size: Size) -> str | bytes:
 
 
 def _checked_runs(counts: Any, pixels: int) -> list[int]:
-    """Return uncompressed run lengths as ints that fill a frame of so many ``pixels``."""
+    """Convert uncompressed run lengths to ints whose sum is ``pixels``."""
     try:
         runs = np.asarray(counts)
     except ValueError:  # lists of different lengths
@@ -204,5 +206,5 @@ def _checked_runs(counts: Any, pixels: int) -> list[int]:
     return [int(run) for run in runs]
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     return repr(value) if len(repr(value)) <= 40 else type(value).__name__

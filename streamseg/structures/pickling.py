@@ -1,7 +1,7 @@
-"""Pickling and copying of frozen dataclasses: by their fields, through the constructor.
+"""Pickling and copying of frozen dataclasses through their constructors.
 
-What the constructor guarantees (read-only images, checked columns) then holds for the copy, too,
-with every pickle protocol, and ``copy.deepcopy`` needs nothing more.
+The invariants of the constructor (read-only images, validated columns) also hold for copies, with
+every pickle protocol and with ``copy.deepcopy``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 
 
 class PickledByFields:
-    """Mixin for dataclasses whose fields are the arguments of their constructor."""
+    """Mixin for dataclasses whose fields are their constructor arguments."""
 
     __slots__ = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = [_picklable(getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
-        # Only protocol 5 keeps the flag of an array, and deepcopy never does.
+        # Only pickle protocol 5 preserves the writeable flag of arrays; deepcopy does not.
         read_only = [
             n
             for n, value in enumerate(values)
@@ -30,7 +30,7 @@ class PickledByFields:
 
 
 def _picklable(value: Any) -> Any:
-    """``value``, or a dict of what a read-only view of a mapping shows."""
+    """Return the value; a read-only mapping view becomes a dict."""
     return dict(value) if isinstance(value, MappingProxyType) else value
 
 

@@ -1,4 +1,4 @@
-"""The outlines of a mask as polygons along the edges of its pixels."""
+"""Outlines of masks as polygons along pixel borders."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def outer_rings(crop: BoolArray) -> Iterator[IntArray]:
-    """The outer outline of each 4-connected part, int (K, 2) x, y of its corners.
+    """Yield the outer outline of each 4-connected component: corners, int (K, 2) x, y.
 
-    Every corner of an outline joins one horizontal to one vertical edge. Along a row of the
-    corner lattice the corners pair up, first with second, third with fourth: those are the
-    horizontal edges; along a column likewise. Walking the two in turn follows the outlines.
+    Every corner joins a horizontal and a vertical side. The corners in a row of the pixel grid form
+    pairs (first and second, third and fourth, …), which are the horizontal sides; those in a column
+    are the vertical sides. Following both alternately gives the outlines.
     """
     corners, by_column = _corners(crop)
     partner = np.empty((2, len(corners)), np.int64)
@@ -29,22 +29,22 @@ def outer_rings(crop: BoolArray) -> Iterator[IntArray]:
     for start in range(len(corners)):
         if visited[start]:
             continue
-        ring, at, axis = [], start, 0
-        while not visited[at]:
-            visited[at] = True
-            ring.append(at)
-            at, axis = int(partner[axis, at]), 1 - axis
+        ring, current, axis = [], start, 0
+        while not visited[current]:
+            visited[current] = True
+            ring.append(current)
+            current, axis = int(partner[axis, current]), 1 - axis
         x, y = corners[start]
-        # The first corner of a ring in reading order has the ring's inside to its lower right.
+        # The pixel to the lower right of the first corner is inside an outer outline.
         if x < crop.shape[1] and y < crop.shape[0] and crop[y, x]:
             yield corners[ring]
 
 
 def _corners(crop: BoolArray) -> tuple[IntArray, IntArray]:
-    """Corners of all outlines in reading order, int (K, 2) x, y, and the order down the columns.
+    """Return the corners of all outlines, row by row, int (K, 2) x, y, and their order by column.
 
-    Where two pixels touch diagonally, two corners share a place; the first of them takes the edge
-    to the left. Which of the two takes the edge upwards decides that the pixels stay apart.
+    If two pixels touch diagonally, there are two corners at the same point; the first one belongs
+    to the side on the left. The order by column is chosen so that the pixels stay separate.
     """
     padded = np.pad(crop, 1).astype(np.int8)
     upper_left, upper_right = padded[:-1, :-1], padded[:-1, 1:]
@@ -55,8 +55,8 @@ def _corners(crop: BoolArray) -> tuple[IntArray, IntArray]:
     )
     y, x = np.nonzero(single | diagonal)
     times = 1 + diagonal[y, x]
-    falling = np.repeat(upper_left[y, x] == 1, times)  # filled at the upper left and lower right
+    is_falling = np.repeat(upper_left[y, x] == 1, times)  # diagonal from upper left to lower right
     y, x = np.repeat(y, times), np.repeat(x, times)
     order = np.arange(len(x))
-    by_column = np.lexsort((np.where(falling, order, -order), y, x))
+    by_column = np.lexsort((np.where(is_falling, order, -order), y, x))
     return np.stack([x, y], axis=1), by_column

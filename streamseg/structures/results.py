@@ -1,7 +1,7 @@
-"""The nouns: a frame, the instances found in it, and the result that says both.
+"""Frames, instances, panoptic segments and results.
 
-All are frozen. Coordinates are pixels of the frame as it came from the source, boxes are
-``x1, y1, x2, y2`` with exclusive right and lower edges, sizes are (height, width).
+All classes are frozen. Coordinates are pixels of the source frame. Boxes are ``x1, y1, x2, y2``;
+the right and lower bounds are exclusive. Sizes are (height, width).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from importlib import import_module
 from numbers import Real
 from typing import Any, TypeAlias, cast
 
@@ -36,23 +37,27 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 SegmentMap: TypeAlias = npt.NDArray[np.int32]
 SOURCE_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
 MAX_SEGMENT_ID = 2**24 - 1
-"""What three bytes hold: in COCO's PNGs a pixel is R + 256 G + 65536 B."""
+"""Largest segment id: COCO's panoptic PNGs store ids as R + 256 G + 65536 B."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame(PickledByFields):
-    """One picture of one source, with where and when it was taken.
+    """One frame of a source.
 
     Attributes:
-        source: the source's name, ``[A-Za-z0-9._-]{1,64}`` but not ``.`` or ``..``.
-        index: which frame of the source it is, from 0, counting those that were skipped.
-        epoch: goes up by one at each reconnection or jump in time; identities don't cross it.
-        pts: seconds, from the source's own time base.
-        captured_at: Unix seconds when it was decoded.
-        monotonic: ``time.monotonic()`` at the same moment; ages are computed on it.
+        source: source name, ``[A-Za-z0-9._-]{1,64}`` but not ``.`` or ``..``.
+        index: index of the frame in the source, from 0; skipped frames are counted.
+        epoch: number of the connection, increased by one at each reconnection or jump in time;
+            track ids are only comparable within an epoch.
+        pts: presentation time in seconds, from the time base of the source.
+        captured_at: Unix time of decoding, in seconds.
+        monotonic: ``time.monotonic()`` of decoding; used to compute ages.
         image: uint8 (H, W, 3) RGB, upright, read-only.
-        item: the file's name, where the source is a folder of images.
-        pixel_aspect: width of a pixel over its height.
+        item: file name, if the source is a folder of images.
+        pixel_aspect: width of a pixel divided by its height.
+
+    Raises:
+        ArgumentError: the name, the image or the time is invalid.
     """
 
     source: str
@@ -76,30 +81,38 @@ class Frame(PickledByFields):
                 f"a frame's image must be uint8 (H, W, 3), not {image.dtype} {image.shape}"
             )
         if not is_number(self.pts) or not math.isfinite(self.pts):
-            raise ArgumentError(f"{self.source}: frame {self.index} has no time")
+            raise ArgumentError(
+                f"{self.source}: frame {self.index}: pts must be a finite number of seconds"
+            )
         self.image.flags.writeable = False
 
     @property
     def size(self) -> Size:
-        """(height, width)."""
+        """Height and width in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instances(PickledByFields):
-    """N objects in one frame, one column a property; all columns have N rows.
+    """N instances of one frame, stored as columns with N rows each.
 
-    Takes slices, index arrays and boolean arrays like an array does; an integer gives one row, as
-    iterating does.
+    Supports indexing by slices, index arrays and boolean arrays; an integer gives one row, and so
+    does iteration.
+
+        people = instances[instances.labels == 1]
+        confident = instances[instances.scores > 0.8]
 
     Attributes:
         boxes: float32 (N, 4) xyxy.
-        scores: float32 (N,), in 0 to 1.
-        labels: int64 (N,), category ids as the dataset has them.
-        masks: the N masks, in a frame of ``size``.
-        categories: the name of each category id.
-        track_ids: int64 (N,), -1 where there is no identity.
-        features: float32 (N, D) appearance for the tracker, or None; never on the wire.
+        scores: float32 (N,), 0 to 1.
+        labels: int64 (N,), category ids of the dataset.
+        masks: N masks in a frame of ``size``.
+        categories: category names by id.
+        track_ids: int64 (N,), -1 for untracked instances.
+        features: float32 (N, D), appearance features for the tracker, or None; not published.
+
+    Raises:
+        ArgumentError: a column has a wrong type, shape or length, or a value that is not finite.
     """
 
     boxes: FloatArray
@@ -131,52 +144,56 @@ class Instances(PickledByFields):
             if len(column) != rows:
                 raise ArgumentError(f"{name} has {len(column)} rows, masks has {rows}")
             if not np.isfinite(column).all():
-                raise ArgumentError(f"{name} holds a value that isn't finite")
+                raise ArgumentError(f"{name} contains a value that isn't finite")
             object.__setattr__(self, name, column)
 
     @classmethod
     def empty(cls, size: Size, categories: Mapping[int, str]) -> Instances:
-        """No objects in a frame of ``size``."""
-        none = np.zeros(0)
-        return cls(np.zeros((0, 4)), none, none, Masks.empty(size), categories)  # type: ignore[arg-type]
+        """Return no instances, in a frame of ``size``."""
+        column = np.zeros(0)
+        return cls(np.zeros((0, 4)), column, column, Masks.empty(size), categories)  # type: ignore[arg-type]
 
     @classmethod
     def from_coco(
         cls, rows: Iterable[Mapping[str, Any]], size: Size, names: Mapping[int, str]
     ) -> Instances:
-        """Return the instances of one image's COCO results or annotations.
+        """Convert COCO results or annotations of one image.
 
         Args:
-            rows: each has a ``category_id``, and a ``segmentation`` (polygons, compressed or
-                uncompressed run lengths) or a ``bbox`` (x, y, width, height) or both. Without a
-                segmentation the box stands for the mask and is flagged; without a box it is the
-                tight one of the mask. ``score`` (1 by default) and ``track_id`` are optional.
+            rows: mappings with a ``category_id`` and a ``segmentation`` (polygons, compressed or
+                uncompressed RLE), a ``bbox`` (x, y, width, height) or both. Without a segmentation
+                the mask is the box, and is flagged as such; without a bbox the box is that of the
+                mask. ``score`` (default 1) and ``track_id`` are optional.
             size: (height, width) of the image.
-            names: the name of each category id.
+            names: category names by id.
 
         Raises:
-            ArgumentError: ``rows`` is no list of rows, or a field is missing or of a wrong kind.
-            MaskError: a segmentation isn't a mask of a frame of ``size``.
+            ArgumentError: ``rows`` is not a list of mappings, or a field is missing or invalid.
+            MaskError: a segmentation is not a mask of a frame of ``size``.
         """
         frame = check_size(size)
         if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
             raise ArgumentError(f"rows must be a list of COCO rows, not {type(rows).__name__}")
-        read = [read_coco_row(row, number, frame) for number, row in enumerate(rows)]
+        parsed = [read_coco_row(row, number, frame) for number, row in enumerate(rows)]
         return cls(
-            np.array([row.box for row in read], np.float32).reshape(-1, 4),
-            np.array([row.score for row in read], np.float32),
-            np.array([row.category_id for row in read], np.int64),
-            Masks.concatenate([Masks.empty(frame), *(row.mask for row in read)]),
+            np.array([row.box for row in parsed], np.float32).reshape(-1, 4),
+            np.array([row.score for row in parsed], np.float32),
+            np.array([row.category_id for row in parsed], np.int64),
+            Masks.concatenate([Masks.empty(frame), *(row.mask for row in parsed)]),
             names,
-            np.array([row.track_id for row in read], np.int64),
+            np.array([row.track_id for row in parsed], np.int64),
         )
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO results, one dict a row, of plain Python values."""
+        """Convert to COCO results: one dict of plain Python values per row.
+
+        Args:
+            image_id: ``image_id`` of the rows.
+        """
         extents = self.boxes[:, 2:] - self.boxes[:, :2]
-        corners = np.concatenate([self.boxes[:, :2], extents], axis=1)
+        xywh = np.concatenate([self.boxes[:, :2], extents], axis=1)
         columns = zip(
-            corners.tolist(),
+            xywh.tolist(),
             self.scores.tolist(),
             self.labels.tolist(),
             self.masks.to_rle(),
@@ -195,19 +212,80 @@ class Instances(PickledByFields):
             for box, score, label, rle, track in columns
         ]
 
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Convert to columns of plain Python values that JSON can represent.
+
+        Returns:
+            ``track_id``, ``label``, ``name``, ``score``, ``box`` (x1, y1, x2, y2) and
+            ``segmentation`` (COCO RLE), each a list of N values.
+        """
+        return {
+            "track_id": self.track_ids.tolist(),
+            "label": self.labels.tolist(),
+            "name": self.names,
+            "score": self.scores.tolist(),
+            "box": self.boxes.tolist(),
+            "segmentation": [dict(rle) for rle in self.masks.to_rle()],
+        }
+
+    def to_pandas(self) -> Any:
+        """Convert to a ``pandas.DataFrame`` with one row per instance.
+
+        The columns are ``track_id``, ``label``, ``name``, ``score``, ``x1``, ``y1``, ``x2``,
+        ``y2``, ``area`` (pixels) and ``rle`` (COCO counts).
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        pandas = _import_optional("pandas", "to_pandas")
+        x1, y1, x2, y2 = self.boxes.T
+        columns = {
+            "track_id": self.track_ids,
+            "label": self.labels,
+            "name": self.names,
+            "score": self.scores,
+            "x1": x1,
+            "y1": y1,
+            "x2": x2,
+            "y2": y2,
+            "area": self.masks.areas,
+            "rle": list(self.masks.counts),
+        }
+        return pandas.DataFrame(columns)
+
+    def to_supervision(self) -> Any:
+        """Convert to ``supervision.Detections``.
+
+        Masks become full-frame bitmaps, bool (N, H, W). ``tracker_id`` is None if no instance is
+        tracked; otherwise untracked instances have -1. Names are in ``data["class_name"]``.
+
+        Raises:
+            ModuleNotFoundError: supervision is not installed.
+        """
+        supervision = _import_optional("supervision", "to_supervision")
+        is_tracked = bool((self.track_ids != NOT_TRACKED).any())
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            mask=self.masks.to_arrays(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.copy(),
+            tracker_id=self.track_ids.copy() if is_tracked else None,
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
     @property
     def size(self) -> Size:
-        """(height, width) of the frame."""
+        """Height and width of the frame in pixels."""
         return self.masks.size
 
     @property
     def names(self) -> list[str]:
-        """The N category names; an id that ``categories`` doesn't know is its number."""
+        """Category names, N strings; an id without a name gives its number."""
         return [self.categories.get(label, str(label)) for label in self.labels.tolist()]
 
     def with_track_ids(self, track_ids: npt.ArrayLike) -> Instances:
-        """The same rows with identities, int (N,)."""
-        return replace(self, track_ids=cast(IntArray, track_ids))  # the constructor converts
+        """Return the same rows with track ids, int (N,)."""
+        return replace(self, track_ids=cast(IntArray, track_ids))  # converted by the constructor
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -215,28 +293,28 @@ class Instances(PickledByFields):
     def __getitem__(self, rows: int | slice | npt.NDArray[Any] | Sequence[int]) -> Instances:
         if isinstance(rows, int | np.integer):
             rows = [row_number(rows, len(self))]
-        picked = row_index(rows, len(self))
+        indices = row_index(rows, len(self))
         return Instances(
-            self.boxes[picked],
-            self.scores[picked],
-            self.labels[picked],
-            self.masks[picked],
+            self.boxes[indices],
+            self.scores[indices],
+            self.labels[indices],
+            self.masks[indices],
             self.categories,
-            self.track_ids[picked],
-            None if self.features is None else self.features[picked],
+            self.track_ids[indices],
+            None if self.features is None else self.features[indices],
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment(PickledByFields):
-    """One part of a panoptic result: a thing or a patch of stuff.
+    """Segment of a panoptic result: a thing or a region of stuff.
 
     Attributes:
-        id: its number in the frame, from 1.
+        id: segment id, unique in the frame, from 1.
         label: category id.
-        name: the category's.
-        thing: false for stuff.
-        mask: its pixels, which no other part has.
+        name: category name.
+        thing: whether it is a thing; otherwise stuff.
+        mask: its pixels; segments do not overlap.
     """
 
     id: int
@@ -247,27 +325,27 @@ class Segment(PickledByFields):
 
 
 def is_number(value: object) -> bool:
-    """Return whether ``value`` is a real number of Python or numpy, and no bool."""
+    """Return whether ``value`` is a real number of Python or NumPy, and not a bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
-    """Which part each pixel of a frame belongs to.
+    """Return a map of segment ids.
 
     Args:
-        segments: parts that don't overlap.
+        segments: segments that do not overlap.
         size: (height, width) of the frame.
 
     Returns:
-        int32 (H, W) of ids; 0 where there is none.
+        int32 (H, W), segment ids; 0 outside of all segments.
 
     Raises:
-        StreamsegError: an id isn't from 1 to ``MAX_SEGMENT_ID``.
+        StreamsegError: an id is not between 1 and ``MAX_SEGMENT_ID``.
     """
     ids = np.zeros(size, np.int32)
     for segment in segments:
         if not 0 < segment.id <= MAX_SEGMENT_ID:
-            raise StreamsegError(f"segment {segment.id}: ids go from 1 to {MAX_SEGMENT_ID}")
+            raise StreamsegError(f"segment {segment.id}: ids must be from 1 to {MAX_SEGMENT_ID}")
         x1, y1, x2, y2 = segment.mask.window
         ids[y1:y2, x1:x2][segment.mask.crop] = segment.id
     return ids
@@ -275,14 +353,14 @@ def segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result(PickledByFields):
-    """What is known of one frame.
+    """Result of one frame.
 
     Attributes:
-        frame: the frame itself.
-        instances: what was found in it, with identities once the tracker has seen it.
-        model: the name of the model that found it.
-        timing: milliseconds spent, by stage.
-        segments: the panoptic parts, None for a model that has none.
+        frame: the frame.
+        instances: its instances; tracked after the tracker stage.
+        model: model name.
+        timing: milliseconds per stage.
+        segments: panoptic segments; None for models without them.
     """
 
     frame: Frame
@@ -293,29 +371,37 @@ class Result(PickledByFields):
 
     @property
     def source(self) -> str:
-        """The name of the source."""
+        """Source name."""
         return self.frame.source
 
 
 def _column(name: str, values: Any, dtype: type[Any], shape: tuple[int, ...] | None) -> Any:
-    """``values`` as an array of ``dtype``, -1 in ``shape`` being the rows."""
+    """Convert ``values`` to an array of ``dtype`` and ``shape``; -1 stands for the rows."""
     try:
-        given = np.asarray(values)
+        array = np.asarray(values)
     except ValueError:
         raise ArgumentError(f"{name} has rows of different lengths") from None
-    if given.dtype.kind not in "biuf" or (np.issubdtype(dtype, np.integer) and _rounds(given)):
-        raise ArgumentError(f"{name} must be numbers of {np.dtype(dtype)}, not {given.dtype}")
-    column = given.astype(dtype, copy=False)
+    is_fraction = np.issubdtype(dtype, np.integer) and array.dtype.kind == "f"
+    if array.dtype.kind not in "biuf" or (is_fraction and bool((array % 1 != 0).any())):
+        raise ArgumentError(f"{name} must be numbers of {np.dtype(dtype)}, not {array.dtype}")
+    column = array.astype(dtype, copy=False)
     try:
         return np.atleast_1d(column) if shape is None else column.reshape(shape)
     except ValueError:
-        wanted = "(N,)" if shape == (-1,) else "(N, 4)"
-        raise ArgumentError(f"{name} must be {wanted}, not {given.shape}") from None
+        expected = "(N,)" if shape == (-1,) else "(N, 4)"
+        raise ArgumentError(f"{name} must be {expected}, not {array.shape}") from None
 
 
-def _rounds(values: npt.NDArray[Any]) -> bool:
-    """Whether some of ``values`` are no whole numbers."""
-    return bool((values % 1 != 0).any())
+def _import_optional(name: str, caller: str) -> Any:
+    """Import a package that only one conversion needs."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ModuleNotFoundError(
+            f"{caller} needs {name}, which isn't installed: pip install {name}", name=name
+        ) from None
 
 
 __all__ = [

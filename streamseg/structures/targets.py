@@ -1,4 +1,4 @@
-"""A picture and what is annotated in it, as tensors: what data gives and losses take."""
+"""Training samples: an image and its annotations as tensors."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ import torch
 from torch import Tensor
 
 THING: Final = 0
-"""Where a map of stuff has a thing."""
+"""Value of thing pixels in a stuff map."""
 UNKNOWN: Final = 255
-"""Where nobody knows what is there, or it is of a class that the model doesn't know."""
+"""Value of pixels without an annotation, or of a class that the model does not have."""
 MAX_STUFF_CLASSES: Final = UNKNOWN - 1
-"""Classes of stuff that a map has numbers for."""
+"""Maximum number of stuff classes in a stuff map."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Targets:
-    """What is annotated in one picture: N objects, of C classes.
+    """Annotations of one image: N objects of C classes.
 
     Attributes:
-        image_id: the dataset's id of the picture.
-        seed: for random draws that losses make for this picture, so that they depend on the
-            recipe's seed, the epoch and the picture alone.
-        boxes: float32 (N, 4) xyxy, pixels of the picture.
+        image_id: id of the image in the dataset.
+        seed: seed of random sampling in the losses; it depends on the seed of the training config,
+            the epoch and the image.
+        boxes: float32 (N, 4) xyxy, pixels of the image.
         labels: int64 (N,), class indices, 0 to C - 1.
-        masks: bool (N, H, W); zeros where there is none.
-        has_mask: bool (N,), false for objects that are annotated by their box alone.
+        masks: bool (N, H, W); zeros for objects without a mask.
+        has_mask: bool (N,), false for objects that are annotated by a box only.
         crowd: bool (N,), true for regions of many objects: neither object nor background.
-        annotated: bool (C,), the classes of which every object is annotated; the absence of
-            others says nothing.
-        stuff: uint8 (H, W), what each pixel is of S classes of stuff: 0 is a thing (``THING``), a
-            class's index + 1, or 255 where nobody knows (``UNKNOWN``); None where no stuff is
-            annotated, or the model knows none.
+        annotated: bool (C,), true for classes whose objects are all annotated; for the others, the
+            absence of an annotation has no meaning.
+        stuff: uint8 (H, W), stuff map: ``THING`` (0), class index + 1, or ``UNKNOWN`` (255); None
+            if no stuff is annotated or the model has no stuff classes.
     """
 
     image_id: int | str
@@ -50,7 +49,7 @@ class Targets:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> Targets:
-        """Some of the objects, by an index or boolean tensor."""
+        """Select objects by an index or boolean tensor."""
         return replace(
             self,
             boxes=self.boxes[rows],
@@ -61,7 +60,7 @@ class Targets:
         )
 
     def to(self, device: torch.device) -> Targets:
-        """The same on a device."""
+        """Move the tensors to a device."""
         names = ("boxes", "labels", "masks", "has_mask", "crowd", "annotated", "stuff")
         tensors = {name: getattr(self, name) for name in names}
         return replace(self, **{n: t.to(device) for n, t in tensors.items() if t is not None})
@@ -69,11 +68,11 @@ class Targets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One picture to learn from.
+    """One training sample.
 
     Attributes:
         image: uint8 (3, H, W) RGB.
-        targets: what is annotated in it.
+        targets: annotations of the image.
     """
 
     image: Tensor

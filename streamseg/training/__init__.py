@@ -1,6 +1,7 @@
-"""Training: one loop for every family, whose losses come from its ``Criterion``."""
+"""Training: one loop for every model family; a family provides only its ``Criterion``."""
 
-from streamseg.training.distributed import Processes, joined
-from streamseg.training.trainer import Trainer, TrainingReport
+from streamseg.training.distributed import ProcessGroup, join_process_group
+from streamseg.training.report import TrainingReport
+from streamseg.training.trainer import Trainer
 
-__all__ = ["Processes", "Trainer", "TrainingReport", "joined"]
+__all__ = ["ProcessGroup", "Trainer", "TrainingReport", "join_process_group"]

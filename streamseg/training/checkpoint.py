@@ -1,4 +1,4 @@
-"""A training's state in a file: whole or not at all, and enough to go on as if never stopped."""
+"""Training checkpoints: written atomically, with everything needed to resume bit for bit."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from streamseg.models.categories import Categories
 from streamseg.models.weights import files
 from streamseg.sinks.files.results import write_bytes_atomically
 
-MAY_DIFFER = ("workers", "evaluate_every", "save_every")
-"""What a training that goes on may do otherwise: its result doesn't depend on it."""
+CHANGEABLE_KEYS = ("workers", "evaluate_every", "save_every")
+"""Config keys that may change when a training resumes: the result doesn't depend on them."""
 
-STATES = ("network", "optimiser", "scaler", "losses", "lines")
-"""What training needs besides the weights that are served and its position."""
+STATE_KEYS = ("network", "optimiser", "scaler", "losses", "lines")
+"""Keys of the training state that is stored in addition to the served weights and the position."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a training is.
+    """Position of a training in its schedule, and its scores so far.
 
     Attributes:
-        epoch: the current one, from 0.
-        batch: batches of it that are done.
-        step: optimiser steps done.
-        best: the best measure so far, None before the first.
-        measures: of the latest measurement, by dataset and measure.
+        epoch: current epoch, from 0.
+        batch: finished batches of this epoch.
+        step: finished optimizer steps.
+        best: best score so far, None before the first evaluation.
+        measures: metrics of the latest evaluation, by dataset and metric.
     """
 
     epoch: int = 0
@@ -45,28 +45,28 @@ class Position:
     measures: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
-def save(
+def save_checkpoint(
     path: Path,
-    recipe: TrainingConfig,
+    config: TrainingConfig,
     served: files.Weights,
     position: Position,
     states: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint; one that is there already stays whole until the new one is.
+    """Write a checkpoint; an existing file stays intact until the new one is complete.
 
     Args:
         path: the file.
-        recipe: of the training.
-        served: the weights that are measured and served, with the model's name and categories.
-        position: how far the training is.
-        states: what training needs besides, ``STATES``: state dicts, the sums of the losses since
-            the last line of the log, and how many lines the logs have.
+        config: the training config.
+        served: the weights that are evaluated and served, with model name and categories.
+        position: position of the training.
+        states: the training state, by ``STATE_KEYS``: state dicts, the sums of the losses since
+            the last line of the log, and the number of lines of each log.
 
     Raises:
-        OutputError: it can't be written.
+        OutputError: the file can't be written.
     """
     training = {
-        "recipe": msgspec.json.encode(recipe).decode(),
+        "recipe": msgspec.json.encode(config).decode(),
         "position": json.dumps(asdict(position)),
         "versions": json.dumps({n: version(n) for n in ("streamseg", "torch", "torchvision")}),
         "states": dict(states),
@@ -76,43 +76,51 @@ def save(
     write_bytes_atomically(path, buffer.getbuffer())
 
 
-def load(
-    path: Path, recipe: TrainingConfig, model: str, categories: Categories
+def load_checkpoint(
+    path: Path, config: TrainingConfig, model: str, categories: Categories
 ) -> tuple[Position, files.Weights, Mapping[str, Any]]:
-    """A checkpoint to go on from.
+    """Read a checkpoint to resume from.
+
+    Args:
+        path: the file.
+        config: the config of the training that resumes.
+        model: its model's name.
+        categories: its model's categories.
 
     Returns:
-        How far it was, the weights that are served, and ``STATES``.
+        Position, served weights and training state (by ``STATE_KEYS``).
 
     Raises:
-        WeightsError: it can't be read, is no checkpoint, or is of another model or classes.
-        ConfigError: its recipe differs where the result depends on it.
+        WeightsError: the file can't be read, is no training checkpoint, or belongs to another
+            model or other classes.
+        ConfigError: its config differs in a key that the result depends on.
     """
-    weights = _read(path)
+    weights = _read_weights(path)
     if weights.training is None or weights.categories is None:
-        raise WeightsError(f"{path}: holds weights alone; training can't go on from it")
-    if wrong := _unlike(weights, model, categories):
-        raise WeightsError(f"{path}: is of another training: {wrong}")
+        raise WeightsError(f"{path}: holds only weights, training can't resume from it")
+    if mismatch := _describe_mismatch(weights, model, categories):
+        raise WeightsError(f"{path}: belongs to another training: {mismatch}")
     try:
-        before = json.loads(weights.training["recipe"])
+        old_config = json.loads(weights.training["recipe"])
         position = Position(**json.loads(weights.training["position"]))
-        states = {name: weights.training["states"][name] for name in STATES}
+        states = {name: weights.training["states"][name] for name in STATE_KEYS}
     except (KeyError, TypeError, ValueError):
-        raise WeightsError(f"{path}: its description of the training is damaged") from None
-    now = json.loads(msgspec.json.encode(recipe))
+        raise WeightsError(f"{path}: the training state in it is damaged") from None
+    new_config = json.loads(msgspec.json.encode(config))
     changed = [
-        f"{key} was {_short(old)} and is {_short(new)}" for key, old, new in _changes(before, now)
+        f"{key} was {_shorten(old)} and is {_shorten(new)}"
+        for key, old, new in _find_changes(old_config, new_config)
     ]
     if changed:
         raise ConfigError(
-            f"{path}: can't go on with another recipe: {'; '.join(changed)}; set it back, or "
-            "begin anew in another folder with this checkpoint as model.weights"
+            f"{path}: can't resume with another config: {'; '.join(changed)}; set it back, or "
+            "start a new training in another folder with this checkpoint as model.weights"
         )
     return position, weights, states
 
 
-def _read(path: Path) -> files.Weights:
-    """The file's content; where it is damaged, the message says what may be there instead."""
+def _read_weights(path: Path) -> files.Weights:
+    """Read a checkpoint; if it is damaged and ``best.pt`` exists, the error names that file."""
     try:
         return files.read(path)
     except WeightsError as error:
@@ -120,42 +128,40 @@ def _read(path: Path) -> files.Weights:
         if not path.exists() or not best.exists():
             raise
         raise WeightsError(
-            f"{error}; to go on from the best weights so far, copy {best} to {path}"
+            f"{error}; to resume from the best weights so far, copy {best} to {path}"
         ) from None
 
 
-def _unlike(weights: files.Weights, model: str, categories: Categories) -> str:
-    """What tells its model from the wanted one, in words; empty if nothing does."""
+def _describe_mismatch(weights: files.Weights, model: str, categories: Categories) -> str:
+    """Return how model and classes differ from the expected ones; empty if they don't."""
     parts = [] if weights.model == model else [f"the model is {weights.model}, not {model}"]
-    held = weights.categories or Categories({})
-    parts += _unlike_names("classes", held.things, categories.things)
-    parts += _unlike_names("classes of stuff", held.stuff, categories.stuff)
+    stored = weights.categories or Categories({})
+    for kind, names, expected in (
+        ("classes", stored.things, categories.things),
+        ("stuff classes", stored.stuff, categories.stuff),
+    ):
+        if list(names.items()) == list(expected.items()):
+            continue
+        missing = [name for name in expected.values() if name not in names.values()]
+        extra = [name for name in names.values() if name not in expected.values()]
+        part = f"it has {len(names)} {kind}, not {len(expected)}"
+        part += f", without {', '.join(missing[:5])}" if missing else ""
+        part += f", and also {', '.join(extra[:5])}" if extra else ""
+        parts.append(part)
     return "; ".join(parts)
 
 
-def _unlike_names(what: str, known: Mapping[int, str], wanted: Mapping[int, str]) -> list[str]:
-    """What tells some of its classes from the wanted ones; nothing if they are the same."""
-    if list(known.items()) == list(wanted.items()):
-        return []
-    missing = [name for name in wanted.values() if name not in known.values()]
-    extra = [name for name in known.values() if name not in wanted.values()]
-    said = [f"it knows {len(known)} {what}, not {len(wanted)}"]
-    said += [f"it lacks {', '.join(missing[:5])}"] if missing else []
-    said += [f"it has {', '.join(extra[:5])} besides"] if extra else []
-    return [", ".join(said)]
+def _find_changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the key path, old value and new value of each difference between two configs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            if path or key not in CHANGEABLE_KEYS:
+                key_path = f"{path}.{key}" if path else key
+                yield from _find_changes(old.get(key), new.get(key), key_path)
+    elif old != new:
+        yield path, old, new
 
 
-def _changes(before: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """What differs: path, old value, new value."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in {**before, **now}:
-            if at or key not in MAY_DIFFER:
-                path = f"{at}.{key}" if at else key
-                yield from _changes(before.get(key), now.get(key), path)
-    elif before != now:
-        yield at, before, now
-
-
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -1,7 +1,7 @@
-"""The datasets of a training: opened, inspected once, and without what has problems.
+"""Datasets of a training: opened, validated, and without the rows that have problems.
 
-What was left out is written to ``skipped.json``. A training that goes on reads it, because it must
-go on with the same images in the same order.
+Skipped rows are recorded in ``skipped.json``. A training that resumes reads this file instead of
+validating again, because it must continue with the same images in the same order.
 """
 
 from __future__ import annotations
@@ -17,20 +17,28 @@ from streamseg.datasets import (
     Dataset,
     Id,
     Problem,
-    check,
-    inspect,
+    find_file_problems,
+    find_problems,
+    format_skipped_rows,
     open_dataset,
-    skipped_rows_summary,
 )
 from streamseg.errors import DataError
 from streamseg.sinks.files.results import write_json_atomically
-from streamseg.training.distributed import Processes
+from streamseg.training.distributed import ProcessGroup
 
-RECORD = "skipped.json"
+RECORD_NAME = "skipped.json"
 
 
 class _SkippedRow(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One row that was left out; ``inspected`` where only opening the files showed why."""
+    """Skipped row of a dataset.
+
+    Attributes:
+        what: description of the row.
+        reason: the problem.
+        image: its image's id.
+        annotation: its annotation's id.
+        inspected: whether the problem was found only by opening the files.
+    """
 
     what: str
     reason: str
@@ -40,25 +48,27 @@ class _SkippedRow(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _SkippedRows(msgspec.Struct, frozen=True):
-    """What was left out of one dataset."""
+    """All skipped rows of one dataset."""
 
     dataset: str
     rows: list[_SkippedRow]
 
 
 class _Record(msgspec.Struct, frozen=True):
+    """Content of ``skipped.json``."""
+
     datasets: list[_SkippedRows]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingDatasets:
-    """The datasets of a training, in the order of its config.
+    """Training and validation datasets, in the order of the config.
 
     Attributes:
-        train: what is learnt from.
-        val: what is measured on.
-        opened: each dataset once, by its section of the config.
-        inspected: the problems of each section that opening its files showed.
+        train: datasets for training.
+        val: datasets for evaluation.
+        opened: every distinct dataset, by its section of the config.
+        inspected: for each of these, the problems that were found by opening its files.
     """
 
     train: tuple[Dataset, ...]
@@ -66,73 +76,74 @@ class TrainingDatasets:
     opened: Mapping[DatasetConfig, Dataset]
     inspected: Sequence[Sequence[Problem]]
 
-    def summary(self) -> Iterator[str]:
-        """The lines that report what was left out; none where nothing was."""
+    def summarize_skipped_rows(self) -> Iterator[str]:
+        """Yield lines that report the skipped rows; none if no rows were skipped."""
         for dataset in self.opened.values():
-            yield from skipped_rows_summary(dataset.name, dataset.skipped)
+            yield from format_skipped_rows(dataset.name, dataset.skipped)
 
     def write_record(self, out: Path) -> None:
-        """Write all that was left out to ``skipped.json``; no file where nothing was.
+        """Write the skipped rows to ``skipped.json``; no file is written if there are none.
 
         Raises:
-            OutputError: it can't be written.
+            OutputError: the file can't be written.
         """
         rows = [
-            _SkippedRows(dataset.name, list(_rows(dataset, len(inspected))))
+            _SkippedRows(dataset.name, list(_skipped_rows(dataset, len(inspected))))
             for dataset, inspected in zip(self.opened.values(), self.inspected, strict=True)
         ]
-        if any(each.rows for each in rows):
-            write_json_atomically(out / RECORD, msgspec.to_builtins(_Record(rows)))
+        if any(dataset.rows for dataset in rows):
+            write_json_atomically(out / RECORD_NAME, msgspec.to_builtins(_Record(rows)))
 
 
 def open_training_datasets(
-    config: DataConfig, folder: Path, processes: Processes, out: Path, *, resume: bool
+    config: DataConfig, folder: Path, group: ProcessGroup, out: Path, *, resume: bool
 ) -> TrainingDatasets:
-    """Open the datasets, and every image in them unless the training goes on.
+    """Open the datasets; unless the training resumes, also open every image to find problems.
 
     Args:
         config: the datasets.
         folder: the folder that its ``root`` is relative to.
-        processes: those that train together; the leading one opens the images.
-        out: where ``skipped.json`` is, of a training that goes on.
-        resume: whether it goes on.
+        group: the process group; the main process opens the images.
+        out: the folder with the ``skipped.json`` of a training that resumes.
+        resume: whether the training resumes.
 
     Raises:
         DataError: a dataset can't be read, or has problems that aren't skipped.
         ConfigError: see :func:`~streamseg.datasets.open_dataset`.
     """
     sections = list(dict.fromkeys((*config.train, *config.val)))
-    if config.problems == "refuse" and processes.leads and not resume:
-        _refuse_problems(check(config, folder))
-    datasets = [open_dataset(each, folder / config.root, config.problems) for each in sections]
+    if config.problems == "refuse" and group.is_main and not resume:
+        _refuse_problems(find_problems(config, folder))
+    root = folder / config.root
+    datasets = [open_dataset(section, root, config.problems) for section in sections]
     inspected: list[list[Problem]] = [[] for _ in datasets]
     if config.problems == "skip" and resume:
-        inspected = _read_record(out / RECORD, datasets)
+        inspected = _read_record(out / RECORD_NAME, datasets)
     elif config.problems == "skip":
-        found = [inspect(each) for each in datasets] if processes.leads else inspected
-        inspected = processes.broadcast(found)
+        found = [find_file_problems(each) for each in datasets] if group.is_main else inspected
+        inspected = group.broadcast(found)
     opened = {
         section: dataset.without(problems)
         for section, dataset, problems in zip(sections, datasets, inspected, strict=True)
     }
     return TrainingDatasets(
-        tuple(opened[each] for each in config.train),
-        tuple(opened[each] for each in config.val),
+        tuple(opened[section] for section in config.train),
+        tuple(opened[section] for section in config.val),
         opened,
         inspected,
     )
 
 
-def _rows(dataset: Dataset, inspected: int) -> Iterator[_SkippedRow]:
-    """What was left out of a dataset; its last ``inspected`` problems took opening its files."""
+def _skipped_rows(dataset: Dataset, inspected: int) -> Iterator[_SkippedRow]:
+    """Yield a dataset's skipped rows; the last ``inspected`` were found by opening its files."""
     for number, each in enumerate(dataset.skipped, inspected - len(dataset.skipped)):
         yield _SkippedRow(
-            each.what, each.reason, each.image_id, each.annotation_id, inspected=number >= 0
+            each.message, each.reason, each.image_id, each.annotation_id, inspected=number >= 0
         )
 
 
 def _read_record(path: Path, datasets: Sequence[Dataset]) -> list[list[Problem]]:
-    """The problems of each dataset that opening its files showed when the training began."""
+    """Return, for each dataset, the problems found by opening its files when training started."""
     try:
         record = msgspec.json.decode(path.read_bytes(), type=_Record)
     except FileNotFoundError:
@@ -140,9 +151,9 @@ def _read_record(path: Path, datasets: Sequence[Dataset]) -> list[list[Problem]]
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from None
     except msgspec.DecodeError as error:
-        raise DataError(f"{path}: is damaged: {error}: begin in another folder") from None
+        raise DataError(f"{path}: is damaged: {error}: start in another folder") from None
     if [each.dataset for each in record.datasets] != [each.name for each in datasets]:
-        raise DataError(f"{path}: is of other datasets: begin in another folder")
+        raise DataError(f"{path}: belongs to other datasets: start in another folder")
     return [
         [
             Problem(each.dataset, row.image, row.annotation, row.what, row.reason)
@@ -154,7 +165,7 @@ def _read_record(path: Path, datasets: Sequence[Dataset]) -> list[list[Problem]]
 
 
 def _refuse_problems(problems: Sequence[Problem]) -> None:
-    """Before hours are spent on it, every picture is opened."""
+    """Raise a ``DataError`` if there are problems."""
     if problems:
         raise DataError(
             f"the data have {len(problems)} problem{'s' if len(problems) > 1 else ''}, the first: "

@@ -1,4 +1,4 @@
-"""The processes that train together, as ``torchrun`` starts them; one, if it didn't."""
+"""Process group of a distributed training: as ``torchrun`` starts it, or a single process."""
 
 from __future__ import annotations
 
@@ -17,95 +17,92 @@ T = TypeVar("T")
 
 
 class LostProcessError(TrainingError):
-    """Another process that trains too is gone."""
+    """Another process of the training has exited."""
 
 
 @dataclass(frozen=True, slots=True)
-class Processes:
-    """This process among those that train together.
+class ProcessGroup:
+    """Rank of this process and the collective operations that training needs.
 
     Attributes:
-        count: how many there are.
-        rank: which one this is; 0 measures, writes and prints.
+        world_size: number of processes.
+        rank: index of this process.
     """
 
-    count: int = 1
+    world_size: int = 1
     rank: int = 0
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one that measures, writes and prints."""
+    def is_main(self) -> bool:
+        """Whether this is the main process, rank 0: it alone evaluates, writes and prints."""
         return self.rank == 0
 
-    def share(self, things: Sequence[T]) -> Sequence[T]:
-        """This process's part of ``things``."""
-        return things[self.rank :: self.count]
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this process's share of ``items``."""
+        return items[self.rank :: self.world_size]
 
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.count > 1:
-            with self.losses_of_peers_reported():
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
+        if self.world_size > 1:
+            with self.lost_peer_raised():
                 distributed.barrier()
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes."""
-        if self.count == 1:
+        """Return the mean of a tensor over all processes."""
+        if self.world_size == 1:
             return value
-        shared = value.clone()
-        distributed.all_reduce(shared)
-        return shared / self.count
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total / self.world_size
+
+    def any(self, flag: bool) -> bool:
+        """Return whether ``flag`` is true in any process."""
+        if self.world_size == 1:
+            return flag
+        total = torch.tensor(float(flag))
+        if distributed.get_backend() == "nccl":
+            total = total.cuda()
+        with self.lost_peer_raised():
+            distributed.all_reduce(total)
+        return bool(total > 0)
 
     def broadcast(self, value: T) -> T:
-        """What the leading process has as ``value``."""
-        if self.count == 1:
+        """Return the main process's ``value`` in every process."""
+        if self.world_size == 1:
             return value
-        shared = [value]
-        distributed.broadcast_object_list(shared)
-        return shared[0]
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
 
     @contextmanager
-    def losses_of_peers_reported(self) -> Iterator[None]:
-        """Turn a lost connection to another process into one line.
+    def lost_peer_raised(self) -> Iterator[None]:
+        """Translate the error of a lost connection to another process.
 
         Raises:
-            LostProcessError: another process is gone.
+            LostProcessError: another process has exited.
         """
         try:
             yield
         except RuntimeError as error:
-            if self.count == 1 or not _is_lost_peer(error):
+            is_lost = isinstance(error, distributed.DistBackendError) or "by peer" in str(error)
+            if self.world_size == 1 or not is_lost:
                 raise
             raise LostProcessError(
-                "another process of this training ended; its own message says why: go on with "
-                "--resume"
+                "another process of this training exited; see its own error message, then "
+                "continue with --resume"
             ) from error
-
-    def any(self, flag: bool) -> bool:
-        """Whether it is true of any process."""
-        if self.count == 1:
-            return flag
-        shared = torch.tensor(float(flag))
-        if distributed.get_backend() == "nccl":
-            shared = shared.cuda()
-        with self.losses_of_peers_reported():
-            distributed.all_reduce(shared)
-        return bool(shared > 0)
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    return isinstance(error, distributed.DistBackendError) or "by peer" in str(error)
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
-    """Join the processes that ``torchrun`` started, and leave them at the end."""
+def join_process_group() -> Iterator[ProcessGroup]:
+    """Join the process group that ``torchrun`` started, and leave it at the end."""
     if "RANK" not in os.environ:
-        yield Processes()
+        yield ProcessGroup()
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield Processes(distributed.get_world_size(), distributed.get_rank())
+        yield ProcessGroup(distributed.get_world_size(), distributed.get_rank())
     finally:
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""How gradients become steps: optimiser, learning rate, averaged weights."""
+"""Optimizer, learning rate schedule, frozen parameters and averaged weights."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
-from streamseg.config.training import OptimiserConfig, ScheduleConfig
+from streamseg.config.training import OptimizerConfig, ScheduleConfig
 from streamseg.errors import ConfigError
 
-_NONE = ""
 
-
-def freeze(network: nn.Module, parts: tuple[str, ...]) -> None:
-    """Keep the parts whose parameters' names begin so as they are.
+def freeze_parameters(network: nn.Module, prefixes: tuple[str, ...]) -> None:
+    """Exclude parameters from training, by prefixes of their names.
 
     Raises:
-        ConfigError: no parameter's name begins so, or none is left to be trained.
+        ConfigError: no parameter has one of the prefixes, or no trainable parameter is left.
     """
-    for part in parts:
-        chosen = [p for name, p in network.named_parameters() if name.startswith(part)]
-        if not chosen:
-            raise ConfigError(f"optimiser.frozen: no parameter begins with {part!r}")
-        for parameter in chosen:
+    for prefix in prefixes:
+        parameters = [p for name, p in network.named_parameters() if name.startswith(prefix)]
+        if not parameters:
+            raise ConfigError(f"optimiser.frozen: no parameter begins with {prefix!r}")
+        for parameter in parameters:
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError("optimiser.frozen: nothing is left to be trained")
 
 
-def train_mode(network: nn.Module) -> None:
-    """Set the network to train; batch norms that are frozen keep their statistics, too."""
+def set_train_mode(network: nn.Module) -> None:
+    """Put the network in training mode, except frozen batch norms: they keep their statistics."""
     network.train()
     for module in network.modules():
         if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
             module.eval()
 
 
-def make_optimiser(network: nn.Module, config: OptimiserConfig) -> Optimizer:
-    """An optimiser with a group of parameters for each rate and decay.
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Return an optimizer with one parameter group per learning rate and weight decay.
 
     Raises:
-        ConfigError: a part in ``rates`` isn't there.
+        ConfigError: no trained parameter has a prefix that ``rates`` names.
     """
     names = [name for name, p in network.named_parameters() if p.requires_grad]
-    for part in config.rates:
-        if not any(name.startswith(part) for name in names):
-            raise ConfigError(f"optimiser.rates: no trained parameter begins with {part!r}")
+    for prefix in config.rates:
+        if not any(name.startswith(prefix) for name in names):
+            raise ConfigError(f"optimiser.rates: no trained parameter begins with {prefix!r}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
+            matching = [prefix for prefix in config.rates if name.startswith(prefix)]
+            factor = config.rates[max(matching, key=len)] if matching else 1.0
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((_factor(name, config.rates), decay), []).append(parameter)
+            groups.setdefault((factor, decay), []).append(parameter)
     options = [
         {"params": group, "lr": config.rate * factor, "weight_decay": decay, "factor": factor}
         for (factor, decay), group in groups.items()
@@ -64,50 +64,53 @@ def make_optimiser(network: nn.Module, config: OptimiserConfig) -> Optimizer:
     return AdamW(options, betas=(config.momentum, 0.999))
 
 
-def set_rate(optimiser: Optimizer, rate: float) -> None:
-    """Set the learning rate; parts of the network have theirs in proportion."""
-    for group in optimiser.param_groups:
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of each parameter group to ``rate`` times the group's factor."""
+    for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
 
 
-def schedule(config: ScheduleConfig, rate: float, steps: int) -> Callable[[int], float]:
-    """The learning rate of each of ``steps`` optimiser steps, counted from 0."""
+def make_schedule(config: ScheduleConfig, rate: float, steps: int) -> Callable[[int], float]:
+    """Return a function that maps an optimizer step, from 0, to its learning rate.
 
-    def at(step: int) -> float:
-        warm = min((step + 1) / config.warmup, 1.0) if config.warmup else 1.0
-        done = step / max(steps, 1)
+    Args:
+        config: the schedule.
+        rate: the base learning rate.
+        steps: optimizer steps of the whole training.
+    """
+
+    def learning_rate(step: int) -> float:
+        warmup = min((step + 1) / config.warmup, 1.0) if config.warmup else 1.0
+        progress = step / max(steps, 1)
         if config.name == "steps":
-            return rate * warm * config.gamma ** sum(done >= m for m in config.milestones)
-        falling = (1 + math.cos(math.pi * min(done, 1.0))) / 2
-        return rate * warm * (config.last + (1 - config.last) * falling)
+            return rate * warmup * config.gamma ** sum(progress >= m for m in config.milestones)
+        cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        return rate * warmup * (config.last + (1 - config.last) * cosine)
 
-    return at
+    return learning_rate
 
 
 class AveragedWeights:
-    """An exponential moving average of a network's weights (Polyak averaging).
+    """Exponential moving average of a network's weights (Polyak averaging).
 
-    Attributes:
-        network: has the averages.
+    Args:
+        network: the network that is trained.
+        averaged: a copy of it that receives the averages.
+        decay: weight of the previous average in each update.
     """
 
-    def __init__(self, network: nn.Module, average: nn.Module, decay: float) -> None:
-        self._source = network
+    def __init__(self, network: nn.Module, averaged: nn.Module, decay: float) -> None:
+        self._network = network
+        self._averaged = averaged.requires_grad_(False)
         self._decay = decay
-        self.network = average.requires_grad_(False)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After optimiser step number ``step``, counted from 1; the first ones count more."""
+        """Add the weights after optimizer step ``step``, from 1; early steps decay faster."""
         decay = min(self._decay, step / (step + 10))
-        averages = self.network.state_dict()
-        for name, value in self._source.state_dict().items():
+        averages = self._averaged.state_dict()
+        for name, value in self._network.state_dict().items():
             if value.is_floating_point():
                 averages[name].lerp_(value, 1 - decay)
             else:
                 averages[name].copy_(value)
-
-
-def _factor(name: str, rates: dict[str, float]) -> float:
-    longest = max((part for part in rates if name.startswith(part)), key=len, default=_NONE)
-    return rates.get(longest, 1.0)

@@ -24,8 +24,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from streamseg.client import Subscriber, connect
 from streamseg.errors import BindError, UsageError
-from streamseg.protocol.messages import Address
-from streamseg.service.http_access import Names, Server, hasty
+from streamseg.protocol.address import Address
+from streamseg.service.http_access import ClosingServer, HostNames, limited_protocol
 from streamseg.viewer.browsers import MAX_SAID, Browser
 from streamseg.viewer.guard import Guard
 from streamseg.viewer.relay import Relay
@@ -94,7 +94,7 @@ class Viewer:
         self._listener = _bind(host, port)
         bound = self._listener.getsockname()[1]
         try:
-            names = Names.of(host, bound, allow_hosts, "--allow-host")
+            names = HostNames.of(host, bound, allow_hosts, "--allow-host")
         except UsageError:
             self._listener.close()
             raise
@@ -134,7 +134,7 @@ class Viewer:
             key_file=self._key_file,
         )
 
-    def _app(self, names: Names) -> Starlette:
+    def _app(self, names: HostNames) -> Starlette:
         return Starlette(
             routes=[
                 WebSocketRoute("/live", self._live),
@@ -175,7 +175,7 @@ async def _send(browser_socket: WebSocket, browser: Browser) -> None:
             await browser_socket.send_bytes(message)
 
 
-class _Server(Server):
+class _Server(ClosingServer):
     """Signals are the command line's; here they would only be taken from it."""
 
     @contextlib.contextmanager
@@ -186,7 +186,7 @@ class _Server(Server):
 def _uvicorn_config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=hasty(MAX_CONNECTIONS, FETCH_WITHIN),
+        http=limited_protocol(MAX_CONNECTIONS, FETCH_WITHIN),
         ws=WebSocketsSansIOProtocol,
         ws_max_size=MAX_SAID,
         ws_per_message_deflate=False,  # JPEGs don't shrink

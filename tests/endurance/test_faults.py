@@ -22,11 +22,11 @@ import pytest
 from support.camera_faults import FAULTS, FPS, STALL_AFTER, USUAL, Fault
 from support.cameras import rtsp_camera
 from support.paths import ROOT
-from support.recording_subscriber import Observer, Said, balanced
+from support.recording_subscriber import Observer, ReceivedState, balanced
 
 from streamseg import load_model
 from streamseg.config import Config, PublishConfig, SourceConfig, WorkerConfig
-from streamseg.models.base import Batch, Detections
+from streamseg.models.detections import Batch, Detections
 from streamseg.service.service import Service
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(120)]
@@ -49,8 +49,8 @@ class Storm:
     right: dict[str, float]
     epochs: dict[str, int]
 
-    def while_wrong(self, name: str) -> list[Said]:
-        return self.observer.said_between(name, self.wrong[name], self.right[name])
+    def while_wrong(self, name: str) -> list[ReceivedState]:
+        return self.observer.states_between(name, self.wrong[name], self.right[name])
 
 
 def serving(sources: list[SourceConfig], model: object, held: ExitStack) -> Observer:
@@ -86,7 +86,7 @@ def storm() -> Iterator[Storm]:
         sources += [SourceConfig(url=f.url, name=f.name, **f.options) for f in faults]
         observer = serving(sources, load_model("nanomask", input_size=64), held)
         names = [source.name for source in sources]
-        ready = lambda name: observer.is_live(name) and len(observer.came.get(name, [])) > FPS  # noqa: E731
+        ready = lambda name: observer.is_live(name) and len(observer.results.get(name, [])) > FPS  # noqa: E731
         observer.until(lambda: all(map(ready, names)), 20, "all are live")
         yield _pass_over(observer, faults)
 
@@ -114,7 +114,7 @@ def _pass_over(observer: Observer, faults: list[Fault]) -> Storm:
 def test_a_fault_is_noticed_in_time_and_said_in_words(storm: Storm, name: str) -> None:
     said = storm.while_wrong(name)
     first = next(s for s in said if s.state != "live")
-    last = max(c.at for c in storm.observer.came[name] if c.at <= first.at)
+    last = max(c.at for c in storm.observer.results[name] if c.at <= first.at)
     assert first.state == ("stalled" if FAULTS[name].stalls else "waiting")
     assert first.at - last <= STALL_AFTER + 1
     assert re.search(FAULTS[name].reason, "\n".join(s.reason for s in said))
@@ -133,7 +133,7 @@ def test_a_camera_is_back_within_five_seconds_of_its_return(storm: Storm, name: 
 
 @pytest.mark.parametrize("name", SILENT_MEANWHILE)
 def test_states_follow_one_another_as_they_must(storm: Storm, name: str) -> None:
-    said = storm.observer.said[name]
+    said = storm.observer.states[name]
     states = [s.state for s in said if s.at >= storm.wrong[name]]
     assert states[0] == ("stalled" if FAULTS[name].stalls else "waiting")
     assert states[-2:] == ["connecting", "live"]
@@ -154,12 +154,12 @@ def test_delay_is_no_failure(storm: Storm) -> None:
 
 def test_a_camera_that_changes_resolution_stays_connected_in_a_new_epoch(storm: Storm) -> None:
     assert {s.state for s in storm.while_wrong("resolution")} <= {"live"}
-    sizes = {c.epoch: c.size for c in storm.observer.came["resolution"]}
+    sizes = {c.epoch: c.size for c in storm.observer.results["resolution"]}
     assert sizes == {0: (240, 320), 1: (360, 480), 2: (240, 320)}
 
 
 def test_of_half_a_gop_no_frame_comes_and_from_the_next_on_all_do(storm: Storm) -> None:
-    came = [c.at for c in storm.observer.came["half-gop"] if c.epoch == 1]
+    came = [c.at for c in storm.observer.results["half-gop"] if c.epoch == 1]
     assert len(came) > 2 * FPS, "it came in the middle of the GOP and went on"
     assert not storm.observer.latest["half-gop"].failed
 
@@ -167,9 +167,9 @@ def test_of_half_a_gop_no_frame_comes_and_from_the_next_on_all_do(storm: Storm) 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_others_keep_their_rate_whatever_happens(storm: Storm, name: str) -> None:
     begin = max(storm.wrong.values())
-    counts = storm.observer.per_second(name, begin, WINDOW - 1)
+    counts = storm.observer.results_per_second(name, begin, WINDOW - 1)
     assert sum(counts) >= 0.8 * FPS * len(counts), counts
-    assert {s.state for s in storm.observer.said[name]} <= {"waiting", "connecting", "live"}
+    assert {s.state for s in storm.observer.states[name]} <= {"waiting", "connecting", "live"}
     assert storm.observer.epochs(name) == [0]
 
 
@@ -217,7 +217,7 @@ def test_sixteen_cameras_have_equal_shares_of_a_model_that_is_too_slow_for_them(
         time.sleep(1)
         begin = time.monotonic()
         time.sleep(6)
-        counts = {name: sum(observer.per_second(name, begin, 6)) for name in names}
+        counts = {name: sum(observer.results_per_second(name, begin, 6)) for name in names}
         time.sleep(1.1)
         statuses = [observer.latest[name] for name in names]
     assert min(counts.values()) > 6, counts

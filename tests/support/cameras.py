@@ -27,7 +27,7 @@ from PIL import Image as Pillow
 from support.paths import TESTS
 from support.ports import free_port
 
-SERVER = TESTS / "rtsp_server.py"
+SERVER = TESTS / "support" / "rtsp_server.py"
 NONCE = "0123456789abcdef"
 SYSTEM_PYTHON = "/usr/bin/python3"
 """GStreamer's bindings are Debian's, and so is the Python that they are for."""

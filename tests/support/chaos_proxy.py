@@ -11,6 +11,7 @@ import random
 import socket
 import struct
 import threading
+import weakref
 
 _AT_ONCE = 16 * 1024
 
@@ -35,7 +36,9 @@ class ChaosProxy:
         self.accepted = 0
         self.port = 0
         self._target = target
+        self._closing = False
         self._writers: set[asyncio.StreamWriter] = set()
+        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
@@ -68,16 +71,29 @@ class ChaosProxy:
 
     async def _refuse(self) -> None:
         if self._server is not None:
+            for listener in self._server.sockets:
+                self._loop.remove_reader(listener)
+            await asyncio.sleep(0)  # what is accepted when a server closes is never closed (3.11)
             self._server.close()
         self._reset()
 
     async def _end(self) -> None:
+        """Close every connection, also those that are being accepted or opened."""
+        self._closing = True
         await self._refuse()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+        for transport in list(self._transports):
+            transport.abort()
+        await asyncio.sleep(0.01)  # the loop closes an aborted connection in its next iteration
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closing:
+            writer.transport.abort()
+            return
+        self._transports.add(writer.transport)
         task = self._loop.create_task(self._relay(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -89,6 +105,7 @@ class ChaosProxy:
         except OSError:
             writer.close()
             return
+        self._transports.add(to_there.transport)
         both = {writer, to_there}
         self._writers |= both
         try:

@@ -1,4 +1,4 @@
-"""What the tests of an installation share: checkers that are programs, and a service that runs."""
+"""Helpers of deployment tests: checking programs, and a running service."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from support.paths import ROOT
 
 from streamseg import load_model
 from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig
-from streamseg.protocol.messages import Address
-from streamseg.service.http_api import AFTER_MASKS
+from streamseg.protocol.address import Address
+from streamseg.service.http_api import PORT_OFFSET
 from streamseg.service.service import Service
 from streamseg.service.supervisor import Supervisor
 
 DEPLOY = ROOT / "deploy"
 PATTERN = "test:?live=1&size=160x120&fps=10"
-CONTROL_PORT = Address.parse(PublishConfig().bind).port + AFTER_MASKS
+CONTROL_PORT = Address.parse(PublishConfig().bind).port + PORT_OFFSET
 
 
 def checked(*command: object) -> str:
-    """What a checker says that finds nothing wrong."""
+    """Run a checking program, which must succeed; return its output."""
     done = subprocess.run(
         list(map(str, command)), check=False, capture_output=True, text=True, timeout=60
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    return output
 
 
 class served:  # noqa: N801 - a context manager
-    """A service that runs in a thread."""
+    """Context of a supervised service that runs in a thread."""
 
     def __init__(self, *sources: SourceConfig) -> None:
         config = Config(
@@ -39,14 +39,14 @@ class served:  # noqa: N801 - a context manager
             control=ControlConfig(bind="127.0.0.1:0"),
         )
         service = Service(config, load_model("nanomask", input_size=128))
-        self._operation = Supervisor(service, config, None)
-        self._thread = threading.Thread(target=self._operation.run)
+        self._supervisor = Supervisor(service, config, None)
+        self._thread = threading.Thread(target=self._supervisor.run)
 
     def __enter__(self) -> Supervisor:
         self._thread.start()
-        return self._operation
+        return self._supervisor
 
     def __exit__(self, *_: object) -> None:
-        self._operation.stop()
+        self._supervisor.stop()
         self._thread.join(20)
         assert not self._thread.is_alive()

@@ -1,4 +1,4 @@
-"""What the tests of sources share: the samples, reading one to its end, and making a recording."""
+"""Recordings for tests of sources: the samples, small synthetic videos, and reading to the end."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,8 +16,8 @@ MEDIA = TESTS / "media"
 
 
 @dataclass(frozen=True)
-class Read:
-    """What came of reading a source to its end."""
+class ReadResult:
+    """Frames, report and final error (or None) of a source that was read to its end."""
 
     frames: list
     report: object
@@ -28,23 +28,24 @@ class Read:
         return [frame.pts for frame in self.frames]
 
 
-def read(url, **options):
+def read_source(url, **options):
+    """Read a source to its end."""
     source = open_source(SourceConfig(url=str(url), **options))
     frames, error = [], None
     try:
-        for frame in source.frames():  # not list(): what came before an error counts
+        for frame in source.frames():  # list() would lose the frames before an error
             frames.append(frame)  # noqa: PERF402
     except SourceError as caught:
         error = caught
-    return Read(frames, source.report, error)
+    return ReadResult(frames, source.report, error)
 
 
-def config(sample, **options):
+def sample_config(sample, **options):
     return SourceConfig(url=str(MEDIA / sample), **options)
 
 
-FAST = {"crf": "5", "preset": "ultrafast"}
-QUIET_HEVC = {"preset": "ultrafast", "x265-params": "log-level=none:keyint=12:open-gop=1"}
+FAST_H264 = {"crf": "5", "preset": "ultrafast"}
+FAST_HEVC = {"preset": "ultrafast", "x265-params": "log-level=none:keyint=12:open-gop=1"}
 
 
 def write_video(
@@ -56,11 +57,11 @@ def write_video(
     gop=12,
     times=None,
     codec="libx264",
-    options=FAST,
+    options=FAST_H264,
     container_format=None,
     tag=None,
 ):
-    """A small recording, of the sizes and at the times given (in ticks of 1 / rate)."""
+    """Write a small recording; ``times`` are in ticks of 1 / rate, one per image."""
     with av.open(str(path), "w", format=container_format) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = images[0].shape[:2]
@@ -78,26 +79,26 @@ def write_video(
 
 
 def moving_images(count, size=(48, 64)):
-    """Images without any symmetry, each with a bar further to the right."""
+    """Return images without any symmetry, with a bar that moves to the right."""
     height, width = size
-    plain = np.full((height, width, 3), 60, np.uint8)
-    plain[: height // 3, : width // 3] = (220, 30, 30)
-    plain[: height // 3, -width // 3 :] = (30, 200, 30)
-    plain[-height // 3 :, : width // 3] = (30, 30, 220)
+    background = np.full((height, width, 3), 60, np.uint8)
+    background[: height // 3, : width // 3] = (220, 30, 30)
+    background[: height // 3, -width // 3 :] = (30, 200, 30)
+    background[-height // 3 :, : width // 3] = (30, 30, 220)
     images = []
     for number in range(count):
-        image = plain.copy()
-        at = 3 * number % (width - 8)
-        image[height // 3 : -height // 3, at : at + 8] = 255
+        image = background.copy()
+        x = 3 * number % (width - 8)
+        image[height // 3 : -height // 3, x : x + 8] = 255
         images.append(image)
     return images
 
 
-def same(a, b):
+def frames_equal(a, b):
     return (a.index, a.epoch, a.pts, a.item) == (b.index, b.epoch, b.pts, b.item) and (
         np.array_equal(a.image, b.image)
     )
 
 
-def open_files():
+def count_open_files():
     return sum(1 for _ in Path("/proc/self/fd").iterdir())

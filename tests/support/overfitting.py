@@ -1,4 +1,4 @@
-"""Eight small pictures that a family has to learn by heart, by the loop that trains everything."""
+"""Overfitting tests: a model family must reproduce a few small images that it was trained on."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from streamseg.models import load_model
 from streamseg.training import Trainer
 
 REPEAT = 4
-"""How often an epoch has each picture; a checkpoint is written after each."""
+"""Times that each image occurs in an epoch; more means fewer checkpoints per step."""
 
 
-def ap_by_heart(folder: Path, name: str, url: str, size: int, **changes: Any) -> float:
-    """Mask AP on the pictures of a test pattern that were learnt; see :func:`learn_by_heart`."""
-    pattern = {"format": "pattern", "url": url, "name": "by heart"}
-    measures = learn_by_heart(folder, name, pattern, size, **changes)
-    return measures["by heart, masks"]["ap"]
+def overfit_pattern(folder: Path, name: str, url: str, size: int, **changes: Any) -> float:
+    """Return the mask AP on the training images of a test pattern; see :func:`overfit_dataset`."""
+    pattern = {"format": "pattern", "url": url, "name": "pattern"}
+    metrics = overfit_dataset(folder, name, pattern, size, **changes)
+    return metrics["pattern, masks"]["ap"]
 
 
-def learn_by_heart(
+def overfit_dataset(
     folder: Path,
     name: str,
     data: dict[str, str],
@@ -35,18 +35,18 @@ def learn_by_heart(
     regions: int = 512,
     **changes: Any,
 ) -> dict[str, dict[str, float]]:
-    """What is measured on the pictures that were learnt.
+    """Train a model with random weights and return its metrics on the training images.
 
     Args:
-        folder: takes the training's files; paths of data are relative to it.
-        name: of the model; it begins with random weights.
-        data: as a recipe has it.
+        folder: folder for the training's files; paths in ``data`` are relative to it.
+        name: the model's name.
+        data: dataset section of a training config.
         size: the model's ``input_size``.
-        regions: of a picture that a Mask R-CNN's heads learn from. With all 512 of them, eight
-            small pictures take as long as eight large ones.
-        **changes: of the recipe.
+        regions: regions per image that the heads of a Mask R-CNN are trained on. With its default
+            of 512, small images take as long as large ones.
+        **changes: keys of the config to replace.
     """
-    plain = {
+    config = {
         "model": {"name": name, "weights": "none", "device": "cpu", "input_size": size},
         "data": {"train": [{**data, "repeat": REPEAT}], "val": [data]},
         "batch": 1,
@@ -55,18 +55,18 @@ def learn_by_heart(
         "evaluate_every": 1000,
         "augment": {"flip": 0, "scale": [1, 1], "photometric": 0},
     }
-    recipe = convert({**plain, **changes}, TrainingConfig, "by-heart.yaml")
-    trainer = Trainer(recipe, folder, folder / "out", lambda *_: None)
+    training_config = convert({**config, **changes}, TrainingConfig, "overfit.yaml")
+    trainer = Trainer(training_config, folder, folder / "out", lambda *_: None)
     heads = getattr(trainer.model.network, "roi_heads", None)
     if heads is not None:
         heads.fg_bg_sampler.batch_size_per_image = regions
-    with _every_core():
+    with _all_cores():
         return trainer.run().position.measures
 
 
 @contextmanager
-def _every_core() -> Iterator[None]:
-    """Other tests compute with one thread; these take minutes."""
+def _all_cores() -> Iterator[None]:
+    """Run torch with all cores, because these trainings take minutes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
@@ -75,10 +75,10 @@ def _every_core() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def batch_norms(name: str) -> list[str]:
-    """What keeps a network's batch norms as they are, as ``optimiser.frozen`` takes it.
+def find_batch_norms(name: str) -> list[str]:
+    """Return the names of a network's batch norms, for ``optimiser.frozen``.
 
-    With a picture or two in a batch, their statistics would be those of no other batch.
+    With one or two images in a batch, batch statistics differ too much from batch to batch.
     """
     network = load_model(name, weights="none", device="cpu").network
     return [

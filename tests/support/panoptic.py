@@ -1,7 +1,7 @@
-"""What tests of panoptic results share: data of three colours, and a small family that tells them.
+"""Panoptic dataset of three colors, and a small model family that segments it by color.
 
-The family is a real one: a network (one convolution), its criterion, its post-processing. Its
-things are the connected patches of a thing's colour.
+The family is complete: a network (one convolution), a criterion and post-processing. Its things
+are the connected regions of a thing's color.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import torch
-from support.annotations import write_values
+from support.annotations import write_label_png
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from streamseg.config import Config, SourceConfig
 from streamseg.config.training import PanopticData
 from streamseg.models import load_model, loading
-from streamseg.models.base import Detections, Segmenter
+from streamseg.models.base import Segmenter
 from streamseg.models.categories import Categories
+from streamseg.models.detections import Detections
 from streamseg.models.layers.losses import Criterion
 from streamseg.models.weights import files
 from streamseg.recording.process import Processor
@@ -31,19 +32,19 @@ from streamseg.structures.results import Segment
 from streamseg.structures.targets import THING, UNKNOWN
 
 NAME = "panoptic_fpn_r50"
-"""Of the catalogue; what stands in for it here is :class:`Colours`."""
+"""Name of a registered model that is replaced by :class:`ColorSegmenter`."""
 SIZE = (48, 64)
-COLOURS = {"disc": (220, 30, 30), "grass": (30, 220, 30), "sky": (30, 30, 220)}
-KNOWN = Categories({1: "disc"}, {2: "sky", 3: "grass"})
-"""The model's ids, which aren't the dataset's."""
-IDS = {"disc": 40, "cup": 41, "grass": 90, "sky": 91, "water": 95}
+COLORS = {"disc": (220, 30, 30), "grass": (30, 220, 30), "sky": (30, 30, 220)}
+MODEL_CATEGORIES = Categories({1: "disc"}, {2: "sky", 3: "grass"})
+"""The model's category ids, which differ from the dataset's (``DATASET_IDS``)."""
+DATASET_IDS = {"disc": 40, "cup": 41, "grass": 90, "sky": 91, "water": 95}
 THINGS = ("disc", "cup")
 
 
-class Colours(Segmenter):
-    """Tells what a pixel is by its colour."""
+class ColorSegmenter(Segmenter):
+    """Segments an image by the color of its pixels."""
 
-    trained_on = KNOWN
+    trained_on = MODEL_CATEGORIES
     multiple = 16
 
     @classmethod
@@ -57,7 +58,7 @@ class Colours(Segmenter):
         return {"weight": rows, "bias": rows}
 
     def criterion(self, weights):
-        return ColourCriterion(self.network, len(self.categories), weights)
+        return ColorCriterion(self.network, len(self.categories), weights)
 
     def resized_shape(self, size):
         return size
@@ -68,34 +69,38 @@ class Colours(Segmenter):
         into.copy_(torch.from_numpy(resized).permute(2, 0, 1) / 255 - 0.5)
 
     def detect(self, batch, selections):
-        maps = self.network(batch.tensor).argmax(1).numpy()
+        class_maps = self.network(batch.tensor).argmax(1).numpy()
         return [
-            self._divide(found[: shape[0], : shape[1]], selection)
-            for found, shape, selection in zip(maps, batch.shapes, selections, strict=True)
+            self._detect_image(class_map[: shape[0], : shape[1]], selection)
+            for class_map, shape, selection in zip(
+                class_maps, batch.shapes, selections, strict=True
+            )
         ]
 
-    def _divide(self, found, selection):
-        patches, labels = [], []
+    def _detect_image(self, class_map, selection):
+        regions, labels = [], []
         for row, number in enumerate(self.categories):
-            count, parts = cv2.connectedComponents((found == row).astype(np.uint8))
-            patches += [parts == part for part in range(1, count)]
+            count, components = cv2.connectedComponents((class_map == row).astype(np.uint8))
+            regions += [components == component for component in range(1, count)]
             labels += [number] * (count - 1)
         labels = np.array(labels, np.int64)
         scores = np.linspace(0.9, 0.6, len(labels), dtype=np.float32)
-        rows = selection.rows(None, scores, labels)
+        rows = selection.select_rows(None, scores, labels)
         return Detections(
-            size=found.shape,
+            size=class_map.shape,
             boxes=None,
             scores=torch.from_numpy(scores[rows]),
             labels=torch.from_numpy(labels[rows]),
-            masks=Patches([patches[row] for row in rows]),
+            masks=FullFrameMasks([regions[row] for row in rows]),
             selection=selection,
-            panoptic=Parts(found - len(self.categories), self.stuff),
+            panoptic=StuffMap(class_map - len(self.categories), self.stuff),
         )
 
 
 @dataclass(frozen=True)
-class Patches:
+class FullFrameMasks:
+    """Masks that need no resizing."""
+
     arrays: list
 
     def masks(self, size, threshold):
@@ -103,18 +108,20 @@ class Patches:
 
 
 @dataclass(frozen=True)
-class Parts:
-    found: np.ndarray
+class StuffMap:
+    """Stuff class of each pixel, negative for things."""
+
+    class_map: np.ndarray
     stuff: dict
 
     def segments(self, instances):
         things = list(zip(instances.labels.tolist(), instances.names, instances.masks, strict=True))
-        patches = Masks.from_arrays(
-            np.array([self.found == row for row in range(len(self.stuff))]), instances.size
+        regions = Masks.from_arrays(
+            np.array([self.class_map == row for row in range(len(self.stuff))]), instances.size
         )
         stuff = [
             (number, name, mask)
-            for (number, name), mask in zip(self.stuff.items(), patches, strict=True)
+            for (number, name), mask in zip(self.stuff.items(), regions, strict=True)
             if mask.area
         ]
         return tuple(
@@ -123,7 +130,9 @@ class Parts:
         )
 
 
-class ColourCriterion(Criterion):
+class ColorCriterion(Criterion):
+    """Cross entropy of each pixel's class."""
+
     own_weights: ClassVar = {"pixels": 1.0}
 
     def __init__(self, network, things, weights):
@@ -131,119 +140,135 @@ class ColourCriterion(Criterion):
         self.things = things
 
     def losses(self, images, targets):
-        wanted = torch.full((len(targets), *images.shape[2:]), UNKNOWN)
-        for place, target in zip(wanted, targets, strict=True):
+        classes = torch.full((len(targets), *images.shape[2:]), UNKNOWN)
+        for class_map, target in zip(classes, targets, strict=True):
             height, width = target.masks.shape[1:]
             if target.stuff is not None:
                 stuff = (target.stuff != THING) & (target.stuff != UNKNOWN)
                 # Things come first in the network.
-                place[stuff] = target.stuff[stuff].long() + self.things - 1
+                class_map[stuff] = target.stuff[stuff].long() + self.things - 1
             for label, mask in zip(target.labels, target.masks, strict=True):
-                place[:height, :width][mask] = label
-        return {"pixels": cross_entropy(self.network(images), wanted, ignore_index=UNKNOWN)}
+                class_map[:height, :width][mask] = label
+        return {"pixels": cross_entropy(self.network(images), classes, ignore_index=UNKNOWN)}
 
 
-def ideal_weights(path: Path, categories: Categories = KNOWN) -> Path:
-    """Weights that tell the colours; what is black is sky."""
+def write_ideal_weights(path: Path, categories: Categories = MODEL_CATEGORIES) -> Path:
+    """Write weights that classify each color correctly, and black as sky."""
     names = (*categories.things.values(), *categories.stuff.values())
-    network = Colours.build(NAME, categories)
+    network = ColorSegmenter.build(NAME, categories)
     with torch.no_grad():
         network.weight.zero_()
         network.bias.fill_(-9.0)
         for row, name in enumerate(names):
-            if name in COLOURS:
-                network.weight[row, int(np.argmax(COLOURS[name]))] = 1.0
+            if name in COLORS:
+                network.weight[row, int(np.argmax(COLORS[name]))] = 1.0
                 network.bias[row] = 0.01 if name == "sky" else 0.0
     weights = files.Weights(network.state_dict(), NAME, categories)
     path.write_bytes(files.to_safetensors(weights))
     return path
 
 
-def write_world(
+def write_panoptic_dataset(
     folder: Path, count: int = 4, *, water: bool = False, first: int = 0, scale: int = 1
 ) -> PanopticData:
-    """Sky above grass, discs on it, and a strip that nobody knows, with their truth.
+    """Write a panoptic dataset: discs on sky above grass, and a strip that isn't annotated.
 
-    Pictures are numbered as ``process`` numbers them. With ``water``, the lowest rows of each
-    picture are something that no model here knows, and look like grass. With ``scale``, pictures
-    are so many times as high and wide.
+    Args:
+        folder: folder of the dataset.
+        count: number of images.
+        water: annotate the lowest rows as water: a class that the model doesn't have and that
+            looks like grass.
+        first: number of the first image; images are numbered as ``process`` numbers them.
+        scale: factor by which images are enlarged.
     """
     images, annotations = [], []
     for number in range(first, first + count):
-        picture, values = (
-            each.repeat(scale, axis=0).repeat(scale, axis=1) for each in _draw(number, water=water)
+        pixels, values = (
+            array.repeat(scale, axis=0).repeat(scale, axis=1)
+            for array in _draw_image(number, water=water)
         )
         name = f"{number:02}.png"
         (folder / "images").mkdir(parents=True, exist_ok=True)
-        assert cv2.imwrite(str(folder / "images" / name), picture[..., ::-1])
-        write_values(folder / "panoptic" / name, values)
+        assert cv2.imwrite(str(folder / "images" / name), pixels[..., ::-1])
+        write_label_png(folder / "panoptic" / name, values)
         images.append(
             {"id": number, "file_name": name, "height": values.shape[0], "width": values.shape[1]}
         )
-        segments = [_segment(values, value) for value in np.unique(values).tolist() if value]
+        segments = [_make_segment(values, value) for value in np.unique(values).tolist() if value]
         annotations.append({"image_id": number, "file_name": name, "segments_info": segments})
-    categories = [{"id": i, "name": n, "isthing": int(n in THINGS)} for n, i in IDS.items()]
+    categories = [{"id": i, "name": n, "isthing": int(n in THINGS)} for n, i in DATASET_IDS.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "panoptic.json").write_text(json.dumps(content))
     return PanopticData(images="images", annotations="panoptic.json", segments="panoptic")
 
 
 VALUES = {"sky": 70000, "grass": 300, "water": 7}
-"""What stuff is called in the PNGs; discs are numbered from 1000."""
+"""Segment ids of stuff in the PNGs; ids of discs begin with 1000."""
 
 
-def _draw(number: int, *, water: bool):
+def _draw_image(number: int, *, water: bool):
+    """Return the pixels and the segment ids of an image."""
     random = np.random.default_rng(number)
-    picture, values = np.zeros((*SIZE, 3), np.uint8), np.zeros(SIZE, np.int32)
+    pixels, values = np.zeros((*SIZE, 3), np.uint8), np.zeros(SIZE, np.int32)
     for name, rows in (("sky", slice(0, 20)), ("grass", slice(20, 48))):
-        picture[rows], values[rows] = COLOURS[name], VALUES[name]
+        pixels[rows], values[rows] = COLORS[name], VALUES[name]
     if water:
         values[40:] = VALUES["water"]
-    picture[:, :3], values[:, :3] = 0, 0
-    for place in range(2):
-        centre = (int(random.integers(16, 24)) + 28 * place, int(random.integers(14, 30)))
-        disc = cv2.circle(np.zeros(SIZE, np.uint8), centre, int(random.integers(5, 9)), 1, -1)
-        picture[disc > 0], values[disc > 0] = COLOURS["disc"], 1000 + place
-    return picture, values
+    pixels[:, :3], values[:, :3] = 0, 0
+    for index in range(2):
+        center = (int(random.integers(16, 24)) + 28 * index, int(random.integers(14, 30)))
+        disc = cv2.circle(np.zeros(SIZE, np.uint8), center, int(random.integers(5, 9)), 1, -1)
+        pixels[disc > 0], values[disc > 0] = COLORS["disc"], 1000 + index
+    return pixels, values
 
 
-def _segment(values, value: int):
+def _make_segment(values, value: int):
     name = next((name for name, number in VALUES.items() if number == value), "disc")
     rows, columns = np.nonzero(values == value)
     x, y = int(columns.min()), int(rows.min())
     box = [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y]
-    return {"id": value, "category_id": IDS[name], "bbox": box, "area": len(rows), "iscrowd": 0}
+    return {
+        "id": value,
+        "category_id": DATASET_IDS[name],
+        "bbox": box,
+        "area": len(rows),
+        "iscrowd": 0,
+    }
 
 
-CATALOGUES = loading._family
+find_family = loading._family
 
 
-def stand_in(monkeypatch):
-    """Put the small family in the place of the catalogue's large one."""
+def use_color_model(monkeypatch):
+    """Replace the family of ``NAME`` by :class:`ColorSegmenter`."""
     monkeypatch.setattr(
-        loading, "_family", lambda entry: Colours if entry.name == NAME else CATALOGUES(entry)
+        loading,
+        "_family",
+        lambda entry: ColorSegmenter if entry.name == NAME else find_family(entry),
     )
 
 
-def silent(*_):
-    pass
+def ignore_progress(*_):
+    """Ignore progress."""
 
 
-def ideal(folder, categories=KNOWN, **options):
+def load_ideal_model(folder, categories=MODEL_CATEGORIES, **options):
+    """Return a model that segments every color correctly."""
     folder.mkdir(exist_ok=True)
-    path = ideal_weights(folder / "ideal.safetensors", categories)
+    path = write_ideal_weights(folder / "ideal.safetensors", categories)
     return load_model(NAME, path, device="cpu", input_size=64, **options)
 
 
-def process(model, inputs, out, **options):
-    """The folder of what ``process --panoptic`` writes for one input."""
+def process_panoptic(model, inputs, out, **options):
+    """Run ``process --panoptic`` on one input and return its output folder."""
     config = Config(
         sources=(SourceConfig(url=str(inputs), name=Path(str(inputs)).stem.partition(":")[0]),)
     )
-    (outcome,) = Processor(config, model, out, silent, panoptic=True, **options).run()
+    (outcome,) = Processor(config, model, out, ignore_progress, panoptic=True, **options).run()
     assert outcome.state == "complete", outcome.reason
     return out / outcome.source.name
 
 
-def panoptic_json(folder):
+def read_panoptic_json(folder):
+    """Return the content of an output folder's ``panoptic.json``."""
     return json.loads((folder / "panoptic.json").read_text())

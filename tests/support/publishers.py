@@ -1,5 +1,4 @@
-"""What the tests of publisher and client share: results to publish, a publisher that runs, and
-peers that speak just enough ZMTP to misbehave."""
+"""Test helpers for publisher and client: results, a running publisher and raw ZMTP clients."""
 
 from __future__ import annotations
 
@@ -28,13 +27,13 @@ CATEGORIES = {1: "person", 3: "car"}
 
 
 def ready(kind: bytes) -> bytes:
-    """The READY command of a peer's socket of that kind (ZMTP 3.0, NULL mechanism)."""
+    """Return the READY command of a socket type (ZMTP 3.0, NULL mechanism)."""
     body = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
     return b"\x04" + bytes([len(body)]) + body
 
 
 def instances(count: int = 2, size: tuple[int, int] = SIZE) -> Instances:
-    """Ellipses in a row, the same every time."""
+    """Return instances with elliptic masks, always the same."""
     crops, origins, boxes = [], [], []
     for row in range(count):
         height, width = 8 + row % 5, 6 + row % 7
@@ -65,7 +64,7 @@ def result(
 
 @functools.cache
 def _black(size: tuple[int, int]) -> Image:
-    """One picture for all frames of a size: a fresh one each would take most of a test's time."""
+    """Return a black image; cached, because allocation would dominate the time of a test."""
     return np.zeros((*size, 3), np.uint8)
 
 
@@ -86,13 +85,13 @@ def jpeg(size: tuple[int, int] = SIZE, colour: tuple[int, int, int] = (255, 0, 0
 
 
 class Service:
-    """A publisher with its network thread, fed by hand."""
+    """Publisher with its network thread; the test puts the results."""
 
     def __init__(self, bind: str = "tcp://127.0.0.1:*", **options: object) -> None:
         self.metrics = Metrics()
         self.publisher = Publisher(PublishConfig(bind=bind, **options), self.metrics)
         self.publisher.results.add_writer()
-        self.publisher.pictures.add_writer()
+        self.publisher.images.add_writer()
         self.done: list[Result] = []
         self._thread = threading.Thread(target=self._drain, daemon=True)
 
@@ -112,12 +111,12 @@ class Service:
         self._thread.start()
         return self
 
-    def wait_joined(self, count: int = 1, within: float = 10) -> None:
+    def wait_for_subscribers(self, count: int = 1, within: float = 10) -> None:
         never = threading.Event()
         timer = threading.Timer(within, never.set)
         timer.start()
         try:
-            assert self.publisher.wait_joined(count, never.is_set), (
+            assert self.publisher.wait_for_subscribers(count, never.is_set), (
                 f"no {count} subscribers in time"
             )
         finally:
@@ -130,29 +129,29 @@ class Service:
             time.sleep(every)
 
     def put_and_wait(self, *items: Result) -> None:
-        """Put them and wait until they are out, so that none is late."""
+        """Put results and wait until they are published, so that none is dropped as late."""
         for start in range(0, len(items), RESULTS_WAITING):
-            some = items[start : start + RESULTS_WAITING]
-            due = len(self.done) + len(some)
-            self.put(*some)
-            eventually(lambda due=due: len(self.done) >= due)
+            batch = items[start : start + RESULTS_WAITING]
+            count = len(self.done) + len(batch)
+            self.put(*batch)
+            eventually(lambda count=count: len(self.done) >= count)
 
     def show(self, item: Result, annotated: bytes | None, plain: bytes | None = None) -> None:
-        self.publisher.pictures.put(EncodedImages(item, annotated, plain))
+        self.publisher.images.put(EncodedImages(item, annotated, plain))
 
     def finish(self) -> None:
-        """There is no more to publish; the end of the sources says so."""
+        """Close the mailboxes: the publisher sends the remaining results and the end of stream."""
         self.publisher.results.close()
-        self.publisher.pictures.close()
+        self.publisher.images.close()
 
     def end(self) -> None:
-        """Finish, and wait until the network thread has."""
+        """Close the mailboxes and wait for the network thread."""
         self.finish()
         self.join()
 
     def kill(self) -> None:
-        """Without a last word, as if the process were gone."""
-        self.publisher._say_ended = lambda: None  # type: ignore[method-assign]
+        """End without end-of-stream messages, as if the process had been killed."""
+        self.publisher._publish_end = lambda: None  # type: ignore[method-assign]
         self.end()
 
     def join(self) -> None:
@@ -167,20 +166,20 @@ def service(**options: object) -> Iterator[Service]:
         yield running
     finally:
         running.publisher.results.abort()
-        running.publisher.pictures.abort()
+        running.publisher.images.abort()
         running.join()
 
 
-def eventually(true: object, within: float = 20) -> None:
-    """Wait until ``true()`` is."""
-    until = time.monotonic() + within
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < until, f"not true in {within} s"
+def eventually(condition: object, within: float = 20) -> None:
+    """Wait until ``condition()`` is true."""
+    deadline = time.monotonic() + within
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, f"not true in {within} s"
         time.sleep(0.005)
 
 
 def raw_peer(endpoint: str, *, handshake: bytes = b"") -> socket.socket:
-    """A TCP connection to an endpoint, with as much of a handshake as given."""
+    """Open a TCP connection to an endpoint and send the given part of a handshake."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     peer = socket.create_connection((host, int(port)), timeout=5)
     if handshake:
@@ -192,6 +191,6 @@ def raw_peer(endpoint: str, *, handshake: bytes = b"") -> socket.socket:
 
 
 def rss() -> int:
-    """Bytes of this process that are in memory."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm") as statm:  # noqa: PTH123
         return int(statm.read().split()[1]) * 4096

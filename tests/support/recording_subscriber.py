@@ -1,4 +1,4 @@
-"""A subscriber that keeps everything: when each result and each change of state came."""
+"""Subscriber that records when each result and each change of state was received."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import zmq
 
-from streamseg.protocol.messages import MasksMessage, StatusMessage, decode, parse_topic
+from streamseg.protocol.encoding import decode
+from streamseg.protocol.messages import MasksMessage, StatusMessage, parse_topic
 
 
 @dataclass(frozen=True)
-class Came:
-    """A result; ``at`` is monotonic seconds."""
+class ReceivedResult:
+    """Result that was received; ``at`` is in monotonic seconds."""
 
     at: float
     epoch: int
@@ -23,8 +24,8 @@ class Came:
 
 
 @dataclass(frozen=True)
-class Said:
-    """A state, when it was entered; ``at`` is monotonic seconds."""
+class ReceivedState:
+    """Change of state that was received; ``at`` is in monotonic seconds."""
 
     at: float
     state: str
@@ -33,17 +34,17 @@ class Said:
 
 
 class Observer:
-    """Reads ``address`` in a thread of its own.
+    """Subscriber that reads in a thread of its own.
 
     Attributes:
         came: results, by source.
-        said: states, by source; one that stays is there once.
-        latest: the latest status, by source.
+        said: changes of state, by source.
+        latest: latest status message, by source.
     """
 
     def __init__(self, address: str) -> None:
-        self.came: dict[str, list[Came]] = {}
-        self.said: dict[str, list[Said]] = {}
+        self.results: dict[str, list[ReceivedResult]] = {}
+        self.states: dict[str, list[ReceivedState]] = {}
         self.latest: dict[str, StatusMessage] = {}
         self._over = threading.Event()
         self._socket = zmq.Context.instance().socket(zmq.SUB)
@@ -60,36 +61,36 @@ class Observer:
         self._socket.close(linger=0)
 
     def until(self, true: Callable[[], object], within: float, what: str) -> float:
-        """Wait for something; the seconds that it took.
+        """Wait until ``true`` returns a true value; return the seconds that it took.
 
         Raises:
-            TimeoutError: it wasn't so in time.
+            TimeoutError: it took longer than ``within`` seconds.
         """
         began = time.monotonic()
         while not true():
             if time.monotonic() - began > within:
-                latest = {name: said[-3:] for name, said in self.said.items()}
+                latest = {name: said[-3:] for name, said in self.states.items()}
                 raise TimeoutError(f"not within {within:g} s: {what}; {latest}")
             time.sleep(0.02)
         return time.monotonic() - began
 
     def is_live(self, name: str) -> bool:
-        return bool(self.said.get(name)) and self.said[name][-1].state == "live"
+        return bool(self.states.get(name)) and self.states[name][-1].state == "live"
 
     def epochs(self, name: str) -> list[int]:
-        """The epochs of a source's results, in order."""
-        return list(dict.fromkeys(came.epoch for came in self.came.get(name, [])))
+        """Return the epochs of a source's results, in order."""
+        return list(dict.fromkeys(came.epoch for came in self.results.get(name, [])))
 
-    def first_of(self, name: str, epoch: int) -> Came | None:
-        """The first result of that epoch or a later one."""
-        return next((c for c in self.came.get(name, []) if c.epoch >= epoch), None)
+    def first_of(self, name: str, epoch: int) -> ReceivedResult | None:
+        """Return the first result of that epoch or a later one."""
+        return next((c for c in self.results.get(name, []) if c.epoch >= epoch), None)
 
-    def said_between(self, name: str, begin: float, end: float) -> list[Said]:
-        return [said for said in self.said.get(name, []) if begin <= said.at < end]
+    def states_between(self, name: str, begin: float, end: float) -> list[ReceivedState]:
+        return [said for said in self.states.get(name, []) if begin <= said.at < end]
 
-    def per_second(self, name: str, begin: float, seconds: int) -> list[int]:
-        """How many results came in each second."""
-        counts = Counter(int((came.at - begin) // 1) for came in self.came.get(name, []))
+    def results_per_second(self, name: str, begin: float, seconds: int) -> list[int]:
+        """Return the number of results received in each second."""
+        counts = Counter(int((came.at - begin) // 1) for came in self.results.get(name, []))
         return [counts[second] for second in range(seconds)]
 
     def _read(self) -> None:
@@ -100,19 +101,19 @@ class Observer:
             kind, source = parse_topic(topic)
             if kind == "masks":
                 message = decode(body, MasksMessage)
-                came = Came(time.monotonic(), message.epoch, message.size)
-                self.came.setdefault(source, []).append(came)
+                came = ReceivedResult(time.monotonic(), message.epoch, message.size)
+                self.results.setdefault(source, []).append(came)
             else:
-                self._note(source, decode(body, StatusMessage))
+                self._record_status(source, decode(body, StatusMessage))
 
-    def _note(self, source: str, status: StatusMessage) -> None:
+    def _record_status(self, source: str, status: StatusMessage) -> None:
         self.latest[source] = status
-        said = self.said.setdefault(source, [])
+        said = self.states.setdefault(source, [])
         if not said or (said[-1].state, said[-1].reason) != (status.state, status.reason):
-            said.append(Said(time.monotonic(), status.state, status.reason, status.epoch))
+            said.append(ReceivedState(time.monotonic(), status.state, status.reason, status.epoch))
 
 
 def balanced(status: StatusMessage) -> bool:
-    """Whether every decoded frame is accounted for."""
+    """Return whether every decoded frame is accounted for."""
     settled = status.published + sum(status.dropped.values()) + sum(status.failed.values())
     return status.decoded == settled + status.in_flight

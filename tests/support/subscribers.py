@@ -1,5 +1,4 @@
-"""What the tests of the client share: messages, publishers that lie, and one that loses messages
-and has them yet."""
+"""Test helpers for the client: messages, faulty publishers and an interruptible connection."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from support.publishers import result
 
 from streamseg import protocol
 from streamseg.sinks.zmq import replay
-from streamseg.sinks.zmq.replay import Replay
+from streamseg.sinks.zmq.replay import ReplayBuffer
 
 
 def masks_json(seq=0, *, source="gate", started="one", made=None, **changes):
@@ -31,7 +30,7 @@ def masks_json(seq=0, *, source="gate", started="one", made=None, **changes):
 
 
 def fed(known, parts):
-    """The result that a session gives for a message."""
+    """Feed a message to a session and return the result, if any."""
     known.feed(parts)
     return known.take()
 
@@ -58,7 +57,7 @@ def status_json(state="live", seq=0, *, source="", started="one", endpoints=None
 
 @contextlib.contextmanager
 def lying_publisher(queued=1000):
-    """A PUB socket that sends whatever it is told to."""
+    """Open an XPUB socket for arbitrary messages; yield it and its address."""
     context = zmq.Context()
     sock = context.socket(zmq.XPUB)
     sock.linger = 0
@@ -72,7 +71,7 @@ def lying_publisher(queued=1000):
 
 
 class Forgetful:
-    """A publisher whose messages may be lost on the way, and which answers who asks for them."""
+    """Publisher that can lose messages and replays them on request."""
 
     def __init__(self, *, mute: bool = False, started: str = "one") -> None:
         self.started = started
@@ -81,9 +80,9 @@ class Forgetful:
         self._context = zmq.Context()
         self._masks = self._context.socket(zmq.XPUB)
         self._router = self._context.socket(zmq.ROUTER)
-        self._history = Replay(60, replay.DEFAULT_BYTES, started)
+        self._history = ReplayBuffer(60, replay.DEFAULT_BYTES, started)
         self._lock = threading.Lock()
-        replay.set_up(self._router)
+        replay.set_replay_options(self._router)
         for sock in (self._masks, self._router):
             sock.bind("tcp://127.0.0.1:*")
         self.at = self._masks.getsockopt(zmq.LAST_ENDPOINT).decode()
@@ -104,13 +103,15 @@ class Forgetful:
             message = masks_json(seq, source=source, started=self.started)
             if kept:
                 with self._lock:
-                    self._history.keep(topic, seq, message)
+                    self._history.add(topic, seq, message)
             if not lost:
                 self._masks.send_multipart([topic, message])
 
-    def say(self, state="live", seq=0, *, published=0, source="", endpoints=None) -> None:
-        told = {"replay": self.replay_at} if endpoints is None else endpoints
-        raw = status_json(state, seq, source=source, started=self.started, endpoints=told)
+    def publish_status(
+        self, state="live", seq=0, *, published=0, source="", endpoints=None
+    ) -> None:
+        addresses = {"replay": self.replay_at} if endpoints is None else endpoints
+        raw = status_json(state, seq, source=source, started=self.started, endpoints=addresses)
         status = msgspec.structs.replace(
             protocol.decode(raw, protocol.StatusMessage), published=published
         )
@@ -133,7 +134,7 @@ class Forgetful:
                 )
                 continue
             with self._lock:
-                self._history.answer(self._router)
+                self._history.answer_requests(self._router)
 
 
 @contextlib.contextmanager
@@ -146,7 +147,7 @@ def forgetful(**options) -> Iterator[Forgetful]:
 
 
 class Cable:
-    """A TCP connection that can be cut, and mended: 127.0.0.1:``port`` leads to an address."""
+    """TCP proxy on 127.0.0.1 whose connections can be interrupted and restored."""
 
     def __init__(self, target: str) -> None:
         self._host, _, port = target.removeprefix("tcp://").rpartition(":")
@@ -158,12 +159,12 @@ class Cable:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """End every connection, and each new one."""
+        """Close every connection, and refuse new ones."""
         self._plugged = False
         self._end_all()
 
     def mend(self) -> None:
-        """Let new ones through."""
+        """Accept new connections again."""
         self._plugged = True
 
     def close(self) -> None:
@@ -187,11 +188,11 @@ class Cable:
                     continue
                 far = socket.create_connection((self._host, self._target), timeout=None)
                 self._ends += [near, far]
-                for one, other in ((near, far), (far, near)):
-                    threading.Thread(target=_pass_on, args=(one, other), daemon=True).start()
+                for reader, writer in ((near, far), (far, near)):
+                    threading.Thread(target=_forward, args=(reader, writer), daemon=True).start()
 
 
-def _pass_on(one: socket.socket, other: socket.socket) -> None:
+def _forward(reader: socket.socket, writer: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        while data := one.recv(65536):
-            other.sendall(data)
+        while data := reader.recv(65536):
+            writer.sendall(data)

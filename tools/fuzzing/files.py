@@ -24,8 +24,8 @@ from streamseg.config.training import (
     load_evaluation_config,
     load_training_config,
 )
-from streamseg.datasets.check import check
-from streamseg.evaluation.tracks import read_tracks
+from streamseg.datasets.validation import find_problems
+from streamseg.evaluation.track_files import read_tracks
 from streamseg.models.weights.files import read as read_weights
 from streamseg.sources import open_source
 
@@ -203,7 +203,7 @@ def _check_dataset(folder: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
     for image in ("a.png", "b.png"):
         Pillow.new("RGB", (32, 24)).save(folder / image)
-    check(DataConfig(val=(CocoData(images=".", annotations=name),)), folder)
+    find_problems(DataConfig(val=(CocoData(images=".", annotations=name),)), folder)
 
 
 def _tracks() -> Sequence[Seed]:

@@ -286,7 +286,7 @@ def _peers() -> Sequence[Seed]:
 def _connect_peers(_folder: Path, _name: str, data: bytes) -> None:
     """Send the bytes to each socket of a publisher; a good subscriber must still get results."""
     with _publisher() as publisher, connect(publisher.masks_at, timeout=20) as subscription:
-        publisher.wait_joined()
+        publisher.wait_for_subscribers()
         for endpoint in publisher.publisher.endpoints.values():
             with contextlib.suppress(OSError), raw_peer(endpoint) as peer:
                 peer.sendall(data)
@@ -304,7 +304,7 @@ def _publisher() -> Iterator[Service]:
         yield running
     finally:
         running.publisher.results.abort()
-        running.publisher.pictures.abort()
+        running.publisher.images.abort()
         running.join()
 
 
@@ -339,7 +339,7 @@ def _send_request(_folder: Path, _name: str, data: bytes) -> None:
     )
     service = LiveService(config, load_model("nanomask", weights="none", input_size=64))
     operation = Supervisor(service, config, None)
-    address = str(operation.control_address)
+    address = str(operation.http_api_address)
     thread = threading.Thread(target=operation.run, daemon=True)
     thread.start()
     port = int(address.rpartition(":")[2])

@@ -1,1 +1,1 @@
-"""What families of models share: trunks, and masks that are made inside their boxes."""
+"""Layers shared by model families: backbones, losses, NMS, and masks inside their boxes."""

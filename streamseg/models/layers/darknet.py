@@ -1,4 +1,4 @@
-"""DarkNet-53, the trunk of YOLOv3 (Redmon and Farhadi, 2018, section 2.4)."""
+"""DarkNet-53, the backbone of YOLOv3 (Redmon and Farhadi, 2018, section 2.4)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DarkNet53(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """C2 to C5, strides 4, 8, 16, 32, of images (B, 3, H, W)."""
+        """Return C2 to C5, strides 4, 8, 16 and 32, for images (B, 3, H, W)."""
         features, maps = self.stem(images), []
         for stage in self.stages:
             features = stage(features)
@@ -34,7 +34,7 @@ class DarkNet53(nn.Module):
 
 
 class _Block(nn.Module):
-    """Half the channels and back, added to what came in; nothing is done to the sum."""
+    """Residual block: 1 x 1 to half the channels, 3 x 3 back; no activation after the sum."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Fast NMS: every box that a better one covers goes, whether or not the better one stays itself."""
+"""Fast NMS: a box is dropped if a better one overlaps it, even if that one is dropped, too."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torchvision.ops import box_iou
 def fast_nms(
     boxes: Tensor, scores: Tensor, iou: float, per_class: int, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Class by class (Bolya et al., "YOLACT", 2019, section 4.2).
+    """Select boxes class by class (Bolya et al., "YOLACT", 2019, section 4.2).
 
-    Every box competes in every class, so one box may come out several times.
+    Each box takes part in every class, so it may be selected several times.
 
     Args:
         boxes: (N, 4) xyxy.
         scores: (N, C).
-        iou: what overlaps a better box of the class by more is dropped.
-        per_class: only so many of the best of a class take part.
-        most: what comes out.
+        iou: a box that overlaps a better one of the class by more is dropped.
+        per_class: number of boxes per class that take part, the best ones.
+        most: maximum number of selected boxes.
 
     Returns:
-        Which box, int64 (K,); its class, int64 (K,); its score, (K,), descending.
+        Rows of the boxes, int64 (K,); classes, int64 (K,); scores, (K,), descending.
     """
     if len(boxes) == 0:
         none = torch.zeros(0, dtype=torch.int64, device=boxes.device)
@@ -39,13 +39,16 @@ def fast_nms(
 def fast_nms_across_classes(
     boxes: Tensor, scores: Tensor, iou: float, take: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """With each box in its best class alone, and all classes in one; see :func:`fast_nms`.
+    """Select boxes with one NMS for all classes, each box in its best class.
 
     Args:
         boxes: (N, 4) xyxy.
         scores: (N, C).
-        iou: what overlaps a better box by more is dropped.
-        take: only so many of the best boxes take part.
+        iou: a box that overlaps a better one by more is dropped.
+        take: number of boxes that take part, the best ones.
+
+    Returns:
+        See :func:`fast_nms`.
     """
     best, classes = scores.max(dim=1)
     best, order = best.sort(descending=True)
@@ -55,6 +58,6 @@ def fast_nms_across_classes(
 
 
 def _uncovered(boxes: Tensor, iou: float) -> Tensor:
-    """Bool (N,), of boxes (N, 4) in descending order; an empty box overlaps by NaN and goes."""
+    """Return bool (N,) for boxes (N, 4), best first; empty boxes have IoU NaN and are dropped."""
     overlaps: Tensor = box_iou(boxes, boxes).triu(diagonal=1)
     return overlaps.amax(dim=0) <= iou

@@ -1,8 +1,8 @@
-"""Masks pasted as detectron2 pastes them, inside their boxes.
+"""Mask pasting as in detectron2, limited to the boxes.
 
-He et al., "Mask R-CNN", 2017, section 3.1. A pixel's value is sampled from its box's mask at the
-pixel's centre, bilinearly, with nothing around the mask. Pixels are sampled one by one, so those
-that the mask reaches are the same whether or not the rest of the frame is sampled, too.
+He et al., "Mask R-CNN", 2017, section 3.1. The value of a pixel is sampled bilinearly from the mask
+of the box at the center of the pixel; the mask is surrounded by zeros. Pixels are sampled
+independently, so sampling only those near the box gives the same result.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from streamseg.structures.masks import BoolArray, Masks, Size
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampledMasks:
-    """Masks of boxes, to be sampled at the centres of pixels.
+    """Mask probabilities of boxes, sampled at pixel centers.
 
     Attributes:
-        probabilities: float32 (N, M, M), in 0 to 1.
-        boxes: float32 (N, 4) xyxy, pixels of the frame: what each covers.
+        probabilities: float32 (N, M, M), 0 to 1.
+        boxes: float32 (N, 4) xyxy, pixels of the frame.
     """
 
     probabilities: Tensor
     boxes: Tensor
 
     def masks(self, size: Size, threshold: float) -> Masks:
-        """The pixels of a frame of ``size`` that are at ``threshold`` or above it."""
+        """Return the pixels of a frame of ``size`` with at least ``threshold``."""
         crops: list[BoolArray] = []
         origins = []
         for values, box in zip(
@@ -46,7 +46,7 @@ class SampledMasks:
 
 
 def sample(values: Tensor, box: Tensor, x: range, y: range) -> Tensor:
-    """The values (len(y), len(x)) of some pixels of a mask (M, M) that covers ``box``, xyxy."""
+    """Sample pixels of a mask (M, M) that covers ``box`` (xyxy); returns (len(y), len(x))."""
     x1, y1, x2, y2 = box
     across = (torch.arange(x.start, x.stop) + 0.5 - x1) / (x2 - x1) * 2 - 1
     down = (torch.arange(y.start, y.stop) + 0.5 - y1) / (y2 - y1) * 2 - 1
@@ -56,7 +56,7 @@ def sample(values: Tensor, box: Tensor, x: range, y: range) -> Tensor:
 
 
 def _reached(cells: int, start: float, stop: float, pixels: int) -> range:
-    """The pixels that a mask has a part in: half a cell more than its box, within the frame."""
+    """Return the pixels affected by a mask: its box plus half a cell, inside the frame."""
     margin = (stop - start) / (2 * cells) + 1
     first = min(max(math.floor(start - margin), 0), pixels)
     return range(first, max(min(math.ceil(stop + margin), pixels), first))

@@ -1,7 +1,7 @@
-"""What families of models share: masks that are resized inside their boxes, and no further.
+"""Mask pasting limited to the boxes, for families like Mask R-CNN.
 
-The textbook way pastes every mask into a frame of its own. Here a mask is resized to its box and
-cut at the frame's border, with the same pixels as a result.
+The usual implementation pastes each mask into a full frame. Here a mask is resized to its box and
+clipped at the border of the frame, with identical pixels.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 from streamseg.structures.masks import BoolArray, Masks, Size
 
 _SMALL = 10_000
-"""Pixels; up to here, interpolating a mask in two steps isn't faster."""
+"""Pixels up to which interpolating a mask in two steps isn't faster."""
 _MARGIN = 3e-7
-"""More than the order of operations can change an interpolated probability."""
+"""Upper bound of the rounding error of an interpolated probability."""
 
 
 class MaskSource(Protocol):
-    """What a family's masks are made from, one row a detection."""
+    """Raw mask predictions of one image, one row per detection."""
 
     def masks(self, size: Size, threshold: float) -> Masks:
-        """The pixels above ``threshold`` in a frame of ``size``."""
+        """Return the pixels above ``threshold`` in a frame of ``size``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoxMasks:
-    """Masks as a mask head of the Mask R-CNN kind gives them.
+    """Output of a mask head like that of Mask R-CNN.
 
     Attributes:
-        probabilities: float32 (N, M, M), in 0 to 1.
-        boxes: float32 (N, 4) xyxy, pixels of the frame: what each covers.
+        probabilities: float32 (N, M, M), 0 to 1.
+        boxes: float32 (N, 4) xyxy, pixels of the frame.
     """
 
     probabilities: Tensor
@@ -77,11 +77,11 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: Size, threshold: flo
 
 
 def _above(mask: Tensor, size: Size, threshold: float) -> BoolArray:
-    """``interpolate(mask, size) > threshold``, bool (h, w), for a mask (1, 1, P, P).
+    """Return ``interpolate(mask, size) > threshold``, bool (h, w), for a mask (1, 1, P, P).
 
-    A large mask is interpolated along its rows and then, with its columns as channels, along its
-    columns. That is several times faster and differs in the last bit: where a pixel comes so
-    close to the threshold that the bit could matter, the mask is interpolated again as a whole.
+    A large mask is interpolated along its rows and then, with columns as channels, along its
+    columns. This is several times faster but differs in the last bit: if a pixel is so close to
+    the threshold that it could matter, the mask is interpolated again in one step.
     """
     height, width = size
     if height * width > _SMALL:

@@ -1,7 +1,8 @@
-"""Things and stuff merged into parts of an image that don't overlap.
+"""Merging of instances and semantic segmentation into panoptic segments.
 
-Kirillov et al., "Panoptic Feature Pyramid Networks", 2019, section 3.3, with detectron2's numbers:
-things come first, the surest on top; what stuff there is gets the rest.
+Kirillov et al., "Panoptic Feature Pyramid Networks", 2019, section 3.3, with detectron2's
+constants: instances are placed first, in the order of their scores; stuff gets the remaining
+pixels.
 """
 
 from __future__ import annotations
@@ -18,27 +19,27 @@ from streamseg.models.layers.resampling import bilinear_twice
 from streamseg.structures.masks import BoolArray, Masks, Size
 from streamseg.structures.results import Instances, Segment
 
-SURE = 0.5
-"""The least score of a thing that is part of the image."""
-HIDDEN = 0.5
-"""A thing of which surer ones cover more isn't part of the image."""
-LEAST_STUFF = 4096
-"""Pixels; less stuff of a class isn't part of the image."""
+MIN_THING_SCORE = 0.5
+"""Minimum score of an instance that becomes a segment."""
+MAX_HIDDEN_FRACTION = 0.5
+"""An instance of which better ones cover more becomes no segment."""
+MIN_STUFF_AREA = 4096
+"""Minimum area of a stuff segment, in pixels."""
 BAND = 64
-"""Rows of the image whose classes are compared at once."""
+"""Rows of the image that are processed at once."""
 STRIDE = 4
-"""Pixels of the prepared image for one of the logits."""
+"""Stride of the logits in pixels of the prepared image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StuffLogits:
-    """What an image's stuff is made from.
+    """Semantic segmentation of one image.
 
     Attributes:
-        logits: float32 (1 + S, h, w), things first, for each 4 x 4 pixels of the padded image.
-        shape: (height, width) of the prepared image without its padding.
-        size: (height, width) of the image as it was given.
-        stuff: the name of each category id, in the order of the logits.
+        logits: float32 (1 + S, h, w), things first, at 1/4 of the padded image.
+        shape: (height, width) of the prepared image without padding.
+        size: (height, width) of the original image.
+        stuff: stuff names by category id, in the order of the logits.
     """
 
     logits: Tensor
@@ -47,7 +48,7 @@ class StuffLogits:
     stuff: Mapping[int, str]
 
     def segments(self, instances: Instances) -> tuple[Segment, ...]:
-        """The things of ``instances`` that are sure enough, then stuff; numbered from 1."""
+        """Return the segments of things, then of stuff, numbered from 1."""
         taken = np.zeros(self.size, np.bool_)
         things = list(_place_things(instances, taken))
         regions = list(_place_stuff(self.classes(), taken, self.stuff))
@@ -62,10 +63,10 @@ class StuffLogits:
         )
 
     def classes(self) -> npt.NDArray[np.uint8]:
-        """The likeliest class of each pixel, uint8 (H, W), 0 for things.
+        """Return the most probable class of each pixel, uint8 (H, W), 0 for things.
 
-        The logits are resized to the padded image, cut to ``shape`` and resized to ``size``;
-        memory grows with the image's width times its classes, not with its area.
+        The logits are resized to the padded image, cropped to ``shape`` and resized to ``size``;
+        memory grows with width x classes of the image, not with its area.
         """
         logits = self.logits.float().cpu()
         wide = _resized_rows(logits, self.shape[1], self.size[1])  # (1 + S, h, W)
@@ -76,15 +77,15 @@ class StuffLogits:
         for top in range(0, self.size[0], BAND):
             band = slice(top, min(top + BAND, self.size[0]))
             used = slice(int(rows.first[band][0]), int(rows.last[band][-1]) + 1)
-            made = rows.weights[band, used] @ wide[:, used]  # (1 + S, band, W)
-            classes[band] = made.argmax(dim=0).numpy()
+            values = rows.weights[band, used] @ wide[:, used]  # (1 + S, band, W)
+            classes[band] = values.argmax(dim=0).numpy()
         return classes
 
 
 def _place_things(
     instances: Instances, taken: BoolArray
 ) -> Iterator[tuple[int, str, BoolArray, tuple[int, int]]]:
-    """Label, name, crop and origin of what can be seen of each thing; ``taken`` is filled in."""
+    """Yield label, name, visible crop and origin of each thing; marks its pixels in ``taken``."""
     masks = instances.masks
     rows = zip(
         instances.scores.tolist(),
@@ -95,25 +96,25 @@ def _place_things(
         strict=True,
     )
     for score, label, name, crop, (x, y, *_) in rows:
-        if score < SURE:
-            break  # the best come first
-        place = taken[y : y + crop.shape[0], x : x + crop.shape[1]]
+        if score < MIN_THING_SCORE:
+            break  # in descending order
+        region = taken[y : y + crop.shape[0], x : x + crop.shape[1]]
         area = np.count_nonzero(crop)
-        if area == 0 or np.count_nonzero(crop & place) > HIDDEN * area:
+        if area == 0 or np.count_nonzero(crop & region) > MAX_HIDDEN_FRACTION * area:
             continue
-        free = crop & ~place
-        place |= crop
-        yield label, name, free, (x, y)
+        visible = crop & ~region
+        region |= crop
+        yield label, name, visible, (x, y)
 
 
 def _place_stuff(
     classes: npt.NDArray[np.uint8], taken: BoolArray, stuff: Mapping[int, str]
 ) -> Iterator[tuple[int, str, BoolArray, tuple[int, int]]]:
-    """The same of each class of stuff of which enough is left."""
+    """Yield the same for each stuff class with enough remaining pixels."""
     left = np.where(taken, 0, classes)
     areas = np.bincount(left.ravel(), minlength=len(stuff) + 1)
     for number, (label, name) in enumerate(stuff.items(), start=1):
-        if areas[number] < LEAST_STUFF:
+        if areas[number] < MIN_STUFF_AREA:
             continue
         region = left == number
         y, x = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
@@ -122,6 +123,6 @@ def _place_stuff(
 
 
 def _resized_rows(logits: Tensor, shown: int, width: int) -> Tensor:
-    """(K, h, w) to (K, h, width) in two steps, of which the first is cut to ``shown``."""
+    """Resize (K, h, w) to (K, h, width): enlarge by the stride, crop to ``shown``, resize."""
     large = interpolate(logits, STRIDE * logits.shape[2], mode="linear", align_corners=False)
     return interpolate(large[:, :, :shown], width, mode="linear", align_corners=False)

@@ -1,9 +1,9 @@
-"""Maps resized and thresholded inside a window, with the pixels of resizing them whole.
+"""Resizing and thresholding of mask maps inside a window, identical to resizing whole maps.
 
-Some networks give each object a map of the whole image. The textbook way resizes every one of them
-to the frame. But bilinear resizing makes an output from two inputs of each axis, so what is above
-a threshold lies around the inputs that are: only that window is made here, as a product of the
-map's part with one small matrix for each axis.
+Some networks predict a map of the whole image for each object, which the usual implementation
+resizes to the frame. Bilinear resizing computes an output from two inputs of each axis, so outputs
+above the threshold lie near inputs above it: only that window is computed, as the product of a
+part of the map with one small matrix per axis.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch.nn.functional import interpolate
 from streamseg.structures.masks import BoolArray, IntArray
 
 _MARGIN = 5e-7
-"""More than the order of operations can change a value between 0 and 1."""
+"""Upper bound of the rounding error of a value between 0 and 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AxisWeights:
-    """What each output of a resized axis is made from.
+    """Weights of the inputs in each output of a resized axis.
 
     Attributes:
-        weights: float32 (outputs, inputs); few of a row aren't zero, and these are neighbours.
-        first: int64 (outputs,), the first input with a weight; it never decreases.
-        last: int64 (outputs,), the last one, likewise.
+        weights: float32 (outputs, inputs); the nonzero ones of a row are adjacent.
+        first: int64 (outputs,), first input with a weight, ascending.
+        last: int64 (outputs,), last input with a weight, ascending.
     """
 
     weights: Tensor
@@ -38,17 +38,17 @@ class AxisWeights:
     last: IntArray
 
     @classmethod
-    def of(cls, weights: Tensor) -> AxisWeights:
-        """With the neighbours found; every row must have a weight."""
+    def from_matrix(cls, weights: Tensor) -> AxisWeights:
+        """Find the first and last inputs; each row must have a nonzero weight."""
         used = weights.numpy() != 0
         last = used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
         return cls(weights, used.argmax(axis=1).astype(np.int64), last.astype(np.int64))
 
     def around(self, start: int, stop: int) -> tuple[slice, slice]:
-        """The outputs that the inputs from ``start`` to ``stop`` have a part in.
+        """Return the outputs affected by the inputs from ``start`` to ``stop``.
 
         Returns:
-            These outputs, and all the inputs that they are made from.
+            These outputs, and all inputs that they depend on.
         """
         begin = int(np.searchsorted(self.last, start))
         end = int(np.searchsorted(self.first, stop))
@@ -59,35 +59,35 @@ class AxisWeights:
 
 @lru_cache(maxsize=16)
 def bilinear(inputs: int, outputs: int) -> AxisWeights:
-    """Of ``interpolate(mode="bilinear", align_corners=False)`` along one axis."""
-    return AxisWeights.of(_weights(inputs, outputs))
+    """Return the weights of ``interpolate(mode="bilinear", align_corners=False)`` for an axis."""
+    return AxisWeights.from_matrix(_weights(inputs, outputs))
 
 
 @lru_cache(maxsize=16)
 def bilinear_twice(inputs: int, enlarged: int, cut: int, outputs: int) -> AxisWeights:
-    """Of resizing to ``enlarged``, keeping the first ``cut`` and resizing these to ``outputs``."""
-    return AxisWeights.of(_weights(cut, outputs) @ _weights(inputs, enlarged)[:cut])
+    """Return the weights of resizing to ``enlarged``, cropping to ``cut`` and resizing again."""
+    return AxisWeights.from_matrix(_weights(cut, outputs) @ _weights(inputs, enlarged)[:cut])
 
 
-def resized_above(
+def resize_and_threshold(
     values: Tensor,
     rows: AxisWeights,
     columns: AxisWeights,
     threshold: float,
     whole: Callable[[], Tensor],
 ) -> tuple[BoolArray, tuple[int, int]]:
-    """The pixels above ``threshold`` of a map that is resized.
+    """Return the pixels of a resized map that are above the threshold.
 
     Args:
-        values: float32 (h, w), in 0 to 1, on the CPU.
-        rows: how the first axis is resized.
-        columns: how the second axis is resized.
-        threshold: pixels above it are inside.
-        whole: resizes the map as a whole, float32 (H, W). It is asked where a pixel comes so close
-            to the threshold that the order of operations could decide.
+        values: float32 (h, w), 0 to 1, on the CPU.
+        rows: weights of the first axis.
+        columns: weights of the second axis.
+        threshold: threshold.
+        whole: resizes the whole map, float32 (H, W); called if a pixel is so close to the threshold
+            that rounding could decide.
 
     Returns:
-        bool crop of (H, W), and the x, y of its upper left pixel.
+        Boolean crop of (H, W), and x, y of its upper left pixel.
     """
     top, left, bottom, right = _extent(values > threshold)
     out_rows, in_rows = rows.around(top, bottom)
@@ -101,7 +101,7 @@ def resized_above(
 
 
 def _extent(inside: Tensor) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of what is true in (h, w), exclusive; zeros where nothing is."""
+    """Return (top, left, bottom, right), exclusive, of the true pixels; zeros without any."""
     rows, columns = inside.any(dim=1).nonzero(), inside.any(dim=0).nonzero()
     if len(rows) == 0:
         return 0, 0, 0, 0
@@ -109,6 +109,6 @@ def _extent(inside: Tensor) -> tuple[int, int, int, int]:
 
 
 def _weights(inputs: int, outputs: int) -> Tensor:
-    """float32 (outputs, inputs), from torch itself: what becomes of each input alone."""
-    alone = torch.eye(inputs)[None]  # channels are the inputs
-    return interpolate(alone, outputs, mode="linear", align_corners=False)[0].T.contiguous()
+    """Compute float32 (outputs, inputs) by resizing each unit vector with torch."""
+    units = torch.eye(inputs)[None]  # channels are the inputs
+    return interpolate(units, outputs, mode="linear", align_corners=False)[0].T.contiguous()

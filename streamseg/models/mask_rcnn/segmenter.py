@@ -31,19 +31,12 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from streamseg.errors import WeightsError
-from streamseg.models.base import (
-    Batch,
-    ClassCounts,
-    ClassRows,
-    Detections,
-    Segmenter,
-    State,
-    rows_of,
-)
+from streamseg.models.base import ClassCounts, ClassRows, Segmenter, State, count_rows
 from streamseg.models.categories import COCO, COCO_THINGS, Categories
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.grid_paste import SampledMasks
 from streamseg.models.layers.masks import BoxMasks
-from streamseg.models.layers.two_stage import Boxes, select_boxes, with_masks
+from streamseg.models.layers.two_stage import Boxes, combine_detections, select_boxes
 from streamseg.models.mask_rcnn.loss import MaskRCNNCriterion
 from streamseg.models.selection import Selection
 from streamseg.structures.masks import Size
@@ -141,7 +134,7 @@ class MaskRCNN(Segmenter):
 
     @classmethod
     def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
-        outputs = rows_of(state, "roi_heads.box_predictor.cls_score.bias")
+        outputs = count_rows(state, "roi_heads.box_predictor.cls_score.bias")
         return ClassCounts(outputs - 1) if outputs > 1 else None
 
     def criterion(self, weights: Mapping[str, float]) -> MaskRCNNCriterion:
@@ -216,7 +209,7 @@ class MaskRCNN(Segmenter):
             self.mask_source(own, boxes.source)
             for own, boxes in zip(probabilities, selected, strict=True)
         ]
-        return with_masks(batch, selections, selected, masks)
+        return combine_detections(batch, selections, selected, masks)
 
     def _masks(
         self, features: dict[str, Tensor], found: Sequence[Boxes], shapes: list[Size]

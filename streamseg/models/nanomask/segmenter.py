@@ -14,18 +14,11 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import batched_nms, roi_align
 
-from streamseg.models.base import (
-    Batch,
-    ClassCounts,
-    ClassRows,
-    Detections,
-    Segmenter,
-    State,
-    rows_of,
-)
+from streamseg.models.base import ClassCounts, ClassRows, Segmenter, State, count_rows
 from streamseg.models.categories import COCO_THINGS, Categories
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.masks import BoxMasks
-from streamseg.models.layers.two_stage import Boxes, select_boxes, with_masks
+from streamseg.models.layers.two_stage import Boxes, combine_detections, select_boxes
 from streamseg.models.nanomask.loss import NanoMaskCriterion
 from streamseg.models.nanomask.network import (
     BINS,
@@ -74,7 +67,7 @@ class NanoMask(Segmenter):
 
     @classmethod
     def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
-        things = rows_of(state, "head.0.out.bias") - 4 * BINS
+        things = count_rows(state, "head.0.out.bias") - 4 * BINS
         return ClassCounts(things) if things > 0 else None
 
     def criterion(self, weights: Mapping[str, float]) -> NanoMaskCriterion:
@@ -120,7 +113,7 @@ class NanoMask(Segmenter):
             BoxMasks(each, region)
             for each, region in zip(probabilities, regions_in_image, strict=True)
         ]
-        return with_masks(batch, selections, detected, masks, features)
+        return combine_detections(batch, selections, detected, masks, features)
 
     def _select_boxes(
         self, cells: Tensor, grid: FloatArray, shape: Size, size: Size, selection: Selection
@@ -130,7 +123,7 @@ class NanoMask(Segmenter):
         values = cells.numpy()  # NumPy reduces small arrays without thread synchronization
         best = values[:, :classes].max(axis=1)
         # A detection below all thresholds is not returned and suppresses none above them.
-        min_score = max(self.min_score, selection.least_score - 1e-6)
+        min_score = max(self.min_score, selection.min_score - 1e-6)
         chosen = np.flatnonzero(best > np.log(min_score / (1 - min_score)))
         if len(chosen) > self.max_candidates:
             chosen = chosen[np.argsort(-best[chosen], kind="stable")[: self.max_candidates]]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from streamseg.models.base import Batch, ClassCounts, ClassRows, Detections, rows_of
+from streamseg.models.base import ClassCounts, ClassRows, count_rows
 from streamseg.models.categories import COCO_PANOPTIC, Categories
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.losses import mean_over_processes
 from streamseg.models.layers.panoptic import STRIDE, StuffLogits
 from streamseg.models.mask_rcnn_d2.loss import MaskRCNND2Criterion
@@ -49,7 +50,7 @@ class PanopticFPN(MaskRCNND2):
     @classmethod
     def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
         things = super().count_classes(state)
-        outputs = rows_of(state, "sem_seg_head.predictor.bias")  # output 0 stands for all things
+        outputs = count_rows(state, "sem_seg_head.predictor.bias")  # output 0 stands for all things
         return replace(things, stuff=outputs - 1) if things and outputs > 0 else None
 
     def criterion(self, weights: Mapping[str, float]) -> PanopticFPNCriterion:

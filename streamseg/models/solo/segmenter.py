@@ -21,18 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from streamseg.errors import WeightsError
-from streamseg.models.base import (
-    Batch,
-    ClassCounts,
-    ClassRows,
-    Detections,
-    Segmenter,
-    State,
-    rows_of,
-)
+from streamseg.models.base import ClassCounts, ClassRows, Segmenter, State, count_rows
 from streamseg.models.categories import COCO_THINGS, Categories
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.matrix_nms import matrix_nms
-from streamseg.models.layers.resampling import bilinear_twice, resized_above
+from streamseg.models.layers.resampling import bilinear_twice, resize_and_threshold
 from streamseg.models.selection import Selection
 from streamseg.models.solo.loss import SOLOCriterion
 from streamseg.models.solo.network import STRIDES, Outputs, SOLONetwork, match_offsets, resize
@@ -110,7 +103,9 @@ class SoftMasks:
         rows = bilinear_twice(height, MASK_STRIDE * height, self.shape[0], size[0])
         columns = bilinear_twice(width, MASK_STRIDE * width, self.shape[1], size[1])
         resized_masks = [
-            resized_above(values, rows, columns, threshold, partial(self.full_map, values, size))
+            resize_and_threshold(
+                values, rows, columns, threshold, partial(self.full_map, values, size)
+            )
             for values in self.probabilities.float().cpu()
         ]
         return Masks.from_crops(
@@ -186,7 +181,7 @@ class SOLOSegmenter(Segmenter):
 
     @classmethod
     def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
-        things = rows_of(state, "category.bias")
+        things = count_rows(state, "category.bias")
         return ClassCounts(things) if things else None
 
     def criterion(self, weights: Mapping[str, float]) -> SOLOCriterion:
@@ -253,7 +248,7 @@ class SOLOSegmenter(Segmenter):
     ) -> Candidates:
         """Return the cells whose class probability and mask area are large enough."""
         # Scores only decrease from here on, and a candidate does not affect better ones.
-        min_probability = max(self.min_probability, selection.least_score - 1e-6)
+        min_probability = max(self.min_probability, selection.min_score - 1e-6)
         candidates = [Candidates.empty(size, outputs.categories[0].device)]
         for level, (of_level, stride) in enumerate(zip(probabilities, STRIDES, strict=True)):
             by_cell = of_level[image].flatten(1).T  # (S * S, C)
@@ -282,7 +277,7 @@ class SOLOSegmenter(Segmenter):
         order = scores.argsort(descending=True)
         order = order[scores[order] >= self.min_score][: self.max_detections]
         labels = torch.tensor(list(self.categories), device=scores.device)[best.classes[order]]
-        selected = selection.rows(None, scores[order].cpu().numpy(), labels.cpu().numpy())
+        selected = selection.select_rows(None, scores[order].cpu().numpy(), labels.cpu().numpy())
         rows = torch.from_numpy(selected).to(order.device)
         return Detections(
             size,

@@ -1,1 +1,1 @@
-"""Weights files, own and those that other projects publish; reading them runs no code."""
+"""Weights files of this and other projects; reading them executes no code."""

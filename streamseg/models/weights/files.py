@@ -1,8 +1,8 @@
-"""Weights files, read without running anything that is in them.
+"""Reading and writing of weights files; no code in a file is executed.
 
-A file is judged by its content, not by its name: safetensors, what ``torch.save`` wrote, or a
-pickle of numpy arrays. Sizes are checked before memory is taken for them, values before they are
-used. What a file lacks or has too much is said in one line.
+The format is detected by content: safetensors, ``torch.save``, or a pickle of numpy arrays. Sizes
+are checked before memory is allocated, and values before they are used. Missing and unexpected
+tensors are reported in one line.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _NUMBERS = frozenset(
         *(torch.int64, torch.int32, torch.int16, torch.int8),
     )
 )
-"""Types of tensors that a state dict may have."""
+"""Allowed types of tensors."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
-    """What a weights file holds.
+    """Content of a weights file.
 
     Attributes:
-        state: the tensors, by name.
-        model: the catalogue's name of the model, where this project wrote the file.
-        categories: what the model knows, likewise.
-        training: the rest of a checkpoint, for training to go on from it.
+        state: tensors by name.
+        model: name of the model, if the file was written by this project.
+        categories: categories of the model, if the file was written by this project.
+        training: state of the training in a checkpoint.
     """
 
     state: Mapping[str, Tensor]
@@ -61,36 +61,36 @@ class Weights:
 
 
 def read(path: Path) -> Weights:
-    """Return what is in a weights file.
+    """Read a weights file.
 
     Args:
         path: safetensors, a checkpoint of this project, or a state dict saved by torch or, with
-            numpy arrays, by detectron2's model zoo. It may be bare or in a training's checkpoint
-            (under ``model``, ``state_dict`` or ``model_state_dict``), beside anything else.
+            numpy arrays, by detectron2's model zoo. The state dict may be part of a training
+            checkpoint (under ``model``, ``state_dict`` or ``model_state_dict``).
 
     Raises:
-        WeightsError: the file is missing, damaged, too large or no weights file, says that it
-            holds more than it does, or its state dict holds anything else than finite tensors.
+        WeightsError: the file is missing, damaged, too large or no weights file, claims more data
+            than it contains, or has anything but finite tensors in its state dict.
     """
     start = _start(path)
     try:
         if start.startswith(_ZIP):
             _check_zip(path)
-            weights = _described(path, torch_file.read_zip(path))
-        elif start[8:9] == b"{":  # whatever the eight bytes before it, which are a length
+            weights = _read_tensors(path, torch_file.read_zip(path))
+        elif start[8:9] == b"{":  # after the eight bytes of the length
             weights = _read_safetensors(path)
         elif start.startswith(torch_file.LEGACY_MAGIC):
-            weights = _described(path, torch_file.read_legacy(path))
+            weights = _read_tensors(path, torch_file.read_legacy(path))
         elif start.startswith(_PICKLE):
-            weights = _described(path, read_zoo_pickle(path))
+            weights = _read_tensors(path, read_zoo_pickle(path))
         else:
             raise WeightsError(
-                f"{path}: is no weights file; expected is safetensors or a file made by torch.save"
+                f"{path}: is no weights file; expected safetensors or a file of torch.save"
             )
     except torch_file.ForeignArchiveError as error:
         raise WeightsError(f"{path}: {error}") from None
     except OverflowError:
-        raise WeightsError(f"{path}: says that it holds more than it can; refused") from None
+        raise WeightsError(f"{path}: claims more data than it contains; refused") from None
     except (
         *(ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error, OSError),
         *(MemoryError, RecursionError, zipfile.BadZipFile, NotImplementedError),
@@ -102,35 +102,35 @@ def read(path: Path) -> Weights:
 
 
 def to_safetensors(weights: Weights) -> bytes:
-    """A safetensors file of the tensors, with the model's name and categories in its header."""
-    header = {"model": weights.model or ""} | _written(weights.categories)
+    """Return a safetensors file with the model name and categories in its header."""
+    header = {"model": weights.model or ""} | _encode_categories(weights.categories)
     return _with_sorted_header(
         save({name: t.contiguous() for name, t in weights.state.items()}, header)
     )
 
 
 def _with_sorted_header(data: bytes) -> bytes:
-    """The same file with the metadata in one order: the library's differs from run to run."""
+    """Sort the metadata, whose order differs from run to run."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
     return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def to_checkpoint(weights: Weights) -> dict[str, Any]:
-    """What ``torch.save`` is given: tensors, numbers and strings, which load as nothing else."""
+    """Return the content of a checkpoint for ``torch.save``: tensors, numbers and strings."""
     return {
         "format": _CHECKPOINT,
         "name": weights.model,
         "model": dict(weights.state),
         "training": weights.training,
-    } | _written(weights.categories)
+    } | _encode_categories(weights.categories)
 
 
 def differences(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """What keeps ``state`` from fitting ``network``, in one line, or None if it fits."""
+    """Return the differences of a state dict to a network in one line, or None."""
     expected = network.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
@@ -149,9 +149,9 @@ def _start(path: Path) -> bytes:
         with path.open("rb") as file:
             start = file.read(16)
     except ValueError:
-        raise WeightsError(f"weights: {str(path)[:80]!r} can't be a path") from None
+        raise WeightsError(f"weights: {str(path)[:80]!r} is no valid path") from None
     except FileNotFoundError:
-        raise WeightsError(f"{path}: there is no such weights file") from None
+        raise WeightsError(f"{path}: the weights file doesn't exist") from None
     except IsADirectoryError:
         raise WeightsError(f"{path}: is a folder, not a weights file") from None
     except OSError as error:
@@ -164,7 +164,7 @@ def _start(path: Path) -> bytes:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse archives whose members are larger unpacked: torch.save never compresses."""
+    """Refuse compressed archives: torch.save never compresses."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -173,24 +173,24 @@ def _check_zip(path: Path) -> None:
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise WeightsError(f"{path}: is compressed, which torch.save never does; refused")
     if sum(member.file_size for member in members) > path.stat().st_size:
-        raise WeightsError(f"{path}: says that it holds more than it can; refused")
+        raise WeightsError(f"{path}: claims more data than it contains; refused")
 
 
-def _described(path: Path, content: Any) -> Weights:
-    """Read the tensors of what a pickle describes, as far as they are needed."""
+def _read_tensors(path: Path, content: Any) -> Weights:
+    """Read the tensors of the state dict that a pickle describes."""
     budget = Budget(path.stat().st_size)
     stored = find_state_dict(path, content)
     state = {name: budget.read(tensor) for name, tensor in stored.items()}
     if not isinstance(content, dict) or content.get("format") != _CHECKPOINT:
         return Weights(state)
-    weights = _described_by(path, state, content.get("name"), content)
+    weights = _with_categories(path, state, content.get("name"), content)
     training = content.get("training")
-    filled = _filled(training, budget, {}) if isinstance(training, dict) else None
+    filled = _load_values(training, budget, {}) if isinstance(training, dict) else None
     return replace(weights, training=filled)
 
 
-def _filled(value: Any, budget: Budget, known: dict[int, Any]) -> Any:
-    """Return ``value`` with its tensors read; what it has several times is filled once."""
+def _load_values(value: Any, budget: Budget, known: dict[int, Any]) -> Any:
+    """Return ``value`` with its tensors read; shared objects are read once."""
     if id(value) in known:
         return known[id(value)]
     filled = value
@@ -198,19 +198,19 @@ def _filled(value: Any, budget: Budget, known: dict[int, Any]) -> Any:
         filled = budget.read(value)
     elif isinstance(value, dict):
         filled = known[id(value)] = {}
-        filled.update({key: _filled(each, budget, known) for key, each in value.items()})
+        filled.update({key: _load_values(each, budget, known) for key, each in value.items()})
     elif isinstance(value, list | tuple):
-        filled = type(value)(_filled(each, budget, known) for each in value)
+        filled = type(value)(_load_values(each, budget, known) for each in value)
     elif isinstance(value, Unknown):
-        raise TypeError("training states hold no other objects")
+        raise TypeError("a training state contains another object")
     known[id(value)] = filled
     return filled
 
 
-def _described_by(
+def _with_categories(
     path: Path, state: Mapping[str, Tensor], model: object, written: Mapping[str, Any]
 ) -> Weights:
-    """The tensors with what the file says of the model, which came as text."""
+    """Return the tensors with the model name and categories in the file."""
     try:
         things, stuff = (_names(written.get(kind, "{}")) for kind in ("categories", "stuff"))
     except (ValueError, AttributeError):
@@ -219,8 +219,8 @@ def _described_by(
     return Weights(state, str(model) if model else None, known)
 
 
-def _written(categories: Categories | None) -> dict[str, str]:
-    """The things as ``categories``, and ``stuff`` where there is any."""
+def _encode_categories(categories: Categories | None) -> dict[str, str]:
+    """Encode the things as ``categories`` and, if there are any, ``stuff``."""
     known = categories or Categories({})
     things = {"categories": json.dumps({str(n): name for n, name in known.things.items()})}
     stuff = json.dumps({str(n): name for n, name in known.stuff.items()})
@@ -243,20 +243,20 @@ def _read_safetensors(path: Path) -> Weights:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path}: is cut off or damaged: {reason}") from None
     if not state:
-        raise WeightsError(f"{path}: holds no tensors")
+        raise WeightsError(f"{path}: contains no tensors")
     state = plain_names(path, state)
     if "categories" not in header:
         return Weights(state)
-    return _described_by(path, state, header.get("model"), header)
+    return _with_categories(path, state, header.get("model"), header)
 
 
 def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:
-    once = {id(tensor): (name, tensor) for name, tensor in state.items()}  # weights may be shared
+    once = {id(tensor): (name, tensor) for name, tensor in state.items()}  # tensors may be shared
     for name, tensor in once.values():
         if tensor.dtype not in _NUMBERS:
-            raise WeightsError(f"{path}: {name} is of {tensor.dtype}, which no model here has")
+            raise WeightsError(f"{path}: {name} has the unsupported type {tensor.dtype}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"{path}: {name} holds a value that isn't finite; refused")
+            raise WeightsError(f"{path}: {name} contains a value that isn't finite; refused")
 
 
 def _shape_of(tensor: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""What a model was loaded from: enough to load it again in another process."""
+"""Origin of a loaded model, by which it is pickled and loaded again in another process."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _ADVICE = "save its weights, and load the model in the process that uses it"
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells whether a file is still the one that was read.
+    """Size and modification time of a file, to detect changes.
 
     Attributes:
-        size: in bytes.
-        modified: nanoseconds.
+        size: size in bytes.
+        modified: modification time in nanoseconds.
     """
 
     size: int
@@ -36,28 +36,28 @@ class Stamp:
 
     @classmethod
     def of(cls, path: str) -> Stamp:
-        """Return a file's stamp; an OSError if there is none."""
+        """Return the stamp of a file; raises OSError if it doesn't exist."""
         status = os.stat(path)  # noqa: PTH116 - the path is text
         return cls(status.st_size, status.st_mtime_ns)
 
     @classmethod
     def of_weights(cls, weights: str | os.PathLike[str]) -> Stamp | None:
-        """Return the stamp of a weights file; None if it is missing, or weights are no file."""
+        """Return the stamp of a weights file; None if it is missing or ``weights`` is no path."""
         try:
             return None if weights in ("default", "none") else cls.of(os.fspath(weights))
         except (OSError, ValueError):
-            return None  # reading it says what is wrong
+            return None  # reported when the file is read
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The arguments of ``load_model``, and the state of what came of them.
+    """Arguments of ``load_model``, and the state of the loaded network.
 
     Attributes:
         weights: ``default``, ``none`` or an absolute path.
-        device: as it was asked for.
-        class_names: likewise.
-        stamp: of the weights file; None where it is not the user's.
+        device: the argument ``device``.
+        class_names: the argument ``class_names``.
+        stamp: stamp of the weights file; None for ``default`` and ``none``.
         network: ``network_state`` of the loaded network.
     """
 
@@ -69,16 +69,16 @@ class Origin:
 
 
 def network_state(network: nn.Module) -> tuple[int, int]:
-    """Return numbers that change when a network is replaced or its weights are changed."""
+    """Return values that change when a network is replaced or its weights are modified."""
     tensors = (*network.parameters(), *network.buffers())
     return id(network), sum(tensor._version for tensor in tensors)  # noqa: SLF001 - torch's own
 
 
 def reload_arguments(model: Segmenter) -> tuple[Any, ...]:
-    """Return what :func:`reload` takes to make ``model`` again.
+    """Return the arguments with which :func:`reload` loads ``model`` again.
 
     Raises:
-        UsageError: it isn't as it was loaded, or its weights file isn't.
+        UsageError: the model or its weights file was changed after loading.
     """
     origin = model.origin
     if origin is None or origin.network != network_state(model.network):
@@ -112,7 +112,7 @@ def reload(
     """Load a model again.
 
     Raises:
-        WeightsError: its weights file is another one here, or isn't here.
+        WeightsError: the weights file is missing or has other content.
         StreamsegError: see :func:`streamseg.load_model`.
     """
     from streamseg.models.loading import load_model

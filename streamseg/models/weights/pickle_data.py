@@ -1,10 +1,10 @@
-"""Pickles read as data: no name in them is imported, and nothing in them is called.
+"""Interpreter of pickles that imports and calls nothing named in them.
 
-A pickle is a program. Here it is interpreted step by step: the names that a reader lists stand for
-the reader's own constructors, and every other object becomes an :class:`Unknown`. So a checkpoint
-with arguments, optimizers or hooks of any library in it can be read for its tensors.
+A pickle is a program. It is interpreted here step by step: names listed by the caller are mapped to
+constructors of the caller, and every other object becomes an :class:`Unknown`. So the tensors of a
+checkpoint can be read even if it contains arguments, optimizers or hooks of any library.
 
-The opcodes are documented by Python's ``pickletools``, which also parses them.
+Python's ``pickletools`` documents the opcodes and parses them.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
 
 MAX_STEPS = 2_000_000
-"""Longer programs are refused; a checkpoint has about forty steps per tensor."""
+"""Maximum number of opcodes; a checkpoint has about forty per tensor."""
 _MAX_KEY = 2**64
 
 Name: TypeAlias = tuple[str, str]
 """Module and name."""
 Names: TypeAlias = Mapping[Name, Any]
-"""What names stand for: a :class:`Constructor`, or the value itself."""
+"""Replacement of each name: a :class:`Constructor` or a value."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unknown:
-    """An object of a class that no reader needs; what it holds is dropped.
+    """Placeholder for an object of a class that isn't needed; its content is discarded.
 
     Attributes:
         name: module and name of the class, for messages.
@@ -38,29 +38,30 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constructor:
-    """A function that makes an object from the arguments that a pickle has for it."""
+    """A function that creates an object from the arguments in the pickle."""
 
     make: Callable[..., Any]
 
 
 class Built(ABC):
-    """An object that a pickle fills with a state after it was made."""
+    """An object whose state is set after its creation."""
 
     @abstractmethod
     def build(self, state: Any) -> None:
-        """Take the state; a TypeError or ValueError if it isn't one."""
+        """Set the state; raises TypeError or ValueError if it is invalid."""
 
 
 def read_pickle(file: BinaryIO, names: Names, persistent: Callable[[Any], Any] = Unknown) -> Any:
-    """Return the object that a pickle describes, of dicts, lists, tuples, text and numbers.
+    """Return the object described by a pickle: dicts, lists, tuples, strings and numbers.
 
     Args:
         file: read from its position to the end of the pickle.
-        names: what its names stand for.
-        persistent: called with each persistent id, returns its object.
+        names: replacement of each name in the pickle.
+        persistent: returns the object of a persistent id.
 
     Raises:
-        ValueError, TypeError, IndexError, KeyError: it is damaged, or longer than ``MAX_STEPS``.
+        ValueError, TypeError, IndexError, KeyError: the pickle is damaged or longer than
+            ``MAX_STEPS``.
     """
     machine = _Machine(names, persistent)
     for steps, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -71,7 +72,7 @@ def read_pickle(file: BinaryIO, names: Names, persistent: Callable[[Any], Any] =
 
 
 class _Machine:
-    """A pickle's stack, marks and memo."""
+    """Stack, marks and memo of a pickle."""
 
     def __init__(self, names: Names, persistent: Callable[[Any], Any]) -> None:
         self.stack: list[Any] = []
@@ -192,7 +193,7 @@ class _Machine:
         self.construct(constructor, arguments)
 
     def reduce_with_keywords(self) -> None:
-        self.stack.pop()  # nothing that is known takes any
+        self.stack.pop()  # no listed constructor takes keywords
         self.reduce()
 
     def make_object(self) -> None:
@@ -217,7 +218,7 @@ class _Machine:
 
 
 def _key(key: Any) -> Any:
-    """``key``, or one that is quick to hash: a tuple of tuples can take for ever, as can an int."""
+    """Return the key, or a placeholder if hashing it could take very long (nested tuples, ints)."""
     if isinstance(key, str | bytes | float | None) or (
         isinstance(key, int) and -_MAX_KEY < key < _MAX_KEY
     ):
@@ -235,7 +236,7 @@ DICTS: Names = {
     ("collections", "OrderedDict"): Constructor(_dict_of),
     ("collections", "defaultdict"): Constructor(lambda *_factory: {}),
 }
-"""The names of mappings, which become dicts."""
+"""Names of mappings, which become dicts."""
 
 _ARGUMENTS = frozenset(
     (
@@ -252,7 +253,7 @@ _CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
     "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": list,  # what is in sets is of no use here, and may be slow to hash
+    "EMPTY_SET": list,  # sets are not needed, and may be slow to hash
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _WITH_ARGUMENT: Mapping[str, Callable[[_Machine, Any], None]] = {

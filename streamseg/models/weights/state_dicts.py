@@ -1,4 +1,4 @@
-"""State dicts as people save them: found in a checkpoint, and freed of wrappers' prefixes."""
+"""Location of the state dict in a checkpoint, and removal of prefixes of wrapper modules."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from streamseg.models.weights.pickle_data import Unknown
 from streamseg.models.weights.stored_tensors import StoredTensor
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
-"""Keys that checkpoints have their model's state dict under, the first one that is there."""
+"""Keys of the state dict in checkpoints, in order of precedence."""
 _MAX_DEPTH = 4
 MAX_TENSORS = 10_000
-"""State dicts of more tensors are refused; the largest model here has fewer than a thousand."""
+"""Maximum number of tensors; the largest built-in model has fewer than a thousand."""
 _WRAPPING_MODULES = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
-"""Modules that ``DataParallel``, ``DistributedDataParallel``, averaging and ``compile`` put around
-others."""
+"""Prefixes added by ``DataParallel``, ``DistributedDataParallel``, averaging and ``compile``."""
 _AVERAGING = re.compile(r"n_averaged|ema_[^.]+")
-"""The counter of ``AveragedModel``, and the copies that mmdetection's EMA keeps beside a model."""
+"""The counter of ``AveragedModel``, and the copies of mmdetection's EMA."""
 
 ValueT = TypeVar("ValueT")
 
 
 def find_state_dict(path: Path, content: Any) -> dict[str, StoredTensor]:
-    """Return the state dict in what a file holds, with plain names.
+    """Return the state dict in the content of a file, without prefixes.
 
-    It is ``content`` itself, what it has under one of the usual keys, or else its only value that
-    is a state dict.
+    It is the content itself, the value of one of the usual keys, or the only value that is a state
+    dict.
 
     Raises:
-        WeightsError: there is none, there are several, or it holds anything else than tensors.
+        WeightsError: there is none or more than one, or it contains anything but tensors.
     """
     for _ in range(_MAX_DEPTH):
         if not isinstance(content, dict):
@@ -46,11 +45,11 @@ def find_state_dict(path: Path, content: Any) -> dict[str, StoredTensor]:
         content = content[key]
     if isinstance(content, Unknown):
         raise WeightsError(
-            f"{path}: holds more than tensors, which could run code ({_short(content.name)}); "
-            "refused: save the state dict alone (model.state_dict())"
+            f"{path}: contains more than tensors, which could execute code "
+            f"({_short(content.name)}); refused: save the state dict alone (model.state_dict())"
         )
     if not isinstance(content, dict) or not content:
-        raise WeightsError(f"{path}: holds no state dict but a {_kind(content)}")
+        raise WeightsError(f"{path}: contains no state dict but a {_kind(content)}")
     for name, value in content.items():
         if isinstance(value, Unknown):
             raise WeightsError(
@@ -63,20 +62,20 @@ def find_state_dict(path: Path, content: Any) -> dict[str, StoredTensor]:
 
 
 def plain_names(path: Path, state: Mapping[str, ValueT]) -> dict[str, ValueT]:
-    """Return ``state`` under the names that the model itself has.
+    """Return the state dict without the prefixes of wrapper modules.
 
     Raises:
-        WeightsError: two tensors would have one name, or there are more than ``MAX_TENSORS``.
+        WeightsError: two tensors would get the same name, or there are more than ``MAX_TENSORS``.
     """
     if len(state) > MAX_TENSORS:
-        raise WeightsError(f"{path}: holds {len(state)} tensors, over the limit of {MAX_TENSORS}")
+        raise WeightsError(f"{path}: has {len(state)} tensors, over the limit of {MAX_TENSORS}")
     plain: dict[str, ValueT] = {}
     for name, value in state.items():
         if _AVERAGING.fullmatch(name):
             continue
         own = _WRAPPING_MODULES.sub("", name)
         if own in plain:
-            raise WeightsError(f"{path}: holds {_short(own)} twice, with and without a prefix")
+            raise WeightsError(f"{path}: contains {_short(own)} twice, with and without a prefix")
         plain[own] = value
     if plain and all(name.startswith("model.") for name in plain):  # Lightning's modules
         return {name.removeprefix("model."): value for name, value in plain.items()}
@@ -91,12 +90,12 @@ def _only_state_dict(path: Path, content: Mapping[Any, Any]) -> Any:
     keys = [key for key, value in content.items() if _is_state_dict(value)]
     if len(keys) > 1:
         named = ", ".join(_short(key) for key in keys[:5])
-        raise WeightsError(f"{path}: holds several state dicts ({named}): save the one to load")
+        raise WeightsError(f"{path}: has several state dicts ({named}): save only the one to load")
     return keys[0] if keys else None
 
 
 def _short(name: object) -> str:
-    """A name for a message: quoted, and not longer than a line."""
+    """Return a name for a message: quoted, at most 80 characters."""
     if isinstance(name, str):
         return repr(name if len(name) <= 80 else name[:79] + "…")
     return f"a key that is a {type(name).__name__}"

@@ -1,4 +1,4 @@
-"""Tensors that a weights file describes, before they are read: sizes first, then memory."""
+"""Tensors described in a weights file: sizes are checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ MAX_DIMENSIONS = 32
 
 
 class StoredTensor(ABC):
-    """A tensor in a file."""
+    """A tensor in a file, not read yet."""
 
     @property
     @abstractmethod
     def identity(self) -> Hashable:
-        """Equal for descriptions of the same bytes in the same layout, as shared weights have."""
+        """Key that is equal for the same bytes in the same layout, such as shared weights."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Memory that the tensor takes, once its layout is checked.
+        """Size of the tensor in bytes, after checking its layout.
 
         Raises:
-            ValueError, TypeError: its layout doesn't fit what the file holds.
+            ValueError, TypeError: the layout doesn't fit the data in the file.
         """
 
     @abstractmethod
@@ -38,9 +38,9 @@ class StoredTensor(ABC):
 
 
 class Budget:
-    """Bytes that the tensors of a file may take in all: what the file holds.
+    """Limit of the total size of the tensors of a file: the size of the file.
 
-    Tensors whose elements lie over each other, as ``expand`` makes them, take more.
+    Tensors with overlapping elements, as created by ``expand``, exceed it.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -48,7 +48,7 @@ class Budget:
         self._read: dict[Hashable, Tensor] = {}
 
     def read(self, stored: StoredTensor) -> Tensor:
-        """Read a tensor; one that was read before is returned again.
+        """Read a tensor; shared tensors are read once.
 
         Raises:
             OverflowError: the tensors take more memory than the file has bytes.
@@ -59,19 +59,19 @@ class Budget:
             return known
         self._left -= stored.nbytes
         if self._left < 0:
-            raise OverflowError("more than there is")
+            raise OverflowError("tensors are larger than the file")
         self._read[stored.identity] = stored.read()
         return self._read[stored.identity]
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:
-    """``shape`` as ints that are 0 or more, of at most ``MAX_DIMENSIONS``.
+    """Validate a shape: at most ``MAX_DIMENSIONS`` nonnegative integers.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the shape is invalid.
     """
     if not isinstance(shape, tuple | list) or len(shape) > MAX_DIMENSIONS:
-        raise ValueError("no shape")
+        raise ValueError("an invalid shape")
     if not all(type(side) is int and 0 <= side < 2**63 for side in shape):
-        raise ValueError("a side that isn't a length")
+        raise ValueError("an invalid side of a shape")
     return tuple(shape)

@@ -1,9 +1,9 @@
-"""Files that ``torch.save`` wrote, described without torch running anything of them.
+"""Reader of files of ``torch.save`` that executes none of their code.
 
-Both formats are read: the zip archive of torch 1.6 and later, and the older sequence of pickles.
-Their layout is that of torch's ``serialization.py`` and ``_utils.py``. Tensors come as
-:class:`~streamseg.models.weights.stored_tensors.StoredTensor`; everything that is no tensor, dict,
-list, number or text is an :class:`~streamseg.models.weights.pickle_data.Unknown`.
+Reads the zip archive of torch 1.6 and later, and the older sequence of pickles, as defined by
+torch's ``serialization.py`` and ``_utils.py``. Tensors are returned as
+:class:`~streamseg.models.weights.stored_tensors.StoredTensor`; everything but tensors, dicts,
+lists, numbers and strings as :class:`~streamseg.models.weights.pickle_data.Unknown`.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from streamseg.models.weights.zoo_pickle import ARRAYS
 
 _BIG_ENDIAN = "was written on a big-endian machine, which isn't supported"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""The pickled number that the older format begins with."""
+"""Pickled number at the start of the older format."""
 MAX_PROGRAM_BYTES = 64 << 20
-"""Largest pickle of an archive, without its tensors' data."""
+"""Maximum size of the pickle in an archive, without the data of the tensors."""
 
 _LOCAL_HEADER = 30
-"""Bytes of a zip member's header before its name and extra field."""
+"""Size of the header of a zip member before its name and extra field, in bytes."""
 
 
 class ForeignArchiveError(Exception):
-    """The file is an archive without a state dict that can be read; the message says what it is."""
+    """The file is an archive without a readable state dict; the message describes it."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the data of a storage are in a file.
+class _Region:
+    """Region of a file with the data of a storage.
 
     Attributes:
         start: offset in bytes.
-        nbytes: their length.
-        crc: CRC-32; 0 where the writer left it out.
+        nbytes: length in bytes.
+        crc: CRC-32; 0 if the writer omitted it.
     """
 
     start: int
@@ -56,35 +56,35 @@ class _Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Data:
-    """The data of all storages of a file; each is read once, when a tensor needs it.
+    """Data of all storages of a file; each is read once, when a tensor needs it.
 
     Attributes:
-        path: of the file.
-        places: where storages are, by key.
-        loaded: what was read, by key.
+        path: path of the file.
+        regions: region of each storage, by key.
+        loaded: data read so far, by key.
     """
 
     path: Path
-    places: dict[str, _Place] = field(default_factory=dict)
+    regions: dict[str, _Region] = field(default_factory=dict)
     loaded: dict[str, bytearray] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> bytearray:
         if key not in self.loaded:
             with self.path.open("rb") as file:
-                self.loaded[key] = _content(file, self.places[key])
+                self.loaded[key] = _read_region(file, self.regions[key])
         return self.loaded[key]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Storage:
-    """The elements that tensors are views of.
+    """Elements that tensors are views of.
 
     Attributes:
-        data: of the file.
-        key: its name there.
-        dtype: of its elements; None for bytes of a type that the tensor has.
-        count: elements.
-        offset: elements before its own first one.
+        data: data of the file.
+        key: key of the storage in the file.
+        dtype: type of the elements; None for bytes whose type the tensor has.
+        count: number of elements.
+        offset: index of the first element in the data.
     """
 
     data: _Data
@@ -96,7 +96,7 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _View(StoredTensor):
-    """A tensor: some elements of a storage; offset, shape and stride are as the file has them."""
+    """A tensor as a view of a storage; offset, shape and stride are those in the file."""
 
     storage: _Storage
     dtype: torch.dtype
@@ -105,7 +105,7 @@ class _View(StoredTensor):
     stride: Any
 
     def _layout(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-        """Return offset, shape and stride, checked to be numbers."""
+        """Return the validated offset, shape and stride."""
         (offset,), shape = checked_shape((self.offset,)), checked_shape(self.shape)
         return offset, shape, checked_shape(self.stride)
 
@@ -117,14 +117,14 @@ class _View(StoredTensor):
     def nbytes(self) -> int:
         offset, shape, stride = self._layout()
         if len(shape) != len(stride):
-            raise ValueError("a stride for each side is needed")
+            raise ValueError("shape and stride of different lengths")
         count = math.prod(shape)
         if count:
             last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
             end = (self.storage.offset + last + 1) * self.dtype.itemsize
-            place = self.storage.data.places[self.storage.key]
-            if last >= self.storage.count or end > place.nbytes:
-                raise ValueError("a tensor that reaches out of its data")
+            region = self.storage.data.regions[self.storage.key]
+            if last >= self.storage.count or end > region.nbytes:
+                raise ValueError("a tensor that exceeds its data")
         return count * self.dtype.itemsize
 
     def read(self) -> Tensor:
@@ -138,37 +138,37 @@ class _View(StoredTensor):
 
 
 def read_zip(path: Path) -> Any:
-    """Return what an archive holds.
+    """Return the content of an archive.
 
     Raises:
-        ForeignArchiveError: it isn't one of ``torch.save``, or can't be read.
+        ForeignArchiveError: it was not written by ``torch.save``, or can't be read.
         ValueError, TypeError, IndexError, KeyError, AttributeError, struct.error, OSError: it is
             damaged.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        places = {each.filename: _place(file, each) for each in archive.infolist()}
-        programs = [name for name in places if name.count("/") == 1 and name.endswith("/data.pkl")]
+        regions = {each.filename: _find_region(file, each) for each in archive.infolist()}
+        programs = [name for name in regions if name.count("/") == 1 and name.endswith("/data.pkl")]
         if not programs:
             raise ForeignArchiveError("is a zip archive that torch.save didn't write")
         folder = programs[0].removesuffix("data.pkl")
-        if f"{folder}constants.pkl" in places:
-            raise ForeignArchiveError("holds a TorchScript program: save the state dict alone")
-        order = places.get(f"{folder}byteorder")
-        if order and _content(file, order) == b"big":
+        if f"{folder}constants.pkl" in regions:
+            raise ForeignArchiveError("contains a TorchScript program: save the state dict alone")
+        order = regions.get(f"{folder}byteorder")
+        if order and _read_region(file, order) == b"big":
             raise ForeignArchiveError(_BIG_ENDIAN)
-        program = places[programs[0]]
+        program = regions[programs[0]]
         if program.nbytes > MAX_PROGRAM_BYTES:
             raise ValueError("too large a pickle")
-        text = _content(file, program)
+        text = _read_region(file, program)
     prefix = f"{folder}data/"
     storages = {
-        n.removeprefix(prefix): place for n, place in places.items() if n.startswith(prefix)
+        n.removeprefix(prefix): region for n, region in regions.items() if n.startswith(prefix)
     }
     return read_pickle(io.BytesIO(text), _NAMES, _StorageReader(_Data(path, storages)))
 
 
 def read_legacy(path: Path) -> Any:
-    """Return what a file of the older format holds; raises what :func:`read_zip` does."""
+    """Return the content of a file of the older format; raises like :func:`read_zip`."""
     storages = _StorageReader(_Data(path))
     with path.open("rb") as file:
         read_pickle(file, {})  # the magic number
@@ -176,12 +176,12 @@ def read_legacy(path: Path) -> Any:
         if read_pickle(file, {}).get("little_endian") is not True:
             raise ForeignArchiveError(_BIG_ENDIAN)
         content = read_pickle(file, _NAMES, storages)
-        storages.find_places(file, read_pickle(file, {}))
+        storages.find_regions(file, read_pickle(file, {}))
     return content
 
 
 class _StorageReader:
-    """Makes the storages that persistent ids describe."""
+    """Creates the storages described by persistent ids."""
 
     def __init__(self, data: _Data) -> None:
         self._data = data
@@ -200,8 +200,8 @@ class _StorageReader:
         self._dtypes[key] = kind.dtype
         return _Storage(self._data, key, kind.dtype, count, offset)
 
-    def find_places(self, file: BinaryIO, keys: Any) -> None:
-        """Step over the data that follow the pickles: each storage has its count before them."""
+    def find_regions(self, file: BinaryIO, keys: Any) -> None:
+        """Find the data after the pickles: each storage is preceded by its number of elements."""
         start = file.tell()
         for key in keys:
             if not isinstance(key, str):
@@ -209,35 +209,35 @@ class _StorageReader:
             file.seek(start)
             (count,) = checked_shape(struct.unpack("<q", file.read(8)))
             nbytes = count * (self._dtypes[key] or torch.uint8).itemsize
-            self._data.places[key] = _Place(start + 8, nbytes)
+            self._data.regions[key] = _Region(start + 8, nbytes)
             start += 8 + nbytes
         if start > file.seek(0, io.SEEK_END):
             raise ValueError("the file is cut off")
 
 
-def _place(file: BinaryIO, member: zipfile.ZipInfo) -> _Place:
+def _find_region(file: BinaryIO, member: zipfile.ZipInfo) -> _Region:
     file.seek(member.header_offset)
     name_length, extra_length = struct.unpack_from("<HH", file.read(_LOCAL_HEADER), 26)
     start = member.header_offset + _LOCAL_HEADER + name_length + extra_length
-    return _Place(start, member.file_size, member.CRC)
+    return _Region(start, member.file_size, member.CRC)
 
 
-def _content(file: BinaryIO, place: _Place) -> bytearray:
-    data = bytearray(place.nbytes)
-    file.seek(place.start)
-    if file.readinto(data) != place.nbytes:  # type: ignore[attr-defined]
+def _read_region(file: BinaryIO, region: _Region) -> bytearray:
+    data = bytearray(region.nbytes)
+    file.seek(region.start)
+    if file.readinto(data) != region.nbytes:  # type: ignore[attr-defined]
         raise ValueError("the file is cut off")
-    if place.crc and zlib.crc32(data) != place.crc:
+    if region.crc and zlib.crc32(data) != region.crc:
         raise ValueError("a checksum is wrong")
     return data
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A class of storages.
+    """Type of storages.
 
     Attributes:
-        dtype: of their elements; None for bytes of a type that the tensor knows.
+        dtype: type of the elements; None for bytes whose type the tensor has.
     """
 
     dtype: torch.dtype | None
@@ -253,7 +253,7 @@ def _tensor_of_type(storage: Any, offset: Any, shape: Any, stride: Any, *rest: A
     dtype = rest[2]
     if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
         return Unknown("a type that isn't supported")
-    count = storage.count // dtype.itemsize  # it counts bytes
+    count = storage.count // dtype.itemsize  # the storage counts bytes
     typed = _Storage(storage.data, storage.key, dtype, count, storage.offset // dtype.itemsize)
     return _View(typed, dtype, offset, shape, stride)
 

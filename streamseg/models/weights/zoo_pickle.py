@@ -1,4 +1,4 @@
-"""Numpy arrays in pickles, as detectron2's model zoo has its weights, and in torch's files."""
+"""Numpy arrays in pickles: the format of detectron2's model zoo; also used in torch files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from streamseg.models.weights.pickle_data import (
 from streamseg.models.weights.stored_tensors import StoredTensor, checked_shape
 
 _NUMBERS = re.compile(r"f[248]|[iu][1248]|b1")
-"""Types of numbers that become tensors."""
+"""Types of arrays that become tensors."""
 
 
 def read_zoo_pickle(path: Path) -> Any:
-    """Return what a pickle holds, with its arrays as stored tensors.
+    """Return the content of a pickle, with its arrays as stored tensors.
 
     Raises:
         ValueError, TypeError, IndexError, KeyError: see :func:`read_pickle`.
@@ -37,7 +37,7 @@ def read_zoo_pickle(path: Path) -> Any:
 
 
 class _Type(Built):
-    """A numpy dtype, as far as a pickle has it."""
+    """A numpy dtype in a pickle."""
 
     def __init__(self, name: Any = "", *_rest: Any) -> None:
         self.name = name if isinstance(name, str) else ""
@@ -47,14 +47,14 @@ class _Type(Built):
         self.order = state[1] if state[1] in ("<", ">") else "<"
 
     def dtype(self) -> np.dtype[Any]:
-        """Return the dtype; a ValueError if it isn't one of numbers."""
+        """Return the dtype; raises ValueError if it isn't numeric."""
         if not _NUMBERS.fullmatch(self.name):
-            raise ValueError("arrays of something else than numbers")
+            raise ValueError("an array of another type than numbers")
         return np.dtype(self.order + self.name)
 
 
 class _Array(Built, StoredTensor):
-    """A numpy array: what ``_reconstruct`` makes, and its state fills."""
+    """A numpy array, created by ``_reconstruct`` and filled by its state."""
 
     def __init__(self, *_kind: Any) -> None:
         self._raw: Any = b""
@@ -68,7 +68,7 @@ class _Array(Built, StoredTensor):
 
     @classmethod
     def from_buffer(cls, raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
-        """Return an array as protocol 5 has it."""
+        """Return an array of pickle protocol 5."""
         array = cls()
         array._raw, array._type, array._shape, array._order = raw, kind, shape, order
         return array
@@ -95,7 +95,7 @@ class _Array(Built, StoredTensor):
 
 
 def _bytes_from_text(text: Any = b"", *_codec: Any) -> Any:
-    """Bytes as Python 3 writes them for Python 2; as text, they are converted when read."""
+    """Return bytes that Python 3 wrote as text for Python 2; they are encoded when read."""
     return text
 
 
@@ -109,4 +109,4 @@ ARRAYS: dict[Name, Any] = {
     ("_codecs", "encode"): Constructor(_bytes_from_text),
     ("__builtin__", "bytes"): Constructor(_bytes_from_text),
 }
-"""The names that pickles of arrays need."""
+"""Replacements of the names in pickles of arrays."""

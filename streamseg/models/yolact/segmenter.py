@@ -14,19 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from streamseg.errors import UsageError
-from streamseg.models.base import (
-    Batch,
-    ClassCounts,
-    ClassRows,
-    Detections,
-    Segmenter,
-    State,
-    rows_of,
-)
+from streamseg.models.base import ClassCounts, ClassRows, Segmenter, State, count_rows
 from streamseg.models.categories import COCO_THINGS, Categories
+from streamseg.models.detections import Batch, Detections
 from streamseg.models.layers.darknet import DarkNet53
 from streamseg.models.layers.fast_nms import fast_nms
-from streamseg.models.layers.resampling import bilinear, resized_above
+from streamseg.models.layers.resampling import bilinear, resize_and_threshold
 from streamseg.models.selection import Selection
 from streamseg.models.yolact.loss import YOLACTCriterion
 from streamseg.models.yolact.network import Outputs, Variant, YOLACTNet, decode, inside_boxes
@@ -87,7 +80,9 @@ class PrototypeMasks:
             bilinear(prototypes.shape[2], size[1]),
         )
         resized_masks = [
-            resized_above(values, rows, columns, threshold, partial(resize_map, values, size))
+            resize_and_threshold(
+                values, rows, columns, threshold, partial(resize_map, values, size)
+            )
             for values in self._combine(prototypes)
         ]
         return Masks.from_crops(
@@ -160,7 +155,7 @@ class YOLACT(Segmenter):
 
     @classmethod
     def count_classes(cls, state: Mapping[str, Tensor]) -> ClassCounts | None:
-        things = rows_of(state, "semantic.bias")
+        things = count_rows(state, "semantic.bias")
         return ClassCounts(things) if things else None
 
     def criterion(self, weights: Mapping[str, float]) -> YOLACTCriterion:
@@ -216,7 +211,9 @@ class YOLACT(Segmenter):
             boxes, coefficients, classes = boxes[order], coefficients[order], classes[order]
         labels = torch.tensor(list(self.categories), device=classes.device)[classes]
         pixels = _to_pixels(boxes, size)
-        selected = selection.rows(pixels.cpu().numpy(), best.cpu().numpy(), labels.cpu().numpy())
+        selected = selection.select_rows(
+            pixels.cpu().numpy(), best.cpu().numpy(), labels.cpu().numpy()
+        )
         rows = torch.from_numpy(selected).to(boxes.device)
         masks = PrototypeMasks(prototypes, coefficients[rows], boxes[rows])
         return Detections(size, pixels[rows], best[rows], labels[rows], masks, selection)
@@ -229,7 +226,7 @@ class YOLACT(Segmenter):
         """
         if self.network.mask_iou is not None:
             return self.min_score
-        return max(self.min_score, selection.least_score - 1e-6)
+        return max(self.min_score, selection.min_score - 1e-6)
 
     def _rescore(
         self,

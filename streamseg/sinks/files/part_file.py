@@ -1,8 +1,8 @@
-"""Output files that are written under ``<name>.part`` and renamed when they are complete.
+"""Output files that are written as ``<name>.part`` and renamed when they are complete.
 
-A name without ``.part`` is never half a file. No link that another user has placed is followed:
-a leftover under the ``.part`` name is removed, never opened, the new file is created exclusively,
-and all later operations go through the descriptors of the file and of its folder.
+A file without ``.part`` in its name is always complete. No link that another user has placed is
+followed: an existing ``.part`` is removed, never opened, the new file is created exclusively, and
+all later operations use the descriptors of the file and of its folder.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _ADVICE = {
     errno.ENOENT: "there is no such folder: make it first",
-    errno.ENOTDIR: "it lies in something that isn't a folder",
-    errno.EACCES: "no right to write there: choose another folder",
-    errno.EPERM: "no right to write there: choose another folder",
+    errno.ENOTDIR: "a part of its path isn't a folder",
+    errno.EACCES: "no permission to write there: choose another folder",
+    errno.EPERM: "no permission to write there: choose another folder",
     errno.EROFS: "the disk is read-only: choose another folder",
     errno.EISDIR: "there is a folder of that name: choose another name",
     errno.ELOOP: "there is a link of that name, and links are not followed: remove it",
@@ -43,16 +43,16 @@ _ADVICE = {
 
 
 class PartFile(io.RawIOBase):
-    """Unbuffered file that has its name only after ``publish``; readable and seekable, too.
+    """Unbuffered file that is renamed to its final name by ``publish``; readable and seekable.
 
-    Each ``write`` is in the file when it returns: nothing is left that could fail later.
+    Data is in the file when ``write`` returns, so that no error is delayed until the end.
 
     Args:
-        path: the final name; a regular file or link of that name is replaced by ``publish``.
-        suffix: appended to the name until then.
+        path: final name; ``publish`` replaces a regular file or link of that name.
+        suffix: suffix of the name until then.
 
     Raises:
-        OSError: the file can't be created, or ``path`` is something that can't be replaced.
+        OSError: the file can't be created, or ``path`` is a folder, device or pipe.
     """
 
     def __init__(self, path: Path, suffix: str = PART) -> None:
@@ -68,7 +68,7 @@ class PartFile(io.RawIOBase):
             raise
 
     def write(self, data: Buffer) -> int:
-        """Write all of ``data``, or, if that fails, leave the file as long as it was."""
+        """Write all of ``data``; if that fails, truncate the file to its previous size."""
         size = os.fstat(self._file.fileno()).st_size
         try:
             write_whole(self._file, data)
@@ -116,7 +116,7 @@ class PartFile(io.RawIOBase):
         Raises:
             OSError: that failed; the ``.part`` stays.
         """
-        with self:  # is closed whatever happens
+        with self:  # closes the file in any case
             os.fsync(self._file.fileno())
             now = os.stat(self._part, dir_fd=self._folder, follow_symlinks=False)
             if not os.path.samestat(now, os.fstat(self._file.fileno())):
@@ -140,7 +140,7 @@ class PartFile(io.RawIOBase):
                 os.close(self._folder)
 
     def _check_target(self) -> None:
-        """Raise now what would otherwise fail in ``publish``, at the end of a long run."""
+        """Raise errors now that ``publish`` would raise at the end of a long run."""
         try:
             mode = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False).st_mode
         except FileNotFoundError:
@@ -152,15 +152,15 @@ class PartFile(io.RawIOBase):
 
     def _create(self) -> io.FileIO:
         with suppress(FileNotFoundError):
-            os.unlink(self._part, dir_fd=self._folder)  # of a run that was cut short, or a link
+            os.unlink(self._part, dir_fd=self._folder)  # left by an earlier run, or a link
         return io.FileIO(os.open(self._part, _CREATE, 0o666, dir_fd=self._folder), "r+b")
 
 
 class PartFolder:
-    """Folder of files that has its name only after ``publish``.
+    """Folder of files that is renamed to its final name by ``publish``.
 
     Args:
-        path: the final name; a folder or link of that name is replaced by ``publish``.
+        path: final name; ``publish`` replaces a folder or link of that name.
 
     Raises:
         OSError: the folder can't be made, or ``path`` is a file.
@@ -168,12 +168,12 @@ class PartFolder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._part = part_of(path)
+        self._part = part_path(path)
         if not path.is_symlink() and path.exists() and not path.is_dir():
             raise FileExistsError(
                 errno.EEXIST, "there is a file of that name: choose another folder"
             )
-        _remove(self._part)  # of a run that was cut short, or a link
+        _remove(self._part)  # left by an earlier run, or a link
         self._part.mkdir()
         self._folder = os.open(self._part, _FOLDER | os.O_NOFOLLOW)
 
@@ -181,7 +181,7 @@ class PartFolder:
         """Write a new file into the folder; it is on the disk when this returns.
 
         Raises:
-            OSError: it can't be written, or is there already.
+            OSError: it can't be written, or it exists.
         """
         descriptor = os.open(name, _CREATE, 0o666, dir_fd=self._folder)
         with io.FileIO(descriptor, "r+b") as file:
@@ -189,26 +189,26 @@ class PartFolder:
             os.fsync(descriptor)
 
     def publish(self) -> None:
-        """Give the folder its final name once its content is on the disk, and close it."""
+        """Rename the folder to its final name once its content is on the disk, and close it."""
         os.fsync(self._folder)
         self.close()
         _remove(self._path)
         os.replace(self._part, self._path)  # noqa: PTH105 - as a PartFile is renamed
 
     def close(self) -> None:
-        """End without the final name; the ``.part`` stays."""
+        """Close the folder; unless it was published, the ``.part`` stays."""
         if self._folder >= 0:
             os.close(self._folder)
             self._folder = -1
 
 
-def part_of(path: Path) -> Path:
-    """Return where a file or folder is before it is complete."""
+def part_path(path: Path) -> Path:
+    """Return the path of a file or folder until it is complete."""
     return path.with_name(path.name + PART)
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder that the user named for outputs, with its parents; it may exist already.
+    """Create the output folder that the user chose, with its parents; it may exist.
 
     Raises:
         OutputError: it can't be made.
@@ -220,11 +220,11 @@ def make_folder(folder: Path) -> None:
 
 
 def make_subfolder(out: Path, folder: PurePath) -> None:
-    """Make ``out / folder``; the parts of ``folder`` may exist already, but not as links.
+    """Create ``out / folder``; the parts of ``folder`` may exist, but not as links.
 
     Args:
-        out: the folder that the user named.
-        folder: relative to it.
+        out: output folder that the user chose.
+        folder: path relative to it.
 
     Raises:
         OutputError: it can't be made.
@@ -252,13 +252,13 @@ def append_bytes(path: Path, data: bytes) -> None:
 def write_whole(file: io.RawIOBase, data: Buffer) -> None:
     """Write all of ``data`` to an unbuffered file."""
     rest = memoryview(data).cast("B")
-    while rest:  # a disk that is filling up takes a part first, and then fails
+    while rest:  # on a full disk, the first call writes a part and only the next one fails
         rest = rest[file.write(rest) or 0 :]
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` inside into an ``OutputError`` of one line that says what to do.
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` inside into an ``OutputError`` of one line with the remedy.
 
     Raises:
         OutputError: ``path`` can't be written.
@@ -266,11 +266,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path}: can't be written: {reason_of(error)}") from error
+        raise OutputError(f"{path}: can't be written: {describe_os_error(error)}") from error
 
 
-def reason_of(error: OSError) -> str:
-    """Return why something can't be written, and what to do."""
+def describe_os_error(error: OSError) -> str:
+    """Return the reason why something can't be written, and the remedy."""
     return _ADVICE.get(error.errno or 0, error.strerror or str(error))
 
 
@@ -284,5 +284,6 @@ def _remove(path: Path) -> None:
 
 def _replaced() -> OSError:
     return FileExistsError(
-        errno.EEXIST, "another program replaced it while it was written: use a folder of its own"
+        errno.EEXIST,
+        "another program replaced it while it was written: choose a folder that no other one uses",
     )

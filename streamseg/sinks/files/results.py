@@ -1,8 +1,8 @@
-"""Results in files: ``results.jsonl``, an annotated video, ``summary.json``.
+"""File sinks for ``results.jsonl`` and annotated video, and atomic writing of JSON files.
 
-A file is written under its name with ``.part`` behind it and takes its own name when it is
-complete and on the disk, see :mod:`~streamseg.sinks.files.part_file`. Whatever ends a run before
-that leaves the ``.part``, with all that was written until then.
+A file is written as ``<name>.part`` and renamed when it is complete and on the disk, see
+:mod:`~streamseg.sinks.files.part_file`. A run that ends before that leaves the ``.part``, with
+everything that was written until then.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from streamseg import protocol
 from streamseg.errors import OutputError
-from streamseg.sinks.files.part_file import PartFile, writing
+from streamseg.pipeline.mailbox import Policy
+from streamseg.sinks.base import Sink, abort_sink
+from streamseg.sinks.files.part_file import PartFile, output_errors
 from streamseg.structures.results import Image, Result
 
 if TYPE_CHECKING:
@@ -33,55 +35,59 @@ WHOLE = ".whole.part"
 
 
 class OutputFile(ABC):
-    """A file on its way: ``<path>.part`` now, ``path`` after a clean ``close``.
+    """Sink that writes a file: ``<path>.part`` until a clean ``close``, ``path`` afterwards.
 
-    As a context manager it closes at the end, and aborts if there was an exception.
+    As a context manager it opens the file, closes it at the end, and aborts after an exception.
 
     Args:
-        path: the file to be; one that is there already is replaced at the end.
-
-    Raises:
-        OutputError: it can't be written there.
+        path: path of the complete file; an existing file is replaced by ``close``.
     """
+
+    policy: Policy = "block"
+    capacity = 4
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
-        self._ended = False
+        self._is_open = False
 
-    def close(self) -> None:
-        """Complete the file and give it its name; does nothing if it has ended already.
+    def open(self) -> None:
+        """Create the ``.part``.
 
         Raises:
-            OutputError: what is missing can't be written; the ``.part`` stays.
+            OutputError: it can't be written there.
         """
-        if not self._ended:
-            self._ended = True
-            with writing(self.path):
-                self._complete()
-
-    def abort(self) -> None:
-        """End without completing: the ``.part`` stays, readable as far as it goes."""
-        if not self._ended:
-            self._ended = True
-            with writing(self.path):
-                self._leave()
-
-    def drain(self, results: Iterable[Result]) -> Iterator[Result]:
-        """The stage: write each result, then pass it on."""
-        for result in results:
-            self.add(result)
-            yield result
+        self._create()
+        self._is_open = True
 
     @abstractmethod
-    def add(self, result: Result) -> None:
+    def write(self, result: Result) -> None:
         """Write a result.
 
         Raises:
             OutputError: it can't be written.
         """
 
+    def close(self) -> None:
+        """Complete the file and rename it to ``path``; does nothing if it isn't open.
+
+        Raises:
+            OutputError: it can't be completed; the ``.part`` stays.
+        """
+        if self._is_open:
+            self._is_open = False
+            with output_errors(self.path):
+                self._complete()
+
+    def abort(self) -> None:
+        """Close the file without completing it; the ``.part`` stays, readable as far as it goes."""
+        if self._is_open:
+            self._is_open = False
+            with output_errors(self.path):
+                self._leave()
+
     def __enter__(self) -> Self:
+        self.open()
         return self
 
     def __exit__(
@@ -96,6 +102,9 @@ class OutputFile(ABC):
             self.abort()
 
     @abstractmethod
+    def _create(self) -> None: ...
+
+    @abstractmethod
     def _complete(self) -> None: ...
 
     @abstractmethod
@@ -103,26 +112,28 @@ class OutputFile(ABC):
 
 
 class ResultsFile(OutputFile):
-    """Results as lines of JSON, one a frame; each is in the file when ``write`` returns."""
+    """JSON lines, one per frame; each is in the file when ``write`` returns."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._seq: Counter[str] = Counter()
-        with writing(path):
-            self._file = PartFile(path)
 
-    def add(self, result: Result) -> None:
-        self.write(protocol.recorded_message(result, self._seq[result.source]))
+    def write(self, result: Result) -> None:
+        self.write_message(protocol.recorded_message(result, self._seq[result.source]))
         self._seq[result.source] += 1
 
-    def write(self, message: protocol.RecordedMessage) -> None:
-        """Add a line.
+    def write_message(self, message: protocol.RecordedMessage) -> None:
+        """Write a line.
 
         Raises:
             OutputError: it can't be written.
         """
-        with writing(self.path):
+        with output_errors(self.path):
             self._file.write(protocol.encode(message) + b"\n")
+
+    def _create(self) -> None:
+        with output_errors(self.path):
+            self._file = PartFile(self.path)
 
     def _complete(self) -> None:
         self._file.publish()
@@ -132,44 +143,35 @@ class ResultsFile(OutputFile):
 
 
 class VideoFile(OutputFile):
-    """Video as H.264 in MP4; see :class:`~streamseg.sinks.files.video.H264File`.
+    """H.264 video in MP4; see :class:`~streamseg.sinks.files.video.H264File`.
 
-    The ``.part`` is a fragmented MP4, which can be played as far as it goes whatever ends the run;
+    The ``.part`` is a fragmented MP4, which can be played as far as it goes, however the run ends;
     ``close`` copies its packets into an ordinary MP4.
 
-    The first picture sets the size and the shape of the pixels. Without any picture there is no
-    file: ``close`` leaves nothing, and a file that was there before as it was.
+    The first image sets the size and the pixel aspect. Without any image there is no file:
+    ``close`` removes the ``.part``, and an existing file stays as it was.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        try:
-            from streamseg.sinks.files.video import require_encoder
-        except ModuleNotFoundError as error:
-            raise OutputError(
-                f"{path}: writing video needs {error.name}: pip install 'streamseg[server]'"
-            ) from None
-        require_encoder()
         self._encoder: H264File | None = None
-        with writing(path):
-            self._fragments = PartFile(path)
 
-    def add(self, result: Result) -> None:
+    def write(self, result: Result) -> None:
         from streamseg.visualization import annotate_result
 
         frame = result.frame
-        picture = annotate_result(result)
-        self.write(picture, frame.pts, frame.epoch, pixel_aspect=frame.pixel_aspect)
+        image = annotate_result(result)
+        self.write_image(image, frame.pts, frame.epoch, pixel_aspect=frame.pixel_aspect)
 
-    def write(
+    def write_image(
         self, image: Image, pts: float, epoch: int = 0, *, pixel_aspect: Fraction = SQUARE
     ) -> None:
-        """Add a picture.
+        """Write an image.
 
         Args:
             image: uint8 (H, W, 3) RGB.
             pts: seconds.
-            epoch: the source's; a new one may set the clock back.
+            epoch: epoch of the source; a new one may set the clock back.
             pixel_aspect: width of a pixel over its height.
 
         Raises:
@@ -177,27 +179,38 @@ class VideoFile(OutputFile):
         """
         from streamseg.sinks.files.video import H264File
 
-        with writing(self.path):
+        with output_errors(self.path):
             if self._encoder is None:
                 size = image.shape[0], image.shape[1]
                 self._encoder = H264File(self._fragments, size, pixel_aspect, self.name)
             self._encoder.write(image, pts, epoch, pixel_aspect)
 
+    def _create(self) -> None:
+        try:
+            from streamseg.sinks.files.video import require_encoder
+        except ModuleNotFoundError as error:
+            raise OutputError(
+                f"{self.path}: writing video needs {error.name}: pip install 'streamseg[server]'"
+            ) from None
+        require_encoder()
+        with output_errors(self.path):
+            self._fragments = PartFile(self.path)
+
     def _complete(self) -> None:
         with self._fragments:
             if self._encoder is not None:
                 self._encoder.close()
-                self._copy(self._encoder)
+                self._copy_packets(self._encoder)
             self._fragments.discard()
 
-    def _copy(self, encoder: H264File) -> None:
-        """Make the ordinary MP4; if that fails, the fragments stay."""
-        whole = PartFile(self.path, WHOLE)
+    def _copy_packets(self, encoder: H264File) -> None:
+        """Write the ordinary MP4; if that fails, the fragments stay."""
+        ordinary = PartFile(self.path, WHOLE)
         try:
-            encoder.copy_into(whole)
-            whole.publish()
+            encoder.copy_into(ordinary)
+            ordinary.publish()
         except BaseException:
-            whole.discard()
+            ordinary.discard()
             raise
 
     def _leave(self) -> None:
@@ -208,55 +221,62 @@ class VideoFile(OutputFile):
                 self._encoder.close()
 
 
-FileT = TypeVar("FileT", bound=OutputFile)
+SinkT = TypeVar("SinkT", bound=Sink)
 
 
-class IsolatedOutput(Generic[FileT]):
-    """Output whose failure costs nothing but itself: it is kept, and reported at the end.
+class IsolatedOutput(Generic[SinkT]):
+    """Sink whose failure ends nothing but itself: the error is kept, to be reported at the end.
 
     Args:
-        open_file: opens the file; that it fails is kept, too.
+        sink: the sink that is written to.
 
     Attributes:
-        failure: the first error; after it nothing is written any more.
+        failure: the first error; nothing is written after it.
     """
 
-    def __init__(self, open_file: Callable[[], FileT]) -> None:
-        self.failure: OutputError | None = None
-        self._file: FileT | None = None
-        try:
-            self._file = open_file()
-        except OutputError as error:
-            self.failure = error
+    policy: Policy = "block"
 
-    def attempt(self, act: Callable[[FileT], None]) -> None:
-        """Call ``act`` with the file, unless the output has failed."""
-        if self._file is None or self.failure is not None:
+    def __init__(self, sink: SinkT) -> None:
+        self._sink = sink
+        self.name = sink.name
+        self.capacity = sink.capacity
+        self.failure: OutputError | None = None
+
+    def attempt(self, action: Callable[[SinkT], None]) -> None:
+        """Call ``action`` with the sink, unless the output has failed."""
+        if self.failure is not None:
             return
         try:
-            act(self._file)
+            action(self._sink)
         except OutputError as error:
             self.failure = error
-            with suppress(OutputError):  # which is known by now
-                self._file.abort()
+            with suppress(OutputError):  # the first failure is the one to report
+                abort_sink(self._sink)
 
-    def add(self, result: Result) -> None:
+    def open(self) -> None:
+        """Open the sink."""
+        try:
+            self._sink.open()
+        except OutputError as error:
+            self.failure = error
+
+    def write(self, result: Result) -> None:
         """Write a result, unless the output has failed."""
-        self.attempt(lambda file: file.add(result))
+        self.attempt(lambda sink: sink.write(result))
 
     def close(self) -> None:
-        """Complete the file, unless the output has failed."""
-        self.attempt(lambda file: file.close())
+        """Close the sink, unless the output has failed."""
+        self.attempt(lambda sink: sink.close())
 
     def abort(self) -> None:
-        """End the file without completing it."""
-        self.attempt(lambda file: file.abort())
+        """End the sink without completing what it has written."""
+        self.attempt(abort_sink)
 
 
 def write_json_atomically(path: Path, data: Mapping[str, Any]) -> None:
-    """``data`` as indented JSON at ``path``, complete or not at all.
+    """Write ``data`` as indented JSON to ``path``, completely or not at all.
 
-    File names in it may have bytes that aren't UTF-8; they become ``%XX``.
+    Bytes of file names that aren't UTF-8 are written as ``%XX``.
 
     Raises:
         OutputError: it can't be written.
@@ -266,12 +286,12 @@ def write_json_atomically(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
-    """``data`` at ``path``, complete or not at all; what was there before stays until then.
+    """Write ``data`` to ``path``, completely or not at all; an existing file stays until then.
 
     Raises:
         OutputError: it can't be written.
     """
-    with writing(path):
+    with output_errors(path):
         file = PartFile(path)
         try:
             file.write(data)

@@ -1,8 +1,8 @@
-"""Pictures as H.264 in an MP4 file that a browser can play: times, colours and geometry.
+"""H.264 encoder for MP4 files that browsers play: timestamps, colors and geometry.
 
-The encoder is x264, which PyAV's wheels carry. It is set to be frugal, since the model needs the
-cores: one thread, the preset ``superfast``, no B-frames. Memory is constant while pictures come;
-the copy at the end takes about 300 bytes per picture.
+The encoder is x264, which PyAV's wheels include. It uses one thread, the preset ``superfast`` and
+no B-frames, since the model needs the cores. Memory is constant while images are written; the copy
+at the end needs about 300 bytes per image.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ log = logging.getLogger(__name__)
 ENCODER = "libx264"
 TICKS_PER_SECOND = 90_000
 LONGEST_PAUSE = 3600 * TICKS_PER_SECOND
-"""A leap in time beyond this is a clock that was set, not a camera that paused."""
+"""Gap in ticks beyond which the clock of the source was set, rather than the camera paused."""
 
 MAX_SIDE = 16_384
 """Largest width and height that x264 encodes, in pixels."""
 
 _FRAGMENTED = "frag_every_frame+delay_moov+default_base_moof"
-"""Each picture is in the file as soon as the next one comes; times needn't begin at 0."""
+"""Each image is in the file as soon as the next one is written; times needn't begin at 0."""
 _ORDINARY = "+faststart"
 _AS_STORED = {"fflags": "noparse"}
-"""Packets are read as they were written: FFmpeg's parser would take all I-frames for key frames."""
+"""Packets are read as they were written: FFmpeg's parser would mark all I-frames as key frames."""
 _OPTIONS = {"preset": "superfast", "crf": "23", "bf": "0"}
 # Numbers of ITU-T H.273: primaries and transfer of BT.709 (and sRGB), matrix of BT.601.
 _BT709 = 1
@@ -47,7 +47,7 @@ _BT601_MATRIX = 6
 
 
 def require_encoder() -> None:
-    """Check that there is an encoder.
+    """Check that PyAV has the encoder.
 
     Raises:
         OutputError: PyAV was built without x264.
@@ -56,33 +56,32 @@ def require_encoder() -> None:
         av.Codec(ENCODER, "w")
     except av.codec.codec.UnknownCodecError:
         raise OutputError(
-            f"video can't be written: this PyAV has no {ENCODER}; its wheels on PyPI have it"
+            f"video can't be written: this PyAV has no {ENCODER}: install its wheel from PyPI"
         ) from None
 
 
 class H264File:
-    """A fragmented MP4 with one video track, and its copy as an ordinary MP4.
+    """Fragmented MP4 with one video track, and its copy as an ordinary MP4.
 
-    Fragments can be played as far as they go, whatever ends the program; the ordinary file, with
-    its index at the front, can be played by everything and is quick to seek in.
+    Fragments can be played as far as they go, however the program ends. The ordinary file, with
+    its index at the front, can be played by every player and is quick to seek in.
 
-    Times are the pictures' own, to 1/90000 s, from the first one on, so that a player shows it at
-    once. They only go up: a time that is repeated or goes back becomes the next possible one; a new
-    epoch that goes back in time goes on after the picture before it, and so does a leap of more
-    than an hour.
+    Times are those of the images, to 1/90000 s, relative to the first one. They are strictly
+    increasing: a time that is repeated or goes back becomes the next possible one. A new epoch that
+    goes back in time continues after the image before it, and so does a gap of more than an hour.
 
-    An odd width or height becomes even by repeating the last column or row. Pictures that are
-    larger than the encoder takes are scaled down, with a warning. Pictures of another size than
-    the first are scaled into it, aspect kept, on black.
+    An odd width or height becomes even by repeating the last column or row. Images that are
+    larger than the encoder supports are scaled down, with a warning. Images of another size than
+    the first are scaled to fit into it, aspect kept, on black.
 
-    The matrix is BT.601 at every size, and the file says so: readers that heed the flag and those
-    that take BT.601 for granted, as OpenCV does, both get the right colours.
+    The matrix is BT.601 at every size, and flagged so: readers that use the flag and those that
+    assume BT.601, as OpenCV does, both get the right colors.
 
     Args:
-        file: takes the fragments; it stays open.
-        size: (height, width) of the pictures.
+        file: file for the fragments; it stays open.
+        size: (height, width) of the images.
         pixel_aspect: width of a pixel over its height.
-        name: the video's name, for the warning.
+        name: name of the video, for the warning.
 
     Raises:
         OSError: the file can't be written, or the encoder fails (all methods).
@@ -95,7 +94,7 @@ class H264File:
         self._clock = _Clock()
         if self._size != size:
             log.warning(
-                "%s: pictures of %d x %d pixels are scaled to %d x %d: H.264 takes sides of %d",
+                "%s: images of %d x %d pixels are scaled to %d x %d: H.264 sides are at most %d",
                 name, *size[::-1], *self._size[::-1], MAX_SIDE,
             )  # fmt: skip
         with _os_errors():
@@ -103,12 +102,12 @@ class H264File:
             self._stream = self._add_stream(self._container)
 
     def write(self, image: Image, pts: float, epoch: int, pixel_aspect: Fraction) -> None:
-        """Add a picture.
+        """Encode an image.
 
         Args:
             image: uint8 (H, W, 3) RGB.
             pts: seconds.
-            epoch: the source's; a new one may set the clock back.
+            epoch: epoch of the source; a new one may set the clock back.
             pixel_aspect: width of a pixel over its height.
         """
         stretch = pixel_aspect / self._pixel_aspect
@@ -124,7 +123,7 @@ class H264File:
             self._encode(frame)
 
     def close(self) -> None:
-        """Write what the encoder still holds."""
+        """Write the images that the encoder still buffers."""
         with _os_errors():
             try:
                 self._encode(None)
@@ -132,7 +131,7 @@ class H264File:
                 self._container.close()
 
     def copy_into(self, whole: PartFile) -> None:
-        """Write the pictures, once closed, as an ordinary MP4; nothing is encoded again."""
+        """Copy the packets of the closed file into an ordinary MP4, without encoding again."""
         with (
             _os_errors(),
             self._file.reopen() as fragments,
@@ -142,7 +141,7 @@ class H264File:
                 "w",
                 format="mp4",
                 options={"movflags": _ORDINARY},
-                io_open=lambda *_: whole.reopen(),  # to move the pictures behind their index
+                io_open=lambda *_: whole.reopen(),  # faststart moves the packets behind the index
             ) as container,
         ):
             stream = self._add_stream(container)
@@ -150,13 +149,13 @@ class H264File:
             context.open()
             context.extradata = given.streams.video[0].codec_context.extradata
             for packet in given.demux(video=0):
-                if packet.dts is not None:  # else it is the end's
+                if packet.dts is not None:  # the last packet flushes the demuxer
                     packet.stream = stream
                     container.mux(packet)
 
     def _encode(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):
-            packet.duration = self._clock.gap  # the file keeps it for the last picture only
+            packet.duration = self._clock.gap  # MP4 stores it for the last image only
             self._container.mux(packet)
 
     def _add_stream(self, container: OutputContainer) -> VideoStream:
@@ -176,10 +175,10 @@ class H264File:
 
 
 class _Clock:
-    """Turns the times of pictures into ticks that only go up.
+    """Converts the times of images into strictly increasing ticks.
 
     Attributes:
-        gap: ticks from one picture to the next, as last seen, at most a second.
+        gap: ticks between the last two images, at most one second.
     """
 
     def __init__(self) -> None:
@@ -189,29 +188,27 @@ class _Clock:
         self._last = 0
 
     def ticks(self, pts: float, epoch: int) -> int:
-        """When the next picture is shown."""
-        own = round(pts * TICKS_PER_SECOND)
-        if self._is_set_anew(own + self._shift, epoch):
-            self._shift = self._next() - own
-        now = own + self._shift
-        if self._epoch is not None and now <= self._last:
-            now = self._last + 1
-        elif self._epoch is not None:
-            self.gap = min(now - self._last, TICKS_PER_SECOND)
-        self._epoch, self._last = epoch, now
-        return now
-
-    def _is_set_anew(self, now: int, epoch: int) -> bool:
-        if self._epoch is None or now > self._last + LONGEST_PAUSE:
-            return True
-        return epoch != self._epoch and now <= self._last
-
-    def _next(self) -> int:
-        return 0 if self._epoch is None else self._last + self.gap
+        """Return the time of the next image in ticks."""
+        unshifted = round(pts * TICKS_PER_SECOND)
+        ticks = unshifted + self._shift
+        if self._epoch is None:
+            self._shift = -unshifted
+            ticks = 0
+        else:
+            is_set_back = epoch != self._epoch and ticks <= self._last
+            if is_set_back or ticks > self._last + LONGEST_PAUSE:
+                self._shift = self._last + self.gap - unshifted
+                ticks = self._last + self.gap
+            if ticks <= self._last:
+                ticks = self._last + 1
+            else:
+                self.gap = min(ticks - self._last, TICKS_PER_SECOND)
+        self._epoch, self._last = epoch, ticks
+        return ticks
 
 
 def encodable_size(size: Size) -> Size:
-    """Return the (height, width) that pictures of ``size`` are encoded at, aspect kept."""
+    """Return the (height, width) at which images of ``size`` are encoded, aspect kept."""
     scale = min(1.0, MAX_SIDE / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -225,7 +222,7 @@ def _pad_to_even(image: Image) -> Image:
 
 
 def _letterbox(image: Image, size: Size, stretch: Fraction) -> Image:
-    """``image`` scaled into ``size``, with ``stretch`` times wider pixels, on black."""
+    """Return ``image`` scaled into ``size`` on black, its pixels ``stretch`` times wider."""
     height, width = image.shape[0], float(image.shape[1] * stretch)
     scale = min(size[0] / height, size[1] / width)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -236,14 +233,14 @@ def _letterbox(image: Image, size: Size, stretch: Fraction) -> Image:
 
 
 def _resize(image: Image, extent: tuple[int, int], *, smaller: bool = True) -> Image:
-    """``image`` at ``extent``, (width, height)."""
+    """Return ``image`` resized to ``extent``, (width, height)."""
     method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, extent, interpolation=method), np.uint8)
 
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """Turn FFmpeg's errors into ``OSError``, which is what callers handle."""
+    """Turn FFmpeg's errors into ``OSError``, which callers handle."""
     try:
         yield
     except av.FFmpegError as error:

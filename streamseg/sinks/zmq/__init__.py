@@ -1,1 +1,1 @@
-"""Onto the network: a publisher of its own protocol, over ZeroMQ, for whoever subscribes."""
+"""ZeroMQ sink: the publisher of results, images and status messages."""

@@ -1,8 +1,8 @@
-"""Who may come in: answers libzmq's question about every handshake (ZAP, RFC 27 of ZeroMQ).
+"""ZAP handler: accepts or refuses CURVE handshakes by the keys in the folder (ZeroMQ RFC 27).
 
-The question comes to an inproc socket of the publisher's own context, and its network thread
-answers between two messages. Only CURVE is let in, with a key of the folder; the folder is looked
-at several times a second, so that a new key is taken, and a revoked one isn't, without a restart.
+libzmq sends a request for each handshake to an inproc socket of the publisher's context; the
+publisher's thread answers it between two messages. The folder is checked several times a second, so
+that added and revoked keys take effect without a restart.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import zmq
 from zmq.utils import z85
 
 from streamseg.errors import KeyFileError
-from streamseg.protocol.curve import Allowed, KeyFolder
-from streamseg.sinks.zmq.connection_limiter import Refusals
+from streamseg.protocol.curve import AllowedKeys, KeyFolder
+from streamseg.sinks.zmq.refusals import RefusalLog
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY = 0.25
-"""Seconds between two looks at the folder."""
-_ANSWERED_AT_ONCE = 100
-_WELCOME, _LATER, _REFUSED = b"200", b"300", b"400"
-"""ZAP's codes: come in; try again, as libzmq does by itself; and never again, so it gives up."""
+CHECK_INTERVAL = 0.25
+"""Seconds between two checks of the folder."""
+_REQUESTS_AT_ONCE = 100
+_ACCEPT, _RETRY_LATER, _REFUSE = b"200", b"300", b"400"
+"""Status codes of ZAP. libzmq's client retries by itself after 300 and gives up after 400."""
 
 
-class Admission:
-    """Answers who may come in. Belongs to the network thread.
+class Authenticator:
+    """ZAP handler of the publisher's sockets. Belongs to the publisher's thread.
 
     Args:
-        context: whose sockets ask.
-        folder: with the keys that may.
-        is_full: whether the socket of that name has no room for one more.
-        refusals: where those are counted that may not.
+        context: ZeroMQ context of the publisher's sockets.
+        folder: key folder of the service.
+        is_full: returns whether the named socket has reached its limit of connections.
+        refusals: counts and logs refused handshakes.
 
     Attributes:
-        socket: can be read from when there is something for ``answer``.
+        socket: becomes readable when ``answer_requests`` has something to do.
 
     Raises:
-        KeyFileError: a file of the folder isn't a public key.
+        KeyFileError: a file in the folder is not a public key.
     """
 
     def __init__(
@@ -49,87 +49,92 @@ class Admission:
         context: zmq.Context[zmq.Socket[bytes]],
         folder: KeyFolder,
         is_full: Callable[[str], bool],
-        refusals: Refusals,
+        refusals: RefusalLog,
     ) -> None:
         self._folder = folder
         self._is_full = is_full
         self._refusals = refusals
-        self._seen: object = folder.fingerprint()
+        self._fingerprint: object = folder.fingerprint()
         allowed = folder.allowed()
         if allowed.problems:
             raise KeyFileError(allowed.problems[0])
         self._problems = allowed.problems
         self._names = {key: name for name, key in allowed.keys.items()}
-        self._look_due = time.monotonic() + LOOK_EVERY
+        self._next_check_at = time.monotonic() + CHECK_INTERVAL
         self.socket = context.socket(zmq.REP)
         self.socket.linger = 0
         self.socket.bind("inproc://zeromq.zap.01")
 
-    def answer(self) -> None:
-        """Answer what has been asked so far, up to a bound."""
+    def answer_requests(self) -> None:
+        """Answer the waiting requests, a bounded number of them; doesn't block."""
         with contextlib.suppress(zmq.Again):
-            for _ in range(_ANSWERED_AT_ONCE):
+            for _ in range(_REQUESTS_AT_ONCE):
                 version, number, domain, *rest = self.socket.recv_multipart(zmq.NOBLOCK)
                 code, name = self._decide(domain.decode(), rest)
                 self.socket.send_multipart([version, number, code, b"", name.encode(), b""])
 
-    def somebody_was_revoked(self) -> bool:
-        """Look at the folder, if it is time to; whether a key isn't in it any more."""
-        if time.monotonic() < self._look_due:
+    def reload_keys(self) -> bool:
+        """Read the folder again if it is time to and it changed.
+
+        Returns:
+            Whether a key was revoked.
+        """
+        if time.monotonic() < self._next_check_at:
             return False
-        self._look_due = time.monotonic() + LOOK_EVERY
-        if not self._is_to_be_read():
+        self._next_check_at = time.monotonic() + CHECK_INTERVAL
+        if not self._must_read_folder():
             return False
-        before, self._names = self._names, self._read()
+        before, self._names = self._names, self._read_names()
         for key, name in before.items():
             if key not in self._names:
-                log.warning("the key %s was revoked: everybody shakes hands again", name)
+                log.warning("the key %s was revoked: all subscribers must reconnect", name)
         return not before.keys() <= self._names.keys()
 
     def close(self) -> None:
-        """Answer nobody any more: libzmq refuses all then."""
+        """Close the socket; libzmq then refuses all handshakes."""
         self.socket.close(linger=0)
 
-    def _is_to_be_read(self) -> bool:
-        """Whether the folder has changed, or may be good now and look as before.
+    def _must_read_folder(self) -> bool:
+        """Return whether the folder changed or the last attempt to read it had a problem.
 
-        The latter is so after any problem: not all of them are of the files' own making, so not
-        all show on the files when they are over (too many open files, a disk that doesn't answer).
+        A problem can end without a change of the files (too many open files, a disk that doesn't
+        respond), so the folder is then read each time.
         """
-        before = self._seen
+        before = self._fingerprint
         try:
-            self._seen = self._folder.fingerprint()
-        except KeyFileError:  # reading it will say so
-            self._seen = None
-        return self._seen is None or self._seen != before or bool(self._problems)
+            self._fingerprint = self._folder.fingerprint()
+        except KeyFileError:  # reported when the folder is read
+            self._fingerprint = None
+        changed = self._fingerprint is None or self._fingerprint != before
+        return changed or bool(self._problems)
 
-    def _read(self) -> dict[str, str]:
-        """Names by key. A file that can't be read lets nobody in, and keeps nobody else out."""
+    def _read_names(self) -> dict[str, str]:
+        """Return the names by key. An unreadable file is skipped and logged once."""
         try:
             allowed = self._folder.allowed()
         except KeyFileError as error:
-            allowed = Allowed({}, (f"nobody may come in: {error}",))
+            allowed = AllowedKeys({}, (f"all subscribers are refused: {error}",))
         for problem in allowed.problems:
-            if problem not in self._problems:  # else it has been said
+            if problem not in self._problems:
                 log.error(problem)
         self._problems = allowed.problems
         return {key: name for name, key in allowed.keys.items()}
 
     def _decide(self, socket_name: str, rest: list[bytes]) -> tuple[bytes, str]:
-        """A code, and the name of who may come in.
+        """Return the status code and, if accepted, the name of the key.
 
         Args:
-            socket_name: which one is knocked at.
-            rest: address, routing id, mechanism and its credentials.
+            socket_name: socket that the client connects to.
+            rest: address, routing id, mechanism and credentials.
         """
         address, _, mechanism, *credentials = rest
         if mechanism != b"CURVE" or len(credentials) != 1:
-            return _REFUSED, ""
+            return _REFUSE, ""
         key = z85.encode(credentials[0]).decode()
         if key not in self._names:
-            self._refusals.add("key", f"refused the key {key}, from {address.decode()}")
-            return _REFUSED, ""
+            self._refusals.add("key", f"refused the key {key} from {address.decode()}")
+            return _REFUSE, ""
         if self._is_full(socket_name):
-            self._refusals.add("full", f"{socket_name}: no room for {self._names[key]}")
-            return _LATER, ""
-        return _WELCOME, self._names[key]
+            self._refusals.add("full", f"{socket_name}: no connection left for {self._names[key]}")
+            return _RETRY_LATER, ""
+        return _ACCEPT, self._names[key]

@@ -1,74 +1,70 @@
-"""The gate: how many connections there may be, and how much each may say.
+"""Limits on the number of connections to a socket and on the bytes each one may send.
 
-libzmq takes every connection, keeps every subscription of every peer, and every part of a message
-whose last part hasn't come, whatever ``MAXMSGSIZE`` says: 5 MB of long subscriptions made a
-publisher grow by 220 MB, and an endless message made it grow twice as fast as it was sent. Neither
-can be refused through libzmq, so the connections themselves are watched: it says which file
-descriptors it has accepted, and a descriptor can be shut down.
+libzmq accepts every connection, stores every subscription of every peer, and every part of a
+message whose last part hasn't arrived, regardless of ``MAXMSGSIZE``: 5 MB of long subscriptions
+made a publisher grow by 220 MB, and an endless message made it grow twice as fast as it was sent.
+libzmq offers no limit for either, so the connections themselves are watched: libzmq's monitor
+reports the accepted file descriptors, and a descriptor can be shut down.
 
-This is done in a thread of its own: the network thread may have its hands full with what a flood
-has brought, and a flood must be cut off within milliseconds.
+A separate thread does this, because the publisher's thread may be busy with the flood, which must
+be cut off within milliseconds.
 
-Linux' TCP counts what a connection has received; elsewhere nothing does, and who can reach an ipc
-socket is a matter of file permissions. The number of connections is limited everywhere.
+Received bytes are counted by Linux's TCP only. Elsewhere, and for ipc sockets, which are protected
+by file permissions, only the number of connections is limited.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Literal, TypeAlias
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from streamseg.pipeline.metrics import Metrics
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
+from streamseg.sinks.zmq.refusals import RefusalLog
 from streamseg.sinks.zmq.tcp_connections import Connection, Listener
 
-log = logging.getLogger(__name__)
+SocketName: TypeAlias = Literal["masks", "frames", "replay"]
 
-Name: TypeAlias = Literal["masks", "frames", "replay"]
-"""Of a socket."""
-
-MAY_SEND_AT_ONCE = 256 * 1024
-MAY_SEND_A_SECOND = 1024
-"""Bytes: subscriptions to 1,500 sources at once, and then heartbeats with much to spare."""
-MAY_ALL_SEND = 256 * 1024
-MAY_SEND_IN_A_CROWD = 4 * 1024
-"""Bytes that all connections of a socket may have sent beside their heartbeats, and what each may
-once that is exceeded: some 60 subscriptions."""
+MAX_BURST_BYTES = 256 * 1024
+MAX_BYTES_PER_SECOND = 1024
+"""Bytes that a peer may send: subscriptions to 1,500 sources at once, and heartbeats."""
+MAX_TOTAL_BURST_BYTES = 256 * 1024
+REDUCED_BURST_BYTES = 4 * 1024
+"""Bytes that all peers of a socket together may send in addition to heartbeats, and the limit of
+each peer once that is exceeded: about 60 subscriptions."""
 MAX_HALF_OPEN = 64
-"""Connections of a socket whose handshake isn't over; a good one takes some milliseconds."""
+"""Connections of a socket during their handshake, which normally takes milliseconds."""
 HANDSHAKE_MS = 5000
-"""What a handshake may take."""
-SHORTEST_HANDSHAKE = 80
-"""Bytes that a peer has sent at the least when its handshake is over; 91 without keys."""
-MUCH_UNTAKEN = 16 * 1024
-"""Bytes: with so much before him somebody may have a full queue, where a last word has no room."""
-SHUT_FOR = 1.0
-"""Seconds that nobody more is let in after somebody was cut off for flooding: he would be back at
-once, and those who are there shall be served. They begin anew while the network thread is behind:
-libzmq takes the subscriptions of each who was cut off out of a tree of everybody's, so that floods
-one on the other would cost it the square of their number."""
+"""Time limit of a handshake."""
+MIN_HANDSHAKE_BYTES = 80
+"""Bytes that a peer has sent at least after its handshake; 91 without keys."""
+LARGE_SEND_QUEUE = 16 * 1024
+"""Bytes in the kernel's send queue above which the peer's message queue may be full, too, so that
+an end-of-stream message would be dropped."""
+PAUSE_AFTER_FLOOD = 1.0
+"""Seconds without new connections after a peer was disconnected for flooding, because it would
+reconnect at once. The pause is extended while the publisher's thread is behind: libzmq removes the
+subscriptions of a closed connection from a tree shared by all, so that repeated floods would cost
+the square of their number."""
 BEHIND_AFTER = 0.3
-"""Seconds without a round of the network thread's, which makes one every 0.1 s at the least."""
-LOOK_EVERY = 0.01
-LOOK_EVERY_FOR_EACH = 0.00005
-"""Seconds between two looks at what has been received, and at least so many for each connection: a
-look at one takes some 3 microseconds."""
-POLL_EVERY = 0.05
-"""Seconds, while nobody is there."""
-LOG_EVERY = 1.0
-"""Seconds between two lines about the same, however many strangers come."""
+"""Seconds without a round of the publisher's thread, which normally takes at most 0.1 s."""
+CHECK_INTERVAL = 0.01
+CHECK_INTERVAL_PER_CONNECTION = 0.00005
+"""Minimum seconds between two checks of the received bytes, in all and per connection; a check of
+one takes about 3 microseconds."""
+IDLE_INTERVAL = 0.05
+"""Seconds between two checks while there are no connections."""
 
 _SETTLED_AFTER = HANDSHAKE_MS / 1000 + 1
-"""Seconds after which a connection that is still there has had its handshake."""
+"""Seconds after which an open connection must have completed its handshake."""
 _EVENTS_AT_ONCE = 100
-_FAILED = (
+_HANDSHAKE_FAILED = (
     zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
     | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
     | zmq.Event.HANDSHAKE_FAILED_AUTH
@@ -78,109 +74,192 @@ _EVENTS = (
     | zmq.Event.ACCEPTED
     | zmq.Event.DISCONNECTED
     | zmq.Event.HANDSHAKE_SUCCEEDED
-    | _FAILED
+    | _HANDSHAKE_FAILED
 )
 
 
-class Refusals:
-    """Counts who isn't let in or is cut off, and logs it, but not more often than can be read."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._counter = metrics.refused
-        self._logged_at: dict[str, float] = {}
-
-    def add(self, reason: str, text: str) -> None:
-        """One more.
-
-        Args:
-            reason: ``key``, ``full``, ``half_open``, ``loud`` or ``revoked``.
-            text: for the log.
-        """
-        self._counter.labels(reason).inc()
-        now = time.monotonic()
-        if now - self._logged_at.get(reason, -LOG_EVERY) >= LOG_EVERY:
-            self._logged_at[reason] = now
-            log.warning(text)
-
-
-class Gate:
-    """Watches the connections of one socket, and cuts those that are too many or too loud.
+class ConnectionLimiter:
+    """Limits the connections of all sockets of a publisher; runs in its own thread.
 
     Args:
-        name: of the socket, for the log.
-        sock: not bound yet, so that no connection is missed.
-        most: connections after their handshake.
-        refusals: where those that are cut are counted.
-
-    Attributes:
-        ending_since: to be set when the last has been said; who comes later isn't waited for.
-        is_anybody_behind: whether somebody has much unread, since then.
-        read_on_at: when such a one was last seen to read on.
-        monitor: can be read from when there is something for ``look``.
-        established: connections after their handshake.
-        crowded: to be set while there are more subscriptions than can be kept.
+        max_connections: limit of each socket for connections with a completed handshake.
+        metrics: gets the number of subscribers: the connections to ``masks`` and ``frames``.
+        refusals: counts and logs the closed connections.
     """
 
-    def __init__(self, name: str, sock: zmq.Socket[bytes], most: int, refusals: Refusals) -> None:
+    def __init__(self, max_connections: int, metrics: Metrics, refusals: RefusalLog) -> None:
+        self._max_connections = max_connections
+        self._metrics = metrics
+        self._refusals = refusals
+        self._limiters: dict[SocketName, SocketLimiter] = {}
+        self._failure: BaseException | None = None
+        self._closing = threading.Event()
+        self._last_round_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+
+    def add_socket(self, name: SocketName, sock: zmq.Socket[bytes]) -> None:
+        """Limit the connections of a socket that isn't bound yet."""
+        self._limiters[name] = SocketLimiter(name, sock, self._max_connections, self._refusals)
+
+    def set_endpoint(self, name: SocketName, endpoint: str) -> None:
+        """Set the address that a socket was bound to."""
+        self._limiters[name].set_endpoint(endpoint)
+
+    def start(self) -> None:
+        """Start the thread, after all sockets were added."""
+        self._thread.start()
+
+    def is_full(self, name: str) -> bool:
+        """Return whether a socket has reached its limit of connections."""
+        return any(limiter.is_full for key, limiter in self._limiters.items() if key == name)
+
+    def update(self, overfull: Collection[SocketName]) -> None:
+        """Record that the publisher's thread has processed all waiting messages; doesn't block.
+
+        Args:
+            overfull: sockets whose peers have more subscriptions than are stored; the limit of
+                bytes per connection is reduced for them.
+
+        Raises:
+            Exception: the exception that ended the limiter's thread.
+        """
+        if self._failure is not None:
+            raise self._failure
+        self._last_round_at = time.monotonic()
+        for name, limiter in self._limiters.items():
+            limiter.has_too_many_subscriptions = name in overfull
+
+    def close_all_connections(self) -> None:
+        """Close every connection, including those accepted at this moment."""
+        for limiter in self._limiters.values():
+            limiter.close_all_connections()
+
+    def start_draining(self) -> None:
+        """Start to watch whether the connected peers read what is queued for them."""
+        for limiter in self._limiters.values():
+            limiter.draining_since = time.monotonic()
+
+    @property
+    def has_slow_peers(self) -> bool:
+        """Whether a peer has a large send queue, since ``start_draining``."""
+        return any(limiter.has_slow_peers for limiter in self._limiters.values())
+
+    @property
+    def last_read_at(self) -> float:
+        """Time at which a slow peer last read something, on the monotonic clock."""
+        return max(limiter.last_read_at for limiter in self._limiters.values())
+
+    def close(self) -> None:
+        """Stop the thread and the monitoring, before the sockets are closed."""
+        self._closing.set()
+        if self._thread.ident is not None:  # it was started
+            self._thread.join()
+        for limiter in self._limiters.values():
+            limiter.close()
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for limiter in self._limiters.values():
+            poller.register(limiter.monitor, zmq.POLLIN)
+        try:
+            while not self._closing.is_set():
+                is_busy = any(limiter.has_connections for limiter in self._limiters.values())
+                poller.poll(int((CHECK_INTERVAL if is_busy else IDLE_INTERVAL) * 1000))
+                is_behind = time.monotonic() - self._last_round_at > BEHIND_AFTER
+                for limiter in self._limiters.values():
+                    limiter.check(is_publisher_behind=is_behind)
+                masks, frames = self._limiters["masks"], self._limiters["frames"]
+                self._metrics.subscribers.set(masks.established + frames.established)
+        except Exception as error:  # noqa: BLE001 - raised by update in the publisher's thread
+            self._failure = error
+
+
+class SocketLimiter:
+    """Watches the connections of one socket and closes those beyond the limits.
+
+    Args:
+        name: name of the socket in log messages.
+        sock: socket that isn't bound yet, so that no connection is missed.
+        max_connections: connections with a completed handshake.
+        refusals: counts and logs the closed connections.
+
+    Attributes:
+        monitor: becomes readable when ``check`` has something to do.
+        established: connections with a completed handshake.
+        has_too_many_subscriptions: set by the owner while the peers have more subscriptions than
+            are stored.
+        draining_since: set by the owner when the last message was sent, on the monotonic clock;
+            later connections are not waited for.
+        has_slow_peers: whether a peer has a large send queue since then.
+        last_read_at: when a slow peer was last seen reading, on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sock: zmq.Socket[bytes],
+        max_connections: int,
+        refusals: RefusalLog,
+    ) -> None:
         self._name = name
         self._sock = sock
-        self._most = most
+        self._max_connections = max_connections
         self._refusals = refusals
         self._address: Address | None = None
         self._listener: Listener | None = None
         self._connections: dict[int, Connection] = {}
         self._admitted = self._failed = 0
-        self._shut_until = self._loudness_due = 0.0
-        self._all_must_go = threading.Event()
-        self._untaken: dict[int, int] = {}
-        self.ending_since: float | None = None
-        self.is_anybody_behind = False
-        self.read_on_at = -math.inf
+        self._paused_until = self._next_byte_check_at = 0.0
+        self._must_close_all = threading.Event()
+        self._unsent: dict[int, int] = {}
+        self.draining_since: float | None = None
+        self.has_slow_peers = False
+        self.last_read_at = -math.inf
         self.established = 0
-        self.crowded = False
-        self.monitor = _monitor(sock, name)
+        self.has_too_many_subscriptions = False
+        self.monitor = _open_monitor(sock, name)
 
-    def bound(self, endpoint: str) -> None:
-        """The connections that are accepted there are ours to cut."""
+    def set_endpoint(self, endpoint: str) -> None:
+        """Set the address that the socket was bound to, by which its connections are recognized."""
         self._address = Address.parse(endpoint)
 
     @property
-    def is_watching(self) -> bool:
-        """Whether there is anybody who could say too much."""
+    def has_connections(self) -> bool:
+        """Whether there is any connection."""
         return bool(self._connections)
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for one more."""
-        return self.established >= self._most
+        """Whether the limit of connections is reached."""
+        return self.established >= self._max_connections
 
-    def let_all_go(self) -> None:
-        """Have every connection cut, also those that are accepted this moment; from any thread."""
-        self._all_must_go.set()
+    def close_all_connections(self) -> None:
+        """Request that every connection is closed at the next check; from any thread."""
+        self._must_close_all.set()
 
-    def look(self, *, is_behind: bool) -> None:
-        """Take in who has come and gone, and cut who may not stay; never waits.
+    def check(self, *, is_publisher_behind: bool) -> None:
+        """Process the monitor's events and close connections beyond the limits; doesn't block.
 
         Args:
-            is_behind: whether the network thread hasn't dealt with what has come so far.
+            is_publisher_behind: whether the publisher's thread has unprocessed messages.
         """
         now = time.monotonic()
-        if is_behind and now < self._shut_until:
-            self._shut_until = now + SHUT_FOR
-        if self._all_must_go.is_set():
-            self._all_must_go.clear()
-            self._cut_all()
-        self._take_events()
+        if is_publisher_behind and now < self._paused_until:
+            self._paused_until = now + PAUSE_AFTER_FLOOD
+        if self._must_close_all.is_set():
+            self._must_close_all.clear()
+            self._shut_down_all()
+        self._process_events()
         self.established = self._count_established()
-        self._cut_too_many()
-        self._cut_too_loud()
-        if self.ending_since is not None:
-            self._note_reading(self.ending_since)
+        self._limit_connections()
+        self._limit_bytes()
+        if self.draining_since is not None:
+            self._check_slow_peers(self.draining_since)
         if self._listener is not None:
-            self._listener.set_shut(time.monotonic() < self._shut_until)
+            self._listener.set_paused(time.monotonic() < self._paused_until)
 
     def close(self) -> None:
-        """Let go of the socket, before it is closed."""
+        """Stop monitoring the socket; call this before closing it."""
         self._sock.disable_monitor()
         self.monitor.close(linger=0)
         for connection in self._connections.values():
@@ -188,83 +267,87 @@ class Gate:
         if self._listener is not None:
             self._listener.close()
 
-    def _cut_all(self) -> None:
+    def _shut_down_all(self) -> None:
         while self.monitor.poll(0):
-            self._take_events()
-        for connection in self._staying():
-            connection.cut()
+            self._process_events()
+        for connection in self._open_connections():
+            connection.shut_down()
 
-    def _cut_too_many(self) -> None:
+    def _limit_connections(self) -> None:
         half_open = len(self._connections) - self.established
-        leaving = len(self._connections) - len(self._staying())
-        # Those may be of either kind; what is still too many then is cut later.
-        for _ in range(self.established - self._most - leaving):
-            self._cut_newest()
-            self._refusals.add("full", f"{self._name}: more than {self._most} connections")
-        for _ in range(half_open - MAX_HALF_OPEN - leaving):
-            self._cut_oldest_half_open()
+        closing = len(self._connections) - len(self._open_connections())
+        # Those may be of either kind; if there are still too many then, they are closed later.
+        for _ in range(self.established - self._max_connections - closing):
+            self._shut_down_newest()
+            self._refusals.add("full", f"{self._name}: over {self._max_connections} connections")
+        for _ in range(half_open - MAX_HALF_OPEN - closing):
+            self._shut_down_oldest_half_open()
             self._refusals.add("half_open", f"{self._name}: many connections without a handshake")
 
-    def _cut_too_loud(self) -> None:
+    def _limit_bytes(self) -> None:
         now = time.monotonic()
-        if now < self._loudness_due:
+        if now < self._next_byte_check_at:
             return
-        self._loudness_due = now + max(LOOK_EVERY, LOOK_EVERY_FOR_EACH * len(self._connections))
-        said = [
-            (connection, connection.received - (now - connection.since) * MAY_SEND_A_SECOND)
-            for connection in self._staying()
+        interval = max(CHECK_INTERVAL, CHECK_INTERVAL_PER_CONNECTION * len(self._connections))
+        self._next_byte_check_at = now + interval
+        excess = [
+            (
+                connection,
+                connection.received_bytes - (now - connection.accepted_at) * MAX_BYTES_PER_SECOND,
+            )
+            for connection in self._open_connections()
         ]
-        everything = sum(amount for _, amount in said if amount > 0)
-        many = self.crowded or everything > MAY_ALL_SEND
-        at_once = MAY_SEND_IN_A_CROWD if many else MAY_SEND_AT_ONCE
-        for connection, amount in said:
-            if amount > at_once:
-                connection.cut()
-                self._shut_until = now + SHUT_FOR
-                self._refusals.add("loud", f"{self._name}: cut off who had said too much")
+        total = sum(size for _, size in excess if size > 0)
+        is_reduced = self.has_too_many_subscriptions or total > MAX_TOTAL_BURST_BYTES
+        limit = REDUCED_BURST_BYTES if is_reduced else MAX_BURST_BYTES
+        for connection, size in excess:
+            if size > limit:
+                connection.shut_down()
+                self._paused_until = now + PAUSE_AFTER_FLOOD
+                self._refusals.add("loud", f"{self._name}: closed a peer that sent too much")
 
-    def _note_reading(self, ending_since: float) -> None:
-        before, self._untaken = self._untaken, {}
+    def _check_slow_peers(self, draining_since: float) -> None:
+        before, self._unsent = self._unsent, {}
         for fd, connection in self._connections.items():
-            if connection.since < ending_since and not connection.is_cut:
-                self._untaken[fd] = connection.untaken
-        behind = {fd: left for fd, left in self._untaken.items() if left > MUCH_UNTAKEN}
-        self.is_anybody_behind = bool(behind)
-        if any(left < before.get(fd, math.inf) for fd, left in behind.items()):  # at first, too
-            self.read_on_at = time.monotonic()
+            if connection.accepted_at < draining_since and not connection.is_shut_down:
+                self._unsent[fd] = connection.unsent_bytes
+        slow = {fd: size for fd, size in self._unsent.items() if size > LARGE_SEND_QUEUE}
+        self.has_slow_peers = bool(slow)
+        if any(size < before.get(fd, math.inf) for fd, size in slow.items()):  # also at first
+            self.last_read_at = time.monotonic()
 
     def _count_established(self) -> int:
         settled = time.monotonic() - _SETTLED_AFTER
-        old = sum(connection.since < settled for connection in self._connections.values())
+        old = sum(connection.accepted_at < settled for connection in self._connections.values())
         return max(old, min(self._admitted, len(self._connections)))
 
-    def _take_events(self) -> None:
+    def _process_events(self) -> None:
         for _ in range(_EVENTS_AT_ONCE):
             if not self.monitor.poll(0):
                 return
             event = recv_monitor_message(self.monitor)
-            self._take(zmq.Event(event["event"]), int(event["value"]))
+            self._process_event(zmq.Event(event["event"]), int(event["value"]))
 
-    def _take(self, event: zmq.Event, value: int) -> None:
-        """Note one event. Of a handshake's, none says whose it is, so they are only counted.
+    def _process_event(self, event: zmq.Event, value: int) -> None:
+        """Process one event. Handshake events have no descriptor, so they are only counted.
 
-        A connection that ends has been admitted before, unless there was a failure that has had
-        no end yet. Some strangers' end without one, so the count may be too low; those that are
-        older than a handshake can be are counted by themselves.
+        A connection that ends counts as admitted unless a failed handshake is still without its
+        end. Some failures are not reported, so the count may be too low; connections older than a
+        handshake may take are counted separately.
         """
         if event == zmq.Event.LISTENING:
             self._listener = None if self._address is None else Listener(value, self._address)
         elif event == zmq.Event.ACCEPTED:
-            self._forget(value)
+            self._remove(value)
             self._connections[value] = Connection(value, self._address)
-            if time.monotonic() < self._shut_until:  # he was before the door already
-                self._connections[value].cut()
+            if time.monotonic() < self._paused_until:  # it was in the backlog already
+                self._connections[value].shut_down()
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self._admitted += 1
-        elif event & _FAILED:
+        elif event & _HANDSHAKE_FAILED:
             self._failed += 1
         elif event == zmq.Event.DISCONNECTED:
-            self._forget(value)
+            self._remove(value)
             if self._failed:
                 self._failed -= 1
             else:
@@ -272,81 +355,36 @@ class Gate:
             if not self._connections:
                 self._admitted = self._failed = 0
 
-    def _forget(self, fd: int) -> None:
+    def _remove(self, fd: int) -> None:
         connection = self._connections.pop(fd, None)
         if connection is not None:
             connection.close()
 
-    def _staying(self) -> list[Connection]:
-        """Those that weren't cut, the oldest first."""
-        return [connection for connection in self._connections.values() if not connection.is_cut]
+    def _open_connections(self) -> list[Connection]:
+        """Return the connections that were not shut down, oldest first."""
+        return [each for each in self._connections.values() if not each.is_shut_down]
 
-    def _cut_newest(self) -> None:
-        for connection in self._staying()[-1:]:
-            connection.cut()
+    def _shut_down_newest(self) -> None:
+        for connection in self._open_connections()[-1:]:
+            connection.shut_down()
 
-    def _cut_oldest_half_open(self) -> None:
-        """The oldest that can't have had its handshake, by what it has sent; or else the newest."""
+    def _shut_down_oldest_half_open(self) -> None:
+        """Shut down the oldest connection that sent too little for a handshake, or the newest."""
         settled = time.monotonic() - _SETTLED_AFTER
-        for connection in self._staying():
-            if connection.since > settled and connection.received < SHORTEST_HANDSHAKE:
-                connection.cut()
+        for connection in self._open_connections():
+            is_recent = connection.accepted_at > settled
+            if is_recent and connection.received_bytes < MIN_HANDSHAKE_BYTES:
+                connection.shut_down()
                 return
-        self._cut_newest()
+        self._shut_down_newest()
 
 
-class Gatekeeper:
-    """The thread that looks after the gates.
-
-    Args:
-        gates: by name.
-        metrics: counts the subscribers: the connections to ``masks`` and ``frames``.
-
-    Attributes:
-        failure: what has ended it, if it wasn't ``close``.
-    """
-
-    def __init__(self, gates: Mapping[Name, Gate], metrics: Metrics) -> None:
-        self.failure: BaseException | None = None
-        self._gates = gates
-        self._metrics = metrics
-        self._closing = threading.Event()
-        self._round_at = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="gatekeeper", daemon=True)
-        self._thread.start()
-
-    def note_round(self) -> None:
-        """The network thread has dealt with what there was."""
-        self._round_at = time.monotonic()
-
-    def close(self) -> None:
-        """End it; takes ``POLL_EVERY`` at most."""
-        self._closing.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        poller = zmq.Poller()
-        for gate in self._gates.values():
-            poller.register(gate.monitor, zmq.POLLIN)
-        try:
-            while not self._closing.is_set():
-                busy = any(gate.is_watching for gate in self._gates.values())
-                poller.poll(int((LOOK_EVERY if busy else POLL_EVERY) * 1000))
-                is_behind = time.monotonic() - self._round_at > BEHIND_AFTER
-                for gate in self._gates.values():
-                    gate.look(is_behind=is_behind)
-                masks, frames = self._gates["masks"], self._gates["frames"]
-                self._metrics.subscribers.set(masks.established + frames.established)
-        except Exception as error:  # noqa: BLE001 - the network thread raises it
-            self.failure = error
-
-
-def _monitor(sock: zmq.Socket[bytes], name: str) -> zmq.Socket[bytes]:
-    """A socket's events, however many: libzmq's thread would stand still where one had no room."""
-    where = f"inproc://monitor-{name}"
-    sock.monitor(where, _EVENTS)
+def _open_monitor(sock: zmq.Socket[bytes], name: str) -> zmq.Socket[bytes]:
+    """Open an unbounded monitor socket: libzmq's I/O thread would block on a full one."""
+    address = f"inproc://monitor-{name}"
+    sock.monitor(address, _EVENTS)
     monitor: zmq.Socket[bytes] = sock.context.socket(zmq.PAIR)
     monitor.rcvhwm = 0
     monitor.linger = 0
-    monitor.connect(where)
+    monitor.connect(address)
     return monitor

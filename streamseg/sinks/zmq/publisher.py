@@ -1,18 +1,17 @@
-"""The publisher: every result onto the network, for whoever subscribes.
+"""Publisher: sends results, images and status messages to subscribers over ZeroMQ.
 
-One thread, the one that runs ``drain``, owns every socket; other threads leave what they have in
-mailboxes and wake it. It never waits for a subscriber: who is late loses its own messages, those
-beyond the high-water mark of its own queue, and nobody else's.
+One thread, which runs ``drain``, owns every socket; other threads put results into mailboxes and
+wake it. It never waits for a subscriber: a slow one loses the messages beyond the high-water mark
+of its own queue, and no other subscriber is affected.
 
 A subscriber that doesn't read costs at most its queue: ``MASKS_QUEUED`` x
 ``protocol.MAX_JSON_BYTES`` (1 GiB) and ``FRAMES_QUEUED`` x (``protocol.MAX_JSON_BYTES`` +
-``protocol.MAX_JPEG_BYTES``) (320 MiB) if every message were as large as it may be; 3 MB and 5 MB
-with 20 instances in frames of 1080p.
-Messages are shared by the queues they are in. (The high-water mark can't follow the size of the
-messages: lowering it on a live socket can stop a queue for good, libzmq 4.3.5.)
+``protocol.MAX_JPEG_BYTES``) (320 MiB) with messages of maximum size; 3 MB and 5 MB with 20
+instances in 1080p frames. Queues share the messages. (The high-water mark can't depend on the size
+of the messages: lowering it on a connected socket can block a queue forever, libzmq 4.3.5.)
 
-``endpoints`` opens the sockets and guards them, ``statuses`` knows what is to be said of the
-sources, ``replay`` gives again what somebody has missed.
+``endpoints`` opens and protects the sockets, ``status`` publishes the states of the sources,
+``replay`` sends lost messages again.
 """
 
 from __future__ import annotations
@@ -37,48 +36,49 @@ from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.rendering import EncodedImages
 from streamseg.protocol.messages import State
 from streamseg.sinks.zmq.endpoints import Endpoints
-from streamseg.sinks.zmq.replay import DEFAULT_BYTES, Replay
-from streamseg.sinks.zmq.status import Statuses
-from streamseg.sinks.zmq.subscriptions import Audience
+from streamseg.sinks.zmq.replay import DEFAULT_BYTES, ReplayBuffer
+from streamseg.sinks.zmq.status import StatusPublisher
+from streamseg.sinks.zmq.subscriptions import Subscriptions
 from streamseg.structures.results import Result
 
 log = logging.getLogger(__name__)
 
 RESULTS_WAITING = 16
-PICTURES_WAITING = 4
-"""Items a source may have waiting for the network thread."""
-HEARD_AT_ONCE = 1000
-"""Subscriptions taken in before the next results go out."""
-LISTEN_EVERY = 0.1
+IMAGES_WAITING = 4
+"""Items of one source that may wait in the publisher's mailboxes."""
+SUBSCRIPTIONS_AT_ONCE = 1000
+"""Subscriptions processed before the next results are sent."""
+POLL_TIMEOUT = 0.1
 """Seconds."""
-LAST_WORD = 2.0
-"""Seconds that the end of the service is repeated for subscribers that don't leave."""
-CATCH_UP = 60.0
-"""Seconds that it is repeated at the most for those who still read what was published before."""
-READS_AGAIN_WITHIN = 10.0
-"""Seconds. Of small messages, somebody slow takes a second's worth at a time, or several."""
+END_REPEATED_FOR = 2.0
+"""Seconds that the end-of-stream messages are repeated for subscribers that stay connected."""
+MAX_DRAIN_TIME = 60.0
+"""Maximum seconds that they are repeated for subscribers that still read earlier messages."""
+SLOW_READ_INTERVAL = 10.0
+"""Seconds after which a slow subscriber counts as stuck. With small messages, it reads those of
+a second or more at a time."""
 LINGER_MS = 2000
-"""What is queued when the service ends gets so long to leave."""
+"""Time limit for sending queued messages when the service ends."""
 
 
 class Publisher:
-    """Binds at once, publishes while somebody runs ``drain``.
+    """Publishes results and images while ``drain`` runs; the sockets are bound on creation.
 
     Args:
-        config: where, for whom, and what is kept for those who were away.
-        metrics: the accounts of the frames; ``published`` means handed to the masks socket.
+        config: addresses, keys, limits and the duration of replay.
+        metrics: the accounts of the frames; ``published`` means passed to the masks socket.
 
     Attributes:
-        endpoints: the addresses bound: ``masks``, ``frames`` and, where it is on, ``replay``.
-        service: an id of this start.
-        results: to be published; what is too late is dropped as ``publisher_late``.
-        pictures: to be published; the newest win.
-        last_poll_at: when ``drain`` last looked for something to do, on the monotonic clock.
+        endpoints: bound addresses of ``masks``, ``frames`` and, if enabled, ``replay``.
+        service: id of this service process.
+        results: mailbox of results; the oldest are dropped as ``publisher_late``.
+        images: mailbox of encoded images; the oldest are dropped.
+        last_poll_at: when ``drain`` last polled its sockets, on the monotonic clock.
 
     Raises:
-        ConfigError: not an address, or one beyond loopback without keys or ``insecure``.
-        KeyFileError: the keys can't be used.
-        BindError: an address is taken or can't be bound.
+        ConfigError: an address is invalid, or not loopback without keys or ``insecure``.
+        KeyFileError: the keys are invalid.
+        BindError: an address is in use or can't be bound.
     """
 
     name = "publisher"
@@ -86,196 +86,200 @@ class Publisher:
     def __init__(self, config: PublishConfig, metrics: Metrics) -> None:
         self.service = secrets.token_hex(4)
         self._metrics = metrics
-        self._joined = threading.Condition()
-        self._hurried = threading.Event()
+        self._subscriptions_changed = threading.Condition()
+        self._is_fast_shutdown = threading.Event()
         self._context = zmq.Context()
-        self._waker = _Waker(self._context)
+        self._wake_up = _WakeUp(self._context)
         self.results: Mailbox[Result] = Mailbox(
-            RESULTS_WAITING, "drop_oldest", on_drop=self._result_late, on_put=self._waker.wake
+            RESULTS_WAITING,
+            "drop_oldest",
+            on_drop=self._count_late_result,
+            on_put=self._wake_up.wake,
         )
-        self.pictures: Mailbox[EncodedImages] = Mailbox(
-            PICTURES_WAITING, "drop_oldest", on_drop=self._picture_late, on_put=self._waker.wake
+        self.images: Mailbox[EncodedImages] = Mailbox(
+            IMAGES_WAITING, "drop_oldest", on_drop=self._count_late_image, on_put=self._wake_up.wake
         )
         try:
             self._sockets = Endpoints(self._context, config, metrics)
         except StreamsegError:
-            self._waker.close()
+            self._wake_up.close()
             self._context.term()
             raise
         self.endpoints = self._sockets.addresses
         self._masks, self._frames = self._sockets.masks, self._sockets.frames
-        self._audience = {self._masks: Audience(), self._frames: Audience()}
-        self._replay = Replay(config.replay, DEFAULT_BYTES, self.service)
-        self._replayed_for = config.replay
-        self._wanted_at: dict[bytes, float] = {}
+        self._subscriptions = {self._masks: Subscriptions(), self._frames: Subscriptions()}
+        self._replay = ReplayBuffer(config.replay, DEFAULT_BYTES, self.service)
+        self._replay_seconds = config.replay
+        self._subscribed_at: dict[bytes, float] = {}
         self._poller = zmq.Poller()
-        for sock in (self._waker.ear, self._masks, self._frames, *self._sockets.questions):
+        authentication = self._sockets.authentication_sockets
+        for sock in (self._wake_up.receiver, self._masks, self._frames, *authentication):
             self._poller.register(sock, zmq.POLLIN)
         if self._sockets.replay is not None:
             self._poller.register(self._sockets.replay, zmq.POLLIN)
         self._seq: Counter[bytes] = Counter()
-        self._statuses = Statuses(
+        self._statuses = StatusPublisher(
             self.service, (self._masks, self._frames), self.endpoints, metrics, self._next_seq
         )
         self.last_poll_at = time.monotonic()
 
     def drain(self) -> Iterator[Result]:
-        """Publish what is put into the mailboxes until both are finished: the network thread.
+        """Publish the content of the mailboxes until both are finished; run by one thread.
 
         Yields:
-            Each result when it is done with: handed to the socket, or failed.
+            Each result once it was passed to the socket or has failed.
         """
         try:
-            while not (self.results.finished and self.pictures.finished):
-                self._listen()
+            while not (self.results.finished and self.images.finished):
+                self._process_sockets()
                 yield from self._send_waiting()
-            self._say_ended()
+            self._publish_end()
         finally:
             self.close()
 
     def set_state(self, source: str, state: State, reason: str, epoch: int) -> None:
-        """Publish a new state, at once, after what has been put into the mailboxes before.
+        """Publish a new state at once, after the results put into the mailbox before.
 
-        Safe from any thread; says nothing once ``drain`` has ended.
+        May be called from any thread; has no effect after ``drain`` has ended.
 
         Args:
-            source: its name, empty for the service itself.
-            state: ``ended`` and ``failed`` are final: subscribers stop waiting.
-            reason: why, in words.
-            epoch: the source's.
+            source: name of the source; empty for the service itself.
+            state: new state; subscribers stop waiting after ``ended`` and ``failed``.
+            reason: human-readable reason.
+            epoch: current epoch of the source.
         """
-        self._statuses.note(source, state, reason, epoch)
-        self._waker.wake()
+        self._statuses.set_state(source, state, reason, epoch)
+        self._wake_up.wake()
 
     def forget(self, source: str) -> None:
-        """Say no more of a source, once its latest state has gone out; safe from any thread.
+        """Stop publishing a source's status after its latest state was sent; from any thread.
 
         Args:
-            source: its name; ``set_state`` brings it back.
+            source: name of the source; ``set_state`` starts again.
         """
         self._statuses.forget(source)
-        self._waker.wake()
+        self._wake_up.wake()
 
-    def wants(self, kind: Literal["frames", "video"], source: str) -> bool:
-        """Whether somebody subscribes to these pictures; safe from any thread."""
-        return self._audience[self._frames].wants(protocol.topic(kind, source))
+    def has_image_subscribers(self, kind: Literal["frames", "video"], source: str) -> bool:
+        """Return whether anyone subscribes to these images of a source; from any thread."""
+        return self._subscriptions[self._frames].includes(protocol.topic(kind, source))
 
-    def wait_joined(self, count: int, stopped: Callable[[], bool]) -> bool:
-        """Wait until ``count`` subscriptions to results or pictures are held; see ``drain``.
+    def wait_for_subscribers(self, count: int, stopped: Callable[[], bool]) -> bool:
+        """Wait until there are ``count`` subscriptions to results or images, while ``drain`` runs.
 
         Returns:
-            False if ``stopped`` was true first, or the publisher closed.
+            False if ``stopped`` returned true first, or the publisher was closed.
         """
-        with self._joined:
-            while not (stopped() or self._waker.closed):
-                if sum(a.results_joined for a in self._audience.values()) >= count:
+        with self._subscriptions_changed:
+            while not (stopped() or self._wake_up.is_closed):
+                if sum(each.result_count for each in self._subscriptions.values()) >= count:
                     return True
-                self._joined.wait(LISTEN_EVERY)
+                self._subscriptions_changed.wait(POLL_TIMEOUT)
         return False
 
     def begin_fast_shutdown(self) -> None:
-        """Don't wait at the end for those who are slow; safe from any thread."""
-        self._hurried.set()
+        """Don't wait for slow subscribers at the end; from any thread."""
+        self._is_fast_shutdown.set()
 
     def close(self) -> None:
-        """Close the sockets; what is queued gets ``LINGER_MS`` to leave.
+        """Close the sockets; queued messages are sent for at most ``LINGER_MS``.
 
-        ``drain`` ends with it. Call it only where ``drain`` doesn't run.
+        ``drain`` calls this at its end. Call it only if ``drain`` isn't running.
         """
-        if self._waker.closed:
+        if self._wake_up.is_closed:
             return
-        self._waker.close()
+        self._wake_up.close()
         self._sockets.close(linger=LINGER_MS)
         self._context.term()
 
-    def _result_late(self, result: Result) -> None:
+    def _count_late_result(self, result: Result) -> None:
         self._metrics.account(result.source).drop("publisher_late")
         self._metrics.messages_dropped.labels(self.name).inc()
 
-    def _picture_late(self, picture: EncodedImages) -> None:
-        self._metrics.pictures_dropped.labels(picture.source).inc()
+    def _count_late_image(self, images: EncodedImages) -> None:
+        self._metrics.images_dropped.labels(images.source).inc()
 
-    # What the network thread hears
+    # Incoming messages
 
-    def _listen(self) -> None:
-        """Wait for something to do, and take in who has joined and left."""
-        ready = dict(self._poller.poll(int(LISTEN_EVERY * 1000)))
+    def _process_sockets(self) -> None:
+        """Wait for work, then process subscriptions, replay requests and connections."""
+        ready = dict(self._poller.poll(int(POLL_TIMEOUT * 1000)))
         self.last_poll_at = time.monotonic()
-        self._waker.rest()
-        for sock, audience in self._audience.items():
+        self._wake_up.clear()
+        for sock, subscriptions in self._subscriptions.items():
             if sock in ready:
-                self._hear(sock, audience)
+                self._process_subscriptions(sock, subscriptions)
         if self._sockets.replay is not None and self._sockets.replay in ready:
-            self._replay.answer(self._sockets.replay)
-        crowded = [sock for sock, audience in self._audience.items() if audience.is_crowded]
-        self._sockets.look_after(crowded)
+            self._replay.answer_requests(self._sockets.replay)
+        overfull = [sock for sock, each in self._subscriptions.items() if each.is_full]
+        self._sockets.check_connections(overfull)
 
-    def _hear(self, sock: zmq.Socket[bytes], audience: Audience) -> None:
+    def _process_subscriptions(self, sock: zmq.Socket[bytes], subscriptions: Subscriptions) -> None:
         with contextlib.suppress(zmq.Again):
-            for _ in range(HEARD_AT_ONCE):
-                prefix = audience.hear(sock.recv(zmq.NOBLOCK))
+            for _ in range(SUBSCRIPTIONS_AT_ONCE):
+                prefix = subscriptions.process(sock.recv(zmq.NOBLOCK))
                 if prefix is not None:
-                    self._statuses.joined(sock, prefix)
-        with self._joined:
-            self._joined.notify_all()
+                    self._statuses.add_subscription(sock, prefix)
+        with self._subscriptions_changed:
+            self._subscriptions_changed.notify_all()
 
-    # What it says
+    # Outgoing messages
 
     def _send_waiting(self) -> Iterator[Result]:
-        """Everything that waits now. A change of state comes after what was put in before it."""
+        """Send all waiting items; state changes follow the results that were put in before."""
         changed = self._statuses.take_changed()
         for _ in range(len(self.results)):
             if (result := self.results.get(0)) is not None:
                 self._publish_result(result)
                 yield result
-        for _ in range(len(self.pictures)):
-            if (picture := self.pictures.get(0)) is not None:
-                self._publish_picture(picture)
+        for _ in range(len(self.images)):
+            if (images := self.images.get(0)) is not None:
+                self._publish_images(images)
         self._statuses.publish(changed)
 
     def _publish_result(self, result: Result) -> None:
         account = self._metrics.account(result.source)
         topic = protocol.topic("masks", result.source)
         seq = self._next_seq(topic)
-        if self._has_readers(topic):
+        if self._is_needed(topic):
             message = self._encode(result, seq)
             if len(message) > protocol.MAX_JSON_BYTES:
-                log.warning("%s: results of %d bytes", result.source, len(message))
+                log.warning("%s: a result of %d bytes is too large", result.source, len(message))
                 account.fail("too_large")
                 return
             self._masks.send_multipart([topic, message])
-            if self._replayed_for:
-                self._replay.keep(topic, seq, message)
+            if self._replay_seconds:
+                self._replay.add(topic, seq, message)
         age = time.monotonic() - result.frame.monotonic
         self._metrics.observe_age(result.source, age)
-        account.publish()  # last: from now on the source may be over, and forgotten
+        account.publish()  # last, because the source may end and be removed from then on
 
-    def _has_readers(self, topic: bytes) -> bool:
-        """Whether somebody subscribes, or did a moment ago and may ask for it when he is back."""
+    def _is_needed(self, topic: bytes) -> bool:
+        """Return whether anyone subscribes, or did so recently and may request a replay."""
         now = time.monotonic()
-        if self._audience[self._masks].wants(topic):
-            self._wanted_at[topic] = now
+        if self._subscriptions[self._masks].includes(topic):
+            self._subscribed_at[topic] = now
             return True
-        return now - self._wanted_at.get(topic, -math.inf) < self._replayed_for
+        return now - self._subscribed_at.get(topic, -math.inf) < self._replay_seconds
 
-    def _publish_picture(self, picture: EncodedImages) -> None:
-        offered: list[tuple[protocol.Topic, bytes | None]] = [
-            ("frames", picture.annotated),
-            ("video", picture.plain),
+    def _publish_images(self, images: EncodedImages) -> None:
+        jpegs: list[tuple[protocol.Topic, bytes | None]] = [
+            ("frames", images.annotated),
+            ("video", images.plain),
         ]
-        for kind, jpeg in offered:
-            topic = protocol.topic(kind, picture.source)
-            if jpeg is None or not self._audience[self._frames].wants(topic):
+        for kind, jpeg in jpegs:
+            topic = protocol.topic(kind, images.source)
+            if jpeg is None or not self._subscriptions[self._frames].includes(topic):
                 continue
-            message = self._encode(picture.result, self._next_seq(topic))
+            message = self._encode(images.result, self._next_seq(topic))
             if len(message) > protocol.MAX_JSON_BYTES or len(jpeg) > protocol.MAX_JPEG_BYTES:
-                log.warning("%s: a picture of %d bytes", picture.source, len(jpeg))
-                self._metrics.pictures_dropped.labels(picture.source).inc()
+                log.warning("%s: an image of %d bytes is too large", images.source, len(jpeg))
+                self._metrics.images_dropped.labels(images.source).inc()
                 continue
             self._frames.send_multipart([topic, message, jpeg])
 
     def _encode(self, result: Result, seq: int) -> bytes:
-        """A masks message. Its run lengths are made once and kept by the result's ``Masks``."""
+        """Encode a masks message. Its run lengths are computed once and cached by ``Masks``."""
         message = protocol.masks_message(
             protocol.recorded_message(result, seq),
             result,
@@ -286,62 +290,63 @@ class Publisher:
         )
         return protocol.encode(message)
 
-    def _say_ended(self) -> None:
-        """The last word on every source, and then on the service.
+    def _publish_end(self) -> None:
+        """Send the end-of-stream messages of every source, and then of the service.
 
-        It is repeated until all have left, because it is lost to whoever's queue is full; who is
-        only slow shall hear it too, unless the service is in a hurry.
+        They are repeated until all subscribers have left, because a full queue drops them. Slow
+        subscribers are waited for, except in a fast shutdown.
         """
         self._statuses.publish_end(aborted=self.results.aborted)
-        self._sockets.note_readers()
+        self._sockets.limiter.start_draining()
         ended_at = time.monotonic()
-        while self._anybody() and time.monotonic() < self._patient_until(ended_at):
-            self._listen()
+        while self._has_subscribers() and time.monotonic() < self._drain_deadline(ended_at):
+            self._process_sockets()
             self._statuses.repeat()
 
-    def _patient_until(self, ended_at: float) -> float:
-        if self._hurried.is_set() or self.results.aborted:
-            return ended_at + LAST_WORD
-        patience = READS_AGAIN_WITHIN if self._sockets.is_anybody_behind else LAST_WORD
-        latest = max(ended_at + LAST_WORD, self._sockets.read_on_at + patience)
-        return min(latest, ended_at + CATCH_UP)
+    def _drain_deadline(self, ended_at: float) -> float:
+        if self._is_fast_shutdown.is_set() or self.results.aborted:
+            return ended_at + END_REPEATED_FOR
+        limiter = self._sockets.limiter
+        interval = SLOW_READ_INTERVAL if limiter.has_slow_peers else END_REPEATED_FOR
+        deadline = max(ended_at + END_REPEATED_FOR, limiter.last_read_at + interval)
+        return min(deadline, ended_at + MAX_DRAIN_TIME)
 
-    def _anybody(self) -> bool:
-        return any(audience.anybody for audience in self._audience.values())
+    def _has_subscribers(self) -> bool:
+        return any(subscriptions.has_any for subscriptions in self._subscriptions.values())
 
     def _next_seq(self, topic: bytes) -> int:
         self._seq[topic] += 1
         return self._seq[topic] - 1
 
 
-class _Waker:
-    """Lets any thread end the network thread's sleep."""
+class _WakeUp:
+    """Wakes the publisher's thread from any other thread, through an inproc socket pair."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self.closed = False
+        self.is_closed = False
         self._lock = threading.Lock()
-        self.ear = context.socket(zmq.PAIR)
-        self._bell = context.socket(zmq.PAIR)
-        for end in (self.ear, self._bell):
+        self.receiver = context.socket(zmq.PAIR)
+        self._sender = context.socket(zmq.PAIR)
+        for end in (self.receiver, self._sender):
             end.sndhwm = end.rcvhwm = 1
-        self.ear.bind("inproc://wake")
-        self._bell.connect("inproc://wake")
+        self.receiver.bind("inproc://wake")
+        self._sender.connect("inproc://wake")
 
     def wake(self) -> None:
-        """Ring, from any thread."""
-        with self._lock, contextlib.suppress(zmq.Again):  # Again: it has been rung already
-            if not self.closed:
-                self._bell.send(b"", zmq.NOBLOCK)
+        """Wake the publisher's thread; from any thread."""
+        with self._lock, contextlib.suppress(zmq.Again):  # a wake-up is pending already
+            if not self.is_closed:
+                self._sender.send(b"", zmq.NOBLOCK)
 
-    def rest(self) -> None:
-        """Take note: everything that was rung for up to now will be looked at next."""
+    def clear(self) -> None:
+        """Discard pending wake-ups; call this before looking for work."""
         with contextlib.suppress(zmq.Again):
             while True:
-                self.ear.recv(zmq.NOBLOCK)
+                self.receiver.recv(zmq.NOBLOCK)
 
     def close(self) -> None:
-        """Ringing does nothing from now on."""
+        """Close the sockets; ``wake`` has no effect from then on."""
         with self._lock:
-            self.closed = True
-            self._bell.close(linger=0)
-            self.ear.close(linger=0)
+            self.is_closed = True
+            self._sender.close(linger=0)
+            self.receiver.close(linger=0)

@@ -1,12 +1,12 @@
-"""Replay: the masks messages of the last seconds, for a subscriber that was away or too slow.
+"""Replay buffer: the masks messages of the last seconds, for subscribers that missed some.
 
-The network thread keeps every masks message here as it was published and answers from here, so
-that a short disconnection loses nothing. What is kept is bounded in seconds and in bytes, the
-oldest goes first. What is answered is bounded too: each answer, each call, and each peer's queue,
-so that one who asks without end takes neither the thread nor the memory.
+The publisher's thread stores every masks message as it was published and answers requests, so that
+a short disconnection loses no results. The buffer is bounded in seconds and bytes; the oldest
+messages are removed first. Answers are bounded per request, per call and per client, so that many
+requests block neither the thread nor exhaust memory.
 
-A peer that asks and never reads costs at most its queue: ``ANSWERS_QUEUED`` messages, 384 MiB if
-each were as large as it may be, 1 MB with 20 instances in frames of 1080p.
+A client that sends requests and never reads costs at most its queue: ``ANSWERS_QUEUED`` messages,
+384 MiB at their maximum size, 1 MB with 20 instances in 1080p frames.
 """
 
 from __future__ import annotations
@@ -26,154 +26,156 @@ from streamseg.structures.results import SOURCE_NAME
 log = logging.getLogger(__name__)
 
 DEFAULT_BYTES = 64 * 1024 * 1024
-"""Of all that is kept."""
+"""Size of the buffer."""
 OVERHEAD = 256
-"""Bytes that a message costs besides its own."""
+"""Memory in bytes that a message takes in addition to its content."""
 ANSWER_MESSAGES = 32
 ANSWER_BYTES = 4 * 1024 * 1024
-"""Of one answer, which has at least one message if there is any; for more one asks again."""
+"""Limit of one answer, which has at least one message if there is any; clients request the rest."""
 ANSWERS_QUEUED = 3 * ANSWER_MESSAGES
-"""Messages queued for one peer: more than one answer, because libzmq counts what has left by the
-half queue."""
+"""Messages queued per client: more than one answer, because libzmq updates its count of sent
+messages only at half of the high-water mark."""
 REQUESTS_AT_ONCE = 8
-"""Requests that one call of ``answer`` takes; the others wait for the next."""
+"""Requests processed by one call of ``answer_requests``."""
 MAX_REQUEST = 512
-"""Bytes; a request has some 150, a step of CURVE's handshake 276."""
+"""Bytes; a request has about 150, a step of the CURVE handshake 276."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """One message, as it was published."""
+class _StoredMessage:
+    """One message as it was published."""
 
     seq: int
-    at: float
-    message: bytes
+    published_at: float
+    content: bytes
 
     @property
-    def cost(self) -> int:
-        return len(self.message) + OVERHEAD
+    def size(self) -> int:
+        """Memory in bytes."""
+        return len(self.content) + OVERHEAD
 
 
-class Replay:
-    """What was published lately. Belongs to the network thread.
+class ReplayBuffer:
+    """Recently published masks messages. Belongs to the publisher's thread.
 
     Args:
         seconds: how long a message is kept.
-        max_bytes: of all messages kept.
-        service: the id of this start, as its messages say it.
+        max_bytes: limit of all messages.
+        service: id of the service process.
     """
 
     def __init__(self, seconds: float, max_bytes: int, service: str) -> None:
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._service = service
-        self._kept: dict[bytes, deque[_Kept]] = {}
-        self._order: deque[bytes] = deque()
-        self._bytes = 0
+        self._messages: dict[bytes, deque[_StoredMessage]] = {}
+        self._topics: deque[bytes] = deque()  # topic of each message, oldest first
+        self._size = 0
 
     @property
-    def bytes_kept(self) -> int:
-        """What is kept now, with what it costs to keep it."""
-        return self._bytes
+    def size(self) -> int:
+        """Memory of the stored messages in bytes, including the overhead."""
+        return self._size
 
-    def keep(self, topic: bytes, seq: int, message: bytes) -> None:
-        """Keep a message, and let go of the oldest that there is no room or time for.
+    def add(self, topic: bytes, seq: int, content: bytes) -> None:
+        """Store a message and remove those beyond the limits.
 
         Args:
             topic: ``masks/<source>/``.
-            seq: its number, larger than that of the topic's message before.
-            message: its JSON.
+            seq: sequence number, larger than that of the topic's previous message.
+            content: its JSON.
         """
-        kept = _Kept(seq, time.monotonic(), message)
-        self._kept.setdefault(topic, deque()).append(kept)
-        self._order.append(topic)
-        self._bytes += kept.cost
-        self._let_go()
+        message = _StoredMessage(seq, time.monotonic(), content)
+        self._messages.setdefault(topic, deque()).append(message)
+        self._topics.append(topic)
+        self._size += message.size
+        self._remove_old()
 
-    def answer(self, sock: zmq.Socket[bytes]) -> None:
-        """Answer what has been asked so far, up to a bound; what is no request is ignored.
+    def answer_requests(self, sock: zmq.Socket[bytes]) -> None:
+        """Answer the waiting requests, a bounded number of them; doesn't block.
 
-        Never waits: what has no room in a peer's queue is not sent.
+        Invalid requests are ignored; messages beyond a client's queue are not sent.
 
         Args:
-            sock: see ``set_up``; to be called again while it can be read from.
+            sock: ROUTER socket; call this again while it is readable.
         """
-        self._let_go()
+        self._remove_old()
         sent = 0
         for _ in range(REQUESTS_AT_ONCE):
             try:
-                peer, *parts = sock.recv_multipart(zmq.NOBLOCK)
+                client, *parts = sock.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
-                sent += self._answer_one(sock, peer, _request(parts))
+                sent += self._answer(sock, client, _decode_request(parts))
             except WireError as error:
                 log.debug("replay: %s", error)
-            except zmq.ZMQError as error:  # gone, or its queue is full: it asks again
-                log.debug("replay: an answer that can't be sent: %s", error)
+            except zmq.ZMQError as error:  # disconnected, or its queue is full: it asks again
+                log.debug("replay: an answer can't be sent: %s", error)
             if sent >= ANSWER_BYTES:
                 return
 
-    def _answer_one(
-        self, sock: zmq.Socket[bytes], peer: bytes, request: protocol.ReplayRequest
+    def _answer(
+        self, sock: zmq.Socket[bytes], client: bytes, request: protocol.ReplayRequest
     ) -> int:
-        """Send what was asked for; its bytes."""
+        """Send the answer to a request; returns the size of its messages."""
         topic = protocol.topic("masks", request.source)
-        given: list[_Kept] = []
-        complete = True
+        messages: list[_StoredMessage] = []
+        is_complete = True
         if request.service == self._service:
-            given, complete = self._after(topic, request.since)
-        for kept in given:
-            sock.send_multipart([peer, topic, kept.message], zmq.NOBLOCK)
+            messages, is_complete = self._find_after(topic, request.since)
+        for message in messages:
+            sock.send_multipart([client, topic, message.content], zmq.NOBLOCK)
         end = protocol.ReplayAnswer(
             v=protocol.VERSION,
             service=self._service,
             source=request.source,
-            complete=complete,
-            first=given[0].seq if given else None,
-            last=given[-1].seq if given else None,
+            complete=is_complete,
+            first=messages[0].seq if messages else None,
+            last=messages[-1].seq if messages else None,
         )
-        sock.send_multipart([peer, protocol.encode(end)], zmq.NOBLOCK)
-        return sum(kept.cost for kept in given)
+        sock.send_multipart([client, protocol.encode(end)], zmq.NOBLOCK)
+        return sum(message.size for message in messages)
 
-    def _after(self, topic: bytes, since: int) -> tuple[list[_Kept], bool]:
-        """As many messages after ``since`` as one answer may have, and whether these are all."""
-        kept: deque[_Kept] = self._kept.get(topic, deque())
-        given: list[_Kept] = []
+    def _find_after(self, topic: bytes, since: int) -> tuple[list[_StoredMessage], bool]:
+        """Return the messages after ``since`` that fit into one answer, and whether that's all."""
+        stored: deque[_StoredMessage] = self._messages.get(topic, deque())
+        messages: list[_StoredMessage] = []
         size = 0
-        for at in range(bisect.bisect_right(kept, since, key=lambda one: one.seq), len(kept)):
-            size += len(kept[at].message)
-            if len(given) == ANSWER_MESSAGES or (given and size > ANSWER_BYTES):
-                return given, False
-            given.append(kept[at])
-        return given, True
+        start = bisect.bisect_right(stored, since, key=lambda message: message.seq)
+        for position in range(start, len(stored)):
+            size += len(stored[position].content)
+            if len(messages) == ANSWER_MESSAGES or (messages and size > ANSWER_BYTES):
+                return messages, False
+            messages.append(stored[position])
+        return messages, True
 
-    def _let_go(self) -> None:
-        """Forget the oldest, until what is left is young and small enough."""
-        oldest = time.monotonic() - self._seconds
-        while self._order:
-            topic = self._order[0]
-            kept = self._kept[topic]
-            if self._bytes <= self._max_bytes and kept[0].at >= oldest:
+    def _remove_old(self) -> None:
+        """Remove the oldest messages until the limits of time and size hold."""
+        oldest_allowed = time.monotonic() - self._seconds
+        while self._topics:
+            topic = self._topics[0]
+            stored = self._messages[topic]
+            if self._size <= self._max_bytes and stored[0].published_at >= oldest_allowed:
                 return
-            self._order.popleft()
-            self._bytes -= kept.popleft().cost
-            if not kept:
-                del self._kept[topic]
+            self._topics.popleft()
+            self._size -= stored.popleft().size
+            if not stored:
+                del self._messages[topic]
 
 
-def set_up(sock: zmq.Socket[bytes]) -> None:
-    """Make a ROUTER that nobody can stall or fill, before it is bound."""
-    sock.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue is said, and ends that answer
+def set_replay_options(sock: zmq.Socket[bytes]) -> None:
+    """Set the options of the ROUTER socket, before it is bound."""
+    sock.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue raises an error, which ends the answer
     sock.sndhwm = ANSWERS_QUEUED
     sock.rcvhwm = REQUESTS_AT_ONCE
     sock.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST)
 
 
-def _request(parts: list[bytes]) -> protocol.ReplayRequest:
+def _decode_request(parts: list[bytes]) -> protocol.ReplayRequest:
     if len(parts) != 1:
         raise WireError(f"a request of {len(parts)} parts")
     request = protocol.decode(parts[0], protocol.ReplayRequest)
     if not SOURCE_NAME.fullmatch(request.source):
-        raise WireError(f"a request for {request.source[:80]!r}, which can't be a source")
+        raise WireError(f"a request with the invalid source name {request.source[:80]!r}")
     return request

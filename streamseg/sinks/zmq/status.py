@@ -1,7 +1,7 @@
-"""What the publisher says of the sources, and of itself: at each change, every second, at the end.
+"""Status messages of the sources and the service: at each change, every second and at the end.
 
-Statuses go to both publishing sockets, so that a subscriber to pictures needs no other to learn
-that a source has ended. Who has just joined hears the latest at once, under its old number.
+They are sent on both publishing sockets, so that a subscriber to images learns there that a source
+has ended. A new subscriber gets the latest ones at once, with their old sequence numbers.
 """
 
 from __future__ import annotations
@@ -18,29 +18,32 @@ from streamseg import protocol
 from streamseg.pipeline.metrics import AccountSnapshot, Metrics
 from streamseg.protocol.messages import State
 
-STATUS_EVERY = 1.0
-RESEND_EVERY = 0.05
-"""Seconds between answers to those who have just joined, however many they are."""
+STATUS_INTERVAL = 1.0
+"""Seconds between the regular status messages of a source."""
+RESEND_INTERVAL = 0.05
+"""Minimum seconds between repetitions for new subscribers."""
 
 
 @dataclass(frozen=True, slots=True)
 class _SourceState:
-    """What is to be said of a source."""
+    """State of a source in its next status message."""
 
     state: State
     reason: str
     epoch: int
 
 
-class Statuses:
-    """The states of all sources; ``note`` and ``forget`` from any thread, the rest from one.
+class StatusPublisher:
+    """Publishes the states of all sources and of the service, whose name is empty.
+
+    ``set_state`` and ``forget`` may be called from any thread, the rest from the publisher's.
 
     Args:
-        service: the id of this start.
-        sockets: where statuses go.
-        addresses: of the sockets, as they are said.
-        metrics: with the accounts.
-        next_seq: the number of the next message of a topic.
+        service: id of the service process.
+        sockets: sockets to send to.
+        addresses: addresses of the sockets, for the messages.
+        metrics: the accounts of the sources.
+        next_seq: returns the next sequence number of a topic.
     """
 
     def __init__(
@@ -60,83 +63,84 @@ class Statuses:
         self._states = {"": _SourceState("live", "", 0)}
         self._changed = {""}
         self._leaving: set[str] = set()
-        self._said: dict[str, bytes] = {}
-        self._joined_since: set[tuple[zmq.Socket[bytes], str]] = set()
-        self._status_due = self._resend_due = time.monotonic()
+        self._last_messages: dict[str, bytes] = {}
+        self._to_resend: set[tuple[zmq.Socket[bytes], str]] = set()
+        self._next_status_at = self._next_resend_at = time.monotonic()
 
-    def note(self, source: str, state: State, reason: str, epoch: int) -> None:
-        """Note a state, to be said next; see ``Publisher.set_state``."""
+    def set_state(self, source: str, state: State, reason: str, epoch: int) -> None:
+        """Set the state for the next status message; see ``Publisher.set_state``."""
         with self._lock:
             self._leaving.discard(source)
             self._states[source] = _SourceState(state, reason, epoch)
             self._changed.add(source)
 
     def forget(self, source: str) -> None:
-        """Say no more of a source, once its latest state has gone out."""
+        """Stop publishing a source's status after its latest state was sent."""
         with self._lock:
             self._leaving.add(source)
 
     def take_changed(self) -> set[str]:
-        """The sources whose state has changed since this was asked last."""
+        """Return the sources whose state changed since the last call."""
         with self._lock:
             changed, self._changed = self._changed, set()
         return changed
 
-    def joined(self, sock: zmq.Socket[bytes], prefix: bytes) -> None:
-        """Somebody subscribes to this at a socket, and shall hear what has been said of it."""
-        self._joined_since |= {
+    def add_subscription(self, sock: zmq.Socket[bytes], prefix: bytes) -> None:
+        """Schedule the latest status messages for a new subscription."""
+        self._to_resend |= {
             (sock, source)
-            for source in self._said
+            for source in self._last_messages
             if protocol.topic("status", source).startswith(prefix)
         }
 
     def publish(self, changed: set[str]) -> None:
-        """Those that have changed; every second all; and for who has just joined, the latest."""
+        """Send the status of changed sources, of all once a second, and those scheduled."""
         now = time.monotonic()
         with self._lock:
             states = dict(self._states)
             leaving, self._leaving = self._leaving - self._changed, self._leaving & self._changed
             for source in leaving:
                 del self._states[source]
-        if now >= self._status_due:
+        if now >= self._next_status_at:
             changed = set(states)
-            self._status_due = now + STATUS_EVERY
+            self._next_status_at = now + STATUS_INTERVAL
         for source in sorted(changed, reverse=True):  # the service's own comes last
-            self._said[source] = self._encode(source, states[source])
+            self._last_messages[source] = self._encode(source, states[source])
             for sock in self._sockets:
                 self._send(sock, source)
-                self._joined_since.discard((sock, source))
+                self._to_resend.discard((sock, source))
         for source in leaving:
-            self._said.pop(source, None)
-            self._joined_since -= {(sock, source) for sock in self._sockets}
-        if self._joined_since and now >= self._resend_due:
-            for sock, source in self._joined_since:
+            self._last_messages.pop(source, None)
+            self._to_resend -= {(sock, source) for sock in self._sockets}
+        if self._to_resend and now >= self._next_resend_at:
+            for sock, source in self._to_resend:
                 self._send(sock, source)
-            self._joined_since.clear()
-            self._resend_due = now + RESEND_EVERY
+            self._to_resend.clear()
+            self._next_resend_at = now + RESEND_INTERVAL
 
     def publish_end(self, *, aborted: bool) -> None:
-        """The last state of every source, and then of the service."""
-        ending: tuple[State, str] = ("ended", "the service ended")
+        """Send the final state of every source, and then that of the service."""
+        final: tuple[State, str] = ("ended", "the service ended")
         if aborted:
-            ending = ("failed", "the service ended before its work was done")
+            final = ("failed", "the service ended before its work was done")
         with self._lock:
             for source, last in self._states.items():
                 if last.state not in protocol.FINAL:
-                    self._states[source] = _SourceState(*ending, last.epoch)
+                    self._states[source] = _SourceState(*final, last.epoch)
         if aborted:
-            self.publish({""})  # first, so that nobody takes a source's end for its own
+            self.publish({""})  # first, so that no subscriber takes a source's end for a normal one
         with self._lock:
             sources = set(self._states)
         self.publish(sources)
 
     def repeat(self) -> None:
-        """Say again what was said last, as if all had just joined."""
-        self._joined_since |= {(sock, source) for sock in self._sockets for source in self._said}
+        """Send all latest status messages again."""
+        for source in self._last_messages:
+            self._to_resend |= {(sock, source) for sock in self._sockets}
         self.publish(set())
 
     def _send(self, sock: zmq.Socket[bytes], source: str) -> None:
-        sock.send_multipart([protocol.topic("status", source), self._said[source]])
+        sock.send_multipart([protocol.topic("status", source), self._last_messages[source]])
 
     def _encode(self, source: str, status: _SourceState) -> bytes:
         account = self._account(source)
@@ -158,7 +162,7 @@ class Statuses:
         return protocol.encode(message)
 
     def _account(self, source: str) -> AccountSnapshot:
-        """A source's account, or the sum of all for the service."""
+        """Return a source's account, or for the service the sum of all."""
         if source:
             return self._metrics.account(source).snapshot()
         snapshots = self._metrics.snapshots()

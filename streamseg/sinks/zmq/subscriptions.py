@@ -1,62 +1,65 @@
-"""What is known of the subscribers of an XPUB socket: what they ask for."""
+"""Subscriptions of the peers of an XPUB socket."""
 
 from __future__ import annotations
 
 from streamseg import protocol
 
 MAX_PREFIXES = 10_000
-"""Different prefixes kept for a socket: 5,000 sources, each by its name. Beyond that, everything
-counts as wanted until those that weren't kept are given up, and who has asked for much is cut off:
-see ``Gate.crowded``."""
+"""Different topic prefixes stored per socket: 5,000 sources subscribed to by name. While more are
+subscribed to, every topic counts as subscribed, and peers with many subscriptions are disconnected:
+see ``ConnectionLimiter.update``."""
 
 
-class Audience:
-    """The prefixes that the peers of one socket subscribe to.
+class Subscriptions:
+    """Topic prefixes that the peers of one socket subscribe to.
 
-    ``XPUB_VERBOSE`` tells of every join, but of a leave only when nobody holds the prefix any
-    more. So ``wants`` is exact for ever; ``results_joined`` may count one too many while somebody
-    else still holds the prefix of one who has left. (``XPUB_VERBOSER`` tells of every leave, but
-    counting joins and leaves goes wrong for good when a peer subscribes to the same twice.)
+    With ``XPUB_VERBOSE``, libzmq passes on every subscription, but an unsubscription only when no
+    peer holds the prefix any more. So ``includes`` is always exact, while ``result_count`` may be
+    too high while another peer still holds the prefix of one that left. (``XPUB_VERBOSER`` passes
+    on every unsubscription, but counting fails when a peer subscribes to a prefix twice.)
 
-    Only the thread that owns the socket changes it; it may be read from any.
+    Only the thread that owns the socket may change it; any thread may read it.
+
+    Attributes:
+        result_count: subscriptions to results or images.
     """
 
     def __init__(self) -> None:
-        self.results_joined = 0
-        self._joins: dict[bytes, int] = {}
-        self._unkept = 0  # joins; too many where one prefix was joined twice, never too few
+        self.result_count = 0
+        self._counts: dict[bytes, int] = {}
+        self._unstored = 0  # at least the number of subscriptions that are not in _counts
 
     @property
-    def is_crowded(self) -> bool:
-        """Whether there are more prefixes than are kept."""
-        return len(self._joins) >= MAX_PREFIXES
+    def is_full(self) -> bool:
+        """Whether no more prefixes are stored."""
+        return len(self._counts) >= MAX_PREFIXES
 
     @property
-    def anybody(self) -> bool:
-        """Whether there is a subscription at all."""
-        return bool(self._joins) or self._unkept > 0
+    def has_any(self) -> bool:
+        """Whether there is any subscription."""
+        return bool(self._counts) or self._unstored > 0
 
-    def hear(self, message: bytes) -> bytes | None:
-        """Take a message of the socket; the prefix, if somebody has joined."""
+    def process(self, message: bytes) -> bytes | None:
+        """Process a message of the socket; returns the prefix of a new subscription, or None."""
         prefix = message[1:]
         if message[:1] not in (b"\x00", b"\x01"):
             return None
         if message[:1] == b"\x00":
-            left = self._joins.pop(prefix, 0)
-            self.results_joined -= left * _may_match_results(prefix)
-            self._unkept = max(0, self._unkept - (left == 0))
+            count = self._counts.pop(prefix, 0)
+            self.result_count -= count * _may_match_results(prefix)
+            self._unstored = max(0, self._unstored - (count == 0))
             return None
-        if prefix not in self._joins and self.is_crowded:
-            self._unkept += 1
+        if prefix not in self._counts and self.is_full:
+            self._unstored += 1
             return prefix
-        self._joins[prefix] = self._joins.get(prefix, 0) + 1
-        self.results_joined += _may_match_results(prefix)
+        self._counts[prefix] = self._counts.get(prefix, 0) + 1
+        self.result_count += _may_match_results(prefix)
         return prefix
 
-    def wants(self, topic: bytes) -> bool:
-        """Whether somebody subscribes to ``topic``."""
-        joins = self._joins
-        return self._unkept > 0 or any(topic[:end] in joins for end in range(len(topic) + 1))
+    def includes(self, topic: bytes) -> bool:
+        """Return whether any peer subscribes to the topic."""
+        counts = self._counts
+        return self._unstored > 0 or any(topic[:end] in counts for end in range(len(topic) + 1))
 
 
 def _may_match_results(prefix: bytes) -> bool:

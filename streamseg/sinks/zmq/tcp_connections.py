@@ -1,7 +1,7 @@
-"""libzmq's connections and listeners as the system sees them, to be looked at, cut, and shut.
+"""Access to libzmq's connections and listeners through duplicates of their file descriptors.
 
-libzmq tells of each by its file descriptor, which may stand for another by the time that
-somebody looks. So it is duplicated at once, and is one of ours by its own address.
+libzmq reports each one by its descriptor, which may be reused by another file before the report is
+read. So it is duplicated at once, and accepted only if its local address is the socket's.
 """
 
 from __future__ import annotations
@@ -17,115 +17,116 @@ import sys
 import termios
 import time
 
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 
 log = logging.getLogger(__name__)
 
 _TCP_BYTES_RECEIVED = 128
-"""Where ``tcpi_bytes_received``, a u64, is in Linux' ``struct tcp_info`` (linux/tcp.h)."""
+"""Offset of ``tcpi_bytes_received``, a u64, in Linux's ``struct tcp_info`` (linux/tcp.h)."""
 
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
-"""One instruction of the classic packet filter, linux/filter.h: keep 0 bytes."""
+"""Classic BPF program of one instruction (linux/filter.h): keep 0 bytes."""
 
 
 class Listener:
-    """Where connections are accepted; they can be kept waiting on Linux, over TCP.
+    """A listening socket of libzmq, which can be paused over TCP on Linux.
 
-    Closing it would tell whoever comes that nobody is there, and only its own thread may do that.
-    Here the system takes no notice of those who come, who knock again by themselves after a second.
+    Only libzmq's own thread may close it, and a closed port refuses clients. While it is paused,
+    the kernel drops connection attempts instead, and clients retry after a second.
 
     Args:
-        fd: a descriptor of libzmq's.
-        address: that it is bound to.
+        fd: libzmq's file descriptor.
+        address: address that it is bound to.
     """
 
     def __init__(self, fd: int, address: Address) -> None:
         self._sock = _duplicate(fd, address)
-        self._is_shut = False
+        self._is_paused = False
 
-    def set_shut(self, shut: bool) -> None:
-        """Let nobody in, or everybody again; may be told the same again and again."""
-        if self._sock is None or shut == self._is_shut or not _is_counted(self._sock):
+    def set_paused(self, is_paused: bool) -> None:
+        """Drop connection attempts, or accept them again; does nothing if already so."""
+        if self._sock is None or is_paused == self._is_paused or not _has_tcp_info(self._sock):
             return
-        self._is_shut = shut
-        if not shut:
+        self._is_paused = is_paused
+        if not is_paused:
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
             return
         program = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
-        said = struct.pack("HP", 1, ctypes.addressof(program))
+        sock_fprog = struct.pack("HP", 1, ctypes.addressof(program))
         try:
-            self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, said)
-        except OSError as error:  # a sandbox: who comes can still be cut when he has come in
-            log.warning("this system can keep nobody waiting: %s", error)
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, sock_fprog)
+        except OSError as error:  # forbidden in a sandbox; accepted connections can still be closed
+            log.warning("this system can't pause a listening socket: %s", error)
             self.close()
 
     def close(self) -> None:
-        """Look at it no more. May be called twice."""
+        """Close the duplicate. May be called twice."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None
 
 
 class Connection:
-    """To be closed when libzmq has closed its own: only then is the connection's end sent.
+    """A connection of libzmq. ``close`` it after libzmq closed its own descriptor.
+
+    TCP sends the end of a connection when its last descriptor is closed.
 
     Args:
-        fd: a descriptor of libzmq's.
-        address: where our connections are accepted; what is connected to another isn't touched.
+        fd: libzmq's file descriptor.
+        address: address that the listener is bound to; other sockets are not touched.
 
     Attributes:
-        since: when it was accepted, on the monotonic clock.
-        is_cut: whether it was cut.
+        accepted_at: time of acceptance on the monotonic clock, in seconds.
+        is_shut_down: whether ``shut_down`` was called.
     """
 
     def __init__(self, fd: int, address: Address | None) -> None:
-        self.since = time.monotonic()
-        self.is_cut = False
+        self.accepted_at = time.monotonic()
+        self.is_shut_down = False
         self._sock = None if address is None else _duplicate(fd, address)
 
     @property
-    def received(self) -> int:
-        """Bytes that have come, as far as anybody counts them."""
-        if self._sock is None or not _is_counted(self._sock):
+    def received_bytes(self) -> int:
+        """Bytes received from the client; 0 where the system doesn't count them."""
+        if self._sock is None or not _has_tcp_info(self._sock):
             return 0
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        counted = info[_TCP_BYTES_RECEIVED : _TCP_BYTES_RECEIVED + 8]  # missing before Linux 4.1
-        return int.from_bytes(counted, sys.byteorder)
+        field = info[_TCP_BYTES_RECEIVED : _TCP_BYTES_RECEIVED + 8]  # missing before Linux 4.1
+        return int.from_bytes(field, sys.byteorder)
 
     @property
-    def untaken(self) -> int:
-        """Bytes that were sent and that the other side hasn't taken, as far as anybody says."""
+    def unsent_bytes(self) -> int:
+        """Bytes in the kernel's send queue that the client hasn't acknowledged; 0 if unknown."""
         if self._sock is None or sys.platform != "linux":
             return 0
-        asked = bytes(ctypes.sizeof(ctypes.c_int))
+        buffer = bytes(ctypes.sizeof(ctypes.c_int))
         try:
-            answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, asked)  # or SIOCOUTQ
-        except OSError:  # a sandbox
+            answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, buffer)  # alias SIOCOUTQ
+        except OSError:  # forbidden in a sandbox
             return 0
         return int.from_bytes(answer, sys.byteorder)
 
-    def cut(self) -> None:
-        """Shut it down: libzmq notices, and forgets it and all that was kept for it."""
-        self.is_cut = True
+    def shut_down(self) -> None:
+        """Shut the connection down; libzmq notices it and frees everything kept for it."""
+        self.is_shut_down = True
         if self._sock is not None:
-            with contextlib.suppress(OSError):  # it has ended by itself
+            with contextlib.suppress(OSError):  # the connection has ended already
                 self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Look at it no more. May be called twice."""
+        """Close the duplicate. May be called twice."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None
 
 
-def _is_counted(sock: socket.socket) -> bool:
-    """Whether the system counts what it receives."""
+def _has_tcp_info(sock: socket.socket) -> bool:
     return sys.platform == "linux" and sock.family != socket.AF_UNIX
 
 
 def _duplicate(fd: int, address: Address) -> socket.socket | None:
-    """A descriptor as a socket of ours; None where it isn't one of our connections any more."""
+    """Return a duplicate of the socket, or None if it no longer has this local address."""
     try:
         copy = os.dup(fd)
     except OSError:
@@ -143,7 +144,7 @@ def _duplicate(fd: int, address: Address) -> socket.socket | None:
 
 
 def _path(address: Address) -> str | None:
-    """What the system calls an ipc address."""
+    """Return an ipc address as ``getsockname`` does; None for other transports."""
     if address.transport != "ipc":
         return None
     path = address.host

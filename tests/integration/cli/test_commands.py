@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import av
@@ -267,6 +268,11 @@ def said_by(*arguments: object, **streams: object) -> tuple[int, str]:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_version_is_that_of_the_package(streamseg: Run) -> None:
+    ended = streamseg("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"streamseg {version('streamseg')}\n")
+
+
 @pytest.mark.parametrize("arguments", [("models",), ("--help",), ("models", "nanomask")])
 def test_output_into_a_full_device_is_one_line(arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123

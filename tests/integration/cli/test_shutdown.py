@@ -265,7 +265,7 @@ import torch
 from streamseg.pipeline import runner as pipeline
 from streamseg.service import service as serve
 serve.STOP_WITHIN = pipeline.LATE_AFTER = 0.5
-warmed_up = serve._warmed_up
+warmed_up = serve.warm_up_model
 def never_done(*_):
     print("busy", flush=True)
     matrix = torch.ones(1500, 1500)
@@ -274,7 +274,7 @@ def never_done(*_):
 def slow(model):
     warmed_up(model).network.register_forward_pre_hook(never_done)
     return model
-serve._warmed_up = slow
+serve.warm_up_model = slow
 from streamseg.__main__ import main
 main()
 """

@@ -1,4 +1,4 @@
-"""How a subscriber is left: by a cancelled task, and by the child of a process that has one."""
+"""Leaving a subscriber: cancelled tasks, and forks of a process that has one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import streamseg
 from streamseg import protocol
 
 
-def test_a_cancel_that_comes_with_a_message_is_not_forgotten() -> None:
+def test_cancellation_during_a_message_is_kept() -> None:
     chance = random.Random(0)
 
     async def forgotten(pub, sub) -> int:
@@ -68,7 +68,7 @@ else:
     ],
     ids=["close", "collected", "exit", "received in"],
 )
-def test_a_forked_child_leaves_at_once_and_the_parent_goes_on(leaves, newest) -> None:
+def test_fork_exits_at_once_and_parent_continues(leaves, newest) -> None:
     with service() as running:
         program = LEAVES_IN_A_CHILD.format(address=running.masks_at, newest=newest, leaves=leaves)
         ended = threading.Event()
@@ -76,7 +76,7 @@ def test_a_forked_child_leaves_at_once_and_the_parent_goes_on(leaves, newest) ->
         putting.start()
         try:
             done = subprocess.run(
-                # Python 3.12 warns of a fork beside threads
+                # Python 3.12 warns about a fork in a process with threads
                 [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
                 check=False,
                 capture_output=True,

@@ -1,4 +1,4 @@
-"""Keys at the client: who is let in, who is refused, and what is said to whom."""
+"""Keys of a subscriber: accepted, refused, wrong, and the error messages."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from zmq.utils import z85
 
 import streamseg
 from streamseg import protocol
-from streamseg.client import sockets
+from streamseg.client import link
 from streamseg.errors import KeyFileError, ReceiveTimeout, RefusedError, UsageError
-from streamseg.protocol.curve import new_pair
+from streamseg.protocol.curve import create_pair
 from streamseg.sinks.zmq import replay
-from streamseg.sinks.zmq.replay import Replay
+from streamseg.sinks.zmq.replay import ReplayBuffer
 from streamseg.viewer import Viewer
 
 
-class Locked:
-    """A publisher with keys, the simplest there is; ``allowed`` may be changed at any time."""
+class KeyedPublisher:
+    """A minimal publisher with keys; ``allowed`` may be changed at any time."""
 
     def __init__(self, pair, bind: str = "tcp://127.0.0.1:*") -> None:
         self.allowed: set[str] = set()
@@ -38,7 +38,7 @@ class Locked:
         self.router = self._lock(zmq.ROUTER)
         self.at = self.masks.getsockopt(zmq.LAST_ENDPOINT).decode()
         self.endpoints = {"replay": self.router.getsockopt(zmq.LAST_ENDPOINT).decode()}
-        self.history = Replay(60, replay.DEFAULT_BYTES, "one")
+        self.history = ReplayBuffer(60, replay.DEFAULT_BYTES, "one")
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._judge, daemon=True)
         self._thread.start()
@@ -59,11 +59,11 @@ class Locked:
                 code = b"200" if z85.encode(key).decode() in self.allowed else b"400"
                 self._zap.send_multipart([version, request, code, b"", b"", b""])
             if self.router.poll(0):
-                self.history.answer(self.router)
+                self.history.answer_requests(self.router)
 
     def publish(self, seq, *, lost=False) -> None:
         message = masks_json(seq)
-        self.history.keep(b"masks/gate/", seq, message)
+        self.history.add(b"masks/gate/", seq, message)
         if not lost:
             self.masks.send_multipart([b"masks/gate/", message])
 
@@ -76,8 +76,8 @@ class Locked:
 
 
 @contextlib.contextmanager
-def locked(pair, **options) -> Iterator[Locked]:
-    publisher = Locked(pair, **options)
+def keyed_publisher(pair, **options) -> Iterator[KeyedPublisher]:
+    publisher = KeyedPublisher(pair, **options)
     try:
         yield publisher
     finally:
@@ -86,18 +86,18 @@ def locked(pair, **options) -> Iterator[Locked]:
 
 @pytest.fixture
 def server(tmp_path):
-    return new_pair(tmp_path / "server", "server")
+    return create_pair(tmp_path / "server", "server")
 
 
 @pytest.fixture
 def own(tmp_path):
-    """The subscriber's public key, and its secret's file."""
-    return new_pair(tmp_path / "own", "reader").public, tmp_path / "own" / "reader.key"
+    """Public key of the subscriber and the path of its secret key."""
+    return create_pair(tmp_path / "own", "reader").public, tmp_path / "own" / "reader.key"
 
 
-def test_who_is_allowed_receives_and_what_it_missed_too(server, own, tmp_path) -> None:
+def test_allowed_subscriber_receives_live_and_replayed_results(server, own, tmp_path) -> None:
     key, file = own
-    with locked(server) as publisher:
+    with keyed_publisher(server) as publisher:
         publisher.allowed.add(key)
         for server_key in (server.public, tmp_path / "server" / "server.pub"):
             with streamseg.connect(
@@ -106,8 +106,8 @@ def test_who_is_allowed_receives_and_what_it_missed_too(server, own, tmp_path) -
                 assert publisher.masks.poll(5000)
                 while publisher.masks.poll(100):
                     publisher.masks.recv()
-                told = status_json(endpoints=publisher.endpoints)
-                publisher.masks.send_multipart([b"status//", told])
+                status = status_json(endpoints=publisher.endpoints)
+                publisher.masks.send_multipart([b"status//", status])
                 publisher.publish(0)
                 publisher.publish(1, lost=True)
                 publisher.publish(2)
@@ -115,9 +115,9 @@ def test_who_is_allowed_receives_and_what_it_missed_too(server, own, tmp_path) -
 
 
 @pytest.mark.parametrize("options", [{}, {"newest": True}, {"frames": "plain"}])
-def test_a_key_that_is_refused_is_said_at_once(server, own, options) -> None:
+def test_refused_key_raises_at_once(server, own, options) -> None:
     key, file = own
-    with locked(server) as publisher:
+    with keyed_publisher(server) as publisher:
         keys = {"server_key": server.public, "key_file": str(file)}
         began = time.monotonic()
         with (
@@ -126,9 +126,9 @@ def test_a_key_that_is_refused_is_said_at_once(server, own, options) -> None:
         ):
             sub.receive()
         assert time.monotonic() - began < 10
-        said = str(caught.value)
-        assert said.startswith(publisher.at)
-        assert f"refuses the key {key}: `streamseg keys allow`" in said
+        message = str(caught.value)
+        assert message.startswith(publisher.at)
+        assert f"refuses the key {key}: allow it" in message
         with (
             streamseg.connect(publisher.at, timeout=8, **keys) as sub,
             pytest.raises(RefusedError),
@@ -136,47 +136,47 @@ def test_a_key_that_is_refused_is_said_at_once(server, own, options) -> None:
             asyncio.run(sub.receive_async())
 
 
-def test_a_service_with_keys_says_to_who_has_none_that_it_needs_one(server) -> None:
+def test_subscriber_without_key_gets_an_error_that_names_the_options(server) -> None:
     with (
-        locked(server) as publisher,
+        keyed_publisher(server) as publisher,
         streamseg.connect(publisher.at, timeout=8) as sub,
-        pytest.raises(RefusedError, match="asks for a key: connect with server_key and key_file"),
+        pytest.raises(RefusedError, match="requires a key: connect with server_key and key_file"),
     ):
         sub.receive()
 
 
-def test_a_service_without_keys_says_to_who_has_one_that_it_needs_none(server, own) -> None:
+def test_subscriber_with_key_of_a_service_without_keys_gets_an_error(server, own) -> None:
     with zmq.Context() as context, context.socket(zmq.XPUB) as sock:
         sock.bind("tcp://127.0.0.1:*")
         at = sock.getsockopt(zmq.LAST_ENDPOINT).decode()
         with (
             streamseg.connect(at, server_key=server.public, key_file=own[1], timeout=8) as sub,
-            pytest.raises(RefusedError, match="asks for no key"),
+            pytest.raises(RefusedError, match="uses no keys"),
         ):
             sub.receive()
 
 
-def test_another_service_than_the_one_trusted_is_suspected(server, own, tmp_path, caplog) -> None:
-    other = new_pair(tmp_path / "other", "server")
-    with locked(server) as publisher:
+def test_wrong_server_key_is_reported(server, own, tmp_path, caplog) -> None:
+    other = create_pair(tmp_path / "other", "server")
+    with keyed_publisher(server) as publisher:
         publisher.allowed.add(own[0])
         with streamseg.connect(publisher.at, server_key=other.public, key_file=own[1]) as sub:
 
             def is_suspected() -> bool:
                 with pytest.raises(ReceiveTimeout) as caught:
                     sub.receive(timeout=0.2)
-                return f"is {other.public} the service's key?" in str(caught.value)
+                return f"check that {other.public} is" in str(caught.value)
 
             eventually(is_suspected)
-            assert caplog.text.count("the service's key?") == 1
+            assert caplog.text.count("is the service's key") == 1
 
 
-def test_who_has_been_let_in_once_is_patient_when_it_is_refused_later(
+def test_subscriber_refused_after_an_accepted_connection_keeps_retrying(
     server, own, monkeypatch, caplog
 ) -> None:
-    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.5)
+    monkeypatch.setattr(link, "RECONNECT_AFTER", 0.5)
     key, file = own
-    with locked(server) as publisher:
+    with keyed_publisher(server) as publisher:
         bind = publisher.at
         publisher.allowed.add(key)
         sub = streamseg.connect(bind, server_key=server.public, key_file=file, timeout=0.2)
@@ -184,15 +184,15 @@ def test_who_has_been_let_in_once_is_patient_when_it_is_refused_later(
         time.sleep(0.1)
         publisher.publish(0)
         assert sub.receive(timeout=5).seq == 0
-    with locked(server, bind=bind) as publisher, sub:
-        said, seen = "", []
+    with keyed_publisher(server, bind=bind) as publisher, sub:
+        message, seen = "", []
 
         def refused() -> bool:
-            nonlocal said
+            nonlocal message
             with pytest.raises(ReceiveTimeout) as caught:
                 sub.receive()
-            said = str(caught.value)
-            return "refuses the key" in said
+            message = str(caught.value)
+            return "refuses the key" in message
 
         eventually(refused)
         publisher.allowed.add(key)
@@ -206,28 +206,26 @@ def test_who_has_been_let_in_once_is_patient_when_it_is_refused_later(
     assert caplog.text.count("refuses the key") == 1
 
 
-def test_one_key_without_the_other_is_refused_by_its_name(server, own, tmp_path) -> None:
+def test_one_key_without_the_other_is_a_usage_error(server, own, tmp_path) -> None:
     at = "tcp://127.0.0.1:5555"
     with pytest.raises(UsageError, match="server_key without key_file"):
         streamseg.connect(at, server_key=server.public)
     with pytest.raises(UsageError, match="key_file without server_key"):
         streamseg.connect(at, key_file=own[1])
-    with pytest.raises(KeyFileError, match="isn't a key of 40 characters"):
+    with pytest.raises(KeyFileError, match="neither a file nor a key of 40 characters"):
         streamseg.connect(at, server_key="x", key_file=own[1])
-    with pytest.raises(KeyFileError, match=r"nobody\.key"):
-        streamseg.connect(at, server_key=server.public, key_file=tmp_path / "nobody.key")
+    with pytest.raises(KeyFileError, match=r"missing\.key"):
+        streamseg.connect(at, server_key=server.public, key_file=tmp_path / "missing.key")
     with pytest.raises(KeyFileError, match="public key"):
         streamseg.connect(at, server_key=server.public, key_file=tmp_path / "server" / "server.pub")
 
 
 @pytest.mark.slow
-def test_a_viewer_refused_from_the_beginning_ends_and_one_refused_later_waits(
-    server, own, monkeypatch
-) -> None:
-    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.5)
+def test_viewer_refused_at_first_exits_and_refused_later_retries(server, own, monkeypatch) -> None:
+    monkeypatch.setattr(link, "RECONNECT_AFTER", 0.5)
     key, file = own
     keys = {"server_key": server.public, "key_file": file}
-    with locked(server) as publisher:
+    with keyed_publisher(server) as publisher:
         bind = publisher.at
         with pytest.raises(RefusedError):
             Viewer(bind, port=0, **keys).run()
@@ -236,14 +234,14 @@ def test_a_viewer_refused_from_the_beginning_ends_and_one_refused_later_waits(
         looker = stack.enter_context(page(stack.enter_context(viewer(bind, **keys))))
         assert publisher.masks.poll(5000)
         for source in ("gate", ""):
-            told = [protocol.topic("status", source), status_json(source=source)]
-            publisher.masks.send_multipart(told)
+            status = [protocol.topic("status", source), status_json(source=source)]
+            publisher.masks.send_multipart(status)
         looker.board(lambda board: board["state"] == "live")
     with stack:
-        with locked(server, bind=bind):
-            looker.look("gate")  # pictures are a subscription of their own
+        with keyed_publisher(server, bind=bind):
+            looker.look("gate")  # images need a separate subscription
             looker.board(lambda board: board["state"] == "silent")
-        with locked(server, bind=bind) as publisher:
+        with keyed_publisher(server, bind=bind) as publisher:
             publisher.allowed.add(key)
             assert publisher.masks.poll(8000), "it has not asked again"
             publisher.masks.send_multipart([b"status//", status_json(started="two")])

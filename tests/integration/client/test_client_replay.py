@@ -1,4 +1,4 @@
-"""What a subscriber missed is asked for: given in order, or counted as lost in bounded time."""
+"""Replay: lost results are requested again and returned in order, or counted as lost in time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.subscribers import fed, forgetful, lying_publisher, masks_json, sta
 
 import streamseg
 from streamseg import protocol
-from streamseg.client import replay, session
+from streamseg.client import replay_client, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout
 from streamseg.sinks.zmq.replay import ANSWER_MESSAGES
@@ -27,10 +27,10 @@ from streamseg.sinks.zmq.replay import ANSWER_MESSAGES
 
 @contextlib.contextmanager
 def subscribed(publisher, sources=None, **options):
-    """A subscriber that has its first message, and knows where to ask."""
+    """A subscriber that has its first message and the replay address."""
     with streamseg.connect(publisher.at, sources, timeout=8, **options) as sub:
         publisher.joined()
-        publisher.say()
+        publisher.publish_status()
         publisher.publish(0)
         assert sub.receive().seq == 0
         yield sub
@@ -38,13 +38,13 @@ def subscribed(publisher, sources=None, **options):
 
 @pytest.fixture
 def long_wait(monkeypatch):
-    """An answer may take so long that what is had without one is had sooner on any machine."""
-    monkeypatch.setattr(replay, "ANSWER_WITHIN", 20.0)
+    """Raise the answer timeout so far that a result without it comes sooner on any machine."""
+    monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 20.0)
     return 10.0
 
 
-def until_asked(sub, asked) -> None:
-    """Read, which asks, until it was."""
+def read_until_requested(sub, asked) -> None:
+    """Read until the publisher got a replay request."""
 
     def reads() -> object:
         with pytest.raises(ReceiveTimeout):
@@ -58,7 +58,7 @@ def seqs(sub, count) -> list[int]:
     return [sub.receive().seq for _ in range(count)]
 
 
-def test_what_was_lost_on_the_way_is_given_in_its_place() -> None:
+def test_lost_results_are_returned_in_order() -> None:
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.publish(1, 2, 3, lost=True)
         publisher.publish(4, 5)
@@ -69,7 +69,7 @@ def test_what_was_lost_on_the_way_is_given_in_its_place() -> None:
         assert (sub.gaps, sub.rejected) == ({"gate": 0}, 0)
 
 
-def test_more_than_one_answer_is_asked_for_and_more_than_can_be_held() -> None:
+def test_gap_larger_than_one_answer_and_than_the_buffer_is_filled() -> None:
     count = 3 * ANSWER_MESSAGES + session.HELD
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.publish(*range(1, count), lost=True)
@@ -78,7 +78,7 @@ def test_more_than_one_answer_is_asked_for_and_more_than_can_be_held() -> None:
         assert sub.gaps == {"gate": 0}
 
 
-def test_what_was_lost_is_given_asynchronously_too() -> None:
+def test_replay_works_with_asyncio() -> None:
     async def read(sub) -> list[int]:
         return [(await sub.receive_async()).seq for _ in range(60)]
 
@@ -88,7 +88,7 @@ def test_what_was_lost_is_given_asynchronously_too() -> None:
         assert asyncio.run(read(sub)) == list(range(1, 61))
 
 
-def test_each_source_gets_its_own_and_none_waits_for_another() -> None:
+def test_gaps_of_one_source_do_not_delay_another() -> None:
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.publish(0, source="yard")
         assert sub.receive().source == "yard"
@@ -101,7 +101,7 @@ def test_each_source_gets_its_own_and_none_waits_for_another() -> None:
             assert [r.seq for r in received if r.source == source] == expected
 
 
-def test_what_is_kept_no_more_is_lost_and_what_is_kept_is_not() -> None:
+def test_results_no_longer_kept_are_counted_as_lost() -> None:
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.publish(1, 2, lost=True, kept=False)
         publisher.publish(3, lost=True)
@@ -111,48 +111,47 @@ def test_what_is_kept_no_more_is_lost_and_what_is_kept_is_not() -> None:
         assert sub.gaps == {"gate": 3}
 
 
-def test_the_last_messages_before_the_end_are_missed_by_the_status() -> None:
+def test_results_lost_before_the_end_are_detected_by_the_status() -> None:
     with forgetful() as publisher, subscribed(publisher, ["gate"]) as sub:
         publisher.publish(1, 2, lost=True)
-        publisher.say("ended", 1, source="gate", published=3)
+        publisher.publish_status("ended", 1, source="gate", published=3)
         assert [r.seq for r in sub] == [1, 2]
         assert sub.ended
 
 
-def test_a_gap_is_lost_after_two_seconds_if_nobody_answers_and_then_nobody_is_asked(
-    monkeypatch,
-) -> None:
-    monkeypatch.setattr(replay, "REST", 60.0)
+def test_unanswered_request_gives_up_after_its_attempts_and_pauses(monkeypatch) -> None:
+    monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr(replay_client, "PAUSE", 60.0)
     with forgetful(mute=True) as publisher, subscribed(publisher) as sub:
         publisher.publish(1, lost=True)
         publisher.publish(2)
-        began = time.monotonic()
+        started_at = time.monotonic()
         assert seqs(sub, 1) == [2]
-        within = replay.ATTEMPTS * replay.ANSWER_WITHIN
-        assert within - 0.1 < time.monotonic() - began < within + 5
+        time_limit = replay_client.MAX_ATTEMPTS * replay_client.ANSWER_TIMEOUT
+        assert time_limit - 0.1 < time.monotonic() - started_at < time_limit + 5
         assert sub.gaps == {"gate": 1}
-        assert [r.since for r in publisher.asked] == [0] * replay.ATTEMPTS
-        monkeypatch.setattr(replay, "ANSWER_WITHIN", 20.0)
+        assert [r.since for r in publisher.asked] == [0] * replay_client.MAX_ATTEMPTS
+        monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 20.0)
         publisher.publish(4)
         assert seqs(sub, 1) == [4], "within the subscriber's own timeout"
         assert sub.gaps == {"gate": 2}
-        assert len(publisher.asked) == replay.ATTEMPTS
+        assert len(publisher.asked) == replay_client.MAX_ATTEMPTS
 
 
-def test_nobody_at_the_place_announced_is_as_good_as_no_answer(monkeypatch) -> None:
-    monkeypatch.setattr(replay, "ANSWER_WITHIN", 0.1)
+def test_unreachable_replay_address_counts_as_no_answer(monkeypatch) -> None:
+    monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 0.1)
     with forgetful() as publisher, subscribed(publisher) as sub:
-        publisher.say(seq=1, endpoints={"replay": f"tcp://127.0.0.1:{free_port()}"})
+        publisher.publish_status(seq=1, endpoints={"replay": f"tcp://127.0.0.1:{free_port()}"})
         publisher.publish(1, lost=True)
         publisher.publish(2, 3)
         assert seqs(sub, 2) == [2, 3]
         assert sub.gaps == {"gate": 1}
 
 
-@pytest.mark.parametrize("told", [{}, {"replay": "nonsense"}, {"replay": "tcp://127.0.0.1:0"}])
-def test_without_a_place_to_ask_a_gap_is_lost_at_once(told, long_wait) -> None:
+@pytest.mark.parametrize("endpoints", [{}, {"replay": "nonsense"}, {"replay": "tcp://127.0.0.1:0"}])
+def test_gap_without_replay_address_is_lost_at_once(endpoints, long_wait) -> None:
     with forgetful() as publisher, subscribed(publisher) as sub:
-        publisher.say(seq=1, endpoints=told)
+        publisher.publish_status(seq=1, endpoints=endpoints)
         publisher.publish(2)
         began = time.monotonic()
         assert seqs(sub, 1) == [2]
@@ -161,17 +160,17 @@ def test_without_a_place_to_ask_a_gap_is_lost_at_once(told, long_wait) -> None:
 
 
 @pytest.mark.parametrize("options", [{"replay": False}, {"newest": True}])
-def test_who_wants_no_replay_asks_for_none(options) -> None:
+def test_disabled_replay_sends_no_request(options) -> None:
     with forgetful(mute=True) as publisher, subscribed(publisher, **options) as sub:
         publisher.publish(2)
         assert seqs(sub, 1) == [2]
         assert (sub.gaps, publisher.asked) == ({"gate": 1}, [])
 
 
-def test_a_restart_while_something_is_missing_ends_the_waiting(long_wait) -> None:
+def test_service_restart_ends_an_open_request(long_wait) -> None:
     with forgetful(mute=True) as publisher, subscribed(publisher) as sub:
         publisher.publish(2)
-        until_asked(sub, lambda: publisher.asked)
+        read_until_requested(sub, lambda: publisher.asked)
         publisher.started = "two"
         publisher.publish(0, 1)
         began = time.monotonic()
@@ -181,18 +180,18 @@ def test_a_restart_while_something_is_missing_ends_the_waiting(long_wait) -> Non
         assert (sub.gaps, sub.rejected) == ({"gate": 1}, 0)
 
 
-def test_after_a_restart_the_new_place_is_asked_at_once(long_wait) -> None:
+def test_new_replay_address_is_used_after_a_restart(long_wait) -> None:
     with (
         forgetful(mute=True) as publisher,
         forgetful(started="two") as other,
         subscribed(publisher) as sub,
     ):
         publisher.publish(2)
-        until_asked(sub, lambda: publisher.asked)
+        read_until_requested(sub, lambda: publisher.asked)
         other.publish(0, 1, 2)
         publisher.started = "two"
         publisher.publish(0)
-        publisher.say(endpoints={"replay": other.replay_at})
+        publisher.publish_status(endpoints={"replay": other.replay_at})
         publisher.publish(2)
         time.sleep(0.1)
         began = time.monotonic()
@@ -202,13 +201,13 @@ def test_after_a_restart_the_new_place_is_asked_at_once(long_wait) -> None:
         assert sub.gaps == {"gate": 1}
 
 
-def test_another_start_that_answers_has_nothing_of_what_is_missing(long_wait) -> None:
+def test_answer_of_a_restarted_service_loses_the_gap(long_wait) -> None:
     with (
         forgetful(started="one") as publisher,
         forgetful(started="two") as other,
         subscribed(publisher) as sub,
     ):
-        publisher.say(seq=1, endpoints={"replay": other.replay_at})
+        publisher.publish_status(seq=1, endpoints={"replay": other.replay_at})
         publisher.publish(1, lost=True)
         publisher.publish(2)
         began = time.monotonic()
@@ -217,37 +216,37 @@ def test_another_start_that_answers_has_nothing_of_what_is_missing(long_wait) ->
         assert (sub.gaps, sub.rejected) == ({"gate": 1}, 0)
 
 
-def test_a_slow_reader_is_not_taken_for_a_replay_that_does_not_answer() -> None:
+def test_slow_reader_does_not_time_out_the_request() -> None:
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.publish(*range(1, 50), lost=True)
         publisher.publish(50)
         first = sub.receive().seq
-        time.sleep(replay.ANSWER_WITHIN + 0.3)
+        time.sleep(replay_client.ANSWER_TIMEOUT + 0.3)
         assert [first, *seqs(sub, 49)] == list(range(1, 51))
         assert sub.gaps == {"gate": 0}
 
 
-def test_a_place_on_every_interface_or_another_machine_is_looked_for_where_the_masks_are() -> None:
+def test_wildcard_or_loopback_address_is_resolved_to_the_masks_host() -> None:
     with streamseg.connect("tcp://192.0.2.7:5555") as sub:
-        for told in ("tcp://0.0.0.0:7", "tcp://[::]:7", "tcp://127.0.0.1:7"):
-            assert str(sub._seen_from_here(protocol.Address.parse(told))) == "tcp://192.0.2.7:7"
+        for address in ("tcp://0.0.0.0:7", "tcp://[::]:7", "tcp://127.0.0.1:7"):
+            assert str(sub._resolve(protocol.Address.parse(address))) == "tcp://192.0.2.7:7"
         elsewhere = protocol.Address.parse("tcp://192.0.2.8:7")
-        assert sub._seen_from_here(elsewhere) == elsewhere
-    with streamseg.connect("ipc:///tmp/nobody") as sub:
-        told = protocol.Address.parse("tcp://0.0.0.0:7")
-        assert str(sub._seen_from_here(told)) == "tcp://127.0.0.1:7"
+        assert sub._resolve(elsewhere) == elsewhere
+    with streamseg.connect("ipc:///tmp/missing") as sub:
+        address = protocol.Address.parse("tcp://0.0.0.0:7")
+        assert str(sub._resolve(address)) == "tcp://127.0.0.1:7"
 
 
-# Answers that lie
+# Invalid answers
 
 
 def missing_one() -> Session:
-    known = Session(None, "masks", 10_000, replays=True)
-    told = status_json(endpoints={"replay": "tcp://127.0.0.1:7"})
-    assert fed(known, [b"status//", told]) is None
+    known = Session(None, "masks", 10_000, uses_replay=True)
+    status = status_json(endpoints={"replay": "tcp://127.0.0.1:7"})
+    assert fed(known, [b"status//", status]) is None
     assert fed(known, [b"masks/gate/", masks_json(0)]).seq == 0
     assert fed(known, [b"masks/gate/", masks_json(2)]) is None
-    assert msgspec.json.decode(known.question())["since"] == 0
+    assert msgspec.json.decode(known.next_request())["since"] == 0
     return known
 
 
@@ -265,7 +264,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("parts", BAD)
-def test_what_is_no_part_of_the_answer_is_counted_and_skipped(parts) -> None:
+def test_invalid_answer_parts_are_counted_and_skipped(parts) -> None:
     known = missing_one()
     assert not known.feed_replay(parts)
     assert known.rejected == 1
@@ -277,14 +276,14 @@ def test_what_is_no_part_of_the_answer_is_counted_and_skipped(parts) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.binary(max_size=100), min_size=1, max_size=3))
-def test_no_bytes_crash_what_reads_the_answer(parts) -> None:
+def test_arbitrary_answers_do_not_crash_the_session(parts) -> None:
     known = missing_one()
     assert not known.feed_replay(parts)
     assert known.rejected == 1
 
 
-def test_garbage_that_trickles_in_keeps_nobody_waiting(monkeypatch) -> None:
-    monkeypatch.setattr(replay, "ANSWER_WITHIN", 0.3)
+def test_trickling_garbage_does_not_extend_the_timeout(monkeypatch) -> None:
+    monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 0.5)
     stop = threading.Event()
 
     def trickle(router) -> None:
@@ -316,14 +315,13 @@ def test_garbage_that_trickles_in_keeps_nobody_waiting(monkeypatch) -> None:
 
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.lists(st.binary(max_size=100), min_size=1, max_size=3), max_size=20))
-def test_garbage_in_the_place_of_an_answer_is_no_answer(garbage) -> None:
-    """What comes behind it is."""
+def test_garbage_before_an_answer_is_skipped(garbage) -> None:
     nothing = protocol.ReplayAnswer(
         v=1, service="one", source="gate", complete=True, first=None, last=None
     )
     with (
         lying_publisher() as (sock, at),
-        mock.patch.object(replay, "ANSWER_WITHIN", 20.0),
+        mock.patch.object(replay_client, "ANSWER_TIMEOUT", 20.0),
         sock.context.socket(zmq.ROUTER) as router,
     ):
         router.linger = 0
@@ -335,7 +333,7 @@ def test_garbage_in_the_place_of_an_answer_is_no_answer(garbage) -> None:
             for seq in (0, 2):
                 sock.send_multipart([b"masks/gate/", masks_json(seq)])
             assert sub.receive().seq == 0
-            until_asked(sub, lambda: router.poll(0))
+            read_until_requested(sub, lambda: router.poll(0))
             peer = router.recv_multipart()[0]
             for parts in garbage:
                 router.send_multipart([peer, *parts])

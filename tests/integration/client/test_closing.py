@@ -1,4 +1,4 @@
-"""A subscription is closed from anywhere: the loop ends, as at the end of its service."""
+"""Closing a subscriber from any thread or signal handler ends its loop normally."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from streamseg.errors import UsageError
 
 KINDS = [{}, {"newest": True}, {"frames": "plain"}, {"frames": "plain", "newest": True}]
 WITHIN = 3.0
-"""Seconds in which a loop must have ended; without being woken it would take far longer."""
+"""Seconds within which a loop must end; without a wake-up it would take far longer."""
 
 
 @pytest.fixture(params=KINDS, ids=str)
 def subscriber(request, monkeypatch):
-    """To a service that isn't there, and it never looks up: nothing else ends the loop."""
-    monkeypatch.setattr(client_subscriber, "_LOOK_UP_EVERY", 30.0)
+    """A subscriber without a service and with a long poll timeout: only ``close`` ends its loop."""
+    monkeypatch.setattr(client_subscriber, "_POLL_TIMEOUT", 30.0)
     with streamseg.connect(f"tcp://127.0.0.1:{free_port()}", **request.param) as sub:
         yield sub
 
 
-def closed_soon(subscriber, after: float = 0.15) -> threading.Timer:
+def close_later(subscriber, after: float = 0.15) -> threading.Timer:
     timer = threading.Timer(after, subscriber.close)
     timer.start()
     return timer
 
 
-def test_another_thread_ends_the_loop(subscriber) -> None:
+def test_close_from_another_thread_ends_the_loop(subscriber) -> None:
     began = time.monotonic()
-    timer = closed_soon(subscriber)
+    timer = close_later(subscriber)
     assert list(subscriber) == []
     timer.join()
     assert time.monotonic() - began < WITHIN
@@ -46,20 +46,20 @@ def test_another_thread_ends_the_loop(subscriber) -> None:
     assert subscriber.receive() is None
 
 
-def test_another_thread_or_the_same_task_s_loop_ends_an_async_one(subscriber) -> None:
+def test_close_ends_an_async_loop(subscriber) -> None:
     async def read(*, in_loop: bool) -> list[object]:
         if in_loop:
             asyncio.get_running_loop().call_later(0.15, subscriber.close)
         else:
-            closed_soon(subscriber)
+            close_later(subscriber)
         return [received async for received in subscriber]
 
     for in_loop in (False, True):  # the second time, it is closed already
         assert asyncio.run(asyncio.wait_for(read(in_loop=in_loop), WITHIN)) == []
 
 
-def test_a_loop_of_tasks_ends_when_it_closes_what_it_reads(monkeypatch) -> None:
-    monkeypatch.setattr(client_subscriber, "_LOOK_UP_EVERY", 30.0)
+def test_async_loop_may_close_its_own_subscriber(monkeypatch) -> None:
+    monkeypatch.setattr(client_subscriber, "_POLL_TIMEOUT", 30.0)
 
     async def read() -> list[object]:
         sub = streamseg.connect(f"tcp://127.0.0.1:{free_port()}", newest=True)
@@ -69,8 +69,8 @@ def test_a_loop_of_tasks_ends_when_it_closes_what_it_reads(monkeypatch) -> None:
     assert asyncio.run(asyncio.wait_for(read(), WITHIN)) == []
 
 
-def test_a_signal_handler_ends_the_loop_of_the_thread_it_interrupts(subscriber) -> None:
-    """Again and again, so that it interrupts the closing, too."""
+def test_close_in_a_signal_handler_ends_the_loop(subscriber) -> None:
+    """Repeated signals also interrupt the closing itself."""
     before = signal.signal(signal.SIGALRM, lambda *_: subscriber.close())
     signal.setitimer(signal.ITIMER_REAL, 0.15, 0.001)
     try:
@@ -81,11 +81,11 @@ def test_a_signal_handler_ends_the_loop_of_the_thread_it_interrupts(subscriber) 
         signal.signal(signal.SIGALRM, before)
 
 
-def test_many_threads_may_close_at_once_while_results_come() -> None:
+def test_concurrent_closes_while_receiving_are_safe() -> None:
     with service() as running:
         sub = streamseg.connect(running.masks_at)
         closers = [threading.Thread(target=sub.close) for _ in range(8)]
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put(*(result(index) for index in range(10)))
         received = []
         for got in sub:
@@ -98,7 +98,26 @@ def test_many_threads_may_close_at_once_while_results_come() -> None:
     assert received[:3] == [0, 1, 2]
 
 
-def test_one_at_a_time_may_read(subscriber) -> None:
+def test_receive_returns_none_while_another_thread_closes(subscriber) -> None:
+    closing, closed = threading.Event(), threading.Event()
+
+    def close_slowly() -> None:
+        closing.set()
+        closed.wait(WITHIN)
+
+    close_sockets = subscriber._reader_lock._close_sockets
+    subscriber._reader_lock._close_sockets = close_slowly
+    closer = threading.Thread(target=subscriber.close)
+    closer.start()
+    assert closing.wait(WITHIN)
+    assert subscriber.receive() is None
+    closed.set()
+    closer.join(WITHIN)
+    subscriber._reader_lock._close_sockets = close_sockets
+    subscriber.close()
+
+
+def test_second_reader_is_a_usage_error(subscriber) -> None:
     reader = threading.Thread(target=lambda: list(subscriber))
     reader.start()
     time.sleep(0.15)
@@ -129,7 +148,7 @@ print("end")
     ("newest", "reading", "at_exit"),
     [(False, True, False), (True, True, True), (True, False, False)],
 )
-def test_an_interpreter_that_ends_with_a_subscription_ends(newest, reading, at_exit) -> None:
+def test_interpreter_exits_with_an_open_subscriber(newest, reading, at_exit) -> None:
     program = ENDS.format(newest=newest, reading=reading, at_exit=at_exit)
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=20

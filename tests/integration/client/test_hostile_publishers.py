@@ -1,4 +1,4 @@
-"""The subscriber against publishers that lie."""
+"""The subscriber with publishers that send invalid or hostile messages."""
 
 from __future__ import annotations
 
@@ -18,45 +18,43 @@ from support.subscribers import fed, lying_publisher, masks_json, status_json
 
 import streamseg
 from streamseg import client, protocol
-from streamseg.client import session, sockets
+from streamseg.client import link, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout
 from streamseg.protocol.messages import ReplayAnswer
 
 
 @pytest.mark.parametrize("kind", ["masks", "frames"])
-def test_after_a_message_that_is_too_large_a_subscriber_hears_again(monkeypatch, kind) -> None:
-    """libzmq gives such a connection up for ever."""
-    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.4)
+def test_subscriber_recovers_after_an_oversized_message(monkeypatch, kind) -> None:
+    """libzmq abandons such a connection."""
+    monkeypatch.setattr(link, "RECONNECT_AFTER", 0.4)
     monkeypatch.setattr(protocol, "MAX_JSON_BYTES", 100_000)
     monkeypatch.setattr(protocol, "MAX_JPEG_BYTES", 100_000)
     frames = False if kind == "masks" else "annotated"
-    where = {} if kind == "masks" else {"frames_address": None}
     with lying_publisher() as (sock, at):
-        if kind == "frames":
-            where["frames_address"] = at
-        with streamseg.connect(at, timeout=0.1, frames=frames, **where) as sub:
+        options = {} if kind == "masks" else {"frames_address": at}
+        with streamseg.connect(at, timeout=0.1, frames=frames, **options) as sub:
             assert sock.recv().startswith(b"\x01")
             numbers = itertools.count()
             for _ in range(2):
                 sock.send_multipart([f"{kind}/gate/".encode(), bytes(200_000)])
-                received, until = None, time.monotonic() + 10
-                while received is None and time.monotonic() < until:
+                received, deadline = None, time.monotonic() + 10
+                while received is None and time.monotonic() < deadline:
                     seq = next(numbers)
                     tail = [jpeg()] if kind == "frames" else []
                     sock.send_multipart([f"{kind}/gate/".encode(), masks_json(seq), *tail])
                     with contextlib.suppress(ReceiveTimeout):
                         received = sub.receive()
-                assert received is not None, "deaf"
+                assert received is not None, "no message received"
             assert sub.reopened >= 2
 
 
-def test_a_subscriber_that_does_not_read_keeps_a_bounded_number_of_messages() -> None:
+def test_idle_subscriber_queues_a_bounded_number_of_messages() -> None:
     with lying_publisher(queued=10) as (sock, at), streamseg.connect(at, timeout=1) as sub:
         assert sock.recv()
         noise = os.urandom(1_000_000)
         before = rss()
-        for _ in range(400):
+        for _ in range(200):
             sock.send_multipart([b"masks/gate/", noise])
             time.sleep(0.002)
         assert rss() - before < (client.MASKS_QUEUED + 10 + 15) * len(noise)
@@ -102,15 +100,15 @@ def test_malformed_messages_are_counted_and_skipped() -> None:
             sock.send_multipart(parts)
         sock.send_multipart([b"masks/gate/", good])
         assert sub.receive().seq == 7
-        heard = [parts for parts in bad if parts[0].startswith((b"masks/", b"status/"))]
-        assert sub.rejected == len(heard)
+        matching = [parts for parts in bad if parts[0].startswith((b"masks/", b"status/"))]
+        assert sub.rejected == len(matching)
 
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=4))
-def test_no_bytes_crash_a_session(parts) -> None:
+def test_arbitrary_parts_do_not_crash_the_session(parts) -> None:
     known = Session(None, "masks", 10_000)
     assert fed(known, parts) is None
-    known.feed_guide(parts)
+    known.feed_service_status(parts)
     assert known.rejected == 2
 
 
@@ -124,13 +122,13 @@ _ROW_FIELDS = sorted(msgspec.json.decode(masks_json())["instances"][0])
 
 
 @given(st.sampled_from(_FIELDS), st.sampled_from(_ROW_FIELDS), JSON, st.booleans())
-def test_no_value_of_a_field_crashes_a_session(field, row_field, value, in_row) -> None:
+def test_arbitrary_field_values_do_not_crash_the_session(field, row_field, value, in_row) -> None:
     message = msgspec.json.decode(masks_json())
     if in_row:
         message["instances"][1][row_field] = value
     else:
         message[field] = value
-    known = Session(None, "masks", 10_000, replays=True)
+    known = Session(None, "masks", 10_000, uses_replay=True)
     known.feed([b"status//", status_json(endpoints={"replay": "tcp://127.0.0.1:7"})])
     received = fed(known, [b"masks/gate/", msgspec.json.encode(message)])
     assert (received is None) == (known.rejected == 1)
@@ -140,35 +138,35 @@ def test_no_value_of_a_field_crashes_a_session(field, row_field, value, in_row) 
 
 
 @given(st.integers() | st.integers(2**63 - 3, 2**64 + 3), st.booleans())
-def test_no_number_crashes_what_asks_for_the_missing(number, in_status) -> None:
-    known = Session(None, "masks", 10_000, replays=True)
-    told = {"replay": "tcp://127.0.0.1:7"}
-    known.feed([b"status//", status_json(endpoints=told)])
+def test_arbitrary_sequence_numbers_do_not_crash_replay(number, in_status) -> None:
+    known = Session(None, "masks", 10_000, uses_replay=True)
+    endpoints = {"replay": "tcp://127.0.0.1:7"}
+    known.feed([b"status//", status_json(endpoints=endpoints)])
     assert fed(known, [b"masks/gate/", masks_json(0)]).seq == 0
-    for said in (number, number + 2):
+    for value in (number, number + 2):
         if in_status:
-            changes = {"published": said, "seq": said % 2**62}
-            status = msgspec.json.decode(status_json(source="gate", endpoints=told)) | changes
+            changes = {"published": value, "seq": value % 2**62}
+            status = msgspec.json.decode(status_json(source="gate", endpoints=endpoints)) | changes
             known.feed([b"status/gate/", json.dumps(status).encode()])
         else:
-            message = msgspec.json.decode(masks_json(0)) | {"seq": said}
+            message = msgspec.json.decode(masks_json(0)) | {"seq": value}
             known.feed([b"masks/gate/", json.dumps(message).encode()])
         _answer_all(known)
 
 
 def _answer_all(known) -> None:
-    """There is nothing that is missing any more, whatever is asked."""
+    """Answer every replay request with an empty answer."""
     for _ in range(5):
-        if known.question() is None:
+        if known.next_request() is None:
             return
         answer = ReplayAnswer(
             v=1, service="one", source="gate", complete=True, first=None, last=None
         )
         assert known.feed_replay([protocol.encode(answer)])
-    raise AssertionError("it asks for ever")
+    raise AssertionError("it requests without end")
 
 
-def test_a_subscriber_takes_a_bounded_number_of_sources(monkeypatch) -> None:
+def test_number_of_sources_is_bounded(monkeypatch) -> None:
     monkeypatch.setattr(session, "MAX_SOURCES", 5)
     known = Session(None, "masks", 10_000)
     for i in range(20):
@@ -181,34 +179,35 @@ def test_a_subscriber_takes_a_bounded_number_of_sources(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "told", ["", "tcp://127.0.0.1:0", "udp://1", "tcp://-:5", "inproc://x", "tcp://127.0.0.1:99999"]
+    "address",
+    ["", "tcp://127.0.0.1:0", "udp://1", "tcp://-:5", "inproc://x", "tcp://127.0.0.1:99999"],
 )
-def test_nonsense_about_where_the_pictures_are_is_rejected(told) -> None:
+def test_invalid_images_address_is_rejected(address) -> None:
     with lying_publisher() as (sock, at), streamseg.connect(at, frames="plain") as sub:
         assert sock.recv()
-        sock.send_multipart([b"status//", status_json(endpoints={"frames": told})])
+        sock.send_multipart([b"status//", status_json(endpoints={"frames": address})])
 
-        def is_heard() -> bool:
+        def is_received() -> bool:
             with pytest.raises(ReceiveTimeout):
                 sub.receive(timeout=0.1)
             return sub.rejected > 0
 
-        eventually(is_heard)
+        eventually(is_received)
         assert sub.rejected == 1
 
 
-def test_pictures_bound_to_every_interface_are_looked_for_where_the_masks_are() -> None:
-    with lying_publisher() as (sock, at), lying_publisher() as (pictures, pictures_at):
-        port = protocol.Address.parse(pictures_at).port
+def test_wildcard_images_address_is_resolved_to_the_masks_host() -> None:
+    with lying_publisher() as (sock, at), lying_publisher() as (images, images_at):
+        port = protocol.Address.parse(images_at).port
         with streamseg.connect(at, frames="plain", timeout=5) as sub:
             assert sock.recv()
-            told = status_json(endpoints={"frames": f"tcp://0.0.0.0:{port}"})
-            sock.send_multipart([b"status//", told])
+            status = status_json(endpoints={"frames": f"tcp://0.0.0.0:{port}"})
+            sock.send_multipart([b"status//", status])
             sending = threading.Thread(
                 target=lambda: (
-                    pictures.recv(),
-                    pictures.recv(),
-                    pictures.send_multipart([b"video/gate/", masks_json(), jpeg()]),
+                    images.recv(),
+                    images.recv(),
+                    images.send_multipart([b"video/gate/", masks_json(), jpeg()]),
                 )
             )
             sending.start()

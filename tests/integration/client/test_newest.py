@@ -1,4 +1,4 @@
-"""``newest``: a slow reader gets what is now; what it was too slow for is counted."""
+"""``newest``: a slow reader gets the newest results; skipped ones are counted."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from support.publishers import eventually, jpeg, result, service
 from support.subscribers import lying_publisher, masks_json, status_json
 
 import streamseg
-from streamseg.client import sockets
-from streamseg.client.newest import NewestLink
+from streamseg.client import link
+from streamseg.client.newest_link import NewestLink
 from streamseg.errors import ReceiveTimeout
-from streamseg.protocol.messages import Address
+from streamseg.protocol.address import Address
 
 
 def thread_names() -> list[str]:
     return [thread.name for thread in threading.enumerate()]
 
 
-def test_a_reader_that_pauses_gets_the_newest_of_each_source_and_then_what_comes() -> None:
+def test_paused_reader_gets_the_newest_result_of_each_source() -> None:
     with service() as running, streamseg.connect(running.masks_at, newest=True, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(result(0))
         assert sub.receive().seq == 0
         many = 500  # more than fits into libzmq's queues
@@ -44,17 +44,17 @@ def test_a_reader_that_pauses_gets_the_newest_of_each_source_and_then_what_comes
 
 
 def waiting(sub, topic) -> bytes:
-    return sub._results._newest.get(topic, [b"", b""])[1]
+    return sub._result_link._newest.get(topic, [b"", b""])[1]
 
 
 def waits_for(sub, source, seq) -> bool:
     return f'"seq":{seq},'.encode() in waiting(sub, f"masks/{source}/".encode())
 
 
-def test_the_last_result_is_given_before_the_end() -> None:
+def test_last_result_is_returned_before_the_end() -> None:
     with service() as running:
         with streamseg.connect(running.masks_at, ["gate"], newest=True, timeout=5) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.publisher.set_state("gate", "live", "", 0)
             eventually(lambda: b'"live"' in waiting(sub, b"status/gate/"))
             running.put_and_wait(*[result(i) for i in range(5)])
@@ -64,22 +64,26 @@ def test_the_last_result_is_given_before_the_end() -> None:
         assert "newest" not in thread_names()
 
 
-def test_one_link_after_the_other_can_be_opened() -> None:
-    """libzmq gives a name back some time after its socket was closed; id() is soon given again."""
-    context, nobody = zmq.Context(), Address("tcp", "127.0.0.1", 1)
+def test_many_links_can_be_opened_in_turn() -> None:
+    """libzmq frees a name some time after its socket was closed, and id() values repeat."""
+    context, address = zmq.Context(), Address("tcp", "127.0.0.1", 1)
     for _ in range(300):
-        opened = sockets.Link(context, nobody, [b"masks/"], keys=None, queued=1, largest=1000)
+        opened = link.Link(
+            context, address, [b"masks/"], keys=None, queue_size=1, max_part_bytes=1000
+        )
         NewestLink(context, opened).close()
     context.term()
 
 
-def test_it_works_asynchronously_and_for_pictures() -> None:
+def test_newest_works_with_asyncio_and_images() -> None:
     async def read() -> list[int]:
         async with streamseg.connect(
             running.masks_at, frames="plain", newest=True, timeout=5
         ) as sub:
             first = asyncio.create_task(sub.receive_async())
-            await asyncio.to_thread(eventually, lambda: running.publisher.wants("video", "gate"))
+            await asyncio.to_thread(
+                eventually, lambda: running.publisher.has_image_subscribers("video", "gate")
+            )
             running.show(result(0), None, jpeg())
             seen = [(await first).index]
             for i in range(1, 30):
@@ -97,19 +101,19 @@ def test_it_works_asynchronously_and_for_pictures() -> None:
     assert len(seen) <= 10
 
 
-def test_what_waits_is_bounded_whatever_the_topics_are_called(monkeypatch) -> None:
-    monkeypatch.setattr("streamseg.client.newest.MAX_SOURCES", 10)
+def test_number_of_kept_messages_is_bounded(monkeypatch) -> None:
+    monkeypatch.setattr("streamseg.client.newest_link.MAX_SOURCES", 10)
     with lying_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=5) as sub:
         assert sock.poll(5000)
         for i in range(500):
             sock.send_multipart([f"masks/s{i}/".encode(), b""])
         sock.send_multipart([b"status//", status_json("ended")])
         time.sleep(0.3)
-        assert len(sub._results._newest) <= 20
+        assert len(sub._result_link._newest) <= 20
 
 
-def test_after_a_message_that_is_too_large_it_hears_again(monkeypatch) -> None:
-    monkeypatch.setattr(sockets, "DEAF_AFTER", 0.4)
+def test_newest_recovers_after_an_oversized_message(monkeypatch) -> None:
+    monkeypatch.setattr(link, "RECONNECT_AFTER", 0.4)
     monkeypatch.setattr("streamseg.protocol.MAX_JSON_BYTES", 100_000)
     with lying_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=0.1) as sub:
         assert sock.recv()
@@ -127,17 +131,17 @@ def test_after_a_message_that_is_too_large_it_hears_again(monkeypatch) -> None:
         assert sub.reopened >= 1
 
 
-def test_what_ends_the_thread_is_raised_where_somebody_waits(monkeypatch) -> None:
+def test_thread_failure_is_raised_in_receive(monkeypatch) -> None:
     def fail(_self) -> None:
         raise zmq.ZMQError(errno.EMFILE)
 
     with lying_publisher() as (_, at), streamseg.connect(at, newest=True, timeout=5) as sub:
-        monkeypatch.setattr(sockets.Link, "look_after", fail)
+        monkeypatch.setattr(link.Link, "check", fail)
         with pytest.raises(zmq.ZMQError, match="open files"):
             sub.receive()
 
 
-def test_closing_twice_ends_the_thread_at_once_even_under_a_flood() -> None:
+def test_close_twice_stops_the_thread_at_once_under_load() -> None:
     stop = threading.Event()
 
     def flood(sock) -> None:
@@ -156,5 +160,5 @@ def test_closing_twice_ends_the_thread_at_once_even_under_a_flood() -> None:
         took = time.monotonic() - began
         stop.set()
         flooding.join()
-    assert took < 10, "the flood goes on for ever"
+    assert took < 10, "the flood does not end"
     assert "newest" not in thread_names()

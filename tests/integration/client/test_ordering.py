@@ -1,5 +1,4 @@
-"""Whatever is lost, late, sent twice or given again: each message once, in order, every loss
-counted."""
+"""MessageOrder: each message once and in order, every loss counted, with replay."""
 
 from __future__ import annotations
 
@@ -8,116 +7,116 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamseg.client.order import Order
+from streamseg.client.message_order import MessageOrder
 
 
-def live(order, *seqs, room=True):
-    return [item for seq in seqs for item in order.live(seq, seq, room=room)]
+def add_live(order, *seqs, room=True):
+    return [item for seq in seqs for item in order.add_live(seq, seq, has_room=room)]
 
 
-def again(order, *seqs):
-    return [item for seq in seqs for item in order.again(seq, seq)]
+def add_replayed(order, *seqs):
+    return [item for seq in seqs for item in order.add_replayed(seq, seq)]
 
 
-def test_what_comes_in_order_is_given_at_once() -> None:
-    order = Order()
-    assert live(order, 7, 8, 9) == [7, 8, 9]
-    assert (order.lost, order.is_missing_some) == (0, False)
+def test_messages_in_order_are_returned_at_once() -> None:
+    order = MessageOrder()
+    assert add_live(order, 7, 8, 9) == [7, 8, 9]
+    assert (order.lost, order.has_gap) == (0, False)
 
 
-def test_what_is_newer_waits_for_what_is_missing() -> None:
-    order = Order()
-    assert live(order, 0, 3, 4) == [0]
-    assert order.is_missing_some
-    assert order.ask() == 0
-    assert again(order, 1) == [1]
-    assert again(order, 2) == [2, 3, 4]
-    assert again(order, 3, 4) == []
-    assert (order.lost, order.held, order.is_missing_some) == (0, 0, False)
+def test_later_messages_wait_for_missing_ones() -> None:
+    order = MessageOrder()
+    assert add_live(order, 0, 3, 4) == [0]
+    assert order.has_gap
+    assert order.start_request() == 0
+    assert add_replayed(order, 1) == [1]
+    assert add_replayed(order, 2) == [2, 3, 4]
+    assert add_replayed(order, 3, 4) == []
+    assert (order.lost, order.buffered, order.has_gap) == (0, 0, False)
 
 
-def test_what_nobody_has_any_more_is_lost() -> None:
-    order = Order()
-    live(order, 0, 5, 6)
-    order.ask()
-    assert order.answered() == [5, 6]
+def test_empty_answer_counts_the_gap_as_lost() -> None:
+    order = MessageOrder()
+    add_live(order, 0, 5, 6)
+    order.start_request()
+    assert order.end_request() == [5, 6]
     assert order.lost == 4
 
 
-def test_an_answer_that_begins_later_than_asked_for_says_what_is_lost() -> None:
-    order = Order()
-    live(order, 0, 5)
-    order.ask()
-    assert again(order, 3, 4, 5) == [3, 4, 5]
-    assert order.answered() == []
-    assert (order.lost, order.is_missing_some) == (2, False)
+def test_messages_before_the_first_replayed_one_are_lost() -> None:
+    order = MessageOrder()
+    add_live(order, 0, 5)
+    order.start_request()
+    assert add_replayed(order, 3, 4, 5) == [3, 4, 5]
+    assert order.end_request() == []
+    assert (order.lost, order.has_gap) == (2, False)
 
 
-def test_what_is_held_and_given_again_is_given_once() -> None:
-    order = Order()
-    live(order, 0, 2, 3)
-    order.ask()
-    assert again(order, 2, 3) == [2, 3]
+def test_buffered_and_replayed_message_is_returned_once() -> None:
+    order = MessageOrder()
+    add_live(order, 0, 2, 3)
+    order.start_request()
+    assert add_replayed(order, 2, 3) == [2, 3]
     assert (order.lost, order.last) == (1, 3)
 
 
-def test_what_is_known_from_a_status_alone_is_missing_too() -> None:
-    order = Order()
-    order.told(9)
-    assert not order.is_missing_some  # it was before our time
-    live(order, 10)
-    order.told(12)
-    assert order.is_missing_some
-    assert order.ask() == 10
-    assert again(order, 11) == [11]
-    assert order.is_missing_some
-    order.ask()
-    assert order.answered() == []
-    assert (order.lost, order.is_missing_some) == (1, False)
+def test_gap_known_from_a_status_is_requested() -> None:
+    order = MessageOrder()
+    order.note_published(9)
+    assert not order.has_gap  # it was before our time
+    add_live(order, 10)
+    order.note_published(12)
+    assert order.has_gap
+    assert order.start_request() == 10
+    assert add_replayed(order, 11) == [11]
+    assert order.has_gap
+    order.start_request()
+    assert order.end_request() == []
+    assert (order.lost, order.has_gap) == (1, False)
 
 
-def test_what_there_was_no_room_for_is_asked_for() -> None:
-    order = Order()
-    live(order, 0, 2)
-    live(order, 3, 4, room=False)
-    assert again(order, 1) == [1, 2]
-    assert order.ask() == 2
-    assert again(order, 3, 4) == [3, 4]
+def test_message_without_room_is_requested() -> None:
+    order = MessageOrder()
+    add_live(order, 0, 2)
+    add_live(order, 3, 4, room=False)
+    assert add_replayed(order, 1) == [1, 2]
+    assert order.start_request() == 2
+    assert add_replayed(order, 3, 4) == [3, 4]
     assert order.lost == 0
 
 
-def test_what_came_after_the_question_is_not_lost_by_its_answer() -> None:
-    order = Order()
-    live(order, 0)
-    order.told(1)
-    order.ask()
-    live(order, 2, room=False)
-    live(order, 3)
-    assert order.answered() == []
-    assert (order.lost, order.ask()) == (1, 1)
-    assert again(order, 2) == [2, 3]
+def test_message_published_after_the_request_is_not_lost() -> None:
+    order = MessageOrder()
+    add_live(order, 0)
+    order.note_published(1)
+    order.start_request()
+    add_live(order, 2, room=False)
+    add_live(order, 3)
+    assert order.end_request() == []
+    assert (order.lost, order.start_request()) == (1, 1)
+    assert add_replayed(order, 2) == [2, 3]
 
 
-def test_giving_up_and_a_restart_give_what_is_held() -> None:
-    order = Order()
-    live(order, 0, 2, 5)
+def test_give_up_and_restart_return_buffered_messages() -> None:
+    order = MessageOrder()
+    add_live(order, 0, 2, 5)
     assert order.give_up() == [2, 5]
     assert order.lost == 3
-    live(order, 7)
+    add_live(order, 7)
     assert order.restart() == [7]
     assert order.lost == 4
-    assert live(order, 0, 1) == [0, 1]
+    assert add_live(order, 0, 1) == [0, 1]
     assert order.lost == 4
 
 
 @dataclass
-class World:
-    """A publisher, a network that loses and repeats, a history, and a subscriber's order."""
+class Simulation:
+    """Simulation of a publisher, a lossy and repeating network, a history and a MessageOrder."""
 
     first: int
     next_seq: int = field(init=False)
     oldest: int = field(init=False)
-    order: Order[int] = field(default_factory=Order)
+    order: MessageOrder[int] = field(default_factory=MessageOrder)
     given: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -126,30 +125,30 @@ class World:
     def publish(self, arrives: bool, twice: bool, room: bool) -> None:
         seq, self.next_seq = self.next_seq, self.next_seq + 1
         for _ in range((1 + twice) * arrives):
-            self.given += self.order.live(seq, seq, room=room)
+            self.given += self.order.add_live(seq, seq, has_room=room)
 
-    def say_status(self) -> None:
-        self.order.told(self.next_seq - 1)
+    def publish_status(self) -> None:
+        self.order.note_published(self.next_seq - 1)
 
     def forget(self, count: int) -> None:
-        """The history lets go of its oldest."""
+        """Remove the oldest message from the history."""
         self.oldest = min(self.next_seq, max(self.oldest, self.next_seq - count))
 
-    def replay(self, most: int, publish_meanwhile: bool) -> None:
-        if not self.order.is_missing_some:
+    def replay(self, max_count: int, publish_during_replay: bool) -> None:
+        if not self.order.has_gap:
             return
-        since = self.order.ask()
-        answer = range(max(since + 1, self.oldest), self.next_seq)[:most]
-        if publish_meanwhile:
+        since = self.order.start_request()
+        answer = range(max(since + 1, self.oldest), self.next_seq)[:max_count]
+        if publish_during_replay:
             self.publish(True, False, False)
         for seq in answer:
-            self.given += self.order.again(seq, seq)
-        self.given += self.order.answered()
+            self.given += self.order.add_replayed(seq, seq)
+        self.given += self.order.end_request()
 
 
 steps = st.one_of(
     st.tuples(st.just("publish"), st.booleans(), st.booleans(), st.booleans()),
-    st.tuples(st.just("say_status")),
+    st.tuples(st.just("publish_status")),
     st.tuples(st.just("forget"), st.integers(0, 10)),
     st.tuples(st.just("replay"), st.integers(1, 6), st.booleans()),
 )
@@ -157,8 +156,8 @@ steps = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 3), st.lists(steps, max_size=80))
-def test_each_is_given_once_in_order_and_what_is_not_is_counted(first, script) -> None:
-    world = World(first)
+def test_every_message_is_returned_once_in_order_or_counted_as_lost(first, script) -> None:
+    world = Simulation(first)
     forgot = False
     for name, *arguments in script:
         getattr(world, name)(*arguments)
@@ -168,14 +167,14 @@ def test_each_is_given_once_in_order_and_what_is_not_is_counted(first, script) -
         if given:
             assert order.lost == order.last - given[0] + 1 - len(given)
         assert forgot or order.lost == 0
-    world.say_status()
+    world.publish_status()
     rounds = 0
-    while world.order.is_missing_some:
+    while world.order.has_gap:
         world.replay(3, False)
         rounds += 1
-        assert rounds < 200, "asks for ever"
+        assert rounds < 200, "requests without end"
     if world.given:
-        assert world.order.held == 0
+        assert world.order.buffered == 0
         assert world.order.last == world.next_seq - 1
         if not forgot:
             assert world.given == list(range(world.given[0], world.next_seq))

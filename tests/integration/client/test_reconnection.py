@@ -1,4 +1,4 @@
-"""Every kind of subscriber survives that its service is gone for a while, or starts again."""
+"""Reconnection of every kind of subscriber after a pause or restart of the service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STARTS = 2
 
 
 class Reader:
-    """A subscriber in a thread of its own, and of what frames its results were."""
+    """A subscriber in a thread, with the frame indices of its results."""
 
     def __init__(self, at: str, kind: str, folder: Path) -> None:
         self.indices: list[int] = []
@@ -34,10 +34,10 @@ class Reader:
         self.sources: list[str] = []
         self._stop = threading.Event()
         options: dict[str, object] = {}
-        if kind == "pictures":
+        if kind == "images":
             options["frames"] = "plain"
-        if kind in ("newest", "newest pictures"):
-            options |= {"newest": True, "frames": "plain" if "pictures" in kind else False}
+        if kind in ("newest", "newest images"):
+            options |= {"newest": True, "frames": "plain" if "images" in kind else False}
         self._subscriber = streamseg.connect(at, **options)
         self._folder = folder
         self._watch = Watch(self._subscriber, timeout=30)
@@ -92,12 +92,12 @@ def reading(*arguments):
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "watch", "newest"])
-def test_masks_go_on_with_each_start_of_the_publisher(kind, tmp_path) -> None:
+def test_masks_resume_after_each_restart(kind, tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     with reading(bind, kind, tmp_path) as reader:
         for start in range(STARTS):
             with service(bind=bind) as running:
-                running.wait_joined()
+                running.wait_for_subscribers()
                 for i in range(4):
                     running.put_and_wait(result(i))
                     eventually(lambda due=4 * start + i + 1: len(reader.indices) == due)
@@ -110,26 +110,28 @@ def test_masks_go_on_with_each_start_of_the_publisher(kind, tmp_path) -> None:
         assert [json.loads(line)["frame"] for line in lines] == reader.indices
 
 
-@pytest.mark.parametrize("kind", ["pictures", "newest pictures"])
-def test_pictures_go_on_with_each_start_even_at_another_port(kind, tmp_path) -> None:
+@pytest.mark.parametrize("kind", ["images", "newest images"])
+def test_images_resume_after_a_restart_at_another_port(kind, tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     with reading(bind, kind, tmp_path) as reader:
         for start in range(STARTS):
             with service(bind=bind, bind_frames="tcp://127.0.0.1:*") as running:
-                eventually(lambda r=running: r.publisher.wants("video", "gate"))
+                eventually(lambda r=running: r.publisher.has_image_subscribers("video", "gate"))
                 running.show(result(start), None, jpeg())
                 eventually(lambda due=start + 1: len(reader.indices) == due)
                 running.kill()
     assert reader.indices == list(range(STARTS))
 
 
-def test_the_viewer_goes_on_with_each_start(tmp_path) -> None:
+def test_viewer_resumes_after_each_restart(tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     with viewer(bind) as shown, page(shown, looks=("gate",)) as looker:
         for start in range(2):
             with service(bind=bind) as running:
                 running.publisher.set_state("gate", "live", "", 0)
-                eventually(lambda r=running: r.publisher.wants("video", "gate"), within=15)
+                eventually(
+                    lambda r=running: r.publisher.has_image_subscribers("video", "gate"), within=15
+                )
                 looker.board(lambda b: source(b).get("state") == "live")
                 running.put_and_wait(result(start))
                 running.show(result(start), None, jpeg())
@@ -141,21 +143,21 @@ def test_the_viewer_goes_on_with_each_start(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "watch"])
-def test_a_short_disconnection_loses_nothing(kind, tmp_path) -> None:
-    """Also of a source whose end has come meanwhile; the replay socket is reached as it is."""
+def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
+    """Includes a source that ends during the disconnection; the replay socket stays reachable."""
     with service() as running:
         cable = Cable(running.masks_at)
         with reading(cable.at, kind, tmp_path) as reader:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put_and_wait(result(0), result(0, "yard"))
             eventually(lambda: len(reader.indices) == 2)
             cable.cut()
-            eventually(lambda: not running.publisher._anybody())
+            eventually(lambda: not running.publisher._has_subscribers())
             running.put_and_wait(*[result(i) for i in range(1, 200)])
             running.put_and_wait(*[result(i, "yard") for i in range(1, 50)])
             running.publisher.set_state("yard", "ended", "end of stream", 0)
             cable.mend()
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put_and_wait(*[result(i) for i in range(200, 210)])
             eventually(lambda: len(reader.indices) == 210 + 50)
             assert reader._subscriber.gaps == {"gate": 0, "yard": 0}
@@ -165,10 +167,10 @@ def test_a_short_disconnection_loses_nothing(kind, tmp_path) -> None:
         assert [index for index, source in mine if source == name] == list(range(count))
 
 
-def test_a_reader_slower_than_its_queues_loses_nothing_that_is_kept() -> None:
+def test_slow_reader_gets_all_kept_results() -> None:
     found, many = instances(100, (1080, 1920)), 700  # more than fits on the way
     with service() as running, streamseg.connect(running.masks_at, timeout=10) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 0)
         running.put_and_wait(*[result(i, found=found) for i in range(many)])
         assert [sub.receive().index for _ in range(many)] == list(range(many))
@@ -176,10 +178,10 @@ def test_a_reader_slower_than_its_queues_loses_nothing_that_is_kept() -> None:
 
 
 @pytest.mark.slow
-def test_a_service_killed_and_started_again_is_heard_again_by_every_kind(tmp_path) -> None:
+def test_every_subscriber_resumes_after_a_killed_service_restarts(tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     live = "test:?live=1&size=320x240&fps=10"
-    kinds = ("sync", "async", "watch", "newest", "pictures", "newest pictures")
+    kinds = ("sync", "async", "watch", "newest", "images", "newest images")
     with contextlib.ExitStack() as stack:
         readers = [stack.enter_context(reading(bind, kind, tmp_path)) for kind in kinds]
         looker = stack.enter_context(page(stack.enter_context(viewer(bind)), looks=("gate",)))
@@ -197,9 +199,9 @@ def test_a_service_killed_and_started_again_is_heard_again_by_every_kind(tmp_pat
                         lambda due=start + 1: all(len(set(r.services)) == due for r in readers),
                         within=60,
                     )
-                    while (told := looker.frame(within=30)[0]["service"]) in shown:
+                    while (service_id := looker.frame(within=30)[0]["service"]) in shown:
                         continue
-                    shown.add(told)
+                    shown.add(service_id)
                 finally:
                     serving.send_signal(signal.SIGKILL)
     assert all(len(set(r.services)) == 2 for r in readers)

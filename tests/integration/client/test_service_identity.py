@@ -1,4 +1,4 @@
-"""Through a tunnel the address that a service names for its pictures may be another service's."""
+"""Service check: images of another service, reached through a tunnel, are never returned."""
 
 from __future__ import annotations
 
@@ -20,39 +20,42 @@ STATUS = protocol.topic("status", "")
 
 
 @contextlib.contextmanager
-def saying(**status: object):
-    """A publisher of masks that says, again and again, who it is; its address."""
+def status_publisher(**status: object):
+    """Run a masks publisher that repeats its status; yields its address."""
     with lying_publisher() as (sock, at):
         over = threading.Event()
 
-        def say() -> None:
+        def publish_statuses() -> None:
             seq = 0
             while not over.wait(0.05):
                 sock.send_multipart([STATUS, status_json(seq=seq, **status)])
                 seq += 1
 
-        speaker = threading.Thread(target=say)
-        speaker.start()
+        publisher_thread = threading.Thread(target=publish_statuses)
+        publisher_thread.start()
         try:
             yield at
         finally:
             over.set()
-            speaker.join()
+            publisher_thread.join()
 
 
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("newest", [False, True])
-def test_a_picture_of_another_service_is_never_given(newest, named, caplog) -> None:
-    with service() as near, saying(started="far", endpoints={"frames": near.frames_at}) as far:
+def test_image_of_another_service_is_never_returned(newest, named, caplog) -> None:
+    with (
+        service() as near,
+        status_publisher(started="far", endpoints={"frames": near.frames_at}) as far,
+    ):
         options = {"frames_address": near.frames_at} if named else {}
         with streamseg.connect(
             far, frames="annotated", newest=newest, timeout=0.8, **options
         ) as sub:
-            pictures = threading.Event()
+            stopped = threading.Event()
 
             def show() -> None:
                 index = 0
-                while not pictures.wait(0.05):
+                while not stopped.wait(0.05):
                     near.show(result(index), jpeg())
                     index += 1
 
@@ -62,7 +65,7 @@ def test_a_picture_of_another_service_is_never_given(newest, named, caplog) -> N
                 with pytest.raises(ReceiveTimeout, match=r"frames_address \(--frames-address\)"):
                     sub.receive()
             finally:
-                pictures.set()
+                stopped.set()
                 showing.join()
             assert sub.rejected > 0
             assert not sub.ended
@@ -71,10 +74,10 @@ def test_a_picture_of_another_service_is_never_given(newest, named, caplog) -> N
         assert near.publisher.service in lines[0]
 
 
-def test_the_end_of_another_service_ends_nothing() -> None:
+def test_end_of_another_service_is_ignored() -> None:
     with (
         service() as near,
-        saying(started="far", endpoints={"frames": near.frames_at}) as far,
+        status_publisher(started="far", endpoints={"frames": near.frames_at}) as far,
         streamseg.connect(far, frames="annotated", timeout=0.6) as sub,
     ):
         with contextlib.suppress(ReceiveTimeout):
@@ -84,70 +87,72 @@ def test_the_end_of_another_service_ends_nothing() -> None:
             sub.receive()
 
 
-# Without sockets: every order in which things may come
+# Without sockets: all orders of arrival
 
 
-def guided() -> Session:
-    return Session(None, "frames", 10_000, guided=True)
+def image_session() -> Session:
+    return Session(None, "frames", 10_000, has_status_link=True)
 
 
-def say(known: Session, started: str, seq: int = 0) -> None:
-    known.feed_guide(
+def feed_status(session: Session, started: str, seq: int = 0) -> None:
+    session.feed_service_status(
         [STATUS, status_json(seq=seq, started=started, endpoints={"frames": "tcp://h:1"})]
     )
 
 
-def show(known: Session, seq: int, started: str) -> list[int]:
-    """The numbers of all that is given after a picture has come."""
-    known.feed([FRAMES, masks_json(seq, started=started), jpeg()])
-    return given(known)
+def show(session: Session, seq: int, started: str) -> list[int]:
+    """Feed an image; return the sequence numbers of all results that are ready then."""
+    session.feed([FRAMES, masks_json(seq, started=started), jpeg()])
+    return given(session)
 
 
-def given(known: Session) -> list[int]:
+def given(session: Session) -> list[int]:
     numbers = []
-    while (received := known.take()) is not None:
+    while (received := session.take()) is not None:
         numbers.append(received.seq)
     return numbers
 
 
-def test_a_picture_that_comes_before_its_service_has_said_who_it_is_waits_for_that() -> None:
-    known = guided()
-    assert show(known, 0, "one") == show(known, 1, "one") == []
-    say(known, "one")
-    assert given(known) == [0, 1]
-    assert show(known, 2, "one") == [2]
-    assert known.other_service is None
+def test_image_waits_for_the_status_of_its_service() -> None:
+    session = image_session()
+    assert show(session, 0, "one") == show(session, 1, "one") == []
+    feed_status(session, "one")
+    assert given(session) == [0, 1]
+    assert show(session, 2, "one") == [2]
+    assert session.other_service is None
 
 
-def test_a_service_that_starts_again_is_still_the_same_one_whichever_is_heard_first() -> None:
-    known = guided()
-    say(known, "one")
-    assert show(known, 0, "one") == [0]
-    assert show(known, 0, "two") == []  # the pictures are there before the status
-    say(known, "two")
-    assert given(known) == [0]
-    assert show(known, 1, "two") == [1]
-    say(known, "three")  # the status is there before the last picture of the one before
-    assert show(known, 2, "two") == [2]
-    assert show(known, 0, "three") == [0]
-    assert (known.rejected, known.other_service) == (0, None)
+def test_restarted_service_is_accepted_in_any_order_of_arrival() -> None:
+    session = image_session()
+    feed_status(session, "one")
+    assert show(session, 0, "one") == [0]
+    assert show(session, 0, "two") == []  # the images arrive before the status
+    feed_status(session, "two")
+    assert given(session) == [0]
+    assert show(session, 1, "two") == [1]
+    feed_status(session, "three")  # the status arrives before an earlier image
+    assert show(session, 2, "two") == [2]
+    assert show(session, 0, "three") == [0]
+    assert (session.rejected, session.other_service) == (0, None)
 
 
-def test_another_service_is_named_and_none_of_its_pictures_is_kept() -> None:
-    known = guided()
-    say(known, "one")
+def test_other_service_is_reported_and_its_images_are_discarded() -> None:
+    session = image_session()
+    feed_status(session, "one")
     for seq in range(100):
-        assert show(known, seq, "other") == []
-    say(known, "one", 1)
-    assert given(known) == []
-    assert known.other_service == ("one", "other")
-    assert known.rejected == service_identity.HELD_PICTURES
+        assert show(session, seq, "other") == []
+    feed_status(session, "one", 1)
+    assert given(session) == []
+    assert session.other_service == ("one", "other")
+    assert session.rejected == service_identity.HELD_IMAGES
 
 
-def test_pictures_of_a_named_address_come_when_the_masks_cannot_be_reached(monkeypatch) -> None:
-    monkeypatch.setattr(service_identity, "ANSWER_WITHIN", 0.0)
-    known = guided()
-    assert show(known, 0, "one") == [0]
-    assert show(known, 1, "one") == [1]
-    say(known, "far")  # until they can, and say that it is another
-    assert show(known, 2, "one") == []
+def test_images_of_an_explicit_address_are_returned_when_the_masks_are_unreachable(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(service_identity, "ANSWER_TIMEOUT", 0.0)
+    session = image_session()
+    assert show(session, 0, "one") == [0]
+    assert show(session, 1, "one") == [1]
+    feed_status(session, "far")  # the status arrives, and it is another service
+    assert show(session, 2, "one") == []

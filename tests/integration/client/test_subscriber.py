@@ -1,4 +1,4 @@
-"""The subscriber against a real publisher."""
+"""The subscriber with a real publisher."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from support.subscribers import fed, lying_publisher, masks_json, status_json
 
 import streamseg
 from streamseg import protocol
-from streamseg.client import session, sockets
+from streamseg.client import link, service_identity, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout, UsageError, WireError
 from streamseg.sinks.zmq import endpoints
 
-# A service that behaves
+# Normal operation
 
 
 def test_results_are_iterated_until_the_service_ends() -> None:
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(*[result(i) for i in range(5)])
         running.finish()
         assert [r.index for r in sub] == [0, 1, 2, 3, 4]
@@ -42,7 +42,7 @@ def test_results_are_iterated_asynchronously() -> None:
     async def read() -> list[int]:
         async with streamseg.connect(running.masks_at, timeout=5) as sub:
             reading = asyncio.create_task(_indices(sub))
-            await asyncio.to_thread(running.wait_joined)
+            await asyncio.to_thread(running.wait_for_subscribers)
             await asyncio.to_thread(running.put_and_wait, *[result(i) for i in range(50)])
             await asyncio.to_thread(running.end)
             return await reading
@@ -58,7 +58,7 @@ async def _indices(sub):
 def test_an_asynchronous_receive_can_be_cancelled_and_loses_nothing() -> None:
     async def read() -> list[int]:
         async with streamseg.connect(running.masks_at, timeout=5) as sub:
-            await asyncio.to_thread(running.wait_joined)
+            await asyncio.to_thread(running.wait_for_subscribers)
             for _ in range(3):
                 with pytest.raises(asyncio.TimeoutError):
                     await asyncio.wait_for(sub.receive_async(), 0.05)
@@ -73,7 +73,7 @@ def test_two_subscribers_share_an_event_loop() -> None:
     async def read() -> list[list[int]]:
         subs = [streamseg.connect(running.masks_at, timeout=5) for _ in range(2)]
         tasks = [asyncio.create_task(_indices(sub)) for sub in subs]
-        await asyncio.to_thread(running.wait_joined, 2)
+        await asyncio.to_thread(running.wait_for_subscribers, 2)
         await asyncio.to_thread(running.put_and_wait, *[result(i) for i in range(20)])
         await asyncio.to_thread(running.end)
         received = await asyncio.gather(*tasks)
@@ -85,18 +85,18 @@ def test_two_subscribers_share_an_event_loop() -> None:
         assert asyncio.run(read()) == [list(range(20))] * 2
 
 
-def test_a_late_joiner_gets_what_comes_from_now_on_and_misses_nothing() -> None:
+def test_late_subscriber_gets_all_results_from_then_on() -> None:
     with service() as running:
         running.put_and_wait(*[result(i) for i in range(10)])
         with streamseg.connect(running.masks_at, timeout=5) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put_and_wait(result(10), result(11))
             assert [sub.receive().seq, sub.receive().seq] == [10, 11]
             assert sub.gaps == {"gate": 0}
 
 
-def test_a_late_joiner_learns_at_once_that_its_source_has_ended(monkeypatch) -> None:
-    monkeypatch.setattr("streamseg.sinks.zmq.status.STATUS_EVERY", 30.0)
+def test_late_subscriber_gets_the_end_of_its_source_at_once(monkeypatch) -> None:
+    monkeypatch.setattr("streamseg.sinks.zmq.status.STATUS_INTERVAL", 30.0)
     with service() as running:
         running.publisher.set_state("gate", "ended", "end of stream", 0)
         time.sleep(0.2)
@@ -106,9 +106,9 @@ def test_a_late_joiner_learns_at_once_that_its_source_has_ended(monkeypatch) -> 
         assert time.monotonic() - began < 10
 
 
-def test_only_the_sources_named_come_and_iteration_ends_with_the_last_of_them() -> None:
+def test_only_named_sources_are_received_and_end_the_iteration() -> None:
     with service() as running, streamseg.connect(running.masks_at, ["a", "c"], timeout=5) as sub:
-        running.wait_joined(2)
+        running.wait_for_subscribers(2)
         running.put_and_wait(result(0, "a"), result(0, "b"), result(0, "c"), result(0, "aa"))
         running.publisher.set_state("a", "ended", "", 0)
         running.put_and_wait(result(1, "c"))
@@ -119,11 +119,11 @@ def test_only_the_sources_named_come_and_iteration_ends_with_the_last_of_them() 
         assert sub.statuses["c"].reason == "camera gone"
 
 
-def test_pictures_come_with_their_results_and_end_after_the_last() -> None:
+def test_images_arrive_with_their_results_until_the_end() -> None:
     red, blue = jpeg(colour=(255, 0, 0)), jpeg(colour=(0, 0, 255))
 
     def show() -> None:
-        eventually(lambda: running.publisher.wants("video", "gate"))
+        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"))
         for i in range(5):
             running.show(result(i), red, blue)
         running.finish()
@@ -142,23 +142,24 @@ def test_pictures_come_with_their_results_and_end_after_the_last() -> None:
     assert received[0].instances.names == ["person", "car"]
 
 
-def test_the_pictures_can_be_asked_for_at_a_known_address() -> None:
+def test_images_from_an_explicit_address(monkeypatch) -> None:
+    monkeypatch.setattr(service_identity, "ANSWER_TIMEOUT", 0.2)
     with (
         service() as running,
         streamseg.connect(
             "tcp://127.0.0.1:1", frames="annotated", frames_address=running.frames_at, timeout=5
         ) as sub,
     ):
-        eventually(lambda: running.publisher.wants("frames", "gate"))
+        eventually(lambda: running.publisher.has_image_subscribers("frames", "gate"))
         running.show(result(7), jpeg())
         running.finish()
         assert [r.index for r in sub] == [7]
 
 
-def test_who_comes_for_pictures_when_only_the_guide_is_left_does_not_wait_for_ever(
+def test_late_image_subscriber_ends_when_only_the_status_socket_is_left(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(session, "LATE_PICTURES", 0.3)
+    monkeypatch.setattr(session, "LATE_IMAGES_TIMEOUT", 0.3)
     with lying_publisher() as (sock, at):
         nowhere = f"tcp://127.0.0.1:{free_port()}"
         with streamseg.connect(at, frames="plain", timeout=5) as sub:
@@ -168,15 +169,15 @@ def test_who_comes_for_pictures_when_only_the_guide_is_left_does_not_wait_for_ev
             assert list(sub) == []
 
 
-def test_panoptic_segments_are_checked_and_given() -> None:
+def test_panoptic_segments_are_received() -> None:
     known = Session(None, "masks", 10_000)
     received = fed(known, [b"masks/gate/", masks_json(made=panoptic_result())])
     assert [s.mask.area for s in received.segments] == [s.area for s in received.message.segments]
 
 
-def test_what_was_received_can_be_recorded_without_what_depends_on_the_day() -> None:
+def test_received_message_converts_to_a_recorded_one() -> None:
     received = fed(Session(None, "masks", 10_000), [b"masks/gate/", masks_json(3)])
-    line = msgspec.json.decode(protocol.encode(protocol.record(received.message)))
+    line = msgspec.json.decode(protocol.encode(protocol.to_recorded(received.message)))
     assert not line.keys() & {
         "service",
         "captured_at",
@@ -185,20 +186,20 @@ def test_what_was_received_can_be_recorded_without_what_depends_on_the_day() -> 
         "timing",
         "dropped",
     }
-    assert protocol.record(received.message) == protocol.recorded_message(result(3), 3)
+    assert protocol.to_recorded(received.message) == protocol.recorded_message(result(3), 3)
 
 
-# Losses, restarts and silence
+# Losses, restarts and timeouts
 
 
-def test_messages_lost_are_counted_by_source() -> None:
+def test_lost_messages_are_counted_by_source() -> None:
     known = Session(None, "masks", 10_000)
     for source, seq in [("a", 5), ("a", 6), ("a", 9), ("b", 0), ("b", 2), ("a", 10)]:
         assert fed(known, [f"masks/{source}/".encode(), masks_json(seq, source=source)])
     assert known.gaps == {"a": 2, "b": 1}
 
 
-def test_a_message_that_comes_twice_is_given_once() -> None:
+def test_duplicate_message_is_returned_once() -> None:
     known = Session(None, "masks", 10_000)
     message = [b"masks/gate/", masks_json(4)]
     assert fed(known, message).seq == 4
@@ -206,7 +207,7 @@ def test_a_message_that_comes_twice_is_given_once() -> None:
     assert (known.rejected, known.gaps) == (0, {"gate": 0})
 
 
-def test_a_status_sent_again_changes_nothing_and_an_old_one_neither() -> None:
+def test_repeated_and_old_statuses_are_ignored() -> None:
     known = Session(["gate"], "masks", 10_000)
     fed(known, [b"status/gate/", status_json("live", 5, source="gate")])
     fed(known, [b"status/gate/", status_json("ended", 4, source="gate")])
@@ -214,7 +215,7 @@ def test_a_status_sent_again_changes_nothing_and_an_old_one_neither() -> None:
     assert known.statuses["gate"].state == "live"
 
 
-def test_another_start_of_the_service_counts_afresh() -> None:
+def test_restarted_service_restarts_the_sequence() -> None:
     known = Session(["gate"], "masks", 10_000)
     fed(known, [b"masks/gate/", masks_json(500)])
     fed(known, [b"status//", status_json("ended", 9)])
@@ -225,18 +226,18 @@ def test_another_start_of_the_service_counts_afresh() -> None:
     assert known.gaps == {"gate": 0}
 
 
-def test_a_subscriber_may_come_before_its_service() -> None:
+def test_subscriber_may_start_before_the_service() -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     with streamseg.connect(bind, timeout=10) as sub:
         with pytest.raises(ReceiveTimeout, match="is a service running there"):
             sub.receive(timeout=0.2)
         with service(bind=bind) as running:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result())
             assert sub.receive().index == 0
 
 
-def test_a_timeout_says_what_is_known_of_the_service() -> None:
+def test_timeout_reports_the_latest_states() -> None:
     with service() as running, streamseg.connect(running.masks_at) as sub:
         running.publisher.set_state("gate", "stalled", "no frame for 3 s", 1)
 
@@ -256,7 +257,7 @@ def test_a_timeout_says_what_is_known_of_the_service() -> None:
             asyncio.run(sub.receive_async(timeout=0.1))
 
 
-def test_closing_twice_is_closing_once_and_ends_iteration() -> None:
+def test_close_twice_ends_the_iteration() -> None:
     sub = streamseg.connect("tcp://127.0.0.1:1")
     sub.close()
     sub.close()
@@ -266,11 +267,11 @@ def test_closing_twice_is_closing_once_and_ends_iteration() -> None:
 
 
 @pytest.mark.slow
-def test_a_subscriber_that_pauses_for_long_with_a_full_queue_goes_on(
+def test_subscriber_continues_after_a_long_pause_with_a_full_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a process of its own: with ZMTP heartbeats in the client, libzmq aborted it."""
-    monkeypatch.setattr(endpoints, "SILENT_AFTER_MS", 15_000)
+    """Runs in its own process: with ZMTP heartbeats in the client, libzmq aborted it."""
+    monkeypatch.setattr(endpoints, "TCP_TIMEOUT_MS", 15_000)
     program = """
 import sys, time, streamseg
 with streamseg.connect(sys.argv[1], timeout=30) as sub:
@@ -280,49 +281,49 @@ with streamseg.connect(sys.argv[1], timeout=30) as sub:
 """
     found = instances(100, (1080, 1920))
     with service() as running:
-        pause = sockets.DEAF_AFTER + endpoints.SILENT_AFTER_MS / 1000 + 5
+        pause = link.RECONNECT_AFTER + endpoints.TCP_TIMEOUT_MS / 1000 + 5
         child = subprocess.Popen(
             [sys.executable, "-c", program, running.masks_at, str(pause)],
             stdout=subprocess.PIPE,
             text=True,
         )
-        running.wait_joined(within=30)
+        running.wait_for_subscribers(within=30)
         until = time.monotonic() + pause + 5
         while time.monotonic() < until:
             running.put_and_wait(*[result(i, found=found) for i in range(10)])
             time.sleep(0.05)
         running.end()
-        said, _ = child.communicate(timeout=60)
+        output, _ = child.communicate(timeout=60)
         assert child.returncode == 0
-        assert said.endswith(" ended\n")
+        assert output.endswith(" ended\n")
 
 
-# Pictures
+# Images
 
 
-def received_with(picture):
+def received_with(jpeg_bytes):
     known = Session(None, "frames", 10_000)
-    return fed(known, [b"frames/gate/", masks_json(), picture])
+    return fed(known, [b"frames/gate/", masks_json(), jpeg_bytes])
 
 
-@pytest.mark.parametrize("picture", [b"", b"\xff\xd8\xff", b"GIF89a", jpeg()[:200], bytes(1000)])
-def test_a_picture_that_cannot_be_decoded_is_a_wire_error(picture) -> None:
-    with pytest.raises(WireError, match="a picture that can't be decoded"):
-        _ = received_with(picture).frame
+@pytest.mark.parametrize("jpeg_bytes", [b"", b"\xff\xd8\xff", b"GIF89a", jpeg()[:200], bytes(1000)])
+def test_undecodable_image_is_a_protocol_error(jpeg_bytes) -> None:
+    with pytest.raises(WireError, match="an image can't be decoded"):
+        _ = received_with(jpeg_bytes).frame
 
 
-def test_a_picture_larger_than_its_frame_is_refused_before_it_is_decoded() -> None:
-    with pytest.raises(WireError, match="a picture of 4000 x 4000"):
+def test_image_larger_than_its_frame_is_rejected() -> None:
+    with pytest.raises(WireError, match="frame is 4000 x 4000"):
         _ = received_with(jpeg((4000, 4000))).frame
 
 
-def test_a_picture_that_was_not_asked_for_is_a_usage_error() -> None:
+def test_image_without_subscription_is_a_usage_error() -> None:
     received = fed(Session(None, "masks", 10_000), [b"masks/gate/", masks_json()])
     with pytest.raises(UsageError, match="frames="):
         _ = received.frame
 
 
-def test_without_pillow_a_picture_says_what_to_install() -> None:
+def test_missing_pillow_is_reported() -> None:
     program = """
 import sys
 sys.modules["PIL"] = None
@@ -336,7 +337,7 @@ except UsageError as error:
     assert "pip install 'streamseg[frames]'" in _python(program)
 
 
-# The call
+# Arguments of connect
 
 
 @pytest.mark.parametrize(
@@ -362,7 +363,7 @@ except UsageError as error:
         "tcp://127.0.0.1:5555\n",
     ],
 )
-def test_what_is_no_address_is_refused_at_once(address) -> None:
+def test_invalid_address_is_a_usage_error(address) -> None:
     with pytest.raises(UsageError):
         streamseg.connect(address)
     with pytest.raises(UsageError):
@@ -383,7 +384,7 @@ def test_what_is_no_address_is_refused_at_once(address) -> None:
         {"timeout": float("nan")},
     ],
 )
-def test_wrong_options_are_refused_at_once(options) -> None:
+def test_invalid_arguments_are_usage_errors(options) -> None:
     with pytest.raises(UsageError):
         streamseg.connect("tcp://127.0.0.1:5555", **options)
 
@@ -393,18 +394,18 @@ def test_ipv6_works_end_to_end() -> None:
     with service(bind="tcp://[::1]:*") as running:
         assert running.masks_at.startswith("tcp://[::1]:")
         with streamseg.connect(running.masks_at, timeout=5) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result())
             assert sub.receive().index == 0
 
 
-def test_ipc_works_end_to_end_with_pictures(tmp_path) -> None:
+def test_ipc_works_end_to_end_with_images(tmp_path) -> None:
     where = f"ipc://{tmp_path}/masks"
     with service(bind=where) as running, streamseg.connect(where, frames="plain", timeout=5) as sub:
         reading: list[int] = []
         thread = threading.Thread(target=lambda: reading.append(sub.receive().index))
         thread.start()
-        eventually(lambda: running.publisher.wants("video", "gate"))
+        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"))
         running.show(result(3), None, jpeg())
         thread.join(5)
     assert reading == [3]
@@ -413,7 +414,7 @@ def test_ipc_works_end_to_end_with_pictures(tmp_path) -> None:
 HEAVY = ("torch", "torchvision", "av", "cv2", "scipy", "yaml", "prometheus_client", "safetensors")
 
 
-def test_a_consumer_never_imports_what_the_service_needs() -> None:
+def test_client_imports_no_dependency_of_the_service() -> None:
     program = f"""
 import sys
 import streamseg

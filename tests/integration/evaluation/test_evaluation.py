@@ -1,4 +1,4 @@
-"""``streamseg eval`` as a user runs it: what it measures, what it leaves, what it refuses."""
+"""``streamseg eval`` as a user runs it: scores, output files, errors, signals."""
 
 from __future__ import annotations
 
@@ -16,17 +16,30 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from support.annotations import coco, write_coco, write_json, write_panoptic, write_picture
+from support.annotations import (
+    make_coco_content,
+    write_coco,
+    write_image,
+    write_json,
+    write_panoptic,
+)
 from support.commands import Ended, Run, command, environment
-from support.evaluation import INPUT_SIZE, LEAST_SCORE, wild_model, write_own_truth, write_weights
+from support.evaluation import (
+    INPUT_SIZE,
+    MIN_SCORE,
+    make_wild_model,
+    write_self_labeled_dataset,
+    write_weights,
+)
 from support.paths import ROOT
 
 from streamseg.cli.terminal import ProgressReport
 from streamseg.config import Thresholds
 from streamseg.config.training import CocoData, load_evaluation_config
-from streamseg.datasets import coco_truth, open_dataset
-from streamseg.evaluation import evaluate_coco, to_dict
+from streamseg.datasets import dataset_to_coco, open_dataset
+from streamseg.evaluation import evaluate_coco
 from streamseg.evaluation.predictions import predict_dataset
+from streamseg.evaluation.report import scores_to_dict
 from streamseg.models import load_model
 from streamseg.models.nanomask.segmenter import NanoMask
 
@@ -37,12 +50,19 @@ pytestmark = pytest.mark.timeout(90)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights, and a dataset of what they find."""
-    made = tmp_path_factory.mktemp("eval")
-    model = wild_model()
-    write_weights(model, made / "wild.safetensors")
-    write_own_truth(made, model, count=6)
-    return made
+    """Return a folder with weights and a dataset of their own predictions."""
+    path = tmp_path_factory.mktemp("eval")
+    model = make_wild_model()
+    write_weights(model, path / "wild.safetensors")
+    write_self_labeled_dataset(path, model, count=4)
+    return path
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no plots, which take longer than the evaluations here."""
+    for name in ("plot_precision_recall", "plot_confusion"):
+        monkeypatch.setattr(f"streamseg.evaluation.report_files.{name}", lambda *_: None)
 
 
 def write_config(path: Path, **content: object) -> Path:
@@ -50,8 +70,8 @@ def write_config(path: Path, **content: object) -> Path:
     return path
 
 
-def own_config(folder: Path, path: Path, **more: object) -> Path:
-    """An evaluation of the weights and the dataset in ``folder``."""
+def write_own_config(folder: Path, path: Path, **more: object) -> Path:
+    """Write a config that evaluates the weights in ``folder`` on the dataset there."""
     weights = str(folder / "wild.safetensors")
     dataset = {"format": "coco", "images": "images", "annotations": "own.json"}
     return write_config(
@@ -63,8 +83,8 @@ def own_config(folder: Path, path: Path, **more: object) -> Path:
     )
 
 
-def one_line(result: Ended, code: int = 1) -> str:
-    """The one line that a failure is said in."""
+def error_line(result: Ended, code: int = 1) -> str:
+    """Return the error message of a failed command, which must be one line."""
     assert result.returncode == code, result.stderr
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if line.startswith("streamseg: ")]
@@ -73,42 +93,39 @@ def one_line(result: Ended, code: int = 1) -> str:
     return lines[0].removeprefix("streamseg: ")
 
 
-# What it measures
+# Scores
 
 
-def test_a_model_is_measured_as_the_library_measures_it(
-    streamseg: Run, folder: Path, tmp_path: Path
-) -> None:
-    config = own_config(folder, tmp_path / "eval.yaml")
+@pytest.mark.usefixtures("without_plots")
+def test_scores_equal_those_of_the_library(streamseg: Run, folder: Path, tmp_path: Path) -> None:
+    config = write_own_config(folder, tmp_path / "eval.yaml")
     result = streamseg("eval", config, "--out", "out", "--json", "numbers.json")
     assert result.returncode == 0, result.stderr
     dataset = open_dataset(CocoData(images="images", annotations="own.json"), folder)
     model = load_model("nanomask", folder / "wild.safetensors", input_size=INPUT_SIZE)
     rows = predict_dataset(
-        model, dataset, Thresholds(score=LEAST_SCORE), batch=1, progress=lambda *_: None
+        model, dataset, Thresholds(score=MIN_SCORE), batch=1, progress=lambda *_: None
     ).results
     report = json.loads((tmp_path / "numbers.json").read_text())
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["through_service"] is False
-    (measured,) = report["datasets"]
+    (scores,) = report["datasets"]
     for on in ("boxes", "masks"):
-        expected = to_dict(evaluate_coco(coco_truth(dataset), rows, on))
-        assert measured[on] == expected
-        assert 0.2 < measured[on]["ap"] < 0.95
-        assert set(TWELVE.split()) < measured[on].keys()
-    assert measured["images"] == 6
-    assert measured["unknown"] == ["cup"]
+        expected = scores_to_dict(evaluate_coco(dataset_to_coco(dataset), rows, on))
+        assert scores[on] == expected
+        assert 0.2 < scores[on]["ap"] < 0.95
+        assert set(TWELVE.split()) < scores[on].keys()
+    assert scores["images"] == 4
+    assert scores["unknown"] == ["cup"]
     assert json.loads((tmp_path / "out" / "own" / "results.json").read_text()) == rows
 
 
-def test_its_tables_have_every_number_and_the_classes_that_occur(
-    streamseg: Run, folder: Path, tmp_path: Path
-) -> None:
-    config = own_config(folder, tmp_path / "eval.yaml")
+def test_tables_contain_every_score_and_class(streamseg: Run, folder: Path, tmp_path: Path) -> None:
+    config = write_own_config(folder, tmp_path / "eval.yaml")
     result = streamseg("eval", config, "--json", "numbers.json")
-    (measured,) = json.loads((tmp_path / "numbers.json").read_text())["datasets"]
+    (scores,) = json.loads((tmp_path / "numbers.json").read_text())["datasets"]
     text = " ".join(result.stdout.split())
-    assert f"scored by {measured['boxes']['backend']}" in text
+    assert f"scored by {scores['boxes']['backend']}" in text
     lines = [line.strip() for line in result.stdout.splitlines()]
     rules = [number for number, line in enumerate(lines) if line.startswith("─")]
     bodies = [list(takewhile(bool, lines[number + 1 :])) for number in rules]
@@ -116,53 +133,54 @@ def test_its_tables_have_every_number_and_the_classes_that_occur(
     (twelve,) = [rows for rows in [cells[:12]] if rows[0][0] == "AP" and rows[11][0] == "ARl"]
     percents = [
         [
-            "-" if measured[on][key] is None else f"{100 * measured[on][key]:.1f}"
+            "-" if scores[on][key] is None else f"{100 * scores[on][key]:.1f}"
             for on in ("boxes", "masks")
         ]
         for key in TWELVE.split()
     ]
     assert [row[1:] for row in twelve] == percents
     assert [row[0] for row in cells[12:]] == ["cup", "box", "disc"] * 2  # ids ascending
-    assert "own: nanomask doesn't know and can't find: cup" in result.stderr
+    assert "own: classes that nanomask doesn't have: cup" in result.stderr
 
 
-def test_out_has_pictures(streamseg: Run, folder: Path, tmp_path: Path) -> None:
+def test_out_contains_plots_and_results(streamseg: Run, folder: Path, tmp_path: Path) -> None:
     assert (
-        streamseg("eval", own_config(folder, tmp_path / "e.yaml"), "--out", "out").returncode == 0
+        streamseg("eval", write_own_config(folder, tmp_path / "e.yaml"), "--out", "out").returncode
+        == 0
     )
     names = ("precision-recall-boxes.png", "precision-recall-masks.png", "confusion.png")
     for name in names:
-        with Image.open(tmp_path / "out" / "own" / name) as picture:
-            picture.verify()
+        with Image.open(tmp_path / "out" / "own" / name) as image:
+            image.verify()
     assert sorted(p.name for p in (tmp_path / "out" / "own").iterdir()) == sorted(
         [*names, "results.json"]
     )
 
 
-def test_through_service_gives_the_numbers_that_the_same_settings_give(
+def test_through_service_gives_the_scores_of_the_same_settings(
     streamseg: Run, folder: Path, tmp_path: Path
 ) -> None:
-    """By default a service suppresses rival rows, and published settings don't."""
-    own = NanoMask.class_agnostic_iou
-    config = own_config(folder, tmp_path / "eval.yaml")
+    """By default a service uses class-agnostic suppression, and the published settings don't."""
+    iou = NanoMask.class_agnostic_iou
+    config = write_own_config(folder, tmp_path / "eval.yaml")
 
-    def numbers(*options: str) -> dict[str, Any]:
+    def evaluate(*options: str) -> dict[str, Any]:
         assert streamseg("eval", config, "--json", "n.json", *options).returncode == 0
         return json.loads((tmp_path / "n.json").read_text())
 
-    served = numbers("--through-service")
-    assert (served["through_service"], served["class_agnostic_iou"]) == (True, own)
-    published = numbers()
+    served = evaluate("--through-service")
+    assert (served["through_service"], served["class_agnostic_iou"]) == (True, iou)
+    published = evaluate()
     assert (published["through_service"], published["class_agnostic_iou"]) == (False, None)
     assert len(published["datasets"][0]["boxes"]["curves"]["recall"]) == 101
-    same = numbers("--set", f"class_agnostic_iou={own}")
+    same = evaluate("--set", f"class_agnostic_iou={iou}")
     assert served["datasets"] == same["datasets"] != published["datasets"]
 
 
-def test_weights_and_model_of_the_command_come_before_the_configs(
+def test_options_override_weights_and_model_of_the_config(
     streamseg: Run, folder: Path, tmp_path: Path
 ) -> None:
-    config = own_config(folder, tmp_path / "eval.yaml")
+    config = write_own_config(folder, tmp_path / "eval.yaml")
     weights = folder / "wild.safetensors"
     result = streamseg(
         *("eval", config, "--weights", weights, "--json", "numbers.json"),
@@ -173,36 +191,34 @@ def test_weights_and_model_of_the_command_come_before_the_configs(
     assert report["model"]["weights"] == str(weights)
     assert (report["most"], report["least_score"]) == (7, 0.5)
     wrong = streamseg("eval", config, "--model", "nanomusk")
-    assert "did you mean nanomask" in one_line(wrong, 2)
+    assert "did you mean nanomask" in error_line(wrong, 2)
 
 
-def test_classes_that_arent_annotated_everywhere_arent_measured(
+def test_only_classes_annotated_everywhere_are_evaluated(
     streamseg: Run, folder: Path, tmp_path: Path
 ) -> None:
-    config = own_config(folder, tmp_path / "eval.yaml")
+    config = write_own_config(folder, tmp_path / "eval.yaml")
     result = streamseg("eval", config, "--json", "n.json", "--set", "data.val.0.annotated=[disc]")
     assert result.returncode == 0, result.stderr
-    (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
-    assert [each["name"] for each in measured["boxes"]["classes"]] == ["disc"]
-    assert measured["boxes"]["ap"] == measured["boxes"]["classes"][0]["ap"]
-    assert "own: known to nanomask, not annotated there: box" in result.stderr
+    (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
+    assert [each["name"] for each in scores["boxes"]["classes"]] == ["disc"]
+    assert scores["boxes"]["ap"] == scores["boxes"]["classes"][0]["ap"]
+    assert "own: classes of nanomask that aren't annotated: box" in result.stderr
 
 
-def test_many_classes_that_arent_annotated_are_counted(
-    streamseg: Run, folder: Path, tmp_path: Path
-) -> None:
+def test_note_counts_many_unannotated_classes(streamseg: Run, folder: Path, tmp_path: Path) -> None:
     content = json.loads((folder / "own.json").read_text())
     for row in content["categories"]:
         row["name"] = {"disc": "person", "box": "car"}.get(row["name"], row["name"])
     shutil.copytree(folder, tmp_path / "coco")
     write_json(tmp_path / "coco" / "own.json", content)
-    config = own_config(tmp_path / "coco", tmp_path / "eval.yaml")
+    config = write_own_config(tmp_path / "coco", tmp_path / "eval.yaml")
     result = streamseg("eval", config, "--weights", "none")
     assert result.returncode == 0, result.stderr
-    assert "own: known to nanomask, not annotated there: 77 classes" in result.stderr
+    assert "own: classes of nanomask that aren't annotated: 77 classes" in result.stderr
 
 
-def test_boxes_alone_are_measured_where_there_are_no_masks(
+def test_dataset_without_masks_is_evaluated_on_boxes(
     streamseg: Run, folder: Path, tmp_path: Path
 ) -> None:
     content = json.loads((folder / "own.json").read_text())
@@ -210,20 +226,21 @@ def test_boxes_alone_are_measured_where_there_are_no_masks(
         del row["segmentation"]
     shutil.copytree(folder, tmp_path / "boxes")
     write_json(tmp_path / "boxes" / "own.json", content)
-    config = own_config(tmp_path / "boxes", tmp_path / "eval.yaml")
+    config = write_own_config(tmp_path / "boxes", tmp_path / "eval.yaml")
     result = streamseg("eval", config, "--out", "out", "--json", "n.json")
     assert result.returncode == 0, result.stderr
-    (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
-    assert "masks" not in measured
-    assert measured["confusion"]["on"] == "boxes"
-    assert 0.2 < measured["boxes"]["ap"] < 0.95
+    (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
+    assert "masks" not in scores
+    assert scores["confusion"]["on"] == "boxes"
+    assert 0.2 < scores["boxes"]["ap"] < 0.95
     assert not (tmp_path / "out" / "own" / "precision-recall-masks.png").exists()
 
 
-def test_several_datasets_are_measured_each_by_itself(
+@pytest.mark.usefixtures("without_plots")
+def test_several_datasets_are_evaluated_separately(
     streamseg: Run, folder: Path, tmp_path: Path
 ) -> None:
-    config = own_config(folder, tmp_path / "eval.yaml")
+    config = write_own_config(folder, tmp_path / "eval.yaml")
     raw = yaml.safe_load(config.read_text())
     url = "test:?size=96x64&frames=4&objects=3&seed=2"
     raw["data"]["val"].append({"format": "pattern", "url": url, "name": "a/pattern"})
@@ -235,13 +252,13 @@ def test_several_datasets_are_measured_each_by_itself(
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["own", "pattern", "report.json"]
 
 
-# What needs no model
+# Evaluations without a model
 
 
-def test_the_example_for_tracks_runs_as_it_is(
+def test_tracking_example_runs_unchanged(
     streamseg: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamseg.evaluation.runner.load_model", None)  # none is loaded
+    monkeypatch.setattr("streamseg.evaluation.evaluator.load_model", None)
     result = streamseg("eval", EXAMPLES / "tracking.yaml", "--json", "n.json", "--out", "out")
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "n.json").read_text())
@@ -255,7 +272,7 @@ def test_the_example_for_tracks_runs_as_it_is(
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["report.json"]
 
 
-def test_a_class_without_tracks_can_be_written(streamseg: Run, tmp_path: Path) -> None:
+def test_class_without_tracks_is_in_the_json(streamseg: Run, tmp_path: Path) -> None:
     classes = "tracking.0.classes={disc: 1, bus: 8}"
     result = streamseg("eval", EXAMPLES / "tracking.yaml", "--json", "n.json", "--set", classes)
     assert result.returncode == 0, result.stderr
@@ -263,7 +280,7 @@ def test_a_class_without_tracks_can_be_written(streamseg: Run, tmp_path: Path) -
     assert task["classes"]["bus"]["tracks"] == 0
 
 
-def test_the_example_for_panoptic_results_works(streamseg: Run, tmp_path: Path) -> None:
+def test_panoptic_example_runs(streamseg: Run, tmp_path: Path) -> None:
     write_panoptic(tmp_path / "data")
     given = {
         "root": tmp_path / "data",
@@ -281,7 +298,7 @@ def test_the_example_for_panoptic_results_works(streamseg: Run, tmp_path: Path) 
     assert "PQ" in result.stdout
 
 
-def test_the_example_for_coco_works(streamseg: Run, folder: Path, tmp_path: Path) -> None:
+def test_coco_example_runs(streamseg: Run, folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "coco"
     shutil.copytree(folder / "images", root / "val2017")
     (root / "annotations").mkdir()
@@ -292,14 +309,20 @@ def test_the_example_for_coco_works(streamseg: Run, folder: Path, tmp_path: Path
         *("--json", "n.json"),
     )
     assert result.returncode == 0, result.stderr
-    (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
-    assert measured["name"] == "instances_val2017"
-    assert 0.2 < measured["masks"]["ap"] < 0.95
+    (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
+    assert scores["name"] == "instances_val2017"
+    assert 0.2 < scores["masks"]["ap"] < 0.95
 
 
-def test_every_example_is_an_evaluation_that_a_test_runs() -> None:
+def test_every_example_is_valid_and_run_by_a_test() -> None:
     files = sorted(EXAMPLES.glob("*.yaml"))
-    names = ["coco", "nanomask", "panoptic-model", "panoptic", "tracking"]  # see test_panoptic
+    names = [
+        "coco",
+        "nanomask",
+        "panoptic-model",
+        "panoptic",
+        "tracking",
+    ]
     assert [file.stem for file in files] == names
     for file in files:
         load_evaluation_config(file, [])
@@ -308,7 +331,7 @@ def test_every_example_is_an_evaluation_that_a_test_runs() -> None:
 # --check
 
 
-def test_check_counts_what_is_sound(streamseg: Run, tmp_path: Path) -> None:
+def test_check_counts_images_and_annotations(streamseg: Run, tmp_path: Path) -> None:
     write_coco(tmp_path / "data")
     dataset = {"format": "coco", "images": "images", "annotations": "set.json"}
     bare = write_config(tmp_path / "bare.yaml", root="data", train=[dataset], val=[dataset])
@@ -317,20 +340,20 @@ def test_check_counts_what_is_sound(streamseg: Run, tmp_path: Path) -> None:
     assert result.stdout == "3 images, 6 annotations: no problems\n"
 
 
-def test_check_lists_every_problem_of_a_recipe(streamseg: Run, tmp_path: Path) -> None:
-    content = coco()
+def test_check_lists_every_problem_of_a_training_config(streamseg: Run, tmp_path: Path) -> None:
+    content = make_coco_content()
     content["annotations"][1]["category_id"] = 55
     content["annotations"][3]["bbox"] = [0, 0, -3, 5]
     write_coco(tmp_path / "data", content)
     (tmp_path / "data" / "images" / "empty.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     dataset = {"format": "coco", "images": "images", "annotations": "set.json"}
-    recipe = write_config(
-        tmp_path / "recipe.yaml",
+    config = write_config(
+        tmp_path / "train.yaml",
         model={"name": "nanomask"},
         epochs=3,
         data={"root": "data", "train": [dataset]},
     )
-    result = streamseg("eval", "--check", recipe)
+    result = streamseg("eval", "--check", config)
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     assert len(lines) == 3
@@ -339,31 +362,31 @@ def test_check_lists_every_problem_of_a_recipe(streamseg: Run, tmp_path: Path) -
     assert lines[1].startswith("set: image 12, annotation 103: ")
     assert lines[2].startswith("set: image 40: ")
     assert "empty.png" in lines[2]
-    assert result.stderr == f"streamseg: {recipe}: 3 problems\n"
+    assert result.stderr == f"streamseg: {config}: 3 problems\n"
 
 
 @pytest.mark.parametrize(
     "option", [("--weights", "none"), ("--through-service",), ("--out", "o"), ("--json", "n.json")]
 )
-def test_check_takes_no_option_that_it_would_ignore(
+def test_check_refuses_options_that_it_would_ignore(
     streamseg: Run, tmp_path: Path, option: tuple[str, ...]
 ) -> None:
     config = write_config(tmp_path / "x.yaml", val=[{"format": "pattern", "url": "test:?frames=1"}])
-    said = one_line(streamseg("eval", "--check", config, *option), 2)
-    assert said == "--check looks at the data alone: leave the other options out"
+    message = error_line(streamseg("eval", "--check", config, *option), 2)
+    assert message == "--check can't be combined with other options: remove them"
 
 
-# What it refuses
+# Errors
 
 
-def test_a_missing_config(streamseg: Run) -> None:
-    assert one_line(streamseg("eval", "gone.yaml"), 2) == "gone.yaml: there is no such file"
+def test_missing_config_is_an_error(streamseg: Run) -> None:
+    assert error_line(streamseg("eval", "gone.yaml"), 2) == "gone.yaml: there is no such file"
 
 
-def test_an_unknown_key_is_said_with_its_path(streamseg: Run, folder: Path, tmp_path: Path) -> None:
-    config = own_config(folder, tmp_path / "eval.yaml")
-    said = one_line(streamseg("eval", config, "--set", "data.val.0.imges=x"), 2)
-    assert said == f"{config}: data.val[0].imges: unknown key; did you mean 'images'?"
+def test_unknown_key_is_named_with_its_path(streamseg: Run, folder: Path, tmp_path: Path) -> None:
+    config = write_own_config(folder, tmp_path / "eval.yaml")
+    message = error_line(streamseg("eval", config, "--set", "data.val.0.imges=x"), 2)
+    assert message == f"{config}: data.val[0].imges: unknown key; did you mean 'images'?"
 
 
 @pytest.mark.parametrize(
@@ -375,57 +398,57 @@ def test_an_unknown_key_is_said_with_its_path(streamseg: Run, folder: Path, tmp_
         ({"most": 0}, "most: "),
     ],
 )
-def test_nothing_to_measure(streamseg: Run, tmp_path: Path, content: dict, expected: str) -> None:
+def test_config_without_anything_to_evaluate_is_an_error(
+    streamseg: Run, tmp_path: Path, content: dict, expected: str
+) -> None:
     config = write_config(tmp_path / "eval.yaml", **content)
-    said = one_line(streamseg("eval", config), 2)
-    assert said.startswith(f"{config}: ")
-    assert expected in said
+    message = error_line(streamseg("eval", config), 2)
+    assert message.startswith(f"{config}: ")
+    assert expected in message
 
 
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        (("--through-service",), "--through-service measures data, and the config has none"),
+        (("--through-service",), "--through-service needs data, and the config has none"),
         (
             ("--weights", "none"),
-            "--model, --weights and --class-names are for data, and the config has none",
+            "--model, --weights and --class-names need data, and the config has none",
         ),
         (
             ("--model", "nanomask"),
-            "--model, --weights and --class-names are for data, and the config has none",
+            "--model, --weights and --class-names need data, and the config has none",
         ),
     ],
 )
-def test_options_for_data_without_data(
+def test_options_that_need_data_are_refused_without_data(
     streamseg: Run, option: tuple[str, ...], expected: str
 ) -> None:
-    assert one_line(streamseg("eval", EXAMPLES / "tracking.yaml", *option), 2) == expected
+    assert error_line(streamseg("eval", EXAMPLES / "tracking.yaml", *option), 2) == expected
 
 
-def test_a_dataset_with_problems_is_never_measured(
-    streamseg: Run, folder: Path, tmp_path: Path
-) -> None:
+def test_dataset_with_problems_is_an_error(streamseg: Run, folder: Path, tmp_path: Path) -> None:
     content = json.loads((folder / "own.json").read_text())
     content["annotations"][0]["image_id"] = 4321
     shutil.copytree(folder, tmp_path / "bad")
     write_json(tmp_path / "bad" / "own.json", content)
-    config = own_config(tmp_path / "bad", tmp_path / "eval.yaml")
-    said = one_line(streamseg("eval", config))
-    assert said.startswith("own: 1 problem, the first: ")
-    assert "4321" in said
-    assert "--check" in said
+    config = write_own_config(tmp_path / "bad", tmp_path / "eval.yaml")
+    message = error_line(streamseg("eval", config))
+    assert message.startswith("own: 1 problem, the first: ")
+    assert "4321" in message
+    assert "--check" in message
 
 
-def test_rows_with_problems_are_left_out_where_that_is_asked_for(
+def test_rows_with_problems_are_skipped_on_request(
     streamseg: Run, folder: Path, tmp_path: Path
 ) -> None:
     content = json.loads((folder / "own.json").read_text())
     content["annotations"][0]["image_id"] = 4321
     shutil.copytree(folder, tmp_path / "bad")
     victim = sorted((tmp_path / "bad" / "images").iterdir())[3]
-    victim.write_bytes(b"not a picture")
+    victim.write_bytes(b"not an image")
     write_json(tmp_path / "bad" / "own.json", content)
-    config = own_config(tmp_path / "bad", tmp_path / "eval.yaml")
+    config = write_own_config(tmp_path / "bad", tmp_path / "eval.yaml")
     sets = ("--set", "data.problems=skip", "--set", "model.device=cpu")
     result = streamseg("eval", config, *sets, "--json", "numbers.json")
     assert result.returncode == 0, result.stderr
@@ -441,20 +464,23 @@ def test_rows_with_problems_are_left_out_where_that_is_asked_for(
     assert dataset["skipped"][1]["reason"] == "image can't be used"
 
 
-def test_data_that_nothing_can_be_measured_with_are_refused(
-    streamseg: Run, folder: Path, tmp_path: Path
-) -> None:
+def test_dataset_of_only_crowds_is_an_error(streamseg: Run, folder: Path, tmp_path: Path) -> None:
     content = json.loads((folder / "own.json").read_text())
     for row in content["annotations"]:
         row["iscrowd"] = 1
     shutil.copytree(folder, tmp_path / "bad")
     write_json(tmp_path / "bad" / "own.json", content)
-    said = one_line(streamseg("eval", own_config(tmp_path / "bad", tmp_path / "eval.yaml")))
+    message = error_line(
+        streamseg("eval", write_own_config(tmp_path / "bad", tmp_path / "eval.yaml"))
+    )
     count = len(content["annotations"])
-    assert said.startswith(f"own: there is nothing to measure with: all of its {count} annotations")
+    assert message.startswith(
+        f"own: there is nothing to measure with: all of its {count} annotations"
+    )
 
 
-def test_text_ids_of_images_are_those_of_the_results(
+@pytest.mark.usefixtures("without_plots")
+def test_text_image_ids_are_kept_in_the_results(
     streamseg: Run, folder: Path, tmp_path: Path
 ) -> None:
     content = json.loads((folder / "own.json").read_text())
@@ -465,38 +491,42 @@ def test_text_ids_of_images_are_those_of_the_results(
         row["image_id"] = names[row["image_id"]]
     shutil.copytree(folder, tmp_path / "text")
     write_json(tmp_path / "text" / "own.json", content)
-    found = {}
-    for name, place in (("plain", folder), ("text", tmp_path / "text")):
-        config = own_config(place, tmp_path / f"{name}.yaml")
+    scores = {}
+    for name, root in (("plain", folder), ("text", tmp_path / "text")):
+        config = write_own_config(root, tmp_path / f"{name}.yaml")
         result = streamseg("eval", config, "--json", f"{name}.json", "--out", name)
         assert result.returncode == 0, result.stderr
-        (found[name],) = json.loads((tmp_path / f"{name}.json").read_text())["datasets"]
+        (scores[name],) = json.loads((tmp_path / f"{name}.json").read_text())["datasets"]
         rows = json.loads((tmp_path / name / "own" / "results.json").read_text())
         assert {type(row["image_id"]) for row in rows} == {str if name == "text" else int}
-    assert found["text"] == found["plain"]  # in the same order of images
+    assert scores["text"] == scores["plain"]
 
 
-def test_two_datasets_of_one_name(streamseg: Run, folder: Path, tmp_path: Path) -> None:
-    config = own_config(folder, tmp_path / "eval.yaml")
+def test_two_datasets_of_one_name_are_an_error(
+    streamseg: Run, folder: Path, tmp_path: Path
+) -> None:
+    config = write_own_config(folder, tmp_path / "eval.yaml")
     raw = yaml.safe_load(config.read_text())
     raw["data"]["val"] *= 2
     write_config(config, **raw)
-    said = one_line(streamseg("eval", config), 2)
-    assert said == "data.val: two datasets are called 'own': give each a name"
+    message = error_line(streamseg("eval", config), 2)
+    assert message == "data.val: two datasets are named 'own': give each a name"
 
 
-def test_weights_of_another_architecture(streamseg: Run, folder: Path, tmp_path: Path) -> None:
-    config = own_config(folder, tmp_path / "eval.yaml")
-    said = one_line(streamseg("eval", config, "--model", "mask_rcnn_r50_fpn"))
-    assert "wild.safetensors" in said
-    assert "nanomask" in said
-    said = one_line(streamseg("eval", config, "--weights", "gone.pt"))
-    assert "gone.pt" in said
+def test_weights_of_another_architecture_are_an_error(
+    streamseg: Run, folder: Path, tmp_path: Path
+) -> None:
+    config = write_own_config(folder, tmp_path / "eval.yaml")
+    message = error_line(streamseg("eval", config, "--model", "mask_rcnn_r50_fpn"))
+    assert "wild.safetensors" in message
+    assert "nanomask" in message
+    message = error_line(streamseg("eval", config, "--weights", "gone.pt"))
+    assert "gone.pt" in message
 
 
-def test_no_class_in_common(streamseg: Run, folder: Path, tmp_path: Path) -> None:
+def test_no_class_in_common_is_an_error(streamseg: Run, folder: Path, tmp_path: Path) -> None:
     data = {"format": "coco", "images": "images", "annotations": "set.json"}
-    content = coco()
+    content = make_coco_content()
     content["categories"] = [{"id": 90, "name": "brush"}, {"id": 7, "name": "mug"}]
     write_coco(tmp_path / "data", content)
     config = write_config(
@@ -504,60 +534,69 @@ def test_no_class_in_common(streamseg: Run, folder: Path, tmp_path: Path) -> Non
         model={"weights": str(folder / "wild.safetensors")},
         data={"root": "data", "val": [data]},
     )
-    said = one_line(streamseg("eval", config))
-    assert said.startswith("set: the model knows none of its classes: ")
-    assert "disc" in said
+    message = error_line(streamseg("eval", config))
+    assert message.startswith("set: the model has none of its classes: ")
+    assert "disc" in message
 
 
-@pytest.mark.parametrize("way", [(), ("--through-service",)])
-@pytest.mark.parametrize("spoil", ["cut off", "gone", "of another size"])
-def test_a_picture_that_cant_be_used(
-    streamseg: Run, folder: Path, tmp_path: Path, spoil: str, way: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("damage", "options"),
+    [
+        ("truncated", ()),
+        ("truncated", ("--through-service",)),
+        ("missing", ()),
+        ("another size", ()),
+    ],
+)
+def test_unusable_image_is_an_error(
+    streamseg: Run, folder: Path, tmp_path: Path, damage: str, options: tuple[str, ...]
 ) -> None:
     shutil.copytree(folder, tmp_path / "bad")
     victim = sorted((tmp_path / "bad" / "images").iterdir())[3]
-    if spoil == "cut off":
+    if damage == "truncated":
         victim.write_bytes(victim.read_bytes()[:-600])
-    elif spoil == "gone":
+    elif damage == "missing":
         victim.unlink()
     else:
-        write_picture(victim, (10, 10))
-    config = own_config(tmp_path / "bad", tmp_path / "eval.yaml")
-    said = one_line(streamseg("eval", config, *way, "--out", "out"))
-    assert f"{victim}: " in said
+        write_image(victim, (10, 10))
+    config = write_own_config(tmp_path / "bad", tmp_path / "eval.yaml")
+    message = error_line(streamseg("eval", config, *options, "--out", "out"))
+    assert f"{victim}: " in message
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_places_that_cant_be_written_are_said_before_anything_is_measured(
+def test_unwritable_output_is_an_error_before_the_evaluation(
     streamseg: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamseg.evaluation.runner.load_model", None)
-    config = own_config(folder, tmp_path / "eval.yaml")
-    said = one_line(streamseg("eval", config, "--json", "gone/numbers.json"))
-    assert said == "gone/numbers.json: isn't a file in a folder that there is"
+    monkeypatch.setattr("streamseg.evaluation.evaluator.load_model", None)
+    config = write_own_config(folder, tmp_path / "eval.yaml")
+    message = error_line(streamseg("eval", config, "--json", "gone/numbers.json"))
+    assert message == "gone/numbers.json: must be a file in an existing folder"
     (tmp_path / "file").touch()
-    assert "file" in one_line(streamseg("eval", config, "--out", "file"))
+    assert "file" in error_line(streamseg("eval", config, "--out", "file"))
 
 
-def test_pictures_without_matplotlib(
+def test_out_without_matplotlib_is_an_error(
     streamseg: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamseg.evaluation.outputs.find_spec", lambda name: None)
-    said = one_line(streamseg("eval", own_config(folder, tmp_path / "e.yaml"), "--out", "out"))
-    assert said == "--out draws with matplotlib: pip install 'streamseg[train]'"
+    monkeypatch.setattr("streamseg.evaluation.report_files.find_spec", lambda name: None)
+    message = error_line(
+        streamseg("eval", write_own_config(folder, tmp_path / "e.yaml"), "--out", "out")
+    )
+    assert message == "--out needs matplotlib: pip install 'streamseg[train]'"
 
 
-def test_a_tracks_file_that_is_missing(streamseg: Run) -> None:
-    said = one_line(
+def test_missing_track_file_is_an_error(streamseg: Run) -> None:
+    message = error_line(
         streamseg("eval", EXAMPLES / "tracking.yaml", "--set", "tracking.0.results=gone.jsonl")
     )
-    assert "gone.jsonl" in said
+    assert "gone.jsonl" in message
 
 
 # As a program
 
 
-def test_progress_is_said_in_plain_lines_whatever_the_step(capsys) -> None:
+def test_progress_is_printed_in_plain_lines(capsys) -> None:
     with ProgressReport("images") as progress:
         for done in (*range(7, 210, 7), 210):
             progress("val", done, 210)
@@ -570,9 +609,9 @@ def test_progress_is_said_in_plain_lines_whatever_the_step(capsys) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rank", "measures"), [(None, True), ("0", True), ("1", False)])
-def test_the_tool_is_the_command_and_the_first_process_measures(
-    tmp_path: Path, rank: str | None, measures: bool
+@pytest.mark.parametrize(("rank", "evaluates"), [(None, True), ("0", True), ("1", False)])
+def test_tool_runs_the_command_in_the_first_process(
+    tmp_path: Path, rank: str | None, evaluates: bool
 ) -> None:
     result = subprocess.run(
         [
@@ -590,23 +629,23 @@ def test_the_tool_is_the_command_and_the_first_process_measures(
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "n.json").exists() == measures
-    assert ("HOTA" in result.stdout) == measures
+    assert (tmp_path / "n.json").exists() == evaluates
+    assert ("HOTA" in result.stdout) == evaluates
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [(), ("--through-service",)])
-def test_an_interrupt_ends_it_soon_and_leaves_nothing(
-    folder: Path, tmp_path: Path, way: tuple[str, ...]
+@pytest.mark.parametrize("options", [(), ("--through-service",)])
+def test_interrupt_ends_the_evaluation_and_removes_temporary_files(
+    folder: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     config = write_config(
         tmp_path / "eval.yaml",
-        model={"weights": str(folder / "wild.safetensors"), "input_size": INPUT_SIZE},
-        data={"val": [{"format": "pattern", "url": "test:?size=96x64&frames=3000"}]},
+        model={"weights": str(folder / "wild.safetensors"), "input_size": 64},
+        data={"val": [{"format": "pattern", "url": "test:?size=48x32&objects=1&frames=3000"}]},
     )
     (tmp_path / "tmp").mkdir()
     with subprocess.Popen(
-        ["env", "--default-signal=INT", *command("eval", config, *way, "--json", "n.json")],
+        ["env", "--default-signal=INT", *command("eval", config, *options, "--json", "n.json")],
         cwd=tmp_path,
         env=environment() | {"TMPDIR": str(tmp_path / "tmp")},
         stderr=subprocess.PIPE,
@@ -615,9 +654,9 @@ def test_an_interrupt_ends_it_soon_and_leaves_nothing(
         assert started.stderr is not None
         assert "100 of 3000 images" in next(iter(started.stderr))
         started.send_signal(signal.SIGINT)
-        begun = time.monotonic()
+        start = time.monotonic()
         assert started.wait(60) == 130
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - start < 20
         assert "Traceback" not in started.stderr.read()
     assert list((tmp_path / "tmp").iterdir()) == []
     assert not (tmp_path / "n.json").exists()

@@ -1,4 +1,4 @@
-"""What is served is what was measured: the same rows and numbers, with nothing lost on the way."""
+"""Evaluation through a service: the same predictions and scores as without, and none lost."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from msgspec.structs import replace
 from support.evaluation import (
     INPUT_SIZE,
-    LEAST_SCORE,
-    wild_model,
-    write_own_truth,
-    write_pictures,
+    MIN_SCORE,
+    make_wild_model,
+    write_pattern_images,
+    write_self_labeled_dataset,
     write_weights,
 )
 from support.paths import SHARED
@@ -22,31 +22,32 @@ from support.paths import SHARED
 from streamseg import protocol
 from streamseg.config import ModelConfig, Thresholds
 from streamseg.config.training import CocoData, DataConfig, EvaluationConfig, PatternData
-from streamseg.datasets import Dataset, coco_truth, open_dataset
+from streamseg.datasets import Dataset, dataset_to_coco, open_dataset
 from streamseg.errors import DataError, OutputError, ReceiveTimeout, StageError, StreamsegError
-from streamseg.evaluation import evaluate_coco, served, to_dict
+from streamseg.evaluation import evaluate_coco, service_predictions
+from streamseg.evaluation.evaluator import Evaluator
 from streamseg.evaluation.predictions import predict_dataset
-from streamseg.evaluation.runner import Measurement
-from streamseg.evaluation.served import predict_through_service
+from streamseg.evaluation.report import scores_to_dict
+from streamseg.evaluation.service_predictions import predict_through_service
 from streamseg.models.base import Segmenter
 from streamseg.sinks.zmq.endpoints import MASKS_QUEUED
 from streamseg.sinks.zmq.publisher import RESULTS_WAITING, Publisher
 from streamseg.structures.results import Result
 
 pytestmark = pytest.mark.timeout(90)
-THRESHOLDS = Thresholds(score=LEAST_SCORE, max_instances=100)
+THRESHOLDS = Thresholds(score=MIN_SCORE, max_instances=100)
 
 
 @pytest.fixture(scope="module")
-def wild() -> Segmenter:
-    return wild_model()
+def wild_model() -> Segmenter:
+    return make_wild_model()
 
 
 @pytest.fixture(scope="module")
-def folder(wild: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("own")
-    write_own_truth(made, wild)
-    return made
+def folder(wild_model: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("own")
+    write_self_labeled_dataset(path, wild_model, count=5)
+    return path
 
 
 @pytest.fixture
@@ -54,286 +55,305 @@ def own(folder: Path) -> Dataset:
     return open_dataset(CocoData(images="images", annotations="own.json"), folder)
 
 
-def first(dataset: Dataset, count: int) -> Dataset:
-    """The first pictures of a dataset."""
+def take_first(dataset: Dataset, count: int) -> Dataset:
+    """Return a dataset of the first images."""
     return Dataset(dataset.name, dataset.images[:count], dataset.categories, dataset.annotated)
 
 
-def pattern(frames: int) -> Dataset:
+def open_pattern(frames: int) -> Dataset:
     url = f"test:?size=96x64&frames={frames}&objects=4&seed=5"
     return open_dataset(PatternData(url=url), Path())
 
 
-def silent(*_: object) -> None:
+def ignore_progress(*_: object) -> None:
     pass
 
 
-def through(model: Segmenter, dataset: Dataset, batch: int = 1) -> list[dict]:
-    return predict_through_service(model, dataset, THRESHOLDS, batch=batch, progress=silent).results
+def predict_served(model: Segmenter, dataset: Dataset, batch: int = 1) -> list[dict]:
+    return predict_through_service(
+        model, dataset, THRESHOLDS, batch=batch, progress=ignore_progress
+    ).results
 
 
-def direct(model: Segmenter, dataset: Dataset, batch: int = 1) -> list[dict]:
-    return predict_dataset(model, dataset, THRESHOLDS, batch=batch, progress=silent).results
+def predict_directly(model: Segmenter, dataset: Dataset, batch: int = 1) -> list[dict]:
+    return predict_dataset(
+        model, dataset, THRESHOLDS, batch=batch, progress=ignore_progress
+    ).results
 
 
-def both_scores(dataset: Dataset, rows: list[dict]) -> list[dict]:
-    return [to_dict(evaluate_coco(coco_truth(dataset), rows, on)) for on in ("boxes", "masks")]
+def score_boxes_and_masks(dataset: Dataset, rows: list[dict]) -> list[dict]:
+    return [
+        scores_to_dict(evaluate_coco(dataset_to_coco(dataset), rows, on))
+        for on in ("boxes", "masks")
+    ]
 
 
 @pytest.fixture
-def publisher(monkeypatch: pytest.MonkeyPatch):
-    """Have the publisher do something else with a result than to publish it."""
+def replace_publish(monkeypatch: pytest.MonkeyPatch):
+    """Return a function that replaces how the publisher publishes a result."""
     original = Publisher._publish_result
 
-    def replace_with(instead) -> None:
+    def replace_publish(function) -> None:
         monkeypatch.setattr(
             Publisher,
             "_publish_result",
-            lambda self, result: instead(self, result, lambda r=result: original(self, r)),
+            lambda self, result: function(self, result, lambda r=result: original(self, r)),
         )
 
-    return replace_with
+    return replace_publish
 
 
 @pytest.mark.slow
-def test_the_messages_of_a_service_give_the_rows_and_the_numbers_of_the_model(
-    wild: Segmenter, own: Dataset
+def test_service_publishes_the_predictions_of_the_model_bit_for_bit(
+    wild_model: Segmenter, tmp_path: Path
 ) -> None:
-    assert len(own.images) > served.PIECE, "one piece alone proves little"
-    told = []
+    own = open_dataset(write_self_labeled_dataset(tmp_path, wild_model, count=20), tmp_path)
+    assert len(own.images) > service_predictions.IMAGES_PER_SERVICE, "needs more than one service"
+    reports = []
     rows = predict_through_service(
-        wild, own, THRESHOLDS, batch=1, progress=lambda *report: told.append(report)
+        wild_model, own, THRESHOLDS, batch=1, progress=lambda *report: reports.append(report)
     ).results
-    expected = direct(wild, own)
+    expected = predict_directly(wild_model, own)
     assert len(rows) > 500
-    assert rows == expected  # ids, boxes, scores and run lengths, in one order, to the last bit
-    boxes, masks = both_scores(own, rows)
-    assert [boxes, masks] == both_scores(own, expected)
+    assert rows == expected
+    boxes, masks = score_boxes_and_masks(own, rows)
+    assert [boxes, masks] == score_boxes_and_masks(own, expected)
     assert 0.3 < boxes["ap"] < 0.95
     assert 0.3 < masks["ap"] < 0.95
-    assert told == [("own", done, 20) for done in range(1, 21)]
+    assert reports == [("own", done, 20) for done in range(1, 21)]
 
 
-def test_batches_change_nothing_but_noise(wild: Segmenter, own: Dataset) -> None:
-    few = first(own, 6)
-    one, many = direct(wild, few), through(wild, few, batch=4)
-    before, after = both_scores(few, one), both_scores(few, many)
+def test_batch_size_changes_scores_only_by_noise(wild_model: Segmenter, own: Dataset) -> None:
+    few = own
+    one, many = predict_directly(wild_model, few), predict_served(wild_model, few, batch=4)
+    before, after = score_boxes_and_masks(few, one), score_boxes_and_masks(few, many)
     assert [row["image_id"] for row in many] == [row["image_id"] for row in one]
     for on in (0, 1):
         assert after[on]["ap"] == pytest.approx(before[on]["ap"], abs=0.01)
 
 
-def test_frames_of_the_pattern_are_served_as_they_are_drawn(wild: Segmenter) -> None:
-    dataset = pattern(5)
-    assert through(wild, dataset) == direct(wild, dataset) != []
+def test_generated_images_are_served_losslessly(wild_model: Segmenter) -> None:
+    dataset = open_pattern(5)
+    assert predict_served(wild_model, dataset) == predict_directly(wild_model, dataset) != []
 
 
 @pytest.mark.slow
-def test_coco_pictures_give_the_same_through_a_service(nanomask: Segmenter) -> None:
+def test_coco_images_have_the_same_predictions_through_a_service(nanomask: Segmenter) -> None:
     if not (SHARED / "data" / "coco80" / "val").exists():
         pytest.skip("no shared/data/coco80/val here")
     whole = open_dataset(
         CocoData(images="coco80/val", annotations="coco80/val.json"), SHARED / "data"
     )
-    dataset = first(whole, 20)
-    rows, expected = through(nanomask, dataset), direct(nanomask, dataset)
+    dataset = take_first(whole, 20)
+    rows, expected = predict_served(nanomask, dataset), predict_directly(nanomask, dataset)
     assert rows == expected
-    scores = both_scores(dataset, rows)
-    assert scores == both_scores(dataset, expected)
+    scores = score_boxes_and_masks(dataset, rows)
+    assert scores == score_boxes_and_masks(dataset, expected)
     assert scores[0]["ap"] > 0.2
 
 
 @pytest.mark.slow
-def test_it_is_measured_with_the_suppression_that_is_served(
-    wild: Segmenter, tmp_path: Path
+def test_class_agnostic_suppression_is_that_of_the_service(
+    wild_model: Segmenter, tmp_path: Path
 ) -> None:
-    """Of the model by itself the published settings are measured, of the service what it has."""
-    write_weights(wild, tmp_path / "wild.safetensors")
+    """Without a service, ``auto`` means the published setting: none."""
+    write_weights(wild_model, tmp_path / "wild.safetensors")
     evaluation = EvaluationConfig(
         model=ModelConfig(weights=str(tmp_path / "wild.safetensors"), input_size=INPUT_SIZE),
         data=DataConfig(val=(PatternData(url="test:?size=96x64&frames=2&objects=4&seed=5"),)),
         batch=1,
     )
-    own = type(wild).class_agnostic_iou
+    own = type(wild_model).class_agnostic_iou
     for chosen, through_service, iou in (
         ("auto", False, None), ("auto", True, own), (None, True, None), (0.3, False, 0.3),
         (0.3, True, 0.3),
     ):  # fmt: skip
         wanted = replace(THRESHOLDS, class_agnostic_iou=iou)
-        rows = predict_dataset(wild, pattern(2), wanted, batch=1, progress=silent).results
-        run = Measurement(
+        rows = predict_dataset(
+            wild_model, open_pattern(2), wanted, batch=1, progress=ignore_progress
+        ).results
+        run = Evaluator(
             replace(evaluation, class_agnostic_iou=chosen),
             tmp_path,
-            silent,
+            ignore_progress,
             through_service=through_service,
         )
         report = run.run()
         assert report.datasets[0].results == rows
         assert report.evaluation.class_agnostic_iou == iou
-    assert len(rows) < len(direct(wild, pattern(2)))
+    assert len(rows) < len(predict_directly(wild_model, open_pattern(2)))
 
 
-def test_it_is_the_messages_that_are_measured(wild: Segmenter, own: Dataset, monkeypatch) -> None:
-    honest = protocol.encode
+def test_scores_depend_on_the_published_messages(
+    wild_model: Segmenter, own: Dataset, monkeypatch
+) -> None:
+    encode = protocol.encode
 
-    def lie(message: protocol.Message) -> bytes:
+    def encode_half(message: protocol.Message) -> bytes:
         if isinstance(message, protocol.MasksMessage):
             message = replace(message, instances=message.instances[::2])
-        return honest(message)
+        return encode(message)
 
-    few = first(own, 6)
-    expected = direct(wild, few)
-    monkeypatch.setattr(protocol, "encode", lie)
-    rows = through(wild, few)
-    (before, _), (after, _) = both_scores(few, expected), both_scores(few, rows)
+    few = own
+    expected = predict_directly(wild_model, few)
+    monkeypatch.setattr(protocol, "encode", encode_half)
+    rows = predict_served(wild_model, few)
+    (before, _), (after, _) = score_boxes_and_masks(few, expected), score_boxes_and_masks(few, rows)
     assert 0 < len(rows) < 0.6 * len(expected)
     assert after["ap"] < before["ap"] - 0.1
 
 
-def slow(_: Publisher, __: Result, publish) -> None:
-    time.sleep(0.15)
+def publish_slowly(_: Publisher, __: Result, publish) -> None:
+    time.sleep(0.1)
     publish()
 
 
 @pytest.mark.slow
-def test_a_slow_network_thread_loses_nothing(wild: Segmenter, publisher) -> None:
-    publisher(slow)
-    told = []
+def test_slow_network_thread_drops_no_result(wild_model: Segmenter, replace_publish) -> None:
+    replace_publish(publish_slowly)
+    reports = []
     predict_through_service(
-        wild, pattern(30), THRESHOLDS, batch=4, progress=lambda *report: told.append(report)
+        wild_model,
+        open_pattern(20),
+        THRESHOLDS,
+        batch=4,
+        progress=lambda *report: reports.append(report),
     )
-    assert told[-1] == ("pattern", 30, 30)
-    assert RESULTS_WAITING <= MASKS_QUEUED, "what the publisher holds, its sockets must"
+    assert reports[-1] == ("pattern", 20, 20)
+    assert RESULTS_WAITING <= MASKS_QUEUED, "sockets must hold what the publisher queues"
 
 
 @pytest.mark.slow
-def test_without_pieces_a_slow_network_thread_would_lose_and_that_is_an_error(
-    wild: Segmenter, publisher, monkeypatch: pytest.MonkeyPatch
+def test_results_dropped_by_one_large_service_are_an_error(
+    wild_model: Segmenter, replace_publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stuck(self: Publisher, result: Result, publish) -> None:
-        """Until something was dropped: however slow the machine is, it comes to that."""
+    def publish_late(self: Publisher, result: Result, publish) -> None:
+        """Wait until a result was dropped."""
         end = time.monotonic() + 60
         while not self._metrics.account(result.source).snapshot().dropped:
             assert time.monotonic() < end
             time.sleep(0.01)
         publish()
 
-    publisher(stuck)
-    monkeypatch.setattr(served, "PIECE", 1000)
-    lost = r"\d+ of 30 pictures came to no message \(publisher_late: \d+\)"
+    replace_publish(publish_late)
+    monkeypatch.setattr(service_predictions, "IMAGES_PER_SERVICE", 1000)
+    lost = r"no message was received for \d+ of 30 images \(publisher_late: \d+\)"
     with pytest.raises(StreamsegError, match=lost):
-        through(wild, pattern(30), batch=4)
+        predict_served(wild_model, open_pattern(30), batch=4)
 
 
-def test_a_message_that_is_lost_is_an_error(wild: Segmenter, publisher) -> None:
-    def lossy(self: Publisher, result: Result, publish) -> None:
+def test_lost_message_is_an_error(wild_model: Segmenter, replace_publish) -> None:
+    def lose_two(self: Publisher, result: Result, publish) -> None:
         if result.frame.index in (3, 4):
             self._next_seq(protocol.topic("masks", result.source))
             self._metrics.account(result.source).publish()
             return
         publish()
 
-    publisher(lossy)
+    replace_publish(lose_two)
     with pytest.raises(
-        StreamsegError, match="pattern: 2 of 10 pictures came to no message; the first is image 4"
+        StreamsegError,
+        match="pattern: no message was received for 2 of 10 images; the first is image 4",
     ):
-        through(wild, pattern(10))
+        predict_served(wild_model, open_pattern(10))
 
 
-def test_a_message_that_comes_twice_is_an_error(wild: Segmenter, publisher) -> None:
-    def twice(self: Publisher, result: Result, publish) -> None:
+def test_repeated_message_is_an_error(wild_model: Segmenter, replace_publish) -> None:
+    def publish_twice(self: Publisher, result: Result, publish) -> None:
         publish()
         if result.frame.index == 3:
             topic = protocol.topic("masks", result.source)
-            again = self._encode(result, self._next_seq(topic))
-            self._masks.send_multipart([topic, again])
+            copy = self._encode(result, self._next_seq(topic))
+            self._masks.send_multipart([topic, copy])
 
-    publisher(twice)
-    with pytest.raises(StreamsegError, match=r"pattern: 000003\.png came to more than one message"):
-        through(wild, pattern(10))
+    replace_publish(publish_twice)
+    with pytest.raises(
+        StreamsegError, match=r"pattern: more than one message for 000003\.png was received"
+    ):
+        predict_served(wild_model, open_pattern(10))
 
 
-def test_a_message_that_is_too_large_is_an_error(
-    wild: Segmenter, monkeypatch: pytest.MonkeyPatch
+def test_message_that_is_too_large_is_an_error(
+    wild_model: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "MAX_JSON_BYTES", 2000)
-    with pytest.raises(StreamsegError, match=r"4 of 4 pictures came to no message \(too_large: 4"):
-        through(wild, pattern(4))
+    with pytest.raises(StreamsegError, match=r"for 4 of 4 images \(too_large: 4"):
+        predict_served(wild_model, open_pattern(4))
 
 
-@pytest.mark.parametrize("spoil", ["damaged", "missing", "turned"])
-def test_a_picture_that_cant_be_used_is_said_as_without_a_service(
-    wild: Segmenter, folder: Path, tmp_path: Path, spoil: str
+@pytest.mark.parametrize("damage", ["damaged", "missing", "another size"])
+def test_unusable_image_is_the_same_error_as_without_a_service(
+    wild_model: Segmenter, folder: Path, tmp_path: Path, damage: str
 ) -> None:
     shutil.copytree(folder, tmp_path / "own")
     whole = open_dataset(CocoData(images="images", annotations="own.json"), tmp_path / "own")
-    dataset = first(whole, 5)
-    victim = dataset.images[3].picture
+    dataset = take_first(whole, 5)
+    victim = dataset.images[3].file
     assert isinstance(victim, Path)
-    if spoil == "damaged":
+    if damage == "damaged":
         victim.write_bytes(victim.read_bytes()[:-600])
-    elif spoil == "missing":
+    elif damage == "missing":
         victim.unlink()
     else:
-        other = dataset.images[2].picture
-        victim.write_bytes(other.read_bytes())  # of another size
+        other = dataset.images[2].file
+        victim.write_bytes(other.read_bytes())
     with pytest.raises(DataError) as alone:
-        direct(wild, dataset)
+        predict_directly(wild_model, dataset)
     with pytest.raises(DataError) as service:
-        through(wild, dataset)
+        predict_served(wild_model, dataset)
     assert str(service.value) == str(alone.value)
     assert victim.name in str(alone.value)
 
 
-class Odd(type(wild_model())):  # type: ignore[misc]
-    """A model that does something else in its forward."""
+class ModelWithHook(type(make_wild_model())):  # type: ignore[misc]
+    """Model that calls ``hook`` before each forward pass."""
 
     def forward(self, *arguments: object) -> list:
-        self.instead()
+        self.hook()
         return super().forward(*arguments)
 
 
-def odd(instead) -> Segmenter:
-    model = wild_model()
-    model.__class__ = Odd
-    model.instead = instead  # type: ignore[attr-defined]
+def make_model_with_hook(hook) -> Segmenter:
+    model = make_wild_model()
+    model.__class__ = ModelWithHook
+    model.hook = hook  # type: ignore[attr-defined]
     return model
 
 
-def test_a_service_that_fails_is_an_error() -> None:
+def test_failed_service_is_an_error() -> None:
     def fail() -> None:
         raise ZeroDivisionError("the model broke")
 
     before = threading.active_count()
     with pytest.raises(StageError, match="worker: the model broke"):
-        through(odd(fail), pattern(4))
+        predict_served(make_model_with_hook(fail), open_pattern(4))
     assert threading.active_count() == before
 
 
-def test_a_service_that_goes_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "SILENCE", 0.5)
+def test_service_without_results_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_predictions, "TIMEOUT", 0.2)
     before = threading.active_count()
-    begun = time.monotonic()
-    with pytest.raises(ReceiveTimeout, match=r"no result in 0\.5 s"):
-        through(odd(lambda: time.sleep(2)), pattern(4))
-    assert time.monotonic() - begun < 20
+    start = time.monotonic()
+    with pytest.raises(ReceiveTimeout, match=r"no result in 0\.2 s"):
+        predict_served(make_model_with_hook(lambda: time.sleep(1)), open_pattern(4))
+    assert time.monotonic() - start < 20
     assert threading.active_count() == before
 
 
-def test_nothing_is_left_behind(wild: Segmenter, tmp_path: Path, monkeypatch) -> None:
-    place = tmp_path / "temporary"
-    place.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(place))
-    files = write_pictures(tmp_path / "images", 3)
+def test_temporary_files_are_removed(wild_model: Segmenter, tmp_path: Path, monkeypatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    files = write_pattern_images(tmp_path / "images", 3)
     before = [file.read_bytes() for file in files]
-    assert through(wild, pattern(3))
-    assert list(place.iterdir()) == []
+    assert predict_served(wild_model, open_pattern(3))
+    assert list(temporary.iterdir()) == []
     assert [file.read_bytes() for file in files] == before
 
 
-def test_without_a_temporary_folder_nothing_is_served(
-    wild: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_temporary_folder_is_an_error(
+    wild_model: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     with pytest.raises(OutputError, match=r"can't make a temporary folder: .*gone.*: set TMPDIR"):
-        through(wild, pattern(2))
+        predict_served(wild_model, open_pattern(2))

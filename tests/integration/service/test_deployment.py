@@ -1,6 +1,6 @@
-"""What an operator installs: the unit, the image, the compose file and the example.
+"""Deployment files: the systemd unit, the image, the compose file and the example config.
 
-Here they are read by checkers of their own, and what they would start is started.
+They are checked by the tools of their formats, and the commands in them are run.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from streamseg.pipeline.runner import LATE_AFTER
 from streamseg.service import systemd
 from streamseg.service.http_api import STOP_WITHIN as CONTROL_STOPS_WITHIN
 from streamseg.service.service import STOP_WITHIN, Service
-from streamseg.service.supervisor import TELL_EVERY, Supervisor
+from streamseg.service.supervisor import REPORT_EVERY, Supervisor
 
 # systemd
 
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit, with a program that is there."""
+    """Unit whose program exists on this machine."""
     needs(shutil.which("systemd-analyze") is not None, "systemd-analyze")
     text = (DEPLOY / "streamseg.service").read_text()
     assert text.count("/opt/streamseg/bin/streamseg") == 1
-    there = tmp_path / "streamseg.service"
-    there.write_text(text.replace("/opt/streamseg/bin/streamseg", sys.executable))
-    return there
+    file = tmp_path / "streamseg.service"
+    file.write_text(text.replace("/opt/streamseg/bin/streamseg", sys.executable))
+    return file
 
 
 def settings() -> dict[str, str]:
@@ -53,27 +53,27 @@ def seconds(span: str) -> float:
     return float(number) * (60 if unit else 1)
 
 
-def test_systemd_takes_the_unit_and_finds_it_tight(unit: Path) -> None:
+def test_systemd_analyze_accepts_the_unit_and_its_sandboxing(unit: Path) -> None:
     assert checked("systemd-analyze", "verify", unit) == ""
     tight = ("--offline=true", "--threshold=20", "--no-pager")
     assert "Overall exposure level" in checked("systemd-analyze", "security", *tight, unit)
 
 
-def test_a_wrong_unit_would_be_found(unit: Path) -> None:
+def test_systemd_analyze_finds_an_invalid_unit(unit: Path) -> None:
     unit.write_text(unit.read_text().replace("WatchdogSec=30", "WatchdogSec=soon"))
     assert "ignoring: soon" in checked("systemd-analyze", "verify", unit)
 
 
-def test_the_unit_waits_for_as_long_as_the_service_may_take() -> None:
-    told = settings()
-    assert told["Type"] == "notify"
+def test_the_stop_timeout_of_the_unit_covers_that_of_the_service() -> None:
+    unit = settings()
+    assert unit["Type"] == "notify"
     stopping = STOP_WITHIN + LATE_AFTER + CONTROL_STOPS_WITHIN
-    assert stopping + 5 <= seconds(told["TimeoutStopSec"]) <= 60
-    assert seconds(told["WatchdogSec"]) >= 2 * TELL_EVERY
-    assert told["RestartPreventExitStatus"] == "2"
+    assert stopping + 5 <= seconds(unit["TimeoutStopSec"]) <= 60
+    assert seconds(unit["WatchdogSec"]) >= 2 * REPORT_EVERY
+    assert unit["RestartPreventExitStatus"] == "2"
 
 
-def test_the_command_of_the_unit_is_one_that_exists(streamseg, tmp_path: Path) -> None:
+def test_the_command_of_the_unit_exists(streamseg, tmp_path: Path) -> None:
     program, *arguments = settings()["ExecStart"].split()
     assert Path(program).name == "streamseg"
     arguments[arguments.index("/etc/streamseg/live.yaml")] = str(tmp_path / "none.yaml")
@@ -85,38 +85,38 @@ def test_the_command_of_the_unit_is_one_that_exists(streamseg, tmp_path: Path) -
 # Docker
 
 
-def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     program = Path(sys.executable).with_name("hadolint")
     needs(program.exists(), "hadolint")
     assert checked(program, "--no-color", DEPLOY / "Dockerfile") == ""
 
 
 def dockerfile() -> list[tuple[str, str]]:
-    """Its instructions."""
+    """Return the instructions of the Dockerfile."""
     text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
 
 
-def test_the_image_s_health_is_that_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The very program of HEALTHCHECK, asking a service that runs here."""
+def test_the_health_check_of_the_image_follows_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of HEALTHCHECK is run against a service on this machine."""
     (check,) = [rest for word, rest in dockerfile() if word == "HEALTHCHECK"]
-    *program, asks = json.loads(check.partition("CMD ")[2])
+    *program, code = json.loads(check.partition("CMD ")[2])
     assert program == ["python", "-c"]
-    assert f"127.0.0.1:{CONTROL_PORT}/healthz" in asks
-    with served(SourceConfig(url=PATTERN, name="gate")) as operation:
-        port = str(operation.control_address).rpartition(":")[2]
-        here = asks.replace(str(CONTROL_PORT), port)
-        checked(sys.executable, "-c", here)
+    assert f"127.0.0.1:{CONTROL_PORT}/healthz" in code
+    with served(SourceConfig(url=PATTERN, name="gate")) as supervisor:
+        port = str(supervisor.http_api_address).rpartition(":")[2]
+        code = code.replace(str(CONTROL_PORT), port)
+        checked(sys.executable, "-c", code)
         monkeypatch.setattr(Service, "health_problem", "the model hangs")
         refused = subprocess.run(
-            [sys.executable, "-c", here], check=False, capture_output=True, timeout=30
+            [sys.executable, "-c", code], check=False, capture_output=True, timeout=30
         )
     assert refused.returncode == 1
     assert b"503" in refused.stderr
 
 
-def test_the_image_holds_what_is_installed_and_runs_without_rights() -> None:
+def test_the_image_contains_the_package_and_runs_unprivileged() -> None:
     words = dockerfile()
     assert [rest for word, rest in words if word == "USER"] == ["10001:10001"]
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
@@ -135,7 +135,7 @@ def compose() -> dict:
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
 
-def test_all_that_the_compose_file_refers_to_is_there() -> None:
+def test_every_reference_in_the_compose_file_exists() -> None:
     made = compose()
     assert set(made) == {"name", "services", "configs"}
     services = made["services"]
@@ -155,13 +155,13 @@ def test_all_that_the_compose_file_refers_to_is_there() -> None:
     assert watching == {"prometheus", "grafana"}
 
 
-def test_the_compose_file_s_ports_are_the_service_s_and_only_for_this_machine() -> None:
+def test_the_compose_file_publishes_the_service_s_ports_on_loopback_only() -> None:
     published = [port.split(":") for port in compose()["services"]["streamseg"]["ports"]]
     assert {host for host, *_ in published} == {"127.0.0.1"}
     assert {"5555", "5556"} <= {inside for *_, inside in published}
 
 
-def test_the_compose_file_s_service_sees_the_cameras_that_are_simulated() -> None:
+def test_the_compose_file_s_service_reads_the_simulated_cameras() -> None:
     contents = {name: yaml.safe_load(c["content"]) for name, c in compose()["configs"].items()}
     config = validate(contents["live"], "compose.yaml")
     simulated = contents["cameras"]["paths"]
@@ -186,10 +186,10 @@ def test_the_simulated_cameras_can_be_encoded(name: str, tmp_path: Path) -> None
 # The example
 
 
-def test_the_example_for_cameras_serves_cameras(
+def test_the_live_example_config_serves_cameras(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is, but that the cameras are at other addresses; there is no /dev/video0."""
+    """Only the addresses of the cameras are replaced; /dev/video99 doesn't exist."""
     (tmp_path / "yard").write_text("swordfish\n")
     monkeypatch.setenv("GATE_PASSWORD", "swordfish")
     monkeypatch.setattr(systemd, "SOCKET", "NO_SYSTEMD")
@@ -209,8 +209,8 @@ def test_the_example_for_cameras_serves_cameras(
         raw["control"]["bind"] = "127.0.0.1:0"
         config = validate(raw, "live.yaml")
         service = Service(config)
-        operation = Supervisor(service, config, None)
-        thread = threading.Thread(target=operation.run)
+        supervisor = Supervisor(service, config, None)
+        thread = threading.Thread(target=supervisor.run)
         thread.start()
         try:
             wanted = {"gate", "yard", "hall"}
@@ -219,10 +219,10 @@ def test_the_example_for_cameras_serves_cameras(
                     wanted.discard(result.source)
                     if not wanted:
                         break
-            states = {feed.name: feed.condition for feed in service.sessions()}
+            states = {session.name: session.condition for session in service.sources}
         finally:
-            operation.stop()
+            supervisor.stop()
             thread.join(30)
     assert {states[name].state for name in ("gate", "yard", "hall")} == {"live"}
     assert states["desk"].state in ("waiting", "connecting")
-    assert service.thresholds_of("yard").score == 0.6
+    assert service.sources.thresholds["yard"].score == 0.6

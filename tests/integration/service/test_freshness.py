@@ -1,4 +1,4 @@
-"""What keeps live results fresh: the newest frame wins, old ones are dropped, ages are known."""
+"""Freshness of live results: newest frames, dropping of old ones, and ages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from streamseg.pipeline.mailbox import Mailbox
 from streamseg.pipeline.metrics import RECENT, RecentAges
-from streamseg.pipeline.stages import fresh
+from streamseg.pipeline.stages import drop_stale
 from streamseg.structures.results import Frame
 
 
@@ -17,7 +17,7 @@ def frame(source: str, index: int, age: float = 0.0) -> Frame:
     return Frame(source, index, 0, index / 25, time.time(), time.monotonic() - age, image)
 
 
-def test_of_a_live_source_only_the_newest_frame_waits_and_a_recording_loses_none() -> None:
+def test_only_the_newest_frame_of_a_live_source_waits_and_recordings_lose_none() -> None:
     inbox: Mailbox[Frame] = Mailbox(4)
     overtaken: list[int] = []
     newest = inbox.newest(lambda lost: overtaken.append(lost.index))
@@ -30,15 +30,15 @@ def test_of_a_live_source_only_the_newest_frame_waits_and_a_recording_loses_none
     assert by_source == [("camera", 2), ("file", 0), ("file", 1), ("file", 2)]
 
 
-def test_frames_that_are_too_old_are_dropped_before_they_cost_anything_if_they_are_live() -> None:
+def test_old_frames_of_live_sources_are_dropped_before_inference() -> None:
     old, young, recorded = frame("camera", 0, age=2), frame("camera", 1), frame("file", 0, age=9)
     dropped: list[Frame] = []
-    batches = fresh([[old, young, recorded], [old]], 1.0, "camera".__eq__, dropped.append)
+    batches = drop_stale([[old, young, recorded], [old]], 1.0, "camera".__eq__, dropped.append)
     assert list(batches) == [[young, recorded]]
     assert dropped == [old, old]
 
 
-def test_the_p99_is_of_the_latest_results_alone() -> None:
+def test_the_p99_covers_recent_results_only() -> None:
     now = [0.0]
     ages = RecentAges(lambda: now[0])
     assert ages.p99() == 0

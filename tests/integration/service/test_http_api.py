@@ -1,4 +1,4 @@
-"""Control of a running service: over HTTP, by ``ctl``, by signals; and who may not."""
+"""HTTP API of a running service: requests, ``ctl``, access checks and limits."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from streamseg import connect, load_model
 from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig, WorkerConfig
 from streamseg.errors import BindError, ConfigError
 from streamseg.models.base import Segmenter
-from streamseg.service import http_api as control_of_services
-from streamseg.service.http_api import Control, Reload
-from streamseg.service.http_client import Controlled
-from streamseg.service.service import Reloaded, Service
+from streamseg.pipeline.metrics import Metrics
+from streamseg.service import http_api
+from streamseg.service.http_api import HttpApi, Reload
+from streamseg.service.http_client import HttpApiClient
+from streamseg.service.service import Service
+from streamseg.service.source_set import Reloaded
 from streamseg.service.supervisor import Supervisor
 
 pytestmark = pytest.mark.timeout(60)
@@ -46,16 +48,18 @@ def config(*sources: SourceConfig, **control: object) -> Config:
 
 
 class Running:
-    """A service that runs in a thread."""
+    """Supervised service that runs in a thread."""
 
     def __init__(self, made: Config, model: Segmenter, load: object = None) -> None:
         self.service = Service(made, model)
-        self.operation = Supervisor(self.service, made, load)  # type: ignore[arg-type]
-        self.address = str(self.operation.control_address)
-        self.thread = threading.Thread(target=self.operation.run)
+        self.supervisor = Supervisor(self.service, made, load)  # type: ignore[arg-type]
+        self.address = str(self.supervisor.http_api_address)
+        self.thread = threading.Thread(target=self.supervisor.run)
         self.thread.start()
 
-    def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, str]:
+    def request(
+        self, method: str, path: str, body: object = None, **headers: str
+    ) -> tuple[int, str]:
         port = int(self.address.rpartition(":")[2])
         with_type = {"Content-Type": "application/json", **headers}
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -67,7 +71,7 @@ class Running:
             connection.close()
 
     def state(self, name: str) -> str:
-        return {f.name: f.condition.state for f in self.service.sessions()}.get(name, "gone")
+        return {f.name: f.condition.state for f in self.service.sources}.get(name, "gone")
 
     def until(self, name: str, state: str) -> None:
         deadline = time.monotonic() + 15
@@ -76,13 +80,13 @@ class Running:
             time.sleep(0.02)
 
     def close(self) -> None:
-        self.operation.stop()
+        self.supervisor.stop()
         self.thread.join(20)
         assert not self.thread.is_alive()
 
 
-@pytest.fixture
-def running(model: Segmenter) -> Iterator[Running]:
+@contextlib.contextmanager
+def run_service(model: Segmenter) -> Iterator[Running]:
     made = Running(config(SourceConfig(url=LIVE, name="gate")), model)
     try:
         made.until("gate", "live")
@@ -94,62 +98,75 @@ def running(model: Segmenter) -> Iterator[Running]:
         assert account.in_flight == 0
 
 
-def test_sources_come_go_and_come_back_in_a_later_epoch(running: Running) -> None:
+@pytest.fixture
+def running(model: Segmenter) -> Iterator[Running]:
+    with run_service(model) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def unchanged(model: Segmenter) -> Iterator[Running]:
+    """Service that no test changes."""
+    with run_service(model) as made:
+        yield made
+
+
+def test_a_source_that_is_added_again_continues_with_the_next_epoch(running: Running) -> None:
     with connect(running.service.endpoints["masks"], ["yard"], timeout=20) as results:
-        assert running.ask("POST", "/v1/sources", {"url": LIVE, "name": "yard"})[0] == 201
+        assert running.request("POST", "/v1/sources", {"url": LIVE, "name": "yard"})[0] == 201
         first = next(iter(results))
-        assert running.ask("DELETE", "/v1/sources/yard")[0] == 204
+        assert running.request("DELETE", "/v1/sources/yard")[0] == 204
         for _ in results:
             pass
-        assert results.ended, "for who asked for it alone"
+        assert results.ended, "it subscribes to this source only"
     running.until("yard", "gone")
     with connect(running.service.endpoints["masks"], ["yard"], timeout=20) as results:
-        assert running.ask("POST", "/v1/sources", {"url": LIVE, "name": "yard"})[0] == 201
+        assert running.request("POST", "/v1/sources", {"url": LIVE, "name": "yard"})[0] == 201
         again = next(iter(results))
     assert (first.epoch, again.epoch) == (0, 1)
     assert again.seq > first.seq
     running.until("gate", "live")
 
 
-def test_a_service_whose_last_source_was_taken_away_waits_for_another(running: Running) -> None:
-    running.ask("DELETE", "/v1/sources/gate")
+def test_a_service_runs_on_after_its_last_source_was_removed(running: Running) -> None:
+    running.request("DELETE", "/v1/sources/gate")
     running.until("gate", "gone")
     time.sleep(0.5)
     assert running.thread.is_alive()
-    assert running.ask("POST", "/v1/sources", {"url": LIVE, "name": "gate"})[0] == 201
+    assert running.request("POST", "/v1/sources", {"url": LIVE, "name": "gate"})[0] == 201
     running.until("gate", "live")
 
 
-def test_a_paused_source_gives_nothing_until_it_is_resumed(running: Running) -> None:
-    assert running.ask("POST", "/v1/sources/gate/pause")[0] == 204
+def test_a_paused_source_delivers_no_frames_until_it_is_resumed(running: Running) -> None:
+    assert running.request("POST", "/v1/sources/gate/pause")[0] == 204
     running.until("gate", "waiting")
     time.sleep(0.3)
     before = running.service.metrics.account("gate").snapshot().decoded
     time.sleep(0.5)
     assert running.service.metrics.account("gate").snapshot().decoded == before
-    assert running.ask("POST", "/v1/sources/gate/resume")[0] == 204
+    assert running.request("POST", "/v1/sources/gate/resume")[0] == 204
     running.until("gate", "live")
 
 
-def test_thresholds_change_what_comes_out_from_then_on(running: Running) -> None:
-    def found() -> int:
-        """In what is captured from now on; what was on its way is as it was."""
+def test_new_thresholds_apply_to_later_frames(running: Running) -> None:
+    def count_instances() -> int:
+        """Return the number of instances in frames captured from now on."""
         now = time.time()
         with connect(running.service.endpoints["masks"], timeout=20) as results:
             later = (r for r in results if r.captured_at > now)
             return sum(len(r.instances) for r in itertools.islice(later, 20))
 
-    assert running.ask("PUT", "/v1/sources/gate/thresholds", {"score": 0.01})[0] == 200
-    assert found() > 0
-    status, now = running.ask("PUT", "/v1/sources/gate/thresholds", {"score": 1.0})
+    assert running.request("PUT", "/v1/sources/gate/thresholds", {"score": 0.01})[0] == 200
+    assert count_instances() > 0
+    status, now = running.request("PUT", "/v1/sources/gate/thresholds", {"score": 1.0})
     assert (status, json.loads(now)["score"]) == (200, 1.0)
-    assert found() == 0
-    running.ask("PUT", "/v1/sources/gate/thresholds", None)
-    assert running.service.thresholds_of("gate").score == pytest.approx(0.45)
+    assert count_instances() == 0
+    running.request("PUT", "/v1/sources/gate/thresholds", None)
+    assert running.service.sources.thresholds["gate"].score == pytest.approx(0.45)
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "status", "why"),
+    ("method", "path", "body", "status", "reason"),
     [
         ("GET", "/v1/sources/none", None, 404, "no source called"),
         ("DELETE", "/v1/sources/none", None, 404, "no source called"),
@@ -170,36 +187,40 @@ def test_thresholds_change_what_comes_out_from_then_on(running: Running) -> None
         ("POST", "/v1/reload", None, 409, "config file"),
     ],
 )
-def test_what_can_t_be_is_refused_and_changes_nothing(
-    running: Running, method: str, path: str, body: object, status: int, why: str
+def test_an_invalid_request_is_refused_and_changes_nothing(
+    unchanged: Running, method: str, path: str, body: object, status: int, reason: str
 ) -> None:
-    answered, text = running.ask(method, path, body)
-    assert (answered, why in text) == (status, True), text
-    assert [feed.name for feed in running.service.sessions()] == ["gate"]
-    assert running.state("gate") == "live"
+    response_status, text = unchanged.request(method, path, body)
+    assert (response_status, reason in text) == (status, True), text
+    assert [session.name for session in unchanged.service.sources] == ["gate"]
+    assert unchanged.state("gate") == "live"
 
 
-def test_pages_of_other_sites_and_other_names_are_refused(running: Running) -> None:
-    assert running.ask("GET", "/healthz", None, Host="evil.example")[0] == 403
-    assert running.ask("DELETE", "/v1/sources/gate", None, Origin="http://evil.example")[0] == 403
+def test_unknown_hosts_and_foreign_origins_are_refused(unchanged: Running) -> None:
+    assert unchanged.request("GET", "/healthz", None, Host="evil.example")[0] == 403
+    foreign = {"Origin": "http://evil.example"}
+    assert unchanged.request("DELETE", "/v1/sources/gate", None, **foreign)[0] == 403
     body = {"url": LIVE, "name": "x"}
-    refused = running.ask("POST", "/v1/sources", body, **{"Content-Type": "text/plain"})
+    refused = unchanged.request("POST", "/v1/sources", body, **{"Content-Type": "text/plain"})
     assert refused[0] == 415
-    assert running.ask("GET", "/healthz") == (200, "ok")
-    assert running.ask("GET", "/readyz") == (200, "ready")
+    assert unchanged.request("GET", "/healthz") == (200, "ok")
+    assert unchanged.request("GET", "/readyz") == (200, "ready")
 
 
-class Well:
-    """As much of a service as ``/healthz`` asks."""
+class HealthyService:
+    """Stand-in for a service, for ``/healthz`` and ``/metrics``."""
 
     health_problem = ""
+    metrics = Metrics()
 
 
 @contextlib.contextmanager
-def controlled(reload: Reload | None = None, **options: object) -> Iterator[Control]:
-    """Control alone, of a service that needs no model."""
-    control = Control(
-        cast(Service, Well()), config(SourceConfig(url=LIVE, name="gate"), **options), reload
+def controlled(reload: Reload | None = None, **options: object) -> Iterator[HttpApi]:
+    """HTTP API of a stand-in for a service."""
+    control = HttpApi(
+        cast(Service, HealthyService()),
+        config(SourceConfig(url=LIVE, name="gate"), **options),
+        reload,
     )
     control.start()
     try:
@@ -208,18 +229,18 @@ def controlled(reload: Reload | None = None, **options: object) -> Iterator[Cont
         control.stop()
 
 
-def port_of(control: Control) -> int:
+def port_of(control: HttpApi) -> int:
     return int(control.address.rpartition(":")[2])
 
 
-def health(control: Control, host: str) -> int:
+def health(control: HttpApi, host: str) -> int:
     address = ("127.0.0.1", port_of(control))
     with contextlib.closing(http.client.HTTPConnection(*address, timeout=10)) as asking:
         asking.request("GET", "/healthz", headers={"Host": host})
         return asking.getresponse().status
 
 
-def test_it_answers_to_its_own_names_and_those_of_its_config_and_no_others() -> None:
+def test_only_own_and_configured_host_names_are_accepted() -> None:
     with controlled(hosts=("cams.example", "Tunnel.example:9000")) as control:
         port = port_of(control)
         for known in ("localhost", "127.0.0.1", "[::1]", "cams.example", "CAMS.example"):
@@ -240,41 +261,70 @@ POST = b"POST /v1/sources HTTP/1.1\r\nHost: localhost:%d\r\nContent-Length: 9\r\
 
 
 @pytest.mark.parametrize(
-    "said",
+    "request_part",
     [b"", REQUEST, REQUEST + b"\r\n" + REQUEST, POST + b"Content-Type: application/json\r\n\r\n{"],
     ids=["nothing", "half a request", "half a second one", "half a body"],
 )
-def test_who_keeps_it_waiting_is_cut_off(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: bytes
+def test_a_connection_is_closed_after_the_timeout(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, request_part: bytes
 ) -> None:
-    monkeypatch.setattr(control_of_services, "ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr(http_api, "CONNECTION_TIMEOUT", 0.5)
     with (
         controlled() as control,
         socket.create_connection(("127.0.0.1", port_of(control)), timeout=5) as peer,
     ):
-        peer.sendall(said.replace(b"%d", b"%d" % port_of(control)))
+        peer.sendall(request_part.replace(b"%d", b"%d" % port_of(control)))
         with contextlib.suppress(ConnectionResetError):
             while peer.recv(1000):
                 pass
-    assert not caplog.records, "what strangers do fills no log"
+    assert not caplog.records, "clients can't fill the log"
 
 
-def test_of_a_connection_that_is_over_nothing_is_kept() -> None:
-    def kept() -> int:
+@pytest.mark.parametrize(
+    "request_part", [b"", REQUEST, POST + b"Content-Type: application/json\r\n\r\n{"]
+)
+def test_stopping_closes_the_connections_of_incomplete_requests(
+    caplog: pytest.LogCaptureFixture, request_part: bytes
+) -> None:
+    with controlled() as control:
+        peer = socket.create_connection(("127.0.0.1", port_of(control)), timeout=5)
+        peer.sendall(request_part.replace(b"%d", b"%d" % port_of(control)))
+        time.sleep(0.1)
+    with peer, contextlib.suppress(ConnectionResetError):
+        while peer.recv(1000):
+            pass
+    assert not caplog.records
+
+
+def test_stopping_closes_the_connection_of_a_client_that_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_api, "generate_latest", lambda _registry: bytes(50_000_000))
+    with controlled() as control:
+        peer = socket.create_connection(("127.0.0.1", port_of(control)), timeout=5)
+        peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % port_of(control))
+        peer.recv(1)
+    with peer, contextlib.suppress(ConnectionResetError):
+        while peer.recv(100_000):  # the content of the system's buffers, then the end
+            pass
+
+
+def test_closed_connections_use_no_memory() -> None:
+    def count_connections() -> int:
         gc.collect()
-        return sum(type(thing).__name__ == "Hasty" for thing in gc.get_objects())
+        return sum(type(thing).__name__ == "LimitedProtocol" for thing in gc.get_objects())
 
     with controlled() as control:
         for _ in range(10):
             assert health(control, f"localhost:{port_of(control)}") == 200
         deadline = time.monotonic() + 5
-        while kept():
+        while count_connections():
             assert time.monotonic() < deadline
 
 
-def test_a_crowd_of_connections_is_bounded_and_it_serves_again_when_they_have_left() -> None:
+def test_connections_beyond_the_limit_are_closed_until_others_leave() -> None:
     with controlled() as control, contextlib.ExitStack() as crowd:
-        for _ in range(control_of_services.MAX_CONNECTIONS):
+        for _ in range(http_api.MAX_CONNECTIONS):
             crowd.enter_context(socket.create_connection(("127.0.0.1", port_of(control))))
         with contextlib.suppress(ConnectionResetError):
             one_more = crowd.enter_context(
@@ -291,7 +341,7 @@ def test_a_crowd_of_connections_is_bounded_and_it_serves_again_when_they_have_le
             assert time.monotonic() < deadline
 
 
-def test_it_says_that_it_is_well_while_as_much_is_asked_of_it_as_it_can_do_at_once() -> None:
+def test_health_is_answered_while_every_worker_thread_is_busy() -> None:
     over, under_way = threading.Event(), threading.Semaphore(0)
 
     def reload() -> Reloaded:
@@ -301,32 +351,32 @@ def test_it_says_that_it_is_well_while_as_much_is_asked_of_it_as_it_can_do_at_on
 
     with controlled(reload) as control, contextlib.ExitStack() as crowd:
         address = ("127.0.0.1", port_of(control))
-        for _ in range(control_of_services.MAX_CONNECTIONS - 1):
+        for _ in range(http_api.MAX_CONNECTIONS - 1):
             asking = http.client.HTTPConnection(*address)
             crowd.callback(asking.close)
             asking.request("POST", "/v1/reload")
         try:
-            for _ in range(40):  # threads that starlette has for what may take long
+            for _ in range(40):  # worker threads of starlette
                 assert under_way.acquire(timeout=10)
             assert health(control, f"localhost:{port_of(control)}") == 200
         finally:
             over.set()
 
 
-def test_a_token_is_asked_for_where_there_is_one(model: Segmenter, tmp_path: Path) -> None:
+def test_a_configured_token_is_required(model: Segmenter, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
     made = config(SourceConfig(url=LIVE, name="gate"), token_file=str(tmp_path / "token"))
     run = Running(made, model)
     try:
-        assert run.ask("GET", "/v1/sources")[0] == 401
-        assert run.ask("GET", "/metrics", None, Authorization="Bearer wrong")[0] == 401
-        assert run.ask("GET", "/metrics", None, Authorization="Bearer s3cret")[0] == 200
-        assert run.ask("GET", "/healthz")[0] == 200
+        assert run.request("GET", "/v1/sources")[0] == 401
+        assert run.request("GET", "/metrics", None, Authorization="Bearer wrong")[0] == 401
+        assert run.request("GET", "/metrics", None, Authorization="Bearer s3cret")[0] == 200
+        assert run.request("GET", "/healthz")[0] == 200
     finally:
         run.close()
 
 
-def test_beyond_loopback_there_must_be_a_token(model: Segmenter) -> None:
+def test_an_address_beyond_loopback_requires_a_token(model: Segmenter) -> None:
     made = Config(
         sources=(SourceConfig(url=LIVE, name="gate"),),
         publish=PublishConfig(bind="tcp://127.0.0.1:*"),
@@ -338,12 +388,12 @@ def test_beyond_loopback_there_must_be_a_token(model: Segmenter) -> None:
         (ControlConfig(bind="127.0.0.1:99999"), BindError, "65535"),
     ):
         with pytest.raises(error, match=why):
-            Control(service, Config(sources=made.sources, control=control), None)
+            HttpApi(service, Config(sources=made.sources, control=control), None)
     service.close()
 
 
-def test_hostile_bytes_leave_it_serving(running: Running) -> None:
-    host, port = "127.0.0.1", int(running.address.rpartition(":")[2])
+def test_malformed_requests_do_not_stop_the_server(unchanged: Running) -> None:
+    host, port = "127.0.0.1", int(unchanged.address.rpartition(":")[2])
     for garbage in (
         b"\0" * 1000,
         b"GET / HTTP/9.9\r\n\r\n",
@@ -352,10 +402,10 @@ def test_hostile_bytes_leave_it_serving(running: Running) -> None:
     ):
         with socket.create_connection((host, port), timeout=5) as connection:
             connection.sendall(garbage)
-    assert running.ask("GET", "/healthz") == (200, "ok")
+    assert unchanged.request("GET", "/healthz") == (200, "ok")
 
 
-def test_a_config_that_is_read_again_changes_sources_and_nothing_if_it_is_wrong(
+def test_a_reload_changes_the_sources_and_an_invalid_config_changes_nothing(
     model: Segmenter,
 ) -> None:
     wanted = [config(SourceConfig(url=LIVE, name="a"), SourceConfig(url=LIVE, name="b"))]
@@ -370,7 +420,7 @@ def test_a_config_that_is_read_again_changes_sources_and_nothing_if_it_is_wrong(
         run.until("b", "live")
         faster = SourceConfig(url=LIVE + "&seed=2", name="b")
         wanted[0] = config(faster, SourceConfig(url=LIVE, name="c"))
-        status, said = run.ask("POST", "/v1/reload")
+        status, said = run.request("POST", "/v1/reload")
         assert (status, json.loads(said)) == (
             200,
             {"added": ["c"], "removed": ["a"], "restarted": ["b"], "waits": []},
@@ -379,13 +429,13 @@ def test_a_config_that_is_read_again_changes_sources_and_nothing_if_it_is_wrong(
         run.until("b", "live")
         run.until("a", "gone")
         wanted.clear()
-        assert run.ask("POST", "/v1/reload")[0] == 400
+        assert run.request("POST", "/v1/reload")[0] == 400
         assert run.state("c") == "live"
     finally:
         run.close()
 
 
-def test_ctl_shows_and_changes_a_service(running: Running, streamseg: Run) -> None:
+def test_ctl_lists_and_changes_sources(running: Running, streamseg: Run) -> None:
     at = ("--at", running.address)
     assert "gate" in streamseg("ctl", "list", *at).stdout
     assert streamseg("ctl", "add", LIVE, "--name", "yard", *at).stdout == "yard\n"
@@ -398,18 +448,18 @@ def test_ctl_shows_and_changes_a_service(running: Running, streamseg: Run) -> No
     assert (away.returncode, "is a service running there" in away.stderr) == (1, True)
 
 
-def test_ctl_tells_the_token_to_no_proxy_of_the_environment(
+def test_ctl_ignores_proxies_of_the_environment(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
-    assert [s["name"] for s in Controlled(running.address, "token").sources()] == ["gate"]
+    assert [s["name"] for s in HttpApiClient(running.address, "token").sources()] == ["gate"]
 
 
-def test_metrics_tell_the_accounts_and_the_states(running: Running) -> None:
+def test_metrics_include_accounts_and_states(running: Running) -> None:
     with connect(running.service.endpoints["masks"], timeout=20) as results:
         next(iter(results))
-    text = running.ask("GET", "/metrics")[1]
+    text = running.request("GET", "/metrics")[1]
     assert 'streamseg_source_state{source="gate",state="live"} 1.0' in text
     assert 'streamseg_decoded_frames_total{source="gate"}' in text
     assert 'streamseg_result_age_p99_seconds{source="gate"}' in text

@@ -8,7 +8,7 @@ import warnings
 
 import uvicorn
 
-from streamseg.service.http_access import Server
+from streamseg.service.http_access import ClosingServer
 
 
 async def endless_response(_scope, _receive, send) -> None:
@@ -24,7 +24,7 @@ def test_a_client_that_does_not_read_is_disconnected():
     config = uvicorn.Config(
         endless_response, lifespan="off", log_config=None, timeout_graceful_shutdown=1
     )
-    server = Server(config)
+    server = ClosingServer(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     with socket.create_connection(listener.getsockname()) as client:

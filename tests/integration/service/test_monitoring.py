@@ -1,6 +1,6 @@
-"""What Prometheus and Grafana are told: every name is one that the service has, every rule works.
+"""Configs of Prometheus and Grafana: every metric exists, every alert and query is valid.
 
-Prometheus' own programs read it and run it; Grafana isn't here.
+Prometheus' own programs check and run them; Grafana isn't installed here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VARIABLES = {"$instance": ".*", "$source": ".*", "$__rate_interval": "1m"}
 
 
 def known_metrics() -> set[str]:
-    """The names of all series that a service has."""
+    """Return the names of all series of a service."""
     names = set()
     for family in Metrics().registry.collect():
         kinds = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}
@@ -46,7 +46,7 @@ def dashboard() -> dict:
 
 
 def panel_queries() -> list[str]:
-    """Every expression of the dashboard, its variables filled in."""
+    """Return every expression of the dashboard, with values for its variables."""
     queries = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
     for variable, value in VARIABLES.items():
         queries = [query.replace(variable, value) for query in queries]
@@ -58,14 +58,14 @@ def rules() -> list[dict]:
     return group["rules"]
 
 
-def test_dashboard_and_alerts_only_speak_of_metrics_that_exist() -> None:
+def test_dashboard_and_alerts_use_existing_metrics_only() -> None:
     known = known_metrics()
     variables = [v.get("definition", "") for v in dashboard()["templating"]["list"]]
     for text in (*panel_queries(), *variables, *(rule["expr"] for rule in rules())):
         assert set(METRIC.findall(text)) <= known, text
 
 
-def test_the_dashboard_shows_what_an_operator_asks_about() -> None:
+def test_the_dashboard_covers_the_main_metrics() -> None:
     shown = {name for query in panel_queries() for name in METRIC.findall(query)}
     assert shown >= {
         "streamseg_published_frames_total",
@@ -82,7 +82,7 @@ def test_the_dashboard_shows_what_an_operator_asks_about() -> None:
     }
 
 
-def test_the_dashboard_takes_whatever_prometheus_there_is() -> None:
+def test_the_dashboard_works_with_any_prometheus_data_source() -> None:
     board = dashboard()
     variables = {v["name"]: v for v in board["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
@@ -90,8 +90,8 @@ def test_the_dashboard_takes_whatever_prometheus_there_is() -> None:
     assert len(ids) == len(set(ids))
     for panel in board["panels"]:
         assert panel["description"]
-        for asks in (panel, *panel["targets"]):
-            assert asks["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        for query in (panel, *panel["targets"]):
+            assert query["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
     used = {name for query in _raw_queries(board) for name in re.findall(r"\$(\w+)", query)}
     assert used - {"__rate_interval"} <= set(variables)
 
@@ -100,7 +100,7 @@ def _raw_queries(board: dict) -> list[str]:
     return [target["expr"] for panel in board["panels"] for target in panel["targets"]]
 
 
-def test_no_two_panels_lie_on_each_other() -> None:
+def test_panels_of_the_dashboard_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in dashboard()["panels"]:
         at = panel["gridPos"]
@@ -119,12 +119,12 @@ def promtool(*arguments: object) -> str:
     return checked("promtool", *arguments)
 
 
-def test_prometheus_takes_its_config_and_the_alerts() -> None:
+def test_promtool_accepts_the_config_and_the_alerts() -> None:
     assert f"{len(rules())} rules found" in promtool("check", "rules", DEPLOY / "alerts.yaml")
     promtool("check", "config", DEPLOY / "prometheus.yaml")
 
 
-def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
+def test_promtool_accepts_the_query_of_every_panel(tmp_path: Path) -> None:
     recorded = [
         {"record": f"panel:{number}", "expr": query}
         for number, query in enumerate(panel_queries(), 1)
@@ -134,23 +134,24 @@ def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
     assert f"{len(recorded)} rules found" in promtool("check", "rules", file)
 
 
-def test_each_alert_fires_when_it_should_and_only_then() -> None:
+@pytest.mark.slow
+def test_each_alert_fires_under_its_condition_only() -> None:
     promtool("test", "rules", FIXTURES / "alerts_test.yaml")
-    tried = (FIXTURES / "alerts_test.yaml").read_text()
+    tests = (FIXTURES / "alerts_test.yaml").read_text()
     for rule in rules():
         name = rule["alert"]
-        cases = re.findall(rf"alertname: {name}\n\s+exp_alerts:", tried)
-        assert cases, f"{name} is never seen to fire"
-        assert re.search(rf"{{eval_time: \w+, alertname: {name}}}", tried), name
+        cases = re.findall(rf"alertname: {name}\n\s+exp_alerts:", tests)
+        assert cases, f"{name} has no test in which it fires"
+        assert re.search(rf"{{eval_time: \w+, alertname: {name}}}", tests), name
 
 
-def test_every_alert_is_explained() -> None:
-    told = (ROOT / "docs" / "operations.md").read_text()
+def test_every_alert_is_documented() -> None:
+    documentation = (ROOT / "docs" / "operations.md").read_text()
     for rule in rules():
-        assert f"`{rule['alert']}`" in told
+        assert f"`{rule['alert']}`" in documentation
 
 
-def test_prometheus_looks_where_control_is() -> None:
+def test_the_prometheus_target_is_the_address_of_the_http_api() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
     (job,) = config["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"127.0.0.1:{CONTROL_PORT}"]}]
@@ -161,9 +162,9 @@ def test_prometheus_looks_where_control_is() -> None:
 def prometheus(tmp_path: Path) -> Iterator[tuple[Supervisor, str]]:
     """A service, and a real Prometheus that asks it every second."""
     needs(shutil.which("prometheus") is not None, "prometheus")
-    with served(*(SourceConfig(url=PATTERN, name=name) for name in ("gate", "yard"))) as operation:
+    with served(*(SourceConfig(url=PATTERN, name=name) for name in ("gate", "yard"))) as supervisor:
         config = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
-        target = str(operation.control_address).removeprefix("http://")
+        target = str(supervisor.http_api_address).removeprefix("http://")
         config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
         config["global"]["scrape_interval"] = "1s"
         config["rule_files"] = [str(DEPLOY / "alerts.yaml")]
@@ -179,7 +180,7 @@ def prometheus(tmp_path: Path) -> Iterator[tuple[Supervisor, str]]:
             ]
         )
         try:
-            yield operation, f"http://{address}"
+            yield supervisor, f"http://{address}"
         finally:
             process.terminate()
             process.wait(20)
@@ -195,17 +196,17 @@ def asked(prometheus: str, query: str) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_every_panel_shows_something_of_a_service_that_runs(prometheus) -> None:
-    operation, address = prometheus
-    metrics = operation._service.metrics
+def test_every_panel_shows_data_of_a_running_service(prometheus) -> None:
+    supervisor, address = prometheus
+    metrics = supervisor._service.metrics
     # Nothing is dropped or fails here; the series are those that would be.
     metrics.dropped.labels("gate", "too_old")
     metrics.failed.labels("gate", "corrupt")
     metrics.messages_dropped.labels("masks")
     metrics.refused.labels("key")
     for source in ("gate", "yard"):
-        metrics.pictures.labels(source)
-        metrics.pictures_dropped.labels(source)
+        metrics.images.labels(source)
+        metrics.images_dropped.labels(source)
     eventually(lambda: asked(address, "rate(streamseg_published_frames_total[5s]) > 0"), 30)
     time.sleep(3)  # rates need two samples of every series
     for query in panel_queries():

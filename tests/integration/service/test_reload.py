@@ -1,4 +1,4 @@
-"""A running service whose sources are changed while frames of theirs are still on their way."""
+"""Changes of a running service's sources while their frames are in flight."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ LIVE = "test:?live=1&size=160x120&fps=20"
 
 
 class Running:
-    """A service whose model can be held up."""
+    """Running service whose model can be blocked."""
 
     def __init__(self, model: Segmenter, *sources: SourceConfig, **publish: object) -> None:
-        self.may_go_on = threading.Event()
-        self.may_go_on.set()
+        self.unblocked = threading.Event()
+        self.unblocked.set()
         self._publish = PublishConfig(bind="tcp://127.0.0.1:*", **publish)  # type: ignore[arg-type]
         self.service = Service(self.config(*sources), model)
         self._forward = model.forward
-        model.forward = self._slowly  # type: ignore[method-assign]
+        model.forward = self._blocked_forward  # type: ignore[method-assign]
         self.service.start()
         self._thread = threading.Thread(target=self.service.wait)
         self._thread.start()
@@ -37,15 +37,15 @@ class Running:
         thresholds = Thresholds(score=score)
         return Config(sources=sources, publish=self._publish, thresholds=thresholds)
 
-    def _slowly(self, *given: object) -> object:
-        self.may_go_on.wait(30)
+    def _blocked_forward(self, *given: object) -> object:
+        self.unblocked.wait(30)
         return self._forward(*given)  # type: ignore[arg-type]
 
     def state(self, name: str) -> str:
-        return {f.name: f.condition.state for f in self.service.sessions()}.get(name, "gone")
+        return {f.name: f.condition.state for f in self.service.sources}.get(name, "gone")
 
     def epoch(self, name: str) -> int:
-        return {f.name: f.condition.epoch for f in self.service.sessions()}[name]
+        return {f.name: f.condition.epoch for f in self.service.sources}[name]
 
     def until(self, name: str, *states: str) -> None:
         deadline = time.monotonic() + 20
@@ -53,17 +53,17 @@ class Running:
             assert time.monotonic() < deadline, f"{name} is {self.state(name)}, not {states}"
             time.sleep(0.02)
 
-    def until_it_is(self, source: SourceConfig) -> None:
-        """Until the one of that name is this one."""
+    def until_config(self, source: SourceConfig) -> None:
+        """Wait until a session runs with this config."""
         deadline = time.monotonic() + 20
-        while source not in [feed.config for feed in self.service.sessions()]:
+        while source not in [session.config for session in self.service.sources]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def hold(self, name: str) -> None:
-        """Let frames of a source be on their way, and no further."""
+    def block_frames(self, name: str) -> None:
+        """Block the model while frames of a source are in flight."""
         self.until(name, "live")
-        self.may_go_on.clear()
+        self.unblocked.clear()
         account = self.service.metrics.account(name)
         deadline = time.monotonic() + 20
         while not account.snapshot().in_flight:
@@ -71,7 +71,7 @@ class Running:
             time.sleep(0.01)
 
     def close(self, model: Segmenter) -> None:
-        self.may_go_on.set()
+        self.unblocked.set()
         self.service.stop()
         self._thread.join(20)
         assert not self._thread.is_alive()
@@ -99,31 +99,33 @@ def gate(seed: int) -> SourceConfig:
     return SourceConfig(url=f"{LIVE}&seed={seed}", name="gate")
 
 
-def test_a_changed_source_comes_back_however_long_its_last_frames_take(running: Running) -> None:
-    running.hold("gate")
+def test_a_changed_source_restarts_after_its_last_frames_without_blocking_the_reload(
+    running: Running,
+) -> None:
+    running.block_frames("gate")
     began = time.monotonic()
     new = running.config(gate(2), SourceConfig(url=LIVE, name="door"), score=0.3)
-    changes = running.service.reload(new)
-    assert time.monotonic() - began < 5, "nobody waits for the model"
+    changes = running.service.sources.reload(new)
+    assert time.monotonic() - began < 5, "a reload doesn't wait for the model"
     assert (changes.restarted, changes.added, changes.removed) == (("gate",), ("door",), ("yard",))
-    assert running.service.default_thresholds.score == 0.3
+    assert running.service.sources.thresholds.default.score == 0.3
     assert running.state("gate") != "gone"
-    again = running.service.reload(running.config(gate(3)))  # before it has come back
-    assert again.restarted == ("gate",)
-    running.may_go_on.set()
+    second = running.service.sources.reload(running.config(gate(3)))  # before it has come back
+    assert second.restarted == ("gate",)
+    running.unblocked.set()
     running.until("door", "gone")
     running.until("yard", "gone")
-    running.until_it_is(gate(3))
+    running.until_config(gate(3))
     running.until("gate", "live")
-    assert [feed.removed for feed in running.service.sessions()] == [False]
+    assert [session.removed for session in running.service.sources] == [False]
     assert running.epoch("gate") > 0
 
 
-def test_who_asked_for_a_source_alone_goes_on_when_its_options_change(running: Running) -> None:
+def test_a_subscriber_of_one_source_continues_when_its_options_change(running: Running) -> None:
     with connect(running.service.endpoints["masks"], ["gate"], timeout=20) as results:
         assert next(iter(results)).epoch == 0
         for seed in (2, 3):
-            running.service.reload(running.config(gate(seed)))
+            running.service.sources.reload(running.config(gate(seed)))
             for received in results:
                 if received.epoch == seed - 1:
                     break
@@ -131,11 +133,11 @@ def test_who_asked_for_a_source_alone_goes_on_when_its_options_change(running: R
         assert results.gaps == {"gate": 0}
 
 
-def test_what_is_taken_away_before_it_came_back_stays_away(running: Running) -> None:
-    running.hold("gate")
-    running.service.reload(running.config(gate(2), SourceConfig(url=LIVE, name="yard")))
-    running.service.remove("gate")
-    running.may_go_on.set()
+def test_a_source_removed_before_its_restart_stays_removed(running: Running) -> None:
+    running.block_frames("gate")
+    running.service.sources.reload(running.config(gate(2), SourceConfig(url=LIVE, name="yard")))
+    running.service.sources.remove("gate")
+    running.unblocked.set()
     running.until("gate", "gone")
     running.until("yard", "live")
     time.sleep(0.3)
@@ -144,54 +146,56 @@ def test_what_is_taken_away_before_it_came_back_stays_away(running: Running) -> 
 
 def test_a_paused_source_stays_paused_when_its_options_change(running: Running) -> None:
     running.until("gate", "live")
-    running.service.pause("gate")
+    running.service.sources.pause("gate")
     running.until("gate", "waiting")
     for seed in (2, 3):
-        running.service.reload(running.config(gate(seed), SourceConfig(url=LIVE, name="yard")))
-    running.until_it_is(gate(3))
+        running.service.sources.reload(
+            running.config(gate(seed), SourceConfig(url=LIVE, name="yard"))
+        )
+    running.until_config(gate(3))
     running.until("gate", "waiting")
     decoded = running.service.metrics.account("gate").snapshot().decoded
     time.sleep(0.5)
     assert running.service.metrics.account("gate").snapshot().decoded == decoded
-    running.service.resume("gate")
+    running.service.sources.resume("gate")
     running.until("gate", "live")
 
 
-def test_a_source_can_be_paused_and_resumed_before_it_has_come_back(running: Running) -> None:
-    running.hold("gate")
-    running.service.reload(running.config(gate(2)))
-    running.service.pause("gate")
-    running.may_go_on.set()
-    running.until_it_is(gate(2))
+def test_a_source_can_be_paused_and_resumed_before_its_restart(running: Running) -> None:
+    running.block_frames("gate")
+    running.service.sources.reload(running.config(gate(2)))
+    running.service.sources.pause("gate")
+    running.unblocked.set()
+    running.until_config(gate(2))
     running.until("gate", "waiting")
-    running.service.reload(running.config(gate(3)))
-    running.service.resume("gate")
-    running.may_go_on.set()
-    running.until_it_is(gate(3))
+    running.service.sources.reload(running.config(gate(3)))
+    running.service.sources.resume("gate")
+    running.unblocked.set()
+    running.until_config(gate(3))
     running.until("gate", "live")
 
 
-def test_a_source_that_waits_for_subscribers_can_be_changed_and_taken_away(
+def test_a_source_that_waits_for_subscribers_can_be_changed_and_removed(
     model: Segmenter,
 ) -> None:
     made = Running(model, gate(1), SourceConfig(url=LIVE, name="yard"), wait_subscribers=1)
     try:
         made.until("gate", "waiting")
-        made.service.reload(made.config(gate(2), SourceConfig(url=LIVE, name="yard")))
-        made.service.remove("yard")
+        made.service.sources.reload(made.config(gate(2), SourceConfig(url=LIVE, name="yard")))
+        made.service.sources.remove("yard")
         made.until("yard", "gone")
         made.until("gate", "waiting")
     finally:
         made.close(model)
 
 
-def test_a_failure_that_was_mended_is_none_any_more(running: Running) -> None:
+def test_a_failed_source_that_is_replaced_is_no_problem_any_more(running: Running) -> None:
     away = SourceConfig(url=f"rtsp://127.0.0.1:{free_port()}/x", name="door", max_attempts=1)
-    running.service.add(away)
+    running.service.sources.add(away)
     running.until("door", "failed")
     assert "given up after 1 attempts" in running.service.problems[0]
     mended = SourceConfig(url=LIVE, name="door")
-    running.service.reload(running.config(mended, SourceConfig(url=LIVE, name="gate")))
+    running.service.sources.reload(running.config(mended, SourceConfig(url=LIVE, name="gate")))
     running.until("door", "live")
     assert running.service.problems == []
 
@@ -202,8 +206,8 @@ def test_nothing_is_added_once_the_last_source_has_ended(model: Segmenter) -> No
         made.until("short", "ended")
         assert not made.service.ready
         with pytest.raises(ConfigError, match="isn't running"):
-            made.service.add(gate(1))
+            made.service.sources.add(gate(1))
         with pytest.raises(ConfigError, match="isn't running"):
-            made.service.reload(made.config(gate(1)))
+            made.service.sources.reload(made.config(gate(1)))
     finally:
         made.close(model)

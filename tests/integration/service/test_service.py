@@ -1,4 +1,4 @@
-"""The live service, end to end: real files, the real model, real sockets."""
+"""Live service, end to end: recordings, the bundled model and sockets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(90)
 
 @pytest.fixture(scope="module")
 def model() -> Segmenter:
-    """The bundled model on small pictures, letting much through."""
+    """Bundled model with a small input and a low score threshold."""
     return load_model("nanomask", input_size=128, score=0.1)
 
 
@@ -72,7 +72,7 @@ def test_a_subscriber_gets_every_frame_of_a_recording(model: Segmenter) -> None:
     assert any(len(r.instances) for r in received)
 
 
-def test_pictures_come_with_their_results_and_before_the_end(model: Segmenter) -> None:
+def test_images_arrive_with_their_results_and_before_the_end(model: Segmenter) -> None:
     service = Service(config(SourceConfig(url=str(CLIP), name="street", end=1.05)), model)
     service.start()
     with connect(service.endpoints["masks"], frames="annotated", timeout=30) as subscriber:
@@ -82,7 +82,7 @@ def test_pictures_come_with_their_results_and_before_the_end(model: Segmenter) -
     assert all(r.frame.shape == (576, 768, 3) for r in received)
 
 
-def test_two_sources_share_the_model_and_end_each_for_itself(model: Segmenter) -> None:
+def test_two_sources_share_the_model_and_end_separately(model: Segmenter) -> None:
     made = config(pattern("short", 10), pattern("long", 60), subscribers=2)
     service = Service(made, model)
     service.start()
@@ -141,7 +141,7 @@ def test_each_source_has_its_own_thresholds(nanomask: Segmenter) -> None:
     assert names["cars"] == {"car"}
 
 
-def test_a_wrong_class_in_a_source_s_thresholds_is_said_before_anything_starts(
+def test_an_unknown_class_in_thresholds_is_refused_before_the_start(
     model: Segmenter,
 ) -> None:
     wrong = SourceConfig(url=str(CLIP), name="a", thresholds=Thresholds(classes=("persn",)))
@@ -149,7 +149,7 @@ def test_a_wrong_class_in_a_source_s_thresholds_is_said_before_anything_starts(
         Service(config(wrong), model)
 
 
-def test_a_failed_service_tells_its_subscribers_that_there_should_have_been_more(
+def test_subscribers_of_an_aborted_service_receive_that_it_failed(
     model: Segmenter,
 ) -> None:
     service = Service(config(pattern("a", 5000)), model)
@@ -164,21 +164,21 @@ def test_a_failed_service_tells_its_subscribers_that_there_should_have_been_more
     service.wait()
 
 
-def test_the_model_has_run_before_the_service_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_warmed_up_when_a_service_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
     predict = Segmenter.predict
 
-    def noted(self: Segmenter, images: list[np.ndarray]) -> object:
+    def record_sizes(self: Segmenter, images: list[np.ndarray]) -> object:
         sizes.extend(image.shape for image in images)
         return predict(self, images)
 
-    monkeypatch.setattr(Segmenter, "predict", noted)
+    monkeypatch.setattr(Segmenter, "predict", record_sizes)
     service = Service(config(pattern("a"), model=ModelConfig(input_size=128)))
     service.close()
     assert sizes == [(720, 1280, 3)]
 
 
-def test_a_source_that_breaks_leaves_the_others_and_is_reported(model: Segmenter) -> None:
+def test_a_failing_source_is_reported_and_the_others_run_on(model: Segmenter) -> None:
     broken = SourceConfig(url=str(MEDIA / "truncated_moov_front.mp4"), name="broken")
     service = Service(config(broken, pattern("good", 40)), model)
     service.start()
@@ -194,7 +194,7 @@ def test_a_source_that_breaks_leaves_the_others_and_is_reported(model: Segmenter
     assert all(s.account.balanced for s in summary.sources)
 
 
-def test_a_model_that_raises_ends_the_run_and_loses_count_of_nothing() -> None:
+def test_a_failing_model_ends_the_service_with_balanced_accounts() -> None:
     class Broken(type(load_model("nanomask", input_size=128))):  # type: ignore[misc]
         calls = 0
 
@@ -217,7 +217,7 @@ def test_a_model_that_raises_ends_the_run_and_loses_count_of_nothing() -> None:
 
 
 @pytest.mark.parametrize("end", ["stop", "abort"])
-def test_an_interrupted_run_is_accounted_for(model: Segmenter, end: str) -> None:
+def test_a_stopped_service_has_balanced_accounts(model: Segmenter, end: str) -> None:
     service = Service(config(pattern("a", 5000), pattern("b", 5000)), model)
     service.start()
     with connect(service.endpoints["masks"], timeout=30) as subscriber:
@@ -253,7 +253,7 @@ def test_a_service_that_is_stopped_before_its_start_ends(model: Segmenter) -> No
     assert time.monotonic() - begun < 5
 
 
-def test_what_is_wrong_at_the_start_starts_nothing(model: Segmenter, tmp_path: Path) -> None:
+def test_an_error_before_the_start_leaves_no_thread(model: Segmenter, tmp_path: Path) -> None:
     before = threading.active_count()
     with pytest.raises(SourceError, match="gone"):
         Service(config(SourceConfig(url=str(tmp_path / "gone.mp4"), name="x")), model)

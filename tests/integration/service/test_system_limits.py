@@ -1,4 +1,4 @@
-"""Limits of the system: what is needed is said before the start, and control stays reachable."""
+"""Limits of open files and threads: checked before the start; the HTTP API stays reachable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from streamseg.sinks.zmq.endpoints import max_connections_within, open_files_nee
 from streamseg.sources import open_source
 
 
-def said_by(program: str) -> str:
+def output_of(program: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=20
     ).stdout
@@ -41,9 +41,7 @@ def cameras(count: int):
 
 @pytest.mark.parametrize("publish", [PublishConfig(max_connections=1), PublishConfig(replay=0)])
 @pytest.mark.parametrize("count", [1, 40])
-def test_the_number_that_is_named_is_enough_and_one_less_is_not(
-    monkeypatch, publish, count
-) -> None:
+def test_the_limit_in_the_message_is_exactly_sufficient(monkeypatch, publish, count) -> None:
     sources = cameras(count)
     monkeypatch.setattr(system_limits, "raise_open_files_limit", lambda: 1)
     with pytest.raises(ConfigError) as refused:
@@ -57,7 +55,7 @@ def test_the_number_that_is_named_is_enough_and_one_less_is_not(
 
 
 @given(st.integers(2, 10_000), st.booleans(), st.integers(0, 100_000))
-def test_the_advice_on_connections_holds(asked, replays, room) -> None:
+def test_the_advised_number_of_connections_fits_and_one_more_does_not(asked, replays, room) -> None:
     def publish(most: int) -> PublishConfig:
         return PublishConfig(max_connections=most, replay=30 if replays else 0)
 
@@ -67,7 +65,7 @@ def test_the_advice_on_connections_holds(asked, replays, room) -> None:
     assert open_files_needed(publish(max(most, 0) + 1)) > room
 
 
-def test_fewer_connections_are_advised_only_where_that_would_help(monkeypatch) -> None:
+def test_fewer_connections_are_advised_only_if_that_helps(monkeypatch) -> None:
 
     for limit, advised in [(500, False), (OWN_FILES + 1500, True)]:
         for module in (system_limits, capacity):
@@ -90,7 +88,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
 
 
 @pytest.mark.slow
-def test_a_service_that_has_no_room_is_refused_in_one_line(tmp_path) -> None:
+def test_a_service_beyond_the_limit_of_open_files_is_refused(tmp_path) -> None:
     config = tmp_path / "many.yaml"
     rows = "".join(f"  - {{name: c{n}, url: 'rtsp://127.0.0.1:9/x'}}\n" for n in range(200))
     config.write_text("publish: {max_connections: 1, bind: 'tcp://127.0.0.1:*'}\nsources:\n" + rows)
@@ -107,7 +105,7 @@ def test_a_service_that_has_no_room_is_refused_in_one_line(tmp_path) -> None:
     )
 
 
-def test_too_few_threads_are_said_in_one_line(monkeypatch) -> None:
+def test_too_few_threads_are_an_error_of_one_line(monkeypatch) -> None:
     before = threading.active_count()
     check_threads(50)
     assert threading.active_count() == before
@@ -126,7 +124,7 @@ def test_too_few_threads_are_said_in_one_line(monkeypatch) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of a user's threads are Linux'")
-def test_the_system_s_own_limit_of_threads_is_found() -> None:
+def test_the_limit_of_threads_of_the_system_is_found() -> None:
     program = (
         "import os, resource\nfrom streamseg.errors import ConfigError\n"
         "from streamseg.service.system_limits import check_threads\n"
@@ -140,15 +138,15 @@ def test_the_system_s_own_limit_of_threads_is_found() -> None:
     assert re.match(r"5000 threads are needed, and the system allows \d+: raise", done.stdout)
 
 
-def test_open_files_are_counted_by_what_they_are_for() -> None:
+def test_needed_open_files_are_listed_by_purpose() -> None:
     with pytest.raises(ConfigError, match=r"\(2 for this, 99999999 for that\)"):
         check_open_files({"this": 2, "nothing": 0, "that": 99_999_999})
 
 
-def test_a_descriptor_that_comes_back_is_never_free_in_between() -> None:
+def test_a_returned_descriptor_is_never_free_in_between() -> None:
     reserve = FileReserve()
     try:
-        assert reserve.give_up_one()
+        assert reserve.release_one()
         ours, theirs = socket.socketpair()
         descriptor = ours.detach()
         reserve.take_back(descriptor)
@@ -191,7 +189,7 @@ asyncio.run(main())
 """
 
 
-def test_what_has_a_reserve_answers_while_others_take_every_descriptor() -> None:
+def test_a_listener_with_a_reserve_answers_without_free_descriptors() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", USED_UP], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
@@ -210,7 +208,7 @@ def test_what_has_a_reserve_answers_while_others_take_every_descriptor() -> None
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="sets another process's limit")
-def test_health_metrics_and_control_answer_when_a_service_has_no_descriptor_left() -> None:
+def test_the_http_api_answers_when_a_service_has_no_free_descriptor() -> None:
     pattern = ("--source", "test:?live=1&size=64x64", "--bind", "tcp://127.0.0.1:*")
     small = ("--model", "nanomask", "--weights", "none", "--set", "model.input_size=64")
     with subprocess.Popen(

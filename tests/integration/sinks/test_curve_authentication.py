@@ -1,4 +1,4 @@
-"""A service with keys: who gets in, at which socket, and what becomes of a key that is revoked."""
+"""Tests of CURVE authentication: allowed, refused and revoked keys at every socket."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ import streamseg
 from streamseg.config import PublishConfig
 from streamseg.errors import ConfigError, KeyFileError, ReceiveTimeout, RefusedError
 from streamseg.pipeline.metrics import Metrics
-from streamseg.protocol import curve, messages
-from streamseg.protocol.curve import KeyFolder, new_pair, public_key, read_pair
+from streamseg.protocol import curve
+from streamseg.protocol.address import Address
+from streamseg.protocol.curve import KeyFolder, create_pair, parse_public_key, read_pair
 from streamseg.sinks.zmq import authentication
-from streamseg.sinks.zmq.connection_limiter import Refusals
 from streamseg.sinks.zmq.publisher import Publisher
+from streamseg.sinks.zmq.refusals import RefusalLog
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A service's; alice and bob may come in, eve has a pair and may not."""
-    new_pair(tmp_path / "keys", "server")
+    """Create the key folder of a service; alice and bob are allowed, eve is not."""
+    create_pair(tmp_path / "keys", "server")
     folder = KeyFolder(tmp_path / "keys")
     for name in ("alice", "bob", "eve"):
-        pair = new_pair(tmp_path, name)
+        pair = create_pair(tmp_path, name)
         if name != "eve":
             folder.allow(pair.public, name)
     return folder
 
 
 @contextlib.contextmanager
-def guarded(folder, **options):
+def service_with_keys(folder, **options):
     with service(keys=str(folder.path), **options) as running:
         yield running
 
@@ -56,7 +57,7 @@ def connect(running, folder, name, timeout=5.0, **options):
 
 @contextlib.contextmanager
 def reading(sub):
-    """What a subscriber receives; libzmq subscribes anew only when somebody reads."""
+    """Read in a thread and yield the received indices; libzmq resubscribes only while reading."""
     received: list[int] = []
 
     def read() -> None:
@@ -70,90 +71,89 @@ def reading(sub):
     assert not reader.is_alive()
 
 
-def refused(running, reason) -> float:
+def count_refused(running, reason) -> float:
     value = running.metrics.registry.get_sample_value
     return value("streamseg_refused_connections_total", {"reason": reason}) or 0
 
 
-def subscribers(running) -> float | None:
+def count_subscribers(running) -> float | None:
     return running.metrics.registry.get_sample_value("streamseg_subscribers")
 
 
-def test_who_has_an_allowed_key_gets_masks_and_pictures(folder) -> None:
+def test_an_allowed_key_receives_masks_and_images(folder) -> None:
     with (
-        guarded(folder) as running,
+        service_with_keys(folder) as running,
         connect(running, folder, "alice") as masks,
-        connect(
-            running, folder, "bob", frames="plain", frames_address=running.frames_at
-        ) as pictures,
+        connect(running, folder, "bob", frames="plain", frames_address=running.frames_at) as images,
     ):
-        eventually(lambda: running.publisher.wants("video", "gate"))
-        running.wait_joined(2)
+        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"))
+        running.wait_for_subscribers(2)
         running.put(result(7))
         running.show(result(7), None, jpeg())
         assert masks.receive().index == 7
-        assert pictures.receive().index == 7
-        eventually(lambda: subscribers(running) == 3)  # one more says whose the pictures are
-    assert refused(running, "key") == 0
+        assert images.receive().index == 7
+        eventually(
+            lambda: count_subscribers(running) == 3
+        )  # the images subscriber also reads status//
+    assert count_refused(running, "key") == 0
 
 
 def test_a_key_that_is_not_allowed_is_refused(folder) -> None:
-    with guarded(folder) as running:
+    with service_with_keys(folder) as running:
         with connect(running, folder, "eve") as sub, pytest.raises(RefusedError, match="key"):
             sub.receive()
-        assert refused(running, "key") >= 1
+        assert count_refused(running, "key") >= 1
 
 
 @pytest.mark.parametrize("kind", ["masks", "frames", "replay"])
-def test_no_socket_lets_anybody_in_without_a_key_or_with_a_wrong_one(folder, kind) -> None:
-    server = public_key(folder.path / "server.pub")
+def test_every_socket_refuses_missing_and_wrong_keys(folder, kind) -> None:
+    server = parse_public_key(folder.path / "server.pub")
     eve = read_pair(folder.path.parent / "eve.key")
     alice = read_pair(folder.path.parent / "alice.key")
     other = zmq.curve_keypair()[0].decode()
-    with guarded(folder) as running, zmq.Context() as context:
-        for server_key, own in [(None, None), (server, eve), (other, alice), (server, alice)]:
+    with service_with_keys(folder) as running, zmq.Context() as context:
+        for server_key, pair in [(None, None), (server, eve), (other, alice), (server, alice)]:
             sock = context.socket(zmq.DEALER if kind == "replay" else zmq.SUB)
             sock.linger = 0
             if server_key is not None:
                 sock.curve_serverkey = server_key.encode()
                 sock.curve_publickey, sock.curve_secretkey = (
-                    own.public.encode(),
-                    own.secret.encode(),
+                    pair.public.encode(),
+                    pair.secret.encode(),
                 )
             if kind != "replay":
                 sock.subscribe(b"")
             monitor = sock.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED)
             sock.connect(running.publisher.endpoints[kind])
-            admitted = monitor.poll(3000 if own is alice and server_key == server else 400)
-            assert bool(admitted) == (own is alice and server_key == server)
+            is_valid = pair is alice and server_key == server
+            assert bool(monitor.poll(3000 if is_valid else 200)) == is_valid
             sock.disable_monitor()
             monitor.close()
             sock.close()
 
 
-def test_what_a_good_subscriber_hears_cannot_be_read_on_the_way(folder) -> None:
-    """The bytes on the wire have neither the topic nor the source's name in them."""
-    heard = bytearray()
-    with guarded(folder) as running:
-        at = messages.Address.parse(running.masks_at)
-        tapped = _tap(at.port, heard)
+def test_network_traffic_is_encrypted(folder) -> None:
+    """Neither the topic nor the source name appear in the transferred bytes."""
+    traffic = bytearray()
+    with service_with_keys(folder) as running:
+        tap_port = _start_tap(Address.parse(running.masks_at).port, traffic)
         with streamseg.connect(
-            f"tcp://127.0.0.1:{tapped}",
+            f"tcp://127.0.0.1:{tap_port}",
             timeout=5,
             replay=False,
             server_key=folder.path / "server.pub",
             key_file=folder.path.parent / "alice.key",
         ) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result(3, source="secret-yard"))
             assert sub.receive().source == "secret-yard"
-    assert len(heard) > 500
-    assert b"secret-yard" not in heard
-    assert b"masks" not in heard
+    assert len(traffic) > 500
+    assert b"secret-yard" not in traffic
+    assert b"masks" not in traffic
 
 
-def _tap(port, heard) -> int:
-    """A port that passes on to ``port``, and keeps what goes through."""
+def _start_tap(port, traffic) -> int:
+    """Start a proxy to ``port`` that records the traffic; return the port of the proxy."""
     import socket
 
     listener = socket.create_server(("127.0.0.1", 0))
@@ -161,171 +161,176 @@ def _tap(port, heard) -> int:
     def pump(source, sink) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                heard.extend(data)
+                traffic.extend(data)
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
     def serve() -> None:
         with listener:
-            near, _ = listener.accept()
-            far = socket.create_connection(("127.0.0.1", port))
-            with near, far:
-                back = threading.Thread(target=pump, args=(far, near), daemon=True)
+            client, _ = listener.accept()
+            server = socket.create_connection(("127.0.0.1", port))
+            with client, server:
+                back = threading.Thread(target=pump, args=(server, client), daemon=True)
                 back.start()
-                pump(near, far)
+                pump(client, server)
                 back.join(5)
 
     threading.Thread(target=serve, daemon=True).start()
     return int(listener.getsockname()[1])
 
 
-def test_a_revoked_key_is_cut_off_and_nobody_else_loses_a_result(folder) -> None:
+def test_revoking_a_key_disconnects_it_and_others_lose_no_result(folder) -> None:
     with (
-        guarded(folder) as running,
+        service_with_keys(folder) as running,
         connect(running, folder, "alice") as alice,
         connect(running, folder, "bob", timeout=1.5) as bob,
     ):
-        running.wait_joined(2)
-        with reading(alice) as alices, reading(bob) as bobs:
+        running.wait_for_subscribers(2)
+        with reading(alice) as received_by_alice, reading(bob) as received_by_bob:
             running.put(*[result(i) for i in range(20)], every=0.02)
             folder.revoke("bob")
             running.put(*[result(i) for i in range(20, 120)], every=0.02)
-            eventually(lambda: len(alices) == 120)
+            eventually(lambda: len(received_by_alice) == 120)
             running.finish()
-        assert alices == list(range(120)), "replay fills the gap"
+        assert received_by_alice == list(range(120)), "replay must fill the gap"
         assert alice.gaps == {"gate": 0}
-        a_second = round(1 / 0.02)
-        assert 20 <= len(bobs) <= 20 + a_second
-        assert refused(running, "key") >= 1
+        results_per_second = 50
+        assert 20 <= len(received_by_bob) <= 20 + results_per_second
+        assert count_refused(running, "key") >= 1
 
 
-def test_a_new_key_is_let_in_and_a_changed_one_is_not_without_a_restart(folder) -> None:
-    eve = public_key(folder.path.parent / "eve.pub")
-    with guarded(folder) as running:
+def test_added_and_replaced_keys_apply_without_a_restart(folder) -> None:
+    eve = parse_public_key(folder.path.parent / "eve.pub")
+    with service_with_keys(folder) as running:
         folder.allow(eve, "eve")
         time.sleep(0.6)
         with connect(running, folder, "eve") as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result(1))
             assert sub.receive().index == 1
             path = folder.path / "allowed" / "eve.pub"
             path.write_text((folder.path.parent / "alice.pub").read_text())
-            eventually(lambda: refused(running, "key") >= 1, within=5)
+            eventually(lambda: count_refused(running, "key") >= 1, within=5)
 
 
-def test_a_damaged_key_keeps_nobody_else_out(folder, caplog) -> None:
-    with guarded(folder) as running, connect(running, folder, "alice") as sub:
-        running.wait_joined()
+def test_a_damaged_key_file_does_not_affect_other_keys(folder, caplog) -> None:
+    with service_with_keys(folder) as running, connect(running, folder, "alice") as sub:
+        running.wait_for_subscribers()
         with reading(sub) as received:
             with caplog.at_level(logging.ERROR):
                 (folder.path / "allowed" / "bob.pub").write_text("half a ke")
                 eventually(lambda: "bob.pub" in caplog.text)
-            eventually(lambda: subscribers(running) == 1)
-            running.put(*[result(i) for i in range(20)], every=0.05)
+            eventually(lambda: count_subscribers(running) == 1)
+            running.put(*[result(i) for i in range(20)], every=0.01)
             eventually(lambda: 19 in received)
             running.finish()
 
 
-def test_without_the_folder_nobody_is_let_in(folder, caplog) -> None:
-    with guarded(folder) as running, connect(running, folder, "alice", timeout=1.5) as sub:
-        running.wait_joined()
+def test_without_the_folder_all_keys_are_refused(folder) -> None:
+    with (
+        service_with_keys(folder) as running,
+        connect(running, folder, "alice", timeout=0.7) as sub,
+    ):
+        running.wait_for_subscribers()
         shutil.rmtree(folder.path / "allowed")
-        eventually(lambda: refused(running, "key") >= 1)
+        eventually(lambda: count_refused(running, "key") >= 1)
         running.put(result(1))
         with pytest.raises((ReceiveTimeout, RefusedError)):
             sub.receive()
 
 
 @pytest.mark.slow
-def test_a_folder_that_was_open_to_others_is_good_again_once_it_is_closed(folder) -> None:
-    with guarded(folder) as running, connect(running, folder, "alice", timeout=20) as sub:
-        running.wait_joined()
+def test_a_folder_is_accepted_again_after_its_permissions_are_corrected(folder) -> None:
+    with service_with_keys(folder) as running, connect(running, folder, "alice", timeout=20) as sub:
+        running.wait_for_subscribers()
         with reading(sub) as received:
             (folder.path / "allowed").chmod(0o770)
-            eventually(lambda: refused(running, "key") >= 1)
+            eventually(lambda: count_refused(running, "key") >= 1)
             (folder.path / "allowed").chmod(0o700)
-            eventually(lambda: subscribers(running) == 1, within=20)
+            eventually(lambda: count_subscribers(running) == 1, within=20)
             running.put(result(1))
             eventually(lambda: received == [1])
             running.finish()
 
 
 @pytest.fixture
-def admission(folder, monkeypatch):
-    """Looks at the folder whenever it is asked."""
-    monkeypatch.setattr(authentication, "LOOK_EVERY", 0.0)
+def authenticator(folder, monkeypatch):
+    """Create an authenticator that checks the folder at every call."""
+    monkeypatch.setattr(authentication, "CHECK_INTERVAL", 0.0)
     context = zmq.Context()
-    admission = authentication.Admission(context, folder, lambda name: False, Refusals(Metrics()))
-    yield admission
-    admission.close()
+    authenticator = authentication.Authenticator(
+        context, folder, lambda name: False, RefusalLog(Metrics())
+    )
+    yield authenticator
+    authenticator.close()
     context.term()
 
 
-def test_a_disk_that_fails_for_a_while_is_asked_again_and_said_once(
-    folder, admission, monkeypatch, caplog
+def test_a_temporary_disk_error_is_logged_once_and_retried(
+    folder, authenticator, monkeypatch, caplog
 ) -> None:
-    def fails(*_):
+    def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     (folder.path / "allowed" / "bob.pub").touch()
-    with monkeypatch.context() as disk:
-        disk.setattr(curve.os, "open", fails)
-        looks = [admission.somebody_was_revoked() for _ in range(5)]
-    assert looks == [True, False, False, False, False]
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert said == [
+    with monkeypatch.context() as patch:
+        patch.setattr(curve.os, "open", fail)
+        revoked = [authenticator.reload_keys() for _ in range(5)]
+    assert revoked == [True, False, False, False, False]
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors == [
         f"{folder.path}/allowed/{name}.pub: Input/output error" for name in ("alice", "bob")
     ]
-    assert not admission._names
-    assert not admission.somebody_was_revoked()
-    assert sorted(admission._names.values()) == ["alice", "bob"]
+    assert not authenticator._names
+    assert not authenticator.reload_keys()
+    assert sorted(authenticator._names.values()) == ["alice", "bob"]
 
 
-def test_a_folder_whose_state_cannot_be_told_is_read_at_every_look(folder, admission) -> None:
+def test_a_folder_without_a_fingerprint_is_read_at_every_check(folder, authenticator) -> None:
     loop = folder.path / "allowed" / "loop.pub"
     loop.symlink_to(loop)
-    assert not admission.somebody_was_revoked()
+    assert not authenticator.reload_keys()
     folder.revoke("bob")
-    assert admission.somebody_was_revoked()
+    assert authenticator.reload_keys()
 
 
-def test_nobody_is_cut_off_when_only_a_files_mode_or_date_changes(folder, admission) -> None:
+def test_changed_modes_and_dates_revoke_no_key(folder, authenticator) -> None:
     for path in (folder.path / "allowed", folder.path / "allowed" / "bob.pub"):
         path.chmod(0o500)
-        assert not admission.somebody_was_revoked()
+        assert not authenticator.reload_keys()
         path.touch()
-        assert not admission.somebody_was_revoked()
+        assert not authenticator.reload_keys()
         path.chmod(0o700)
-    assert sorted(admission._names.values()) == ["alice", "bob"]
+    assert sorted(authenticator._names.values()) == ["alice", "bob"]
 
 
-def test_more_than_the_limit_are_not_let_in_until_somebody_leaves(folder) -> None:
-    with guarded(folder, max_connections=2) as running:
+def test_connections_over_the_limit_must_wait_for_a_disconnection(folder) -> None:
+    with service_with_keys(folder, max_connections=2) as running:
         with connect(running, folder, "alice") as first, connect(running, folder, "bob") as second:
-            eventually(lambda: subscribers(running) == 2)
-            running.wait_joined(2)
+            eventually(lambda: count_subscribers(running) == 2)
+            running.wait_for_subscribers(2)
             with connect(running, folder, "alice", timeout=0.7) as third:
                 with pytest.raises((ReceiveTimeout, RefusedError)):
                     third.receive()
                 running.put(result(1))
                 assert first.receive().index == second.receive().index == 1
-                eventually(lambda: refused(running, "full") >= 1)
-        eventually(lambda: not running.publisher._anybody())
-        with connect(running, folder, "bob") as again:
-            running.wait_joined()
+                eventually(lambda: count_refused(running, "full") >= 1)
+        eventually(lambda: not running.publisher._has_subscribers())
+        with connect(running, folder, "bob") as fourth:
+            running.wait_for_subscribers()
             running.put(result(2))
-            assert again.receive().index == 2
+            assert fourth.receive().index == 2
 
 
-def test_beyond_loopback_is_allowed_with_keys(folder) -> None:
-    where = f"tcp://0.0.0.0:{free_port()}"
+def test_a_non_loopback_address_is_allowed_with_keys(folder) -> None:
+    address = f"tcp://0.0.0.0:{free_port()}"
     with pytest.raises(ConfigError, match="--keys"):
-        Publisher(PublishConfig(bind=where), Metrics())
-    Publisher(PublishConfig(bind=where, keys=str(folder.path)), Metrics()).close()
+        Publisher(PublishConfig(bind=address), Metrics())
+    Publisher(PublishConfig(bind=address, keys=str(folder.path)), Metrics()).close()
 
 
-def test_keys_that_cannot_be_used_are_said_before_anything_is_bound(folder, tmp_path) -> None:
+def test_invalid_keys_are_reported_before_binding(folder, tmp_path) -> None:
     port = free_port()
     config = PublishConfig(bind=f"tcp://127.0.0.1:{port}", keys=str(folder.path))
     (folder.path / "allowed" / "bob.pub").write_text("x")
@@ -341,19 +346,19 @@ def test_keys_that_cannot_be_used_are_said_before_anything_is_bound(folder, tmp_
     Publisher(config, Metrics()).close()
 
 
-def test_ipc_sockets_have_keys_and_are_cut_too(folder, tmp_path) -> None:
+def test_keys_and_revocation_apply_to_ipc_sockets(folder, tmp_path) -> None:
     with (
-        guarded(folder, bind=f"ipc://{tmp_path}/masks") as running,
+        service_with_keys(folder, bind=f"ipc://{tmp_path}/masks") as running,
         connect(running, folder, "alice") as alice,
-        connect(running, folder, "bob", timeout=1.5) as bob,
+        connect(running, folder, "bob", timeout=1.0) as bob,
     ):
-        running.wait_joined(2)
-        with reading(alice) as alices, reading(bob) as bobs:
+        running.wait_for_subscribers(2)
+        with reading(alice) as received_by_alice, reading(bob) as received_by_bob:
             running.put(result(0))
-            eventually(lambda: alices == bobs == [0])
+            eventually(lambda: received_by_alice == received_by_bob == [0])
             folder.revoke("bob")
-            eventually(lambda: refused(running, "key") >= 1)
-            running.put(*[result(i) for i in range(1, 20)], every=0.05)
-            eventually(lambda: alices == list(range(20)))
+            eventually(lambda: count_refused(running, "key") >= 1)
+            running.put(*[result(i) for i in range(1, 20)], every=0.01)
+            eventually(lambda: received_by_alice == list(range(20)))
             running.finish()
-        assert bobs == [0]
+        assert received_by_bob == [0]

@@ -1,4 +1,4 @@
-"""The last word of a publisher: it is for those, too, who have much to read before it."""
+"""Tests of the end-of-stream message: subscribers with a long backlog receive it too."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ FOUND = instances(100, (1080, 1920))
 
 
 @pytest.fixture(autouse=True)
-def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is, but faster."""
-    monkeypatch.setattr(publisher, "LAST_WORD", 0.2)
-    monkeypatch.setattr(publisher, "READS_AGAIN_WITHIN", 2.0)
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the timeouts of the end of a publisher."""
+    monkeypatch.setattr(publisher, "END_REPEATED_FOR", 0.2)
+    monkeypatch.setattr(publisher, "SLOW_READ_INTERVAL", 2.0)
     monkeypatch.setattr(publisher, "LINGER_MS", 100)
 
 
 @pytest.fixture
 def reader() -> Iterator[zmq.Socket[bytes]]:
-    """A subscriber whose system takes little at a time."""
+    """Create a subscriber with small receive buffers."""
     context = zmq.Context()
     sock = context.socket(zmq.SUB)
     sock.linger = 0
@@ -41,17 +41,17 @@ def reader() -> Iterator[zmq.Socket[bytes]]:
     context.destroy(0)
 
 
-def filled(running: Service, reader: zmq.Socket[bytes]) -> None:
-    """Publish more than its system takes, and end."""
+def publish_backlog(running: Service, reader: zmq.Socket[bytes]) -> None:
+    """Publish more than the receive buffers of the subscriber hold, and end."""
     reader.connect(running.masks_at)
-    running.wait_joined()
+    running.wait_for_subscribers()
     running.put_and_wait(*[result(i, found=FOUND) for i in range(BACKLOG)])
     running.finish()
 
 
-def heard_the_end(reader: zmq.Socket[bytes], pause: float, most: int) -> bool:
-    """Read slowly until the service says that it has ended; False if nothing more comes."""
-    for _ in range(most):
+def receives_end(reader: zmq.Socket[bytes], pause: float, max_messages: int) -> bool:
+    """Read slowly until the service has ended; return whether its final status was received."""
+    for _ in range(max_messages):
         try:
             topic, message, *_ = reader.recv_multipart()
         except zmq.Again:
@@ -66,42 +66,45 @@ def heard_the_end(reader: zmq.Socket[bytes], pause: float, most: int) -> bool:
 
 
 @pytest.mark.parametrize("bind", ["tcp://127.0.0.1:*", "ipc"])
-def test_a_slow_reader_hears_the_end_after_all_that_was_before_it(tmp_path, reader, bind) -> None:
-    at = f"ipc://{tmp_path / 'masks'}" if bind == "ipc" else bind
-    with service(bind=at) as running:
-        filled(running, reader)
-        assert heard_the_end(reader, 0.01, 10 * BACKLOG)
+def test_a_slow_subscriber_receives_the_end_after_its_backlog(tmp_path, reader, bind) -> None:
+    address = f"ipc://{tmp_path / 'masks'}" if bind == "ipc" else bind
+    with service(bind=address) as running:
+        publish_backlog(running, reader)
+        assert receives_end(reader, 0.01, 10 * BACKLOG)
 
 
-def test_somebody_who_never_reads_is_not_waited_for_long(reader) -> None:
+def test_the_service_does_not_wait_long_for_a_subscriber_that_never_reads(reader) -> None:
     with service() as running:
-        filled(running, reader)
-        assert taken(running.join) < 10
+        publish_backlog(running, reader)
+        assert measure_seconds(running.join) < 10
 
 
-@pytest.mark.parametrize("end", ["hurry", "abort"])
-def test_a_service_that_is_told_to_stop_waits_for_nobody_who_is_slow(reader, end) -> None:
+@pytest.mark.parametrize("end", ["fast shutdown", "abort"])
+def test_a_fast_shutdown_does_not_wait_for_slow_subscribers(reader, end) -> None:
     with service() as running:
-        filled(running, reader)
-        slowly = threading.Thread(target=heard_the_end, args=(reader, 0.05, 100))
-        slowly.start()
+        publish_backlog(running, reader)
+        slow_reader = threading.Thread(target=receives_end, args=(reader, 0.05, 100))
+        slow_reader.start()
         time.sleep(0.5)
         assert running._thread.is_alive()
-        (running.publisher.hurry if end == "hurry" else running.publisher.results.abort)()
-        assert taken(running.join) < 3, "the reader goes on for five"
-        slowly.join()
+        if end == "abort":
+            running.publisher.results.abort()
+        else:
+            running.publisher.begin_fast_shutdown()
+        assert measure_seconds(running.join) < 3, "the subscriber reads for five seconds"
+        slow_reader.join()
 
 
-def test_a_source_that_was_just_forgotten_is_no_trouble_at_the_end() -> None:
+def test_publishing_the_end_ignores_sources_that_were_just_removed() -> None:
     with service() as running:
         statuses = running.publisher._statuses
-        statuses.note("gate", "live", "", 0)
+        statuses.set_state("gate", "live", "", 0)
         statuses.publish({"gate"})
         statuses.forget("gate")
         statuses.publish_end(aborted=True)
 
 
-def taken(act: Callable[[], object]) -> float:
-    began = time.monotonic()
-    act()
-    return time.monotonic() - began
+def measure_seconds(call: Callable[[], object]) -> float:
+    started_at = time.monotonic()
+    call()
+    return time.monotonic() - started_at

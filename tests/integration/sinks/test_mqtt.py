@@ -390,7 +390,7 @@ def test_a_password_that_is_changed_is_used_at_the_next_connection(
         with running(url, password_file=str(secret)) as sink:
             until(lambda: "the broker refuses the user name or the password" in caplog.text)
             secret.unlink()
-            until(lambda: "password: the file that holds it can't be read" in caplog.text)
+            until(lambda: "password: its file can't be read" in caplog.text)
             secret.write_text("new-one\n")
             until(lambda: sink.connected)
     assert "-one" not in caplog.text
@@ -477,7 +477,7 @@ def test_without_identities_nothing_can_be_counted() -> None:
         "mqtt": {"url": "mqtt://h"},
         "tracker": {"enabled": False},
     }
-    with pytest.raises(ConfigError, match=r"it needs tracker\.enabled"):
+    with pytest.raises(ConfigError, match=r"set tracker\.enabled"):
         validate(raw, "x.yaml")
 
 
@@ -499,7 +499,7 @@ def test_without_identities_nothing_can_be_counted() -> None:
         ({"url": "mqtt://h", "password_env": "PATH"}, "needs a user"),
         (
             {"url": "mqtt://u@h", "password_env": "NOT_SET_ANYWHERE"},
-            "password: the environment variable that holds it isn't set",
+            "password: its environment variable isn't set",
         ),
         ({"url": "mqtt://u@h", "password_file": "/nowhere"}, "can't be read"),
     ],

@@ -1,4 +1,4 @@
-"""The publisher over real sockets: who gets what, in which order, and what nobody can do to it."""
+"""Tests of the ZeroMQ publisher over real sockets: delivery, order, status and hostile clients."""
 
 from __future__ import annotations
 
@@ -41,17 +41,19 @@ from streamseg.pipeline.metrics import Metrics
 from streamseg.sinks.zmq import endpoints, publisher
 from streamseg.sinks.zmq import status as publishing_statuses
 from streamseg.sinks.zmq.publisher import Publisher
-from streamseg.sinks.zmq.subscriptions import Audience
+from streamseg.sinks.zmq.subscriptions import Subscriptions
 
 
-def publish_at(bind: str, bind_frames: str | None = None, *, insecure: bool = False) -> Publisher:
+def create_publisher(
+    bind: str, bind_frames: str | None = None, *, insecure: bool = False
+) -> Publisher:
     config = PublishConfig(bind=bind, bind_frames=bind_frames, insecure=insecure)
     return Publisher(config, Metrics())
 
 
 @contextlib.contextmanager
 def raw_subscriber(endpoint, *topics, **options):
-    """A plain SUB socket, as a program in any language would have it."""
+    """Connect a plain SUB socket, as a program in any language would do."""
     context = zmq.Context()
     sock = context.socket(zmq.SUB)
     for name, value in options.items():
@@ -67,63 +69,63 @@ def raw_subscriber(endpoint, *topics, **options):
 
 
 def receive(sock, within=5):
-    assert sock.poll(within * 1000), "nothing came"
+    assert sock.poll(within * 1000), "no message received"
     return sock.recv_multipart()
 
 
-def statuses(sock):
-    """The statuses that have arrived."""
+def receive_statuses(sock):
+    """Yield the received status messages until there are none for 100 ms."""
     while sock.poll(100):
         topic, raw = sock.recv_multipart()
         assert topic.startswith(b"status/")
         yield msgspec.json.decode(raw)
 
 
-def statuses_until(sock, true, within=10):
-    """The statuses up to where that is true of them."""
-    said = []
-    until = time.monotonic() + within
-    while not said or not true(said):
-        assert time.monotonic() < until, said
-        said.extend(itertools.islice(statuses(sock), 1))
-    return said
+def receive_statuses_until(sock, condition, within=10):
+    """Receive status messages until a condition on their list is true."""
+    received = []
+    deadline = time.monotonic() + within
+    while not received or not condition(received):
+        assert time.monotonic() < deadline, received
+        received.extend(itertools.islice(receive_statuses(sock), 1))
+    return received
 
 
 # Binding
 
 
-def test_masks_and_pictures_are_bound_to_neighbouring_ports() -> None:
+def test_sockets_are_bound_to_consecutive_ports() -> None:
     port = free_port()
-    it = publish_at(f"tcp://127.0.0.1:{port}")
+    created = create_publisher(f"tcp://127.0.0.1:{port}")
     try:
-        assert it.endpoints == {
+        assert created.endpoints == {
             "masks": f"tcp://127.0.0.1:{port}",
             "frames": f"tcp://127.0.0.1:{port + 1}",
             "replay": f"tcp://127.0.0.1:{port + 2}",
         }
     finally:
-        it.close()
+        created.close()
 
 
 @pytest.mark.parametrize("bind", ["tcp://127.0.0.1:*", "tcp://127.0.0.1:0", "tcp://localhost:0"])
-def test_any_free_port_is_chosen_for_each(bind) -> None:
-    it = publish_at(bind)
+def test_a_free_port_is_chosen_for_each_socket(bind) -> None:
+    created = create_publisher(bind)
     try:
-        ports = {protocol.Address.parse(endpoint).port for endpoint in it.endpoints.values()}
+        ports = {protocol.Address.parse(endpoint).port for endpoint in created.endpoints.values()}
         assert len(ports) == 3
         assert 0 not in ports
     finally:
-        it.close()
+        created.close()
 
 
-@pytest.mark.parametrize("taken", [0, 1])
-def test_a_taken_port_is_said_in_one_line_and_leaves_the_other_free(taken) -> None:
+@pytest.mark.parametrize("offset", [0, 1])
+def test_a_port_in_use_is_a_one_line_error_and_the_other_port_is_released(offset) -> None:
     port = free_port()
-    with socket.create_server(("127.0.0.1", port + taken)):
-        with pytest.raises(BindError, match=f"tcp://127.0.0.1:{port + taken} is taken") as caught:
-            publish_at(f"tcp://127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", port + offset)):
+        with pytest.raises(BindError, match=f"tcp://127.0.0.1:{port + offset} is in use") as caught:
+            create_publisher(f"tcp://127.0.0.1:{port}")
         assert "\n" not in str(caught.value)
-        assert ("--bind-frames" in str(caught.value)) == bool(taken)
+        assert ("--bind-frames" in str(caught.value)) == bool(offset)
     socket.create_server(("127.0.0.1", port)).close()
     socket.create_server(("127.0.0.1", port + 1)).close()
 
@@ -131,78 +133,78 @@ def test_a_taken_port_is_said_in_one_line_and_leaves_the_other_free(taken) -> No
 @pytest.mark.parametrize(
     "bind", ["5555", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", "udp://127.0.0.1:1", "tcp://:1"]
 )
-def test_what_is_no_address_is_a_config_error(bind) -> None:
+def test_an_invalid_address_is_a_config_error(bind) -> None:
     with pytest.raises(ConfigError, match="publish: "):
-        publish_at(bind)
+        create_publisher(bind)
 
 
 def test_an_address_of_another_machine_cannot_be_bound() -> None:
     with pytest.raises(BindError, match=r"tcp://192\.0\.2\.1:5555 can't be bound"):
-        publish_at("tcp://192.0.2.1:5555", insecure=True)
+        create_publisher("tcp://192.0.2.1:5555", insecure=True)
 
 
 @pytest.mark.parametrize(
     "bind", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://192.0.2.1:5", "tcp://lo:0"]
 )
-def test_beyond_loopback_is_refused_unless_insecure_is_said(bind) -> None:
+def test_a_non_loopback_address_needs_the_insecure_option(bind) -> None:
     with pytest.raises(ConfigError, match="--insecure"):
-        publish_at(bind)
+        create_publisher(bind)
     with pytest.raises(ConfigError, match="--insecure"):
-        publish_at("tcp://127.0.0.1:0", bind)
+        create_publisher("tcp://127.0.0.1:0", bind)
 
 
-def test_every_interface_can_be_bound_if_insecure_is_said() -> None:
-    it = publish_at("tcp://*:*", insecure=True)
+def test_all_interfaces_can_be_bound_with_the_insecure_option() -> None:
+    created = create_publisher("tcp://*:*", insecure=True)
     try:
-        assert it.endpoints["masks"].startswith("tcp://0.0.0.0:")
+        assert created.endpoints["masks"].startswith("tcp://0.0.0.0:")
     finally:
-        it.close()
+        created.close()
 
 
-def test_an_ipc_path_in_use_is_not_stolen(tmp_path: Path) -> None:
-    where = f"ipc://{tmp_path}/masks"
-    with service(bind=where) as running:
-        with pytest.raises(BindError, match="is taken"):
-            publish_at(where)
-        with pytest.raises(BindError, match="is taken"):
-            publish_at(f"ipc://{tmp_path}/other", f"ipc://{tmp_path}/masks-frames")
-        with streamseg.connect(where, timeout=5) as sub:
-            running.wait_joined()
+def test_an_ipc_path_in_use_is_not_taken_over(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/masks"
+    with service(bind=address) as running:
+        with pytest.raises(BindError, match="is in use"):
+            create_publisher(address)
+        with pytest.raises(BindError, match="is in use"):
+            create_publisher(f"ipc://{tmp_path}/other", f"ipc://{tmp_path}/masks-frames")
+        with streamseg.connect(address, timeout=5) as sub:
+            running.wait_for_subscribers()
             running.put(result())
             assert sub.receive().index == 0
 
 
-def test_an_ipc_path_left_behind_by_a_dead_program_is_used_again(tmp_path: Path) -> None:
+def test_an_unused_ipc_socket_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "masks"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(path))
         dead.listen()
     assert stat.S_ISSOCK(path.stat().st_mode)
-    publish_at(f"ipc://{path}").close()
+    create_publisher(f"ipc://{path}").close()
 
 
-def test_a_file_is_not_deleted_to_make_room_for_an_ipc_socket(tmp_path: Path) -> None:
+def test_a_regular_file_is_not_replaced_by_an_ipc_socket(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text("precious")
-    with pytest.raises(BindError, match="there is a file"):
-        publish_at(f"ipc://{path}")
+    with pytest.raises(BindError, match="a file with that name exists"):
+        create_publisher(f"ipc://{path}")
     assert path.read_text() == "precious"
 
 
-def test_a_publisher_that_never_ran_can_be_closed_and_its_port_used_again() -> None:
+def test_closing_a_publisher_that_never_ran_releases_its_port() -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
     for _ in range(2):
-        it = publish_at(bind)
-        it.close()
-        it.close()
+        created = create_publisher(bind)
+        created.close()
+        created.close()
 
 
 # Publishing
 
 
-def test_results_arrive_complete_in_order_and_accounted_for() -> None:
+def test_results_arrive_completely_in_order_and_are_counted() -> None:
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         sent = [result(i, found=instances(i % 4)) for i in range(30)]
         running.put_and_wait(*sent)
         running.finish()
@@ -229,7 +231,7 @@ def test_results_arrive_complete_in_order_and_accounted_for() -> None:
 def test_panoptic_segments_arrive() -> None:
     original = panoptic_result()
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put(original)
         received = sub.receive()
     assert [(s.id, s.name, s.thing) for s in received.segments] == [
@@ -239,28 +241,28 @@ def test_panoptic_segments_arrive() -> None:
     assert received.segments[1].mask == original.segments[1].mask
 
 
-def test_pictures_carry_the_complete_results_under_a_count_of_their_own() -> None:
+def test_images_contain_the_complete_results_and_have_their_own_sequence_numbers() -> None:
     with (
         service() as running,
         raw_subscriber(running.frames_at, b"frames/", b"video/") as sub,
     ):
-        running.wait_joined(2)
+        running.wait_for_subscribers(2)
         running.put_and_wait(*[result(i) for i in range(3)])
-        painted, plain = jpeg(colour=(255, 0, 0)), jpeg(colour=(0, 0, 255))
-        running.show(result(3), painted, plain)
+        annotated, plain = jpeg(colour=(255, 0, 0)), jpeg(colour=(0, 0, 255))
+        running.show(result(3), annotated, plain)
         running.show(result(4), None, plain)
         messages = [receive(sub) for _ in range(3)]
     assert [m[0] for m in messages] == [b"frames/gate/", b"video/gate/", b"video/gate/"]
-    assert [m[2] for m in messages] == [painted, plain, plain]
+    assert [m[2] for m in messages] == [annotated, plain, plain]
     decoded = [protocol.decode(m[1], protocol.MasksMessage) for m in messages]
     assert [d.seq for d in decoded] == [0, 0, 1]
     assert [d.frame for d in decoded] == [3, 3, 4]
     assert all(protocol.decode_instances(d).masks == instances().masks for d in decoded)
 
 
-def test_who_subscribes_to_pictures_is_known_from_join_to_leave() -> None:
+def test_wants_is_true_while_a_subscriber_to_images_is_connected() -> None:
     with service() as running:
-        wants = running.publisher.wants
+        wants = running.publisher.has_image_subscribers
         assert not wants("frames", "gate")
         with raw_subscriber(running.frames_at, b"frames/gate/") as first:
             eventually(lambda: wants("frames", "gate"))
@@ -283,52 +285,54 @@ def test_without_subscribers_results_are_counted_but_not_encoded() -> None:
         assert unencoded.instances.masks._counts is None
         assert running.metrics.account("gate").snapshot().published == 1
         with streamseg.connect(running.masks_at, timeout=5) as sub:
-            running.wait_joined()
+            running.wait_for_subscribers()
             running.put(result(1))
             assert sub.receive().seq == 1
 
 
-def test_waiting_for_subscribers_counts_those_who_are_there() -> None:
+def test_wait_for_subscribers_counts_only_current_subscriptions() -> None:
     never, joined = threading.Event(), []
     with service() as running:
         waiter = threading.Thread(
-            target=lambda: joined.append(running.publisher.wait_joined(2, never.is_set))
+            target=lambda: joined.append(running.publisher.wait_for_subscribers(2, never.is_set))
         )
         waiter.start()
         with raw_subscriber(running.masks_at, b"status/"), raw_subscriber(running.masks_at, b"mas"):
-            running.wait_joined(1)
-        eventually(lambda: not running.publisher._audience[running.publisher._masks].results_joined)
+            running.wait_for_subscribers(1)
+        eventually(
+            lambda: not running.publisher._subscriptions[running.publisher._masks].result_count
+        )
         with raw_subscriber(running.masks_at, b""):
-            running.wait_joined(1)
+            running.wait_for_subscribers(1)
             assert waiter.is_alive()
             with raw_subscriber(running.frames_at, b"video/gate/"):
                 waiter.join(5)
     assert joined == [True]
 
 
-def test_waiting_for_subscribers_ends_when_the_run_is_stopped() -> None:
+def test_wait_for_subscribers_returns_when_it_is_stopped() -> None:
     stopped = threading.Event()
     with service() as running:
         threading.Timer(0.2, stopped.set).start()
-        assert not running.publisher.wait_joined(1, stopped.is_set)
+        assert not running.publisher.wait_for_subscribers(1, stopped.is_set)
 
 
-def test_waiting_for_subscribers_ends_with_the_publisher() -> None:
+def test_wait_for_subscribers_returns_when_the_publisher_closes() -> None:
     joined = []
     with service() as running:
         waiter = threading.Thread(
-            target=lambda: joined.append(running.publisher.wait_joined(1, lambda: False))
+            target=lambda: joined.append(running.publisher.wait_for_subscribers(1, lambda: False))
         )
         waiter.start()
     waiter.join(5)
     assert joined == [False]
 
 
-def test_what_the_network_thread_does_not_take_in_time_is_dropped_and_settled() -> None:
+def test_results_that_the_network_thread_takes_too_late_are_dropped_and_counted() -> None:
     running = Service()  # not started
-    many = publisher.RESULTS_WAITING + 5
-    running.put(*[result(i) for i in range(many)])
-    for i in range(publisher.PICTURES_WAITING + 2):
+    count = publisher.RESULTS_WAITING + 5
+    running.put(*[result(i) for i in range(count)])
+    for i in range(publisher.IMAGES_WAITING + 2):
         running.show(result(i), jpeg())
     running.start()
     running.end()
@@ -337,14 +341,14 @@ def test_what_the_network_thread_does_not_take_in_time_is_dropped_and_settled() 
     assert account.published == publisher.RESULTS_WAITING
     assert account.balanced
     assert account.in_flight == 0
-    assert [r.frame.index for r in running.done] == list(range(5, many)), "the newest are kept"
+    assert [r.frame.index for r in running.done] == list(range(5, count)), "the newest are kept"
     dropped = running.metrics.registry.get_sample_value
     assert dropped("streamseg_dropped_pictures_total", {"source": "gate"}) == 2
 
 
-def test_results_that_are_too_large_to_send_fail(monkeypatch) -> None:
+def test_results_that_exceed_the_size_limit_fail(monkeypatch) -> None:
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(result(0))
         monkeypatch.setattr(protocol, "MAX_JSON_BYTES", 2000)
         running.put_and_wait(result(1, found=instances(30)), result(2))
@@ -358,15 +362,17 @@ def test_results_that_are_too_large_to_send_fail(monkeypatch) -> None:
 # Statuses
 
 
-def of(source, said):
-    """Those of a source, of which none is missing."""
-    its = [s for s in said if s["source"] == source]
-    assert len({s["seq"] - number for number, s in enumerate(its)}) <= 1, its
-    return its
+def statuses_of(source, received):
+    """Return the status messages of a source and check that none is missing."""
+    selected = [s for s in received if s["source"] == source]
+    assert len({s["seq"] - number for number, s in enumerate(selected)}) <= 1, selected
+    return selected
 
 
-def test_statuses_come_every_second_on_both_sockets() -> None:
-    began = time.monotonic()
+def test_statuses_are_published_at_each_interval_on_both_sockets(monkeypatch) -> None:
+    interval = 0.25
+    monkeypatch.setattr(publishing_statuses, "STATUS_INTERVAL", interval)
+    started_at = time.monotonic()
     with (
         service() as running,
         raw_subscriber(running.masks_at, b"status/") as masks,
@@ -376,18 +382,20 @@ def test_statuses_come_every_second_on_both_sockets() -> None:
         running.put_and_wait(result(0), result(1))
         running.publisher.set_state("gate", "live", "", 0)
         for sock in (masks, frames):
-            said = statuses_until(sock, lambda s: min(map(len, (of("", s), of("gate", s)))) >= 4)
-            at_most = time.monotonic() - began + 2
-            assert len(of("", said)) <= at_most
-            gate = of("gate", said)
-            assert len(gate) <= at_most
+            received = receive_statuses_until(
+                sock, lambda s: min(len(statuses_of(source, s)) for source in ("", "gate")) >= 4
+            )
+            max_count = (time.monotonic() - started_at) / interval + 2
+            assert len(statuses_of("", received)) <= max_count
+            gate = statuses_of("gate", received)
+            assert len(gate) <= max_count
             last = gate[-1]
             assert (last["decoded"], last["published"], last["in_flight"]) == (2, 2, 0)
             assert last["endpoints"] == running.publisher.endpoints
 
 
-def test_a_status_comes_at_each_change_on_both_sockets(monkeypatch) -> None:
-    monkeypatch.setattr(publishing_statuses, "STATUS_EVERY", 60.0)
+def test_a_status_is_published_at_each_change_on_both_sockets(monkeypatch) -> None:
+    monkeypatch.setattr(publishing_statuses, "STATUS_INTERVAL", 60.0)
     with (
         service() as running,
         raw_subscriber(running.masks_at, b"status/") as masks,
@@ -398,30 +406,33 @@ def test_a_status_comes_at_each_change_on_both_sockets(monkeypatch) -> None:
         running.put_and_wait(result(0), result(1))
         running.publisher.set_state("gate", "stalled", "no frame for 3 s", 4)
         for sock in (masks, frames):
-            last = of("gate", statuses_until(sock, lambda s: s[-1]["state"] == "stalled"))[-1]
+            received = receive_statuses_until(sock, lambda s: s[-1]["state"] == "stalled")
+            last = statuses_of("gate", received)[-1]
             assert (last["epoch"], last["reason"]) == (4, "no frame for 3 s")
 
 
 @pytest.mark.parametrize("kind", ["masks", "frames"])
-def test_a_late_joiner_gets_the_latest_status_at_once_under_its_old_seq(kind, monkeypatch) -> None:
-    monkeypatch.setattr(publishing_statuses, "STATUS_EVERY", 60.0)
+def test_a_new_subscriber_gets_the_latest_status_immediately_with_its_old_seq(
+    kind, monkeypatch
+) -> None:
+    monkeypatch.setattr(publishing_statuses, "STATUS_INTERVAL", 60.0)
     with service() as running:
         endpoint = running.publisher.endpoints[kind]
         with raw_subscriber(endpoint, b"status/gate/") as first:
             time.sleep(0.2)
             running.publisher.set_state("gate", "live", "", 0)
             before = msgspec.json.decode(receive(first)[1])
-            joined = time.monotonic()
+            joined_at = time.monotonic()
             with raw_subscriber(endpoint, b"status/gate/") as second:
                 after = msgspec.json.decode(receive(second)[1])
-                took = time.monotonic() - joined
+                elapsed = time.monotonic() - joined_at
     assert after == before
-    assert took < 5
+    assert elapsed < 5
 
 
-def test_a_change_of_state_comes_after_the_results_before_it() -> None:
+def test_a_state_change_is_published_after_earlier_results() -> None:
     with service() as running, streamseg.connect(running.masks_at, ["gate"], timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         for round_ in range(20):
             running.put(*[result(10 * round_ + i) for i in range(10)])
             running.publisher.set_state("gate", "live", str(round_), round_)
@@ -432,45 +443,45 @@ def test_a_change_of_state_comes_after_the_results_before_it() -> None:
         assert sub.statuses["gate"].reason == "end of stream"
 
 
-def test_a_change_of_state_comes_after_the_pictures_before_it() -> None:
+def test_a_state_change_is_published_after_earlier_images() -> None:
     with (
         service() as running,
         streamseg.connect(running.masks_at, ["gate"], frames="annotated", timeout=5) as sub,
     ):
-        threading.Thread(target=lambda: _show_some(running)).start()
+        threading.Thread(target=lambda: _publish_images_and_end(running)).start()
         assert [r.index for r in sub] == [0, 1, 2]
 
 
-def _show_some(running: Service) -> None:
-    eventually(lambda: running.publisher.wants("frames", "gate"))
+def _publish_images_and_end(running: Service) -> None:
+    eventually(lambda: running.publisher.has_image_subscribers("frames", "gate"))
     for i in range(3):
         running.show(result(i), jpeg())
     running.publisher.set_state("gate", "ended", "end of stream", 0)
 
 
-def test_the_end_says_so_for_every_source_and_the_service_and_keeps_failures() -> None:
+def test_at_the_end_sources_and_service_are_ended_and_failures_are_kept() -> None:
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 2)
         running.publisher.set_state("yard", "failed", "no such host", 1)
         running.put(result())
         running.finish()
         assert len(list(sub)) == 1
-        said = sub.statuses
-    assert (said["gate"].state, said["gate"].epoch) == ("ended", 2)
-    assert (said["yard"].state, said["yard"].reason) == ("failed", "no such host")
-    assert said[""].state == "ended"
-    assert said[""].published == 1
+        statuses = sub.statuses
+    assert (statuses["gate"].state, statuses["gate"].epoch) == ("ended", 2)
+    assert (statuses["yard"].state, statuses["yard"].reason) == ("failed", "no such host")
+    assert statuses[""].state == "ended"
+    assert statuses[""].published == 1
 
 
-def test_what_is_queued_when_the_service_ends_still_leaves() -> None:
-    """More than the network can hold, to a subscriber that begins to read after the end."""
+def test_messages_queued_at_the_end_are_still_delivered() -> None:
+    """More data than the network buffers, to a subscriber that starts reading after the end."""
     with service() as running, raw_subscriber(running.frames_at, b"video/", rcvhwm=2) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         noise = jpeg() + os.urandom(3_000_000)
         for i in range(12):
             running.show(result(i), None, noise)
-            eventually(lambda: len(running.publisher.pictures) == 0)
+            eventually(lambda: len(running.publisher.images) == 0)
         ending = threading.Thread(target=running.end)
         ending.start()
         assert [
@@ -480,34 +491,34 @@ def test_what_is_queued_when_the_service_ends_still_leaves() -> None:
 
 
 @pytest.mark.slow
-def test_a_slow_subscriber_whose_queue_is_full_still_hears_of_the_end() -> None:
+def test_a_slow_subscriber_with_a_full_queue_receives_the_end_of_stream_message() -> None:
     found = instances(100, (1080, 1920))
     with service() as running, streamseg.connect(running.masks_at, timeout=10) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(*[result(i, found=found) for i in range(2500)])
         ending = threading.Thread(target=running.end)
         ending.start()
         received = list(sub)
         ending.join()
         assert sub.gaps["gate"] == received[-1].seq + 1 - len(received)
-    assert len(received) < 2500, "its queue was never full"
+    assert len(received) < 2500, "the queue was never full"
 
 
-def test_a_subscriber_that_does_not_read_cannot_keep_the_service_from_ending(monkeypatch) -> None:
-    monkeypatch.setattr(publisher, "LINGER_MS", 500)
-    monkeypatch.setattr(publisher, "LAST_WORD", 0.5)
-    monkeypatch.setattr(publisher, "READS_AGAIN_WITHIN", 1.0)
+def test_a_subscriber_that_does_not_read_does_not_delay_the_end_of_the_service(monkeypatch) -> None:
+    monkeypatch.setattr(publisher, "LINGER_MS", 200)
+    monkeypatch.setattr(publisher, "END_REPEATED_FOR", 0.2)
+    monkeypatch.setattr(publisher, "SLOW_READ_INTERVAL", 0.5)
     with service() as running, raw_subscriber(running.frames_at, b"video/", rcvhwm=1):
-        running.wait_joined()
+        running.wait_for_subscribers()
         for i in range(12):
             running.show(result(i), None, os.urandom(3_000_000))
-            eventually(lambda: len(running.publisher.pictures) == 0)
-        began = time.monotonic()
+            eventually(lambda: len(running.publisher.images) == 0)
+        started_at = time.monotonic()
         running.end()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - started_at < 5
 
 
-# Those who don't read
+# Subscribers that do not read
 
 
 READER = """
@@ -523,10 +534,10 @@ while True:
 
 
 @contextlib.contextmanager
-def program(endpoint, habit):
-    """A subscriber in a process of its own that reads, or doesn't."""
+def subscriber_process(endpoint, mode):
+    """Run a subscriber in a separate process that reads, or sleeps."""
     child = subprocess.Popen(
-        [sys.executable, "-c", READER, endpoint, habit], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", READER, endpoint, mode], stdout=subprocess.PIPE, text=True
     )
     try:
         assert child.stdout.readline() == "joined\n"
@@ -537,38 +548,38 @@ def program(endpoint, habit):
         child.stdout.close()
 
 
-def test_a_frozen_subscriber_does_not_hold_another_back() -> None:
+def test_a_stopped_subscriber_process_does_not_delay_other_subscribers() -> None:
     found = instances(100, (1080, 1920))
-    with service() as running, program(running.masks_at, "read") as frozen:
-        os.kill(frozen.pid, signal.SIGSTOP)
+    with service() as running, subscriber_process(running.masks_at, "read") as stopped:
+        os.kill(stopped.pid, signal.SIGSTOP)
         with streamseg.connect(running.masks_at, timeout=20) as sub:
-            running.wait_joined(2)
+            running.wait_for_subscribers(2)
             count = 3 * endpoints.MASKS_QUEUED
             for i in range(count):
                 running.put(result(i, found=found))
                 received = sub.receive()
                 assert received.index == i
-                assert received.age_ms < 10_000, "the frozen one stays so"
+                assert received.age_ms < 10_000, "delayed by the stopped subscriber"
             assert sub.gaps == {"gate": 0}
         assert running.metrics.account("gate").snapshot().published == count
 
 
 @pytest.mark.slow
-def test_a_subscriber_that_never_reads_costs_no_more_than_its_queue() -> None:
-    picture = os.urandom(1_000_000)
-    with service() as running, program(running.frames_at, "sleep"):
-        running.wait_joined()
-        grown = []
+def test_a_subscriber_that_never_reads_uses_no_more_memory_than_its_queue() -> None:
+    image = os.urandom(1_000_000)
+    with service() as running, subscriber_process(running.frames_at, "sleep"):
+        running.wait_for_subscribers()
+        memory = []
         for i in range(400):
-            running.show(result(i), None, picture)
-            eventually(lambda: len(running.publisher.pictures) == 0)
-            grown.append(rss())
-    bound = endpoints.FRAMES_QUEUED * len(picture)
-    assert grown[-1] - grown[0] < bound + 20_000_000
-    assert grown[-1] - grown[100] < 5_000_000, "flat"
+            running.show(result(i), None, image)
+            eventually(lambda: len(running.publisher.images) == 0)
+            memory.append(rss())
+    bound = endpoints.FRAMES_QUEUED * len(image)
+    assert memory[-1] - memory[0] < bound + 20_000_000
+    assert memory[-1] - memory[100] < 5_000_000, "memory still grows"
 
 
-# Those who mean harm
+# Hostile clients
 
 
 def hostile_bytes():
@@ -591,24 +602,24 @@ def hostile_bytes():
 
 
 @pytest.mark.parametrize("kind", ["masks", "frames", "replay"])
-def test_hostile_bytes_leave_the_service_serving(kind) -> None:
+def test_the_service_continues_after_hostile_bytes(kind) -> None:
     with (
         service() as running,
         contextlib.ExitStack() as open_peers,
         streamseg.connect(running.masks_at, timeout=5) as sub,
     ):
-        running.wait_joined()
-        for number, sent in enumerate(hostile_bytes()):
+        running.wait_for_subscribers()
+        for number, data in enumerate(hostile_bytes()):
             peer = open_peers.enter_context(raw_peer(running.publisher.endpoints[kind]))
             with contextlib.suppress(ConnectionError):
-                peer.sendall(sent)
+                peer.sendall(data)
             running.put(result(number))
             assert sub.receive().index == number
         assert sub.gaps == {"gate": 0}
 
 
 def flood(peer: socket.socket, chunk: bytes, total: int) -> int:
-    """Send until nothing can be sent any more, at most so much; how much it was."""
+    """Send until the connection is closed or ``total`` bytes are sent; return the sent bytes."""
     sent = 0
     peer.settimeout(1)
     with contextlib.suppress(OSError):
@@ -618,87 +629,91 @@ def flood(peer: socket.socket, chunk: bytes, total: int) -> int:
     return sent
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a connection has sent")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts received bytes")
 @pytest.mark.parametrize("kind", ["masks", "frames"])
-@pytest.mark.parametrize("harm", ["an endless message", "subscriptions without number"])
-def test_a_peer_that_floods_is_cut_off_and_leaves_little_behind(kind, harm) -> None:
-    if harm == "an endless message":
+@pytest.mark.parametrize("attack", ["endless message", "endless subscriptions"])
+def test_a_flooding_client_is_disconnected_and_its_memory_released(kind, attack) -> None:
+    if attack == "endless message":
         chunk = (b"\x01\xf0" + b"\x07" * 240) * 200
     else:
         chunk = b"".join(b"\x00\x40\x01" + os.urandom(63) for _ in range(700))
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
-        running.wait_joined()
+        running.wait_for_subscribers()
         before = rss()
         with raw_peer(
             running.publisher.endpoints[kind], handshake=GREETING + ready(b"SUB")
         ) as peer:
             sent = flood(peer, chunk, total=400_000_000)
-        assert sent < 400_000_000, "it was never cut off"
+        assert sent < 400_000_000, "it was never disconnected"
         assert rss() - before < 150_000_000
         running.put(result())
         assert sub.receive().index == 0
-        eventually(lambda: len(running.publisher._audience[running.publisher._masks]._joins) <= 2)
+        eventually(
+            lambda: len(running.publisher._subscriptions[running.publisher._masks]._counts) <= 2
+        )
 
 
-def test_a_subscriber_that_asks_for_many_sources_gets_them_and_is_not_cut_off() -> None:
+def test_a_subscriber_to_many_sources_is_not_disconnected() -> None:
     names = [f"camera-{i:04}-{'x' * 50}" for i in range(MAX_SOURCES)]
     with service() as running, streamseg.connect(running.masks_at, names, timeout=5) as sub:
-        running.wait_joined(len(names))
-        time.sleep(3 * publisher.LISTEN_EVERY)
+        running.wait_for_subscribers(len(names))
+        time.sleep(3 * publisher.POLL_TIMEOUT)
         running.publisher.set_state(names[-1], "live", "", 0)
         running.put_and_wait(result(source=names[-1]))
         assert sub.receive().source == names[-1]
         running.publisher.set_state(names[-1], "ended", "", 0)
         with pytest.raises(ReceiveTimeout):
-            sub.receive(timeout=1)
+            sub.receive(timeout=0.3)
         assert sub.statuses[names[-1]].state == "ended"
 
 
-def test_an_audience_keeps_a_bounded_number_of_prefixes_and_then_wants_everything(
+def test_beyond_the_limit_of_prefixes_every_topic_is_wanted(
     monkeypatch,
 ) -> None:
     monkeypatch.setattr("streamseg.sinks.zmq.subscriptions.MAX_PREFIXES", 3)
-    audience = Audience()
+    subscriptions = Subscriptions()
     for prefix in (b"masks/a/", b"masks/a/", b"frames/b/", b"x"):
-        assert audience.hear(b"\x01" + prefix) == prefix
-    assert audience.results_joined == 3
-    assert not audience.wants(b"masks/zzz/")
-    audience.hear(b"\x01more")
-    assert len(audience._joins) == 3
-    assert audience.wants(b"masks/zzz/")
+        assert subscriptions.process(b"\x01" + prefix) == prefix
+    assert subscriptions.result_count == 3
+    assert not subscriptions.includes(b"masks/zzz/")
+    subscriptions.process(b"\x01more")
+    assert len(subscriptions._counts) == 3
+    assert subscriptions.includes(b"masks/zzz/")
     for prefix in (b"more", b"x", b"frames/b/", b"masks/a/"):
-        audience.hear(b"\x00" + prefix)
-    assert audience.results_joined == 0
-    assert not audience.wants(b"masks/a/")
-    audience.hear(b"\x01")
-    assert audience.wants(b"masks/a/")
-    assert audience.results_joined == 1
+        subscriptions.process(b"\x00" + prefix)
+    assert subscriptions.result_count == 0
+    assert not subscriptions.includes(b"masks/a/")
+    subscriptions.process(b"\x01")
+    assert subscriptions.includes(b"masks/a/")
+    assert subscriptions.result_count == 1
 
 
-def test_a_crowd_that_has_left_leaves_those_who_came_before_and_during_it(monkeypatch) -> None:
+def test_prefixes_beyond_the_limit_are_wanted_until_they_are_unsubscribed(monkeypatch) -> None:
     monkeypatch.setattr("streamseg.sinks.zmq.subscriptions.MAX_PREFIXES", 3)
-    audience = Audience()
+    subscriptions = Subscriptions()
     for prefix in (b"masks/before/", b"1", b"2", b"3", b"masks/during/"):
-        audience.hear(b"\x01" + prefix)
+        subscriptions.process(b"\x01" + prefix)
     for prefix in (b"1", b"2", b"3"):
-        audience.hear(b"\x00" + prefix)
-    assert audience.wants(b"masks/before/")
-    assert audience.wants(b"masks/during/"), "although there was no room to keep that"
-    audience.hear(b"\x00masks/during/")
-    assert audience.wants(b"masks/before/")
-    assert not audience.wants(b"masks/another/"), "nobody has asked for it"
+        subscriptions.process(b"\x00" + prefix)
+    assert subscriptions.includes(b"masks/before/")
+    assert subscriptions.includes(b"masks/during/"), (
+        "it was subscribed although the limit was reached"
+    )
+    subscriptions.process(b"\x00masks/during/")
+    assert subscriptions.includes(b"masks/before/")
+    assert not subscriptions.includes(b"masks/another/"), "it was never subscribed"
 
 
-def test_a_prefix_longer_than_any_topic_is_kept_but_asks_for_nothing() -> None:
-    audience = Audience()
-    audience.hear(b"\x01masks/" + b"x" * 100)
-    assert audience.anybody
-    assert audience.results_joined == 0
-    assert not audience.wants(b"masks/x/")
+def test_a_prefix_longer_than_any_topic_matches_nothing() -> None:
+    subscriptions = Subscriptions()
+    subscriptions.process(b"\x01masks/" + b"x" * 100)
+    assert subscriptions.has_any
+    assert subscriptions.result_count == 0
+    assert not subscriptions.includes(b"masks/x/")
 
 
 @pytest.mark.parametrize("message", [b"", b"\x02masks/", b"masks/"])
-def test_what_is_no_subscription_is_ignored(message) -> None:
-    audience = Audience()
-    assert audience.hear(message) is None
-    assert audience._joins == {}
+def test_a_message_that_is_not_a_subscription_is_ignored(message) -> None:
+    subscriptions = Subscriptions()
+    assert subscriptions.process(message) is None
+    assert subscriptions._counts == {}

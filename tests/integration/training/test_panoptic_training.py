@@ -1,8 +1,7 @@
-"""Panoptic data and models: learnt from, measured, and refused where they don't go together."""
+"""Training and evaluation of panoptic models: classes, batches, scores, example configs."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -13,74 +12,74 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.annotations import write_coco, write_values
+from support.annotations import write_coco, write_label_png
 from support.commands import Run
 from support.panoptic import (
-    CATALOGUES,
-    IDS,
-    KNOWN,
+    DATASET_IDS,
+    MODEL_CATEGORIES,
     NAME,
-    Colours,
-    ideal,
-    ideal_weights,
-    panoptic_json,
-    process,
-    silent,
-    stand_in,
-    write_world,
+    ColorSegmenter,
+    find_family,
+    ignore_progress,
+    load_ideal_model,
+    process_panoptic,
+    read_panoptic_json,
+    use_color_model,
+    write_ideal_weights,
+    write_panoptic_dataset,
 )
 from support.paths import ROOT
+from support.training import read_csv
 
 from streamseg.config import Thresholds, convert
 from streamseg.config.training import AugmentConfig, PanopticData, TrainingConfig
 from streamseg.datasets import Augmentation, Dataset, open_dataset
-from streamseg.datasets.labels import load_labels
+from streamseg.datasets.label_maps import load_label_map
 from streamseg.errors import ConfigError, DataError, WeightsError
-from streamseg.evaluation import panoptic_quality
+from streamseg.evaluation import evaluate_panoptic
 from streamseg.evaluation.predictions import predict_dataset
 from streamseg.models import load_model, loading
 from streamseg.models.categories import Categories
 from streamseg.models.weights import files
 from streamseg.structures.targets import UNKNOWN
 from streamseg.training import Trainer, checkpoint
-from streamseg.training.batches import Batches
-from streamseg.training.classes import classes_of
-from streamseg.training.distributed import Processes
+from streamseg.training.batches import BatchLoader
+from streamseg.training.classes import merge_categories
+from streamseg.training.distributed import ProcessGroup
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ITS_OWN = Categories(
-    {IDS["disc"]: "disc"}, {IDS["grass"]: "grass", IDS["sky"]: "sky", IDS["water"]: "water"}
+DATASET_CATEGORIES = Categories(
+    {DATASET_IDS["disc"]: "disc"},
+    {DATASET_IDS["grass"]: "grass", DATASET_IDS["sky"]: "sky", DATASET_IDS["water"]: "water"},
 )
-"""The dataset's ids."""
-MADE = PanopticData(images="images", annotations="panoptic.json", segments="panoptic")
-"""What ``write_world`` leaves in its folder."""
+"""Categories of a model that has the dataset's ids."""
+WORLD = PanopticData(images="images", annotations="panoptic.json", segments="panoptic")
+"""The dataset that ``write_panoptic_dataset`` writes."""
 
 
 @pytest.fixture(autouse=True)
-def family(monkeypatch):
-    stand_in(monkeypatch)
+def color_family(monkeypatch):
+    use_color_model(monkeypatch)
 
 
 def section(config):
-    """A dataset as a recipe or an evaluation names it."""
+    """Return a dataset as the section of a config."""
     return {"format": "panoptic", **msgspec.to_builtins(config)}
 
 
 @pytest.fixture
 def world(tmp_path):
-    return open_dataset(write_world(tmp_path / "world"), tmp_path / "world")
-
-
-def rows_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return open_dataset(write_panoptic_dataset(tmp_path / "world"), tmp_path / "world")
 
 
 # Training
 
 
-def recipe(tmp_path, **changes):
-    data = {"root": str(tmp_path / "world"), "train": [section(write_world(tmp_path / "world"))]}
+def make_config(tmp_path, **changes):
+    data = {
+        "root": str(tmp_path / "world"),
+        "train": [section(write_panoptic_dataset(tmp_path / "world"))],
+    }
     data["val"] = [{**data["train"][0], "name": "held out"}]
     given = {
         "model": {"name": NAME, "weights": "none", "device": "cpu", "input_size": 64},
@@ -99,31 +98,31 @@ def recipe(tmp_path, **changes):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A whole training, and what it came to."""
+    """Return a trainer that has finished, its report and its folder."""
     out = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        stand_in(patch)
-        run = Trainer(recipe(out), out, out / "run", silent)
+        use_color_model(patch)
+        run = Trainer(make_config(out), out, out / "run", ignore_progress)
         return run, run.run(), out
 
 
-def test_a_panoptic_model_learns_things_and_stuff(trained):
+def test_panoptic_model_learns_things_and_stuff(trained):
     run, report, out = trained
     assert run.model.stuff == {90: "grass", 91: "sky", 95: "water"}
-    assert "2 classes and 3 of stuff; new: everything" in run.introduction
+    assert "2 classes and 3 of stuff; new: everything" in run.summary
     assert report.columns() == ("measured", "AP", "AP50", "PQ", "SQ", "RQ")
     rows = {row[0]: dict(zip(report.columns(), row, strict=True)) for row in report.rows()}
     assert list(rows) == ["held out, boxes", "held out, masks", "held out, panoptic"]
     assert float(rows["held out, panoptic"]["PQ"]) >= 90
     assert (rows["held out, panoptic"]["AP"], rows["held out, masks"]["PQ"]) == ("-", "-")
-    lines = rows_of(out / "run" / "panoptic.csv")
+    lines = read_csv(out / "run" / "panoptic.csv")
     assert [(line["dataset"], line["of"]) for line in lines] == [
         ("held out", of) for of in ("all", "things", "stuff")
     ]
     assert float(lines[0]["pq"]) == pytest.approx(report.position.best, abs=1e-5)
 
 
-def test_the_checkpoints_know_the_stuff(trained):
+def test_checkpoints_contain_the_stuff_classes(trained):
     run, _, out = trained
     held = json.loads(torch.load(out / "run" / "best.pt", weights_only=True)["stuff"])
     assert held == {"90": "grass", "91": "sky", "95": "water"}
@@ -132,42 +131,49 @@ def test_the_checkpoints_know_the_stuff(trained):
         assert (model.categories, model.stuff) == (run.model.categories, run.model.stuff)
 
 
-def test_going_on_with_other_stuff_is_refused_with_what_differs(trained):
+def test_resume_with_other_stuff_is_refused(trained):
     _, _, out = trained
     shutil.copytree(out / "world", out / "more")
     content = json.loads((out / "more" / "panoptic.json").read_text())
     content["categories"].append({"id": 96, "name": "sand", "isthing": 0})
     (out / "more" / "panoptic.json").write_text(json.dumps(content))
-    changed = recipe(out, data={"root": str(out / "more"), "train": [section(MADE)]})
-    with pytest.raises(WeightsError, match="it knows 3 classes of stuff, not 4, it lacks sand"):
-        Trainer(changed, out, out / "run", silent, resume=True)
+    changed = make_config(out, data={"root": str(out / "more"), "train": [section(WORLD)]})
+    with pytest.raises(WeightsError, match="it has 3 stuff classes, not 4, without sand"):
+        Trainer(changed, out, out / "run", ignore_progress, resume=True)
 
 
-def test_a_stuff_that_became_a_thing_is_another_class(trained):
+def test_resume_is_refused_if_a_thing_was_stuff(trained):
     _, _, out = trained
     weights = files.read(out / "run" / "last.pt")
     moved = Categories({**weights.categories.things, 90: "grass"}, {91: "sky", 95: "water"})
-    with pytest.raises(WeightsError, match=r"it lacks grass; .* of stuff, not 2, it has grass"):
-        checkpoint.load(out / "run" / "last.pt", recipe(out), NAME, moved)
+    with pytest.raises(
+        WeightsError, match=r"without grass; .* stuff classes, not 2, and also grass"
+    ):
+        checkpoint.load_checkpoint(out / "run" / "last.pt", make_config(out), NAME, moved)
 
 
-def test_a_family_without_stuff_learns_the_things_alone(tmp_path):
+def test_model_without_stuff_learns_only_things(tmp_path):
     model = {"name": "nanomask", "weights": "none", "device": "cpu", "input_size": 64}
-    run = Trainer(recipe(tmp_path, model=model), tmp_path, tmp_path / "run", silent)
+    run = Trainer(make_config(tmp_path, model=model), tmp_path, tmp_path / "run", ignore_progress)
     assert (run.model.categories, run.model.stuff) == ({40: "disc", 41: "cup"}, {})
-    batch = next(run._batches.epoch(0))
+    batch = next(run._batches.load_epoch(0))
     assert [target.stuff for target in batch.targets] == [None, None]
 
 
-def test_data_without_stuff_teach_the_things_of_a_panoptic_model(tmp_path):
-    given = recipe(tmp_path)
+def test_dataset_without_stuff_trains_the_things_of_a_panoptic_model(tmp_path):
+    given = make_config(tmp_path)
     pattern = {"format": "pattern", "url": "test:?size=64x48&frames=2&objects=2", "name": "p"}
     raw = json.loads(json.dumps({"train": [section(given.data.train[0]), pattern]}))
     data = {**raw, "root": str(tmp_path / "world")}
-    run = Trainer(recipe(tmp_path, data=data, batch=6, epochs=1), tmp_path, tmp_path / "o", silent)
+    run = Trainer(
+        make_config(tmp_path, data=data, batch=6, epochs=1),
+        tmp_path,
+        tmp_path / "o",
+        ignore_progress,
+    )
     stuff = {
         n.split()[0]: t.stuff
-        for b in run._batches.epoch(0)
+        for b in run._batches.load_epoch(0)
         for n, t in zip(b.names, b.targets, strict=True)
     }
     assert stuff["p"] is None
@@ -175,25 +181,27 @@ def test_data_without_stuff_teach_the_things_of_a_panoptic_model(tmp_path):
     assert run.run().interrupted is False
 
 
-def test_a_panoptic_model_on_data_without_stuff_is_refused(tmp_path):
+def test_panoptic_model_without_any_stuff_is_refused(tmp_path):
     data = {"train": [{"format": "pattern", "url": "test:?size=64x48&frames=2"}]}
-    with pytest.raises(ConfigError, match=f"{NAME} learns things and stuff, and no stuff is") as no:
-        Trainer(recipe(tmp_path, data=data), tmp_path, tmp_path / "run", silent)
+    with pytest.raises(
+        ConfigError, match=f"{NAME} learns things and stuff, and data.train has no stuff"
+    ) as no:
+        Trainer(make_config(tmp_path, data=data), tmp_path, tmp_path / "run", ignore_progress)
     assert "\n" not in str(no.value)
     assert not (tmp_path / "run").exists()
 
 
-def nothing_but(things, stuff, name="a"):
+def make_empty_dataset(things, stuff, name="a"):
     return Dataset(name, (), things, frozenset(things), stuff=stuff)
 
 
-def test_classes_are_merged_by_name_things_and_stuff_apart():
-    first = nothing_but({1: "disc"}, {9: "sky", 5: "grass"})
-    second = nothing_but({3: "disc", 2: "cup"}, {7: "sky", 8: "sea"})
-    known = classes_of([first, second], NAME)
+def test_things_and_stuff_are_merged_by_name():
+    first = make_empty_dataset({1: "disc"}, {9: "sky", 5: "grass"})
+    second = make_empty_dataset({3: "disc", 2: "cup"}, {7: "sky", 8: "sea"})
+    known = merge_categories([first, second], NAME)
     assert list(known.things.items()) == [(1, "disc"), (2, "cup")]
     assert list(known.stuff.items()) == [(5, "grass"), (8, "sea"), (9, "sky")]
-    assert classes_of([first, second], "nanomask") == Categories(known.things)
+    assert merge_categories([first, second], "nanomask") == Categories(known.things)
 
 
 @pytest.mark.parametrize(
@@ -202,41 +210,49 @@ def test_classes_are_merged_by_name_things_and_stuff_apart():
         ({2: "sky"}, {}, "a: 'sky' is stuff here and a thing in the training data"),
         ({}, {1: "sea"}, "b: category 1 is 'sea' here and 'disc' in another dataset"),
         ({}, {9: "sea"}, "b: category 9 is 'sea' here and 'sky' in another dataset"),
-        ({}, {n: str(n) for n in range(100, 400)}, "301 classes of stuff, more than the 254"),
+        (
+            {},
+            {n: str(n) for n in range(100, 400)},
+            "301 stuff classes, more than the maximum of 254",
+        ),
     ],
 )
-def test_classes_that_cannot_be_learnt_together_are_refused(things, stuff, message):
-    datasets = [nothing_but({1: "disc"}, {9: "sky"}), nothing_but(things, stuff, "b")]
+def test_conflicting_categories_are_refused(things, stuff, message):
+    datasets = [make_empty_dataset({1: "disc"}, {9: "sky"}), make_empty_dataset(things, stuff, "b")]
     with pytest.raises(ConfigError, match=message):
-        classes_of(datasets, NAME)
+        merge_categories(datasets, NAME)
 
 
-def test_as_many_classes_of_stuff_as_fit_are_learnt():
+def test_maximum_number_of_stuff_classes_is_accepted():
     stuff = {number: f"s{number}" for number in range(1000, 1254)}
-    assert len(classes_of([nothing_but({1: "disc"}, stuff)], NAME).stuff) == 254
+    assert len(merge_categories([make_empty_dataset({1: "disc"}, stuff)], NAME).stuff) == 254
 
 
 # Batches
 
 
-class Square(Colours):
-    """Learns from pictures brought to a square."""
+class SquareSegmenter(ColorSegmenter):
+    """Is trained on images resized to a square."""
 
     def training_shape(self, shape):
         return 64, 64
 
 
-def batch_of(world, family, **augment):
+def load_batch(world, family, **augment):
     model = family(
-        NAME, family.build(NAME, KNOWN), KNOWN, input_size=64, device=torch.device("cpu")
+        NAME,
+        family.build(NAME, MODEL_CATEGORIES),
+        MODEL_CATEGORIES,
+        input_size=64,
+        device=torch.device("cpu"),
     )
     steps = Augmentation(AugmentConfig(photometric=0, flip=0, **augment), 64)
-    given = {"size": 4, "seed": 1, "workers": 0, "processes": Processes()}
-    return next(Batches([world], steps, model, **given).epoch(0)), model
+    given = {"size": 4, "seed": 1, "workers": 0, "group": ProcessGroup()}
+    return next(BatchLoader([world], steps, model, **given).load_epoch(0)), model
 
 
 def test_stuff_is_unknown_in_the_padding_of_a_batch(world):
-    batch, _ = batch_of(world, Colours, scale=(0.5, 1.0))
+    batch, _ = load_batch(world, ColorSegmenter, scale=(0.5, 1.0))
     shapes = {target.masks.shape[1:] for target in batch.targets}
     assert len(shapes) > 1
     for target in batch.targets:
@@ -250,16 +266,16 @@ def test_stuff_is_unknown_in_the_padding_of_a_batch(world):
         assert set(inside.unique().tolist()) == {0, 1, 2, UNKNOWN}
 
 
-def test_a_model_that_learns_from_squares_has_its_pictures_and_targets_squared(world):
-    plain, _ = batch_of(world, Colours, scale=(1.0, 1.0))
-    square, _ = batch_of(world, Square, scale=(1.0, 1.0))
+def test_images_and_targets_are_resized_to_the_training_shape(world):
+    plain, _ = load_batch(world, ColorSegmenter, scale=(1.0, 1.0))
+    square, _ = load_batch(world, SquareSegmenter, scale=(1.0, 1.0))
     assert square.images.shape[2:] == (64, 64)
     assert plain.names == square.names
     for image, target, old in zip(square.images, square.targets, plain.targets, strict=True):
         assert target.masks.shape[1:] == (64, 64)
         factors = torch.tensor([1, 64 / 48, 1, 64 / 48])
         assert torch.allclose(target.boxes, old.boxes * factors)
-        rows = ((torch.arange(64) + 0.5) * 48 / 64).long()  # nearest: pixels by their centres
+        rows = ((torch.arange(64) + 0.5) * 48 / 64).long()  # nearest neighbor by pixel centers
         assert torch.equal(target.masks, old.masks[:, rows])
         assert torch.equal(target.stuff, old.stuff[rows])
         thing = target.masks.any(0)
@@ -270,125 +286,135 @@ def test_a_model_that_learns_from_squares_has_its_pictures_and_targets_squared(w
         assert torch.equal(red[~torch.from_numpy(edges)], thing[~torch.from_numpy(edges)])
 
 
-# Measuring
+# Evaluation
 
 
-def test_panoptic_quality_of_a_model_is_that_of_its_files(world, tmp_path):
-    """By names, whatever the ids are; and as the files that ``process`` writes have it."""
-    model = ideal(tmp_path / "weights")
-    found = predict_dataset(model, world, Thresholds(), batch=3, progress=silent)
-    assert found.panoptic.all.pq == found.panoptic.all.sq == 1.0
-    own = ideal(tmp_path / "weights", ITS_OWN)
-    process(own, tmp_path / "world" / "images", tmp_path / "out")
-    scores = panoptic_quality(
+def test_panoptic_quality_of_a_model_equals_that_of_its_files(world, tmp_path):
+    """Predictions are matched by class name; ``process`` writes the files."""
+    model = load_ideal_model(tmp_path / "weights")
+    predictions = predict_dataset(model, world, Thresholds(), batch=3, progress=ignore_progress)
+    assert predictions.panoptic.all.pq == predictions.panoptic.all.sq == 1.0
+    own = load_ideal_model(tmp_path / "weights", DATASET_CATEGORIES)
+    process_panoptic(own, tmp_path / "world" / "images", tmp_path / "out")
+    scores = evaluate_panoptic(
         tmp_path / "world" / "panoptic.json",
         tmp_path / "world" / "panoptic",
         tmp_path / "out" / "images" / "panoptic.json",
         tmp_path / "out" / "images" / "panoptic",
     )
-    assert scores == found.panoptic
+    assert scores == predictions.panoptic
 
 
-def test_classes_that_the_model_does_not_know_are_missed(tmp_path):
-    config = write_world(tmp_path / "world", water=True)
+def test_classes_that_the_model_lacks_are_missed(tmp_path):
+    config = write_panoptic_dataset(tmp_path / "world", water=True)
     data = open_dataset(config, tmp_path / "world")
-    found = predict_dataset(ideal(tmp_path), data, Thresholds(), batch=4, progress=silent)
-    by_name = {each.name: each for each in found.panoptic.classes}
+    predictions = predict_dataset(
+        load_ideal_model(tmp_path), data, Thresholds(), batch=4, progress=ignore_progress
+    )
+    by_name = {each.name: each for each in predictions.panoptic.classes}
     assert (by_name["water"].tally.missed, by_name["water"].tally.matched) == (4, 0)
     assert by_name["cup"].quality is None
     assert by_name["sky"].quality.pq == 1.0
-    # What the model takes for grass reaches over the water, which is no grass.
+    # The model predicts grass on the water, too.
     assert 0.6 < by_name["grass"].quality.sq < 1
-    assert found.panoptic.stuff.pq < found.panoptic.things.pq == 1.0
+    assert predictions.panoptic.stuff.pq < predictions.panoptic.things.pq == 1.0
 
 
-def test_parts_of_classes_that_the_dataset_does_not_know_are_left_out(tmp_path, world):
+def test_segments_of_classes_that_the_dataset_lacks_are_left_out(tmp_path, world):
     known = Categories({1: "disc"}, {2: "sky", 3: "lawn"})
-    weights = files.read(ideal_weights(tmp_path / "w.safetensors"))
+    weights = files.read(write_ideal_weights(tmp_path / "w.safetensors"))
     (tmp_path / "w.safetensors").write_bytes(
         files.to_safetensors(replace(weights, categories=known))
     )
     model = load_model(NAME, tmp_path / "w.safetensors", device="cpu", input_size=64)
-    found = predict_dataset(model, world, Thresholds(), batch=4, progress=silent)
-    by_name = {each.name: each for each in found.panoptic.classes}
+    predictions = predict_dataset(model, world, Thresholds(), batch=4, progress=ignore_progress)
+    by_name = {each.name: each for each in predictions.panoptic.classes}
     assert (by_name["grass"].tally.missed, by_name["sky"].quality.pq) == (4, 1.0)
-    assert sum(each.tally.wrong for each in found.panoptic.classes) == 0
+    assert sum(each.tally.wrong for each in predictions.panoptic.classes) == 0
 
 
-def test_there_is_no_panoptic_quality_without_stuff(tmp_path, world, nanomask):
+def test_panoptic_quality_needs_stuff_in_model_and_dataset(tmp_path, world, nanomask):
     coco = open_dataset(write_coco(tmp_path / "coco"), tmp_path / "coco")
     both = Categories({1: "cup", 2: "brush"}, {3: "sky"})
-    model = Colours(
-        NAME, Colours.build(NAME, both), both, input_size=64, device=torch.device("cpu")
+    model = ColorSegmenter(
+        NAME, ColorSegmenter.build(NAME, both), both, input_size=64, device=torch.device("cpu")
     )
-    assert predict_dataset(model, coco, Thresholds(), batch=4, progress=silent).panoptic is None
+    assert (
+        predict_dataset(model, coco, Thresholds(), batch=4, progress=ignore_progress).panoptic
+        is None
+    )
     things = nanomask.categories
     named = replace(world, categories=dict(zip((40, 41), things.values(), strict=False)))
-    found = predict_dataset(nanomask, named, Thresholds(), batch=4, progress=silent)
-    assert found.panoptic is None
+    predictions = predict_dataset(nanomask, named, Thresholds(), batch=4, progress=ignore_progress)
+    assert predictions.panoptic is None
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda values: values[:-1], "it is 64 x 47, its annotations are for 64 x 48"),
         (lambda values: values * (values != 300), "segment 300 of segments_info has no pixels"),
         (lambda values: values + (values == 0) * 5, "segment 5 isn't in segments_info"),
     ],
 )
-def test_a_truth_whose_png_is_not_what_the_json_says_is_not_measured_on(
-    tmp_path, world, spoil, message
-):
+def test_png_that_differs_from_the_json_is_refused(tmp_path, world, damage, message):
     png = tmp_path / "world" / "panoptic" / "01.png"
-    write_values(png, spoil(load_labels(png)))
+    write_label_png(png, damage(load_label_map(png)))
     with pytest.raises(DataError, match=message):
-        predict_dataset(ideal(tmp_path), world, Thresholds(), batch=4, progress=silent)
+        predict_dataset(
+            load_ideal_model(tmp_path), world, Thresholds(), batch=4, progress=ignore_progress
+        )
 
 
-def eval_config(tmp_path, config, **more):
+def write_eval_config(tmp_path, config, **more):
     raw = yaml.safe_load((ROOT / "configs" / "eval" / "panoptic-model.yaml").read_text())
     raw["data"] = {"root": str(tmp_path / "world"), "val": [section(config)]}
-    raw["model"] |= {"weights": str(ideal_weights(tmp_path / "w.safetensors")), "input_size": 64}
+    raw["model"] |= {
+        "weights": str(write_ideal_weights(tmp_path / "w.safetensors")),
+        "input_size": 64,
+    }
     file = tmp_path / "eval.yaml"
     file.write_text(yaml.safe_dump(raw | more))
     return file
 
 
-@pytest.mark.parametrize("way", [(), ("--through-service",)])
-def test_eval_reports_panoptic_quality_and_what_a_service_publishes_has_the_same(
-    streamseg: Run, tmp_path, way
+@pytest.mark.parametrize("options", [(), ("--through-service",)])
+def test_eval_reports_panoptic_quality_of_a_model_and_of_a_service(
+    streamseg: Run, tmp_path, options
 ):
-    config = write_world(tmp_path / "world", water=True)
-    ended = streamseg("eval", eval_config(tmp_path, config), *way, "--json", "n.json")
+    config = write_panoptic_dataset(tmp_path / "world", water=True)
+    ended = streamseg("eval", write_eval_config(tmp_path, config), *options, "--json", "n.json")
     assert ended.returncode == 0, ended.stderr
-    assert f"panoptic: stuff that {NAME} can't find: water" in ended.stderr
-    (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
+    assert f"panoptic: stuff that {NAME} doesn't have: water" in ended.stderr
+    (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
     data = open_dataset(config, tmp_path / "world")
-    found = predict_dataset(ideal(tmp_path), data, Thresholds(score=0.05), batch=4, progress=silent)
+    predictions = predict_dataset(
+        load_ideal_model(tmp_path), data, Thresholds(score=0.05), batch=4, progress=ignore_progress
+    )
     for of in ("all", "things", "stuff"):
-        quality = getattr(found.panoptic, of)
+        quality = getattr(predictions.panoptic, of)
         numbers = {"pq": quality.pq, "sq": quality.sq, "rq": quality.rq}
-        assert measured["panoptic"][of] == numbers
+        assert scores["panoptic"][of] == numbers
     words = ended.stdout.split()
-    assert f"{100 * found.panoptic.stuff.pq:.1f}" in words
+    assert f"{100 * predictions.panoptic.stuff.pq:.1f}" in words
     assert {"PQ", "SQ", "RQ", "things", "stuff", "water"} <= set(words)
 
 
-def test_the_example_of_an_evaluation_runs(streamseg: Run, tmp_path):
-    lay_out_as_coco(tmp_path)
-    weights = ideal_weights(tmp_path / "w.safetensors")
+def test_example_eval_config_runs(streamseg: Run, tmp_path):
+    write_coco_layout(tmp_path)
+    weights = write_ideal_weights(tmp_path / "w.safetensors")
     ended = streamseg(
         *("eval", ROOT / "configs" / "eval" / "panoptic-model.yaml", "--json", "n.json"),
         *("--weights", weights, "--set", f"data.root={tmp_path / 'coco'}"),
     )
     assert ended.returncode == 0, ended.stderr
-    (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
-    assert measured["panoptic"]["all"]["pq"] == 1.0
+    (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
+    assert scores["panoptic"]["all"]["pq"] == 1.0
 
 
-def test_the_example_of_a_training_runs(streamseg: Run, tmp_path):
-    lay_out_as_coco(tmp_path)
-    weights = ideal_weights(tmp_path / "w.safetensors")
+def test_example_training_config_runs(streamseg: Run, tmp_path):
+    write_coco_layout(tmp_path)
+    weights = write_ideal_weights(tmp_path / "w.safetensors")
     example = ROOT / "configs" / "train" / "panoptic.yaml"
     here = ("--set", f"data.root={tmp_path / 'coco'}")
     checked = streamseg("eval", "--check", example, *here)
@@ -403,30 +429,33 @@ def test_the_example_of_a_training_runs(streamseg: Run, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_large_family_goes_the_same_way(streamseg: Run, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "_family", CATALOGUES)
-    lay_out_as_coco(tmp_path)
+def test_panoptic_fpn_trains_and_evaluates_with_the_example_configs(
+    streamseg: Run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loading, "_family", find_family)
+    write_coco_layout(tmp_path)
     here = ("--set", f"data.root={tmp_path / 'coco'}", "--set", "model.input_size=64")
     small = ("model.weights=none", "epochs=1", "batch=2", "workers=0")
     sets = [argument for text in small for argument in ("--set", text)]
     train, evaluate = (ROOT / "configs" / part for part in ("train", "eval"))
     ended = streamseg("train", train / "panoptic.yaml", *here, *sets, "--out", "run")
     assert ended.returncode == 0, ended.stderr
-    assert "semantic" in rows_of(tmp_path / "run" / "steps.csv")[0]
+    assert "semantic" in read_csv(tmp_path / "run" / "steps.csv")[0]
     weights = ("--weights", tmp_path / "run" / "model.safetensors")
     ended = streamseg("eval", evaluate / "panoptic-model.yaml", *here, *weights, "--json", "n.json")
     assert ended.returncode == 0, ended.stderr
-    (measured,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
-    assert set(measured["panoptic"]) >= {"all", "things", "stuff", "classes"}
+    (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
+    assert set(scores["panoptic"]) >= {"all", "things", "stuff", "classes"}
     model = ("--model", NAME, *weights, "--set", "model.input_size=64")
     ended = streamseg("process", tmp_path / "coco" / "val2017", "--out", "o", "--panoptic", *model)
     assert ended.returncode == 0, ended.stderr
-    assert len(panoptic_json(tmp_path / "o" / "val2017")["annotations"]) == 2
+    assert len(read_panoptic_json(tmp_path / "o" / "val2017")["annotations"]) == 2
 
 
-def lay_out_as_coco(tmp_path):
+def write_coco_layout(tmp_path):
+    """Write the dataset into folders with the names of COCO's."""
     for part in ("train2017", "val2017"):
-        write_world(tmp_path / part, count=2)
+        write_panoptic_dataset(tmp_path / part, count=2)
         (tmp_path / "coco" / "annotations").mkdir(parents=True, exist_ok=True)
         (tmp_path / part / "images").rename(tmp_path / "coco" / part)
         there = tmp_path / "coco" / "annotations" / f"panoptic_{part}"

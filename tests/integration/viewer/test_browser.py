@@ -124,7 +124,7 @@ class Camera:
             found = self.found
             one = result(self.sent, self._name, found=found, epoch=self.epoch)
             self._running.put(one)
-            if self.picture and self._running.publisher.wants("video", self._name):
+            if self.picture and self._running.publisher.has_image_subscribers("video", self._name):
                 self._running.show(one, None, self.picture)
             self.sent += 1
 
@@ -209,7 +209,7 @@ def test_instances_have_the_colours_that_the_service_paints_them_in(show, ratio)
         [*range(1, 19), -1, -1], labels=[*[1] * 18, 3, 7], names=("person", "car", "train")
     )
     expected = plain()
-    visualization.fill(expected, found, visualization.FILL_ALPHA)
+    visualization.fill_masks(expected, found, visualization.FILL_ALPHA)
     with watched(found=found) as (_, shown, _):
         page = show(shown.url, device_scale_factor=ratio)
         painted(page)
@@ -235,13 +235,13 @@ def test_stuff_is_painted_muted_beneath(show) -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         page = show(shown.url)
-        eventually(lambda: running.publisher.wants("video", "gate"))
+        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"))
         whole = result(found=found)
         whole = Result(whole.frame, found, "m", {}, (Segment(1, 9, "sky", False, sky),))
         running.put(whole)
         running.show(whole, None, GREY_JPEG)
         painted(page)
-        expected = visualization.paint(plain(), found, whole.segments)
+        expected = visualization.annotate(plain(), found, whole.segments)
         assert_colour(pixels(page)(800, 400), expected[400, 800])
 
 
@@ -683,7 +683,7 @@ def test_who_wants_no_motion_gets_none(show) -> None:
 def test_only_what_is_on_the_screen_is_asked_for(show) -> None:
     names = [f"cam{n:02d}" for n in range(12)]
     with service() as running, viewer(running.masks_at) as shown:
-        wants = running.publisher.wants
+        wants = running.publisher.has_image_subscribers
         for name in names:
             running.publisher.set_state(name, "live", "", 0)
         page = show(shown.url, viewport={"width": 500, "height": 600})

@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from streamseg import protocol
 from streamseg.client import Received
 from streamseg.errors import BindError, UsageError
-from streamseg.service.http_access import Names
+from streamseg.service.http_access import HostNames
 from streamseg.structures.results import Instances
 from streamseg.viewer import Viewer, dashboard_state, relay, server
 from streamseg.viewer.browsers import MAX_SAID, UNSEEN, Browser
@@ -181,7 +181,7 @@ def test_behind_a_proxy_it_goes_by_the_names_that_are_allowed() -> None:
 
 @given(st.text(max_size=40))
 def test_only_exact_names_are_known(host) -> None:
-    names = Names.of("127.0.0.1", 8080, ["cams.example.org:443"], "--allow-host")
+    names = HostNames.of("127.0.0.1", 8080, ["cams.example.org:443"], "--allow-host")
     own = {"127.0.0.1:8080", "localhost:8080", "[::1]:8080", "cams.example.org:443"}
     assert (host.lower() in names.authorities) == (host.lower() in own)
 
@@ -219,7 +219,7 @@ def test_a_taken_port_is_said_in_one_line() -> None:
     ("options", "said"),
     [
         ({"address": "udp://x:1"}, "isn't an address"),
-        ({"sources": ["a/b"]}, "can't be a source"),
+        ({"sources": ["a/b"]}, "invalid source name"),
         ({"allow_hosts": ["http://x"]}, "--allow-host"),
         ({"allow_hosts": ["*"]}, "--allow-host"),
     ],
@@ -247,7 +247,7 @@ def test_it_needs_nothing_of_the_service() -> None:
 def test_the_board_comes_at_once_and_says_what_is_known() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 2)
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(*[result(i, found=instances(3)) for i in range(10)])
         with page(shown) as it:
             told = it.board(lambda b: source(b).get("published") == 10)
@@ -273,7 +273,7 @@ def test_a_change_of_state_comes_at_once_with_its_reason(monkeypatch) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(relay.Relay, "_tell_every_second", never)
-    monkeypatch.setattr("streamseg.sinks.zmq.status.STATUS_EVERY", 60.0)
+    monkeypatch.setattr("streamseg.sinks.zmq.status.STATUS_INTERVAL", 60.0)
     monkeypatch.setattr(dashboard_state, "SILENT_AFTER", 60.0)
     with service() as running, viewer(running.masks_at) as shown, page(shown) as it:
         running.publisher.set_state("gate", "live", "", 0)
@@ -287,7 +287,7 @@ def test_a_change_of_state_comes_at_once_with_its_reason(monkeypatch) -> None:
 
 def test_drops_failures_and_losses_are_told() -> None:
     with service() as running, viewer(running.masks_at) as shown, page(shown) as it:
-        running.wait_joined()
+        running.wait_for_subscribers()
         account = running.metrics.account("gate")
         for _ in range(3):
             account.decode()
@@ -331,22 +331,22 @@ def test_pictures_are_asked_for_only_while_somebody_looks() -> None:
         with page(shown) as it:
             it.board(lambda b: source(b, "yard"))
             time.sleep(0.5)
-            assert not publisher.wants("video", "gate")
+            assert not publisher.has_image_subscribers("video", "gate")
             it.look("gate")
-            eventually(lambda: publisher.wants("video", "gate"))
-            assert not publisher.wants("video", "yard")
+            eventually(lambda: publisher.has_image_subscribers("video", "gate"))
+            assert not publisher.has_image_subscribers("video", "yard")
             it.look("yard")
-            eventually(lambda: publisher.wants("video", "yard"))
-            eventually(lambda: not publisher.wants("video", "gate"))
-            assert not publisher.wants("frames", "yard")
-        eventually(lambda: not publisher.wants("video", "yard"))
+            eventually(lambda: publisher.has_image_subscribers("video", "yard"))
+            eventually(lambda: not publisher.has_image_subscribers("video", "gate"))
+            assert not publisher.has_image_subscribers("frames", "yard")
+        eventually(lambda: not publisher.has_image_subscribers("video", "yard"))
 
 
 def test_a_picture_comes_with_its_own_masks() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         with page(shown, looks=("gate",)) as it:
-            eventually(lambda: running.publisher.wants("video", "gate"), 5)
+            eventually(lambda: running.publisher.has_image_subscribers("video", "gate"), 5)
             running.show(result(7, found=instances(5)), None, jpeg())
             message, picture = it.frame()
     assert picture == jpeg()
@@ -370,7 +370,7 @@ def test_masks_do_not_come_alone_where_there_are_pictures() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         with page(shown, looks=("gate",)) as it:
-            eventually(lambda: running.publisher.wants("video", "gate"), 5)
+            eventually(lambda: running.publisher.has_image_subscribers("video", "gate"), 5)
             for index in range(10):
                 running.show(result(index), None, jpeg())
                 assert it.frame()[0]["frame"] == index
@@ -403,7 +403,7 @@ def test_one_who_reads_nothing_at_all_costs_a_bounded_amount() -> None:
         running.publisher.set_state("gate", "live", "", 0)
         with page(shown, looks=("gate",)) as deaf, page(shown, looks=("gate",)) as quick:
             deaf.socket.recv(5)
-            eventually(lambda: running.publisher.wants("video", "gate"), 5)
+            eventually(lambda: running.publisher.has_image_subscribers("video", "gate"), 5)
             before = rss()
             for index in range(60):
                 running.show(result(index, found=found), None, picture)
@@ -507,8 +507,8 @@ def test_sources_that_nobody_knows_are_not_asked_for() -> None:
         running.publisher.set_state("gate", "live", "", 0)
         with page(shown, looks=("gate", "../x", "nobody", "")) as it:
             it.board(source)
-            eventually(lambda: running.publisher.wants("video", "gate"), 5)
-            assert not running.publisher.wants("video", "nobody")
+            eventually(lambda: running.publisher.has_image_subscribers("video", "gate"), 5)
+            assert not running.publisher.has_image_subscribers("video", "nobody")
 
 
 @given(
@@ -630,7 +630,7 @@ def test_a_service_that_ends_is_waited_for() -> None:
         with service(bind=where) as second:
             second.publisher.set_state("gate", "live", "", 0)
             it.board(lambda b: b["state"] == "live" and source(b).get("state") == "live")
-            eventually(lambda: second.publisher.wants("video", "gate"), 5)
+            eventually(lambda: second.publisher.has_image_subscribers("video", "gate"), 5)
             second.put_and_wait(result(5))
             assert it.frame()[0]["frame"] == 5
 
@@ -660,12 +660,12 @@ def test_a_source_that_ended_and_comes_back_is_shown_again() -> None:
         page(shown, looks=("gate",)) as it,
     ):
         running.publisher.set_state("gate", "live", "", 0)
-        eventually(lambda: running.publisher.wants("video", "gate"), 5)
+        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"), 5)
         running.publisher.set_state("gate", "ended", "", 0)
         it.board(lambda b: source(b).get("state") == "ended")
-        eventually(lambda: not running.publisher.wants("video", "gate"), 5)
+        eventually(lambda: not running.publisher.has_image_subscribers("video", "gate"), 5)
         running.publisher.set_state("gate", "live", "", 1)
-        eventually(lambda: running.publisher.wants("video", "gate"), 5)
+        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"), 5)
         running.show(result(9, epoch=1), None, jpeg())
         assert it.frame()[0]["frame"] == 9
 

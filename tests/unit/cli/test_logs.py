@@ -123,7 +123,7 @@ def test_a_camera_that_goes_and_comes_back_is_two_lines_whatever_is_tried_betwee
         service = Service(
             Config(sources=(source,), publish=publish), load_model("nanomask", input_size=64)
         )
-        (feed,) = service.sessions()
+        (feed,) = service.sources
         service.start()
         eventually(lambda: feed.condition.state == "live")
         assert caplog.records == []

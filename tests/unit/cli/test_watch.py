@@ -88,7 +88,7 @@ def cells(table, column: str) -> list[str]:
 def test_rate_of_a_stalled_source_drops_to_zero(screen, monkeypatch) -> None:
     monkeypatch.setattr(watch, "RATE_WINDOW", 1.0)
     with service() as running, watching(running.masks_at):
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put(*(result(i) for i in range(20)), every=0.02)
         eventually(lambda: " 20 " in screen())
         eventually(lambda: " 0.0 " in screen(), within=5)
@@ -96,7 +96,7 @@ def test_rate_of_a_stalled_source_drops_to_zero(screen, monkeypatch) -> None:
 
 def test_killed_service_is_shown_as_silent(screen) -> None:
     with service() as running, watching(running.masks_at):
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 0)
         running.put(*(result(i) for i in range(5)))
         eventually(lambda: "live" in screen())
@@ -107,7 +107,7 @@ def test_killed_service_is_shown_as_silent(screen) -> None:
 
 def test_only_the_closing_table_is_printed_without_a_terminal(capsys) -> None:
     with service() as running, watching(running.masks_at, limit=5):
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(*(result(i) for i in range(5)))
     output = capsys.readouterr()
     assert TABLE_MARK not in output.err
@@ -117,7 +117,7 @@ def test_only_the_closing_table_is_printed_without_a_terminal(capsys) -> None:
 def test_burst_is_recorded_completely_and_drawn_rarely(screen, tmp_path) -> None:
     started_at = time.monotonic()
     with service() as running, watching(running.masks_at, jsonl=tmp_path / "out.jsonl"):
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(*(result(i) for i in range(BURST)))
         running.end()
         eventually((tmp_path / "out.jsonl").exists)
@@ -200,7 +200,7 @@ def test_video_holds_the_source_of_the_first_message(tmp_path, caplog) -> None:
         service() as running,
         watching(running.masks_at, **files),
     ):
-        eventually(lambda: running.publisher.wants("frames", "gate"))
+        eventually(lambda: running.publisher.has_image_subscribers("frames", "gate"))
         for i in range(6):
             for source, image in images.items():
                 running.show(result(i, source), image)
@@ -223,7 +223,7 @@ def test_failed_file_does_not_affect_the_other_file(tmp_path, monkeypatch):
     def full(*_):
         raise OutputError("out.jsonl: can't be written: the disk is full")
 
-    monkeypatch.setattr(ResultsFile, "write", full)
+    monkeypatch.setattr(ResultsFile, "write_message", full)
     messages = [dataclasses.replace(received(), jpeg=jpeg()) for _ in range(5)]
     with (
         pytest.raises(OutputError, match=r"out\.jsonl: can't be written"),

@@ -18,7 +18,7 @@ from streamseg.cli.app import build_config
 from streamseg.config import SourceConfig, load, override, source_names, training, validate
 from streamseg.errors import ConfigError, StreamsegError
 from streamseg.errors.redaction import redact, redact_address
-from streamseg.service.http_client import Controlled
+from streamseg.service.http_client import HttpApiClient
 from streamseg.sources import open_source
 
 SECRET = "not-to-be-seen"
@@ -187,7 +187,7 @@ def test_where_a_secret_comes_from_is_not_quoted(tmp_path: Path) -> None:
     for wrong in ({"password_env": SECRET}, {"password_file": SECRET}):
         config = SourceConfig(url="rtsp://h/x", user="me", **wrong)
         text = printed(open_source, config)
-        assert text.startswith("rtsp://h/x: password: the ")
+        assert text.startswith("rtsp://h/x: password: its ")
         assert SECRET not in text
 
 
@@ -196,7 +196,7 @@ def test_where_a_secret_comes_from_is_not_quoted(tmp_path: Path) -> None:
     ["http://u:{}@h:1", "http://h:{}", "h:{}@x", "http://h/?token={}", "http://[{}", "http://{} x"],
 )
 def test_the_address_of_a_control_endpoint_is_not_quoted(address: str) -> None:
-    text = printed(Controlled(address.format(SECRET)).sources)
+    text = printed(HttpApiClient(address.format(SECRET)).sources)
     assert "write http://HOST:PORT" in text
     assert SECRET not in text
 

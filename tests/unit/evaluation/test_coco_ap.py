@@ -1,4 +1,4 @@
-"""Average precision: the backends beside each other, cases that can be computed by hand."""
+"""COCO average precision: agreement of the backends, and cases computed by hand."""
 
 from __future__ import annotations
 
@@ -12,20 +12,15 @@ import pytest
 from support.paths import SHARED
 
 from streamseg.errors import DataError, StreamsegError
-from streamseg.evaluation import (
-    CocoScores,
-    coco_classes,
-    coco_summary,
-    confusion,
-    evaluate_coco,
-    to_dict,
-)
+from streamseg.evaluation import CocoScores, compute_confusion_matrix, evaluate_coco
 from streamseg.evaluation import coco_backends as backends
+from streamseg.evaluation.report import scores_to_dict
+from streamseg.evaluation.tables import make_coco_class_table, make_coco_table
 from streamseg.structures.masks import Masks
 
 SIZE = (80, 120)
 NAMES = {3: "car", 1: "person", 7: "kite"}
-QUICK = [
+FAST_BACKENDS = [
     b for b in get_args(backends.Backend) if b != "pycocotools" and find_spec(backends.MODULES[b])
 ]
 TWELVE = [
@@ -81,8 +76,8 @@ def coco(*annotations, images=(1, 2)) -> dict:
     }
 
 
-def noisy(seed=0, images=12) -> tuple[dict, list[dict]]:
-    """Truth with crowds, polygons, boxes without masks; results with all kinds of mistakes."""
+def make_noisy_data(seed=0, images=12) -> tuple[dict, list[dict]]:
+    """Return ground truth with crowds, polygons and boxes without masks, and noisy predictions."""
     random = np.random.default_rng(seed)
     annotations, results = [], []
     for image in range(1, images + 1):
@@ -110,8 +105,8 @@ def noisy(seed=0, images=12) -> tuple[dict, list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def street() -> tuple[dict, list[dict]]:
-    """Real annotations of COCO, and results that are near them."""
+def coco_data() -> tuple[dict, list[dict]]:
+    """Return real annotations of COCO, and predictions close to them."""
     file = SHARED / "data" / "coco80" / "val.json"
     if not file.is_file():
         pytest.skip(f"{file} isn't there (not ours to ship)")
@@ -131,47 +126,49 @@ def street() -> tuple[dict, list[dict]]:
     return truth, results
 
 
-def same(ours: CocoScores, theirs: CocoScores) -> None:
+def assert_same_scores(actual: CocoScores, expected: CocoScores) -> None:
     for name in TWELVE:
-        mine, other = getattr(ours, name), getattr(theirs, name)
-        assert mine == (other if other is None else pytest.approx(other, abs=1e-6)), name
-    for mine, other in zip(ours.classes, theirs.classes, strict=True):
-        assert mine.ap == (None if other.ap is None else pytest.approx(other.ap, abs=1e-6))
+        a, b = getattr(actual, name), getattr(expected, name)
+        assert a == (b if b is None else pytest.approx(b, abs=1e-6)), name
+    for a, b in zip(actual.classes, expected.classes, strict=True):
+        assert a.ap == (None if b.ap is None else pytest.approx(b.ap, abs=1e-6))
     for curve in ("at50", "at75", "mean"):
-        assert np.allclose(getattr(ours.curves, curve), getattr(theirs.curves, curve), atol=1e-6)
+        assert np.allclose(
+            getattr(actual.curves, curve), getattr(expected.curves, curve), atol=1e-6
+        )
 
 
-def test_the_quick_backends_are_among_what_ci_installs():
-    assert QUICK == ["hotcoco", "faster-coco-eval"]
+def test_fast_backends_are_installed():
+    assert FAST_BACKENDS == ["hotcoco", "faster-coco-eval"]
 
 
 @pytest.mark.parametrize("on", ["boxes", "masks"])
-@pytest.mark.parametrize("backend", QUICK)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_backends_agree(on, backend, capfd):
     for seed in range(4):
-        truth, results = noisy(seed)
+        truth, results = make_noisy_data(seed)
         reference = evaluate_coco(truth, results, on, "pycocotools")
-        same(evaluate_coco(truth, results, on, backend), reference)
+        assert_same_scores(evaluate_coco(truth, results, on, backend), reference)
         assert 0.1 < reference.ap < 0.9
     assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("on", ["boxes", "masks"])
-@pytest.mark.parametrize("backend", QUICK)
-def test_backends_agree_on_real_annotations(street, on, backend):
-    reference = evaluate_coco(*street, on, "pycocotools")
-    same(evaluate_coco(*street, on, backend), reference)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_backends_agree_on_real_annotations(coco_data, on, backend):
+    reference = evaluate_coco(*coco_data, on, "pycocotools")
+    assert_same_scores(evaluate_coco(*coco_data, on, backend), reference)
     assert reference.backend == "pycocotools"
     assert 0.05 < reference.ap < 0.95
 
 
 @pytest.mark.parametrize("on", ["boxes", "masks"])
-def test_the_reference_is_used_as_it_is_meant_to_be(street, on, capsys):
+def test_pycocotools_scores_equal_those_of_its_own_summary(coco_data, on, capsys):
     """The twelve numbers are those of pycocotools' own ``loadRes`` and ``summarize``."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth, results = copy.deepcopy(street)
+    truth, results = copy.deepcopy(coco_data)
     if on == "masks":
         for row in results:
             del row["bbox"]  # or else the areas would be those of boxes
@@ -183,13 +180,13 @@ def test_the_reference_is_used_as_it_is_meant_to_be(street, on, capsys):
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    ours = evaluate_coco(*street, on, "pycocotools")
+    ours = evaluate_coco(*coco_data, on, "pycocotools")
     assert [getattr(ours, name) for name in TWELVE] == pytest.approx(evaluation.stats.tolist())
 
 
 @pytest.mark.parametrize("on", ["boxes", "masks"])
 @pytest.mark.parametrize("backend", ["auto", *get_args(backends.Backend)])
-def test_perfect_results_and_none_at_all(on, backend):
+def test_perfect_predictions_no_predictions_and_no_ground_truth(on, backend):
     truth = coco(annotation(1, 1, (10, 10, 20, 20)), annotation(2, 3, (50, 30, 40, 40), image=2))
     perfect = [result(1, (10, 10, 20, 20)), result(3, (50, 30, 40, 40), image=2)]
     scores = evaluate_coco(truth, perfect, on, backend)
@@ -201,15 +198,15 @@ def test_perfect_results_and_none_at_all(on, backend):
         ("car", pytest.approx(1), 1),
         ("kite", None, 0),
     ]
-    nothing_found = evaluate_coco(truth, [], on, backend)
-    assert (nothing_found.ap, nothing_found.ar100) == (0, 0)
-    nothing_there = evaluate_coco(coco(), perfect, on, backend)
-    assert (nothing_there.ap, nothing_there.curves) == (None, None)
+    no_predictions = evaluate_coco(truth, [], on, backend)
+    assert (no_predictions.ap, no_predictions.ar100) == (0, 0)
+    no_ground_truth = evaluate_coco(coco(), perfect, on, backend)
+    assert (no_ground_truth.ap, no_ground_truth.curves) == (None, None)
     assert evaluate_coco(coco(images=()), [], on, backend).ap is None
 
 
-def test_average_precision_by_hand():
-    """Two there; found: one right (.9), one wrong (.8), the other right (.7).
+def test_average_precision_equals_a_hand_computed_value():
+    """Two objects; predictions: a match (.9), a false positive (.8), a match (.7).
 
     Precision is 1 up to recall .5, which is 51 of COCO's 101 recalls, and 2/3 up to 1.
     """
@@ -226,14 +223,14 @@ def test_average_precision_by_hand():
     assert np.allclose(scores.curves.at50, [1] * 51 + [2 / 3] * 50)
 
 
-def test_the_first_annotation_may_have_the_id_zero():
-    """Pycocotools takes a match with id 0 for none."""
+def test_annotation_with_id_zero_can_be_matched():
+    """Pycocotools treats a match with id 0 as none."""
     truth = coco(annotation(0, 1, (10, 10, 20, 20)))
     assert evaluate_coco(truth, [result(1, (10, 10, 20, 20))], "boxes", "pycocotools").ap > 0.999
 
 
-def test_areas_of_masks_are_the_masks():
-    """A thin mask in a large box is small: pycocotools' ``loadRes`` takes the box's area."""
+def test_area_of_a_predicted_mask_is_not_that_of_its_box():
+    """A thin mask in a large box is small; pycocotools' ``loadRes`` uses the box's area."""
     sliver = rle((10, 10, 100, 2))
     truth = coco(annotation(1, 1, (10, 10, 100, 60), segmentation=sliver, area=200))
     wrong = result(1, (10, 10, 100, 60)) | {"segmentation": rle((10, 50, 100, 2))}
@@ -241,25 +238,25 @@ def test_areas_of_masks_are_the_masks():
     assert evaluate_coco(truth, [wrong, right], "masks").ap_small == pytest.approx(0.5)
 
 
-def test_a_mask_where_only_a_box_is_annotated_is_no_mistake():
-    there = annotation(1, 1, (10, 10, 20, 20))
+def test_annotation_with_only_a_box_is_a_crowd_region_for_masks():
+    with_mask = annotation(1, 1, (10, 10, 20, 20))
     only_box = annotation(2, 1, (50, 30, 30, 30), segmentation=None)
     results = [result(1, (52, 32, 20, 20), 0.95), result(1, (10, 10, 20, 20), 0.9)]
-    scores = evaluate_coco(coco(there, only_box), results, "masks")
+    scores = evaluate_coco(coco(with_mask, only_box), results, "masks")
     assert scores.ap == pytest.approx(1)
     assert scores.classes[0].truths == 1
-    assert evaluate_coco(coco(there), results, "masks").ap == pytest.approx(0.5)
-    assert evaluate_coco(coco(there, only_box), results, "boxes").classes[0].truths == 2
+    assert evaluate_coco(coco(with_mask), results, "masks").ap == pytest.approx(0.5)
+    assert evaluate_coco(coco(with_mask, only_box), results, "boxes").classes[0].truths == 2
 
 
-def test_categories_that_the_truth_has_not_are_left_out():
+def test_unlisted_categories_are_left_out():
     truth = coco(annotation(1, 1, (10, 10, 20, 20)), annotation(2, 9, (10, 10, 20, 20)))
     results = [result(1, (10, 10, 20, 20)), result(8, (10, 10, 20, 20))]
     assert evaluate_coco(truth, results, "boxes").ap > 0.999
 
 
-def test_nothing_that_was_given_is_changed():
-    truth, results = noisy()
+def test_inputs_are_not_changed():
+    truth, results = make_noisy_data()
     before = copy.deepcopy((truth, results))
     evaluate_coco(truth, results, "masks", "pycocotools")
     assert (truth, results) == before
@@ -268,19 +265,19 @@ def test_nothing_that_was_given_is_changed():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 9}, "result 1 is of image 9, which the truth hasn't"),
+        ({"image_id": 9}, "result 1: image 9 isn't in the ground truth"),
         ({"score": float("nan")}, "result 1 has a score that isn't finite"),
         ({"bbox": [1, 2, 3]}, "result 1 has no bbox of four finite numbers"),
-        ({"segmentation": None}, "result 1 has no segmentation: masks can't be compared"),
+        ({"segmentation": None}, "result 1 has no segmentation: only its box can be scored"),
         ({"segmentation": {"size": [80, 120], "counts": "0"}}, "result 1: run lengths of 0 pixels"),
         (
             {"segmentation": rle((1, 1, 5, 5), (81, 120))},
-            r"result 1 has run lengths of \[81, 120\]",
+            r"result 1 has run lengths of size \[81, 120\]",
         ),
         ({"segmentation": [[1, 2, 3, 4]]}, "result 1 has a polygon that isn't three or more pairs"),
     ],
 )
-def test_wrong_results_are_named(change, message):
+def test_invalid_prediction_is_named_in_the_error(change, message):
     truth = coco(annotation(1, 1, (10, 10, 20, 20)))
     results = [result(1, (10, 10, 20, 20)), result(1, (10, 10, 20, 20)) | change]
     on = "boxes" if "bbox" in change else "masks"
@@ -289,7 +286,7 @@ def test_wrong_results_are_named(change, message):
     assert "\n" not in str(error.value)
 
 
-def test_wrong_truth_is_named():
+def test_invalid_ground_truth_is_named_in_the_error():
     without = annotation(17, 1, (10, 10, 20, 20))
     del without["category_id"]
     with pytest.raises(DataError, match="annotation 17 has no category_id"):
@@ -301,7 +298,7 @@ def test_wrong_truth_is_named():
     assert evaluate_coco(unsized, [], "boxes").ap == 0
 
 
-def test_a_backend_that_is_not_there(monkeypatch):
+def test_missing_backend_is_an_error(monkeypatch):
     monkeypatch.setattr(backends, "find_spec", lambda module: module == "pycocotools" or None)
     truth = coco(annotation(1, 1, (10, 10, 20, 20)))
     assert evaluate_coco(truth, [], "boxes").backend == "pycocotools"
@@ -310,7 +307,7 @@ def test_a_backend_that_is_not_there(monkeypatch):
 
 
 @pytest.mark.parametrize("on", ["boxes", "masks"])
-def test_what_is_taken_for_what(on):
+def test_confusion_matrix(on):
     truth = coco(
         annotation(1, 1, (10, 10, 20, 20)),
         annotation(2, 3, (50, 30, 20, 20)),
@@ -319,16 +316,16 @@ def test_what_is_taken_for_what(on):
         annotation(5, 7, (10, 10, 20, 20), image=2),
     )
     results = [
-        result(1, (10, 10, 20, 20)),  # right
-        result(1, (11, 10, 20, 20), 0.95),  # less like it, if surer: found where nothing is
-        result(7, (50, 30, 20, 20)),  # a car taken for a kite
-        result(3, (5, 55, 10, 10)),  # in the crowd
-        result(3, (90, 60, 10, 10)),  # where nothing is
-        result(7, (90, 10, 20, 20), 0.4),  # not sure enough
-        result(1, (10, 10, 20, 20), 0.6, image=2),  # as like it as the next, but less sure
+        result(1, (10, 10, 20, 20)),  # match
+        result(1, (11, 10, 20, 20), 0.95),  # lower IoU, higher score: no object
+        result(7, (50, 30, 20, 20)),  # a car predicted as a kite
+        result(3, (5, 55, 10, 10)),  # in the crowd region
+        result(3, (90, 60, 10, 10)),  # no object
+        result(7, (90, 10, 20, 20), 0.4),  # below the minimum score
+        result(1, (10, 10, 20, 20), 0.6, image=2),  # same IoU as the next, lower score
         result(7, (10, 10, 20, 20), 0.7, image=2),
     ]
-    matrix = confusion(truth, results, on)
+    matrix = compute_confusion_matrix(truth, results, on)
     assert matrix.names == ("person", "car", "kite")
     expected = [
         # person car kite missed
@@ -338,31 +335,31 @@ def test_what_is_taken_for_what(on):
         [2, 1, 0, 0],
     ]
     assert matrix.counts.tolist() == expected
-    assert confusion(truth, results, on, score=0.3).counts[2, 3] == 0
+    assert compute_confusion_matrix(truth, results, on, score=0.3).counts[2, 3] == 0
 
 
-def test_the_largest_overlaps_are_matched_first():
-    """The first result is more like the person than like the car, so that the car is missed."""
+def test_confusion_matrix_matches_the_largest_ious_first():
+    """The first prediction has a larger IoU with the person, so that the car is missed."""
     truth = coco(annotation(1, 1, (10, 10, 20, 20)), annotation(2, 3, (18, 10, 20, 20)))
     results = [result(1, (12, 10, 20, 20)), result(1, (5, 10, 20, 20))]
-    matrix = confusion(truth, results, "boxes")
+    matrix = compute_confusion_matrix(truth, results, "boxes")
     assert matrix.counts.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
 
 
-def test_confusion_without_anything():
-    assert not confusion(coco(), [], "masks").counts.any()
+def test_confusion_matrix_of_empty_data():
+    assert not compute_confusion_matrix(coco(), [], "masks").counts.any()
 
 
-def test_tables_and_json():
-    truth, results = noisy()
+def test_coco_tables_and_json():
+    truth, results = make_noisy_data()
     scores = [evaluate_coco(truth, results, on) for on in ("boxes", "masks")]
-    table = coco_summary("noise", scores)
+    table = make_coco_table("noise", scores)
     assert table.title == f"noise: 12 images, scored by {scores[0].backend}"
     assert {len(row) for row in table.rows} == {len(table.columns)} == {13}
     assert table.rows[1][:2] == ("masks", f"{100 * scores[1].ap:.1f}")
-    classes = coco_classes("noise", scores[0])
+    classes = make_coco_class_table("noise", scores[0])
     assert [row[0] for row in classes.rows] == ["person", "car"]
-    plain = json.loads(json.dumps(to_dict(scores[0]), allow_nan=False))
+    plain = json.loads(json.dumps(scores_to_dict(scores[0]), allow_nan=False))
     assert plain["ap"] == scores[0].ap
     assert plain["classes"][2] == {
         "category_id": 7,
@@ -372,4 +369,8 @@ def test_tables_and_json():
         "truths": 0,
     }
     assert len(plain["curves"]["recall"]) == 101
-    assert to_dict(confusion(truth, results, "boxes"))["names"] == ["person", "car", "kite"]
+    assert scores_to_dict(compute_confusion_matrix(truth, results, "boxes"))["names"] == [
+        "person",
+        "car",
+        "kite",
+    ]

@@ -1,4 +1,4 @@
-"""Pictures of scores: that they show something, and leave the caller's matplotlib alone."""
+"""Plots: colors of the lines, and no effect on the caller's matplotlib."""
 
 from __future__ import annotations
 
@@ -20,88 +20,88 @@ from streamseg.evaluation import (
     plot_series,
 )
 from streamseg.evaluation import plots as module
-from streamseg.evaluation.plots import shown_classes
+from streamseg.evaluation.plots import select_classes
 
 BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 
 
-def pixels(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path))
-    assert picture is not None
-    return picture[..., ::-1]
+def read_pixels(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image[..., ::-1]
 
 
-def painted(path: Path, colour: tuple[int, int, int]) -> int:
-    return int((pixels(path) == colour).all(axis=-1).sum())
+def count_pixels(path: Path, color: tuple[int, int, int]) -> int:
+    return int((read_pixels(path) == color).all(axis=-1).sum())
 
 
-def matrix(counts: np.ndarray) -> ConfusionMatrix:
+def make_matrix(counts: np.ndarray) -> ConfusionMatrix:
     names = tuple(f"class {number}" for number in range(len(counts) - 1))
     return ConfusionMatrix(names, counts, "boxes", 0.5, 0.5)
 
 
-def scores(found: bool):
+def make_scores(has_ground_truth: bool):
     box = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}
     truth = {
         "images": [{"id": 1, "height": 50, "width": 50}],
         "categories": [{"id": 1, "name": "$person$"}],
-        "annotations": [box | {"id": 1}] if found else [],
+        "annotations": [box | {"id": 1}] if has_ground_truth else [],
     }
     return evaluate_coco(truth, [box | {"score": 0.9}], "boxes", "pycocotools")
 
 
-def test_lines(tmp_path: Path):
+def test_plot_series_draws_a_line_per_series(tmp_path: Path):
     steps = list(range(200))
     series = [
         Series("loss, $ a step", steps, [3 / (1 + step / 30) for step in steps]),
         Series("mask loss", steps[::10], [None if step == 50 else 1.0 for step in steps[::10]]),
     ]
     plot_series(tmp_path / "lines.png", "a training", series, "step", "loss")
-    assert pixels(tmp_path / "lines.png").shape == (630, 1050, 3)
-    assert painted(tmp_path / "lines.png", BLUE) > 500
-    assert painted(tmp_path / "lines.png", ORANGE) > 200
+    assert read_pixels(tmp_path / "lines.png").shape == (630, 1050, 3)
+    assert count_pixels(tmp_path / "lines.png", BLUE) > 500
+    assert count_pixels(tmp_path / "lines.png", ORANGE) > 200
     plot_series(tmp_path / "none.png", "nothing yet", [], "step", "loss")
-    assert painted(tmp_path / "none.png", BLUE) == 0
+    assert count_pixels(tmp_path / "none.png", BLUE) == 0
 
 
-def test_precision_over_recall(tmp_path: Path):
-    plot_precision_recall(tmp_path / "curve.png", "val", scores(found=True))
-    assert painted(tmp_path / "curve.png", BLUE) > 100
-    plot_precision_recall(tmp_path / "empty.png", "val", scores(found=False))
-    assert painted(tmp_path / "empty.png", BLUE) == 0
+def test_plot_precision_recall_draws_curves(tmp_path: Path):
+    plot_precision_recall(tmp_path / "curve.png", "val", make_scores(has_ground_truth=True))
+    assert count_pixels(tmp_path / "curve.png", BLUE) > 100
+    plot_precision_recall(tmp_path / "empty.png", "val", make_scores(has_ground_truth=False))
+    assert count_pixels(tmp_path / "empty.png", BLUE) == 0
 
 
-def test_what_is_taken_for_what(tmp_path: Path):
+def test_plot_confusion_colors_the_cells(tmp_path: Path):
     counts = np.array([[8, 2, 0], [0, 5, 5], [1, 0, 0]])
-    plot_confusion(tmp_path / "matrix.png", "val", matrix(counts))
-    picture = pixels(tmp_path / "matrix.png").astype(int)
-    assert (picture[..., 2] - picture[..., 0] > 60).sum() > 1000  # a cell of 8 in 10 is deep blue
+    plot_confusion(tmp_path / "matrix.png", "val", make_matrix(counts))
+    image = read_pixels(tmp_path / "matrix.png").astype(int)
+    assert (image[..., 2] - image[..., 0] > 60).sum() > 1000  # a cell of .8 is dark blue
 
 
-def test_of_many_classes_the_frequent_ones_are_shown():
+def test_most_frequent_classes_are_selected():
     counts = np.zeros((81, 81), int)
     for place in range(0, 60, 2):
         counts[place, place] = 100 - place
-    counts[80, 79] = 1000  # never there, and often found
-    shown = shown_classes(matrix(counts))
+    counts[80, 79] = 1000  # never annotated, often predicted
+    shown = select_classes(make_matrix(counts))
     assert shown == [*range(0, 38, 2), 79]
-    assert shown_classes(matrix(np.zeros((3, 3), int))) == []
+    assert select_classes(make_matrix(np.zeros((3, 3), int))) == []
 
 
-def test_a_matrix_of_nothing(tmp_path: Path):
-    plot_confusion(tmp_path / "matrix.png", "val", matrix(np.zeros((81, 81), int)))
+def test_plot_of_an_empty_confusion_matrix(tmp_path: Path):
+    plot_confusion(tmp_path / "matrix.png", "val", make_matrix(np.zeros((81, 81), int)))
     assert (tmp_path / "matrix.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
-def test_the_callers_matplotlib_stays_as_it_is(tmp_path: Path):
+def test_plots_do_not_change_matplotlib_settings(tmp_path: Path):
     program = """
 import sys
 from pathlib import Path
 from streamseg.evaluation import Series, plot_series
 assert "matplotlib" not in sys.modules
 import matplotlib
-def raw():  # to ask for the backend itself would choose one
+def raw():  # reading the backend through rcParams would choose one
     return {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams}
 before = raw()
 plot_series(Path(sys.argv[1]), "t", [Series("s", [0, 1], [0, 1])], "x", "y")
@@ -112,7 +112,7 @@ assert "matplotlib.pyplot" not in sys.modules
     subprocess.run(command, check=True, timeout=60)
 
 
-def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_matplotlib_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
@@ -122,7 +122,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path):
+def test_missing_folder_is_an_output_error(tmp_path: Path):
     with pytest.raises(
         OutputError, match=r"nowhere/a.png: can't be written: there is no such folder"
     ):

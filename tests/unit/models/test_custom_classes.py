@@ -15,7 +15,7 @@ from streamseg.config import ModelConfig, Thresholds
 from streamseg.config.class_names import parse_class_names
 from streamseg.config.training import load_evaluation_config
 from streamseg.errors import ConfigError, UsageError, WeightsError
-from streamseg.evaluation.runner import with_model
+from streamseg.evaluation.evaluator import override_model
 from streamseg.models import load_model
 from streamseg.models.categories import Categories
 from streamseg.models.loading import _build, _family, start_model
@@ -279,7 +279,7 @@ def test_random_weights_are_for_the_classes_named_and_the_catalogue_s_can_be_ren
 def test_thresholds_go_by_the_names(nanomask_file):
     model = load_model("nanomask", nanomask_file, class_names=NAMES, classes=["pin"], score=0.0)
     assert set(model.predict(IMAGE).names) == {"pin"}
-    with pytest.raises(UsageError, match=r"knows no class 'nuts'; did you mean 'nut'"):
+    with pytest.raises(UsageError, match=r"has no class 'nuts'; did you mean 'nut'"):
         model.predict(IMAGE, Thresholds(classes=("nuts",)))
 
 
@@ -312,10 +312,10 @@ def test_an_evaluation_takes_the_names_of_the_command_line(tmp_path):
         "data: {val: [{format: coco, images: images, annotations: a.json}]}"
     )
     evaluation = load_evaluation_config(tmp_path / "a.yaml", [])
-    named = with_model(evaluation, None, "mine.pth", "bolt,nut")
+    named = override_model(evaluation, None, "mine.pth", "bolt,nut")
     assert named.model == ModelConfig(weights="mine.pth", class_names=("bolt", "nut"))
     with pytest.raises(ConfigError, match="'bolt' twice"):
-        with_model(evaluation, None, None, "bolt,bolt")
+        override_model(evaluation, None, None, "bolt,bolt")
 
 
 def test_process_writes_the_names_that_the_command_line_gives(streamseg, nanomask_file):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from support.overfitting import ap_by_heart
+from support.overfitting import overfit_pattern
 from support.parity import NOISE, assert_same_instances, assert_same_tensor, fixture, picture
 from torch.nn.functional import grid_sample
 from torchvision.models.detection.image_list import ImageList
@@ -262,16 +262,14 @@ def test_box_losses_are_l1():
     regressions = torch.zeros(3, 8)
     regressions[1, 4:] = torch.tensor([0.01, 0.0, 0.0, 0.0])
     wanted = [torch.zeros(3, 4)]
-    _, box = criterion.compare_boxes(
-        torch.zeros(3, 2), regressions, [torch.tensor([0, 1, 0])], wanted
-    )
+    _, box = criterion.box_losses(torch.zeros(3, 2), regressions, [torch.tensor([0, 1, 0])], wanted)
     assert float(box) == pytest.approx(0.01 / 3)
 
 
 @pytest.mark.by_hand
 @pytest.mark.timeout(900)
 def test_it_learns_eight_pictures_by_heart(tmp_path):
-    ap = ap_by_heart(
+    ap = overfit_pattern(
         tmp_path,
         "mask_rcnn_r50_fpn_d2",
         "test:?size=64x64&frames=8&fps=4&objects=2&seed=14",

@@ -170,5 +170,5 @@ def test_a_forked_process_predicts_and_loads():
 def test_a_model_on_a_gpu_says_to_be_loaded_in_the_forked_process(saved):
     saved.device = torch.device("cuda")
     saved._process = -1  # that of a parent
-    with pytest.raises(UsageError, match=r"nanomask is on cuda of the process .* load it here"):
+    with pytest.raises(UsageError, match=r"nanomask is on cuda of the parent process"):
         saved.predict(IMAGE)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.overfitting import learn_by_heart
-from support.panoptic import write_world
+from support.overfitting import overfit_dataset
+from support.panoptic import write_panoptic_dataset
 from support.parity import PIXELS, assert_same_instances, assert_same_tensor, fixture, picture
 from torch.nn.functional import interpolate
 
 from streamseg.config import ModelConfig, Thresholds
 from streamseg.errors import UsageError
 from streamseg.models.categories import COCO, COCO_PANOPTIC, Categories
-from streamseg.models.layers.panoptic import LEAST_STUFF, StuffLogits
+from streamseg.models.layers.panoptic import MIN_STUFF_AREA, StuffLogits
 from streamseg.models.loading import load_model, start_model
 from streamseg.models.panoptic_fpn.segmenter import PanopticFPN
 from streamseg.models.weights.files import differences
@@ -128,7 +128,7 @@ def test_the_surest_thing_is_on_top_and_stuff_gets_the_rest():
         (2, 92, False),
     ]
     assert segments[0].mask.area == 6000
-    assert segments[1].mask.area >= LEAST_STUFF
+    assert segments[1].mask.area >= MIN_STUFF_AREA
     assert not (segments[0].mask.to_array() & segments[1].mask.to_array()).any()
 
 
@@ -206,7 +206,7 @@ def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(model):
 @pytest.mark.timeout(900)
 def test_it_learns_eight_pictures_by_heart(tmp_path):
     """Of 128 x 96 pixels: there must be room for what counts as stuff at all."""
-    write_world(tmp_path, 8, first=14, scale=2)
+    write_panoptic_dataset(tmp_path, 8, first=14, scale=2)
     data = {
         "format": "panoptic",
         "images": "images",
@@ -214,7 +214,7 @@ def test_it_learns_eight_pictures_by_heart(tmp_path):
         "segments": "panoptic",
         "name": "by heart",
     }
-    measures = learn_by_heart(
+    measures = overfit_dataset(
         tmp_path,
         "panoptic_fpn_r50",
         data,

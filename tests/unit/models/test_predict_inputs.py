@@ -12,7 +12,7 @@ from support.paths import CLIP
 from streamseg.config import Thresholds
 from streamseg.errors import ArgumentError, SourceError, StreamsegError
 from streamseg.models import load_model
-from streamseg.models.inputs import is_single, read_images, read_one
+from streamseg.models.inputs import is_single, read_image_of_any_type, read_images
 from streamseg.sources import open_source
 from streamseg.structures.results import Instances
 
@@ -37,7 +37,7 @@ def image():
 
 def same(images, expected):
     """Whether the pixels that the model is given are the expected ones."""
-    got = read_one(images, "it")
+    got = read_image_of_any_type(images, "it")
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, expected)
 
@@ -88,7 +88,7 @@ def test_floats_from_0_to_1_are_scaled_and_rounded(image, dtype):
 def test_tensors_that_need_gradients_or_are_bf16_are_read(image):
     scaled = torch.tensor(image / 255).permute(2, 0, 1)
     same(scaled.clone().requires_grad_(), image)
-    assert abs(read_one(scaled.bfloat16(), "it").astype(int) - image).max() <= 1
+    assert abs(read_image_of_any_type(scaled.bfloat16(), "it").astype(int) - image).max() <= 1
 
 
 def test_any_strides_are_read_and_nothing_is_written_to(image):
@@ -117,7 +117,10 @@ def test_pillow_images_with_transparency_or_premultiplied_alpha_are_read(image):
     same(palette, expected)
     opaque = Image.fromarray(image).convert("RGBA")
     same(opaque.convert("RGBa"), image)
-    assert read_one(Image.fromarray(image).convert("LA").convert("La"), "it").shape == image.shape
+    assert (
+        read_image_of_any_type(Image.fromarray(image).convert("LA").convert("La"), "it").shape
+        == image.shape
+    )
 
 
 def test_a_file_is_read_upright_and_a_pillow_image_as_it_is(image, tmp_path):

@@ -23,7 +23,7 @@ from streamseg.models.layers.masks import paste_masks
 from streamseg.models.loading import _family
 from streamseg.models.nanomask.network import NanoMaskNet
 from streamseg.models.registry import find
-from streamseg.models.selection import Selection, unsuppressed
+from streamseg.models.selection import Selection, suppress_overlaps
 from streamseg.models.weights import files
 from streamseg.pipeline.stages import SourceThresholds
 from streamseg.structures.masks import Masks
@@ -118,8 +118,8 @@ def test_masks_at_1080p_take_a_small_part_of_the_time_of_full_frames(count, limi
 def rows(thresholds, scores, labels, boxes=None):
     n = len(scores)
     boxes = np.tile([0.0, 0, 10, 10], (n, 1)) if boxes is None else boxes
-    selection = Selection.of(thresholds, NAMES)
-    return selection.rows(
+    selection = Selection.from_thresholds(thresholds, NAMES)
+    return selection.select_rows(
         np.asarray(boxes, np.float32), np.asarray(scores, np.float32), np.asarray(labels)
     ).tolist()
 
@@ -174,9 +174,9 @@ def test_the_best_are_kept_among_those_that_are_large_enough():
     masks = Masks.from_crops([np.ones((s, s), bool) for s in sides], np.zeros((5, 2)), (20, 20))
     instances = Instances(np.zeros((5, 4)), np.linspace(0.9, 0.5, 5), np.ones(5), masks, NAMES)
     thresholds = Thresholds(score=0, min_area=10, max_instances=2)
-    selection = Selection.of(thresholds, NAMES)
+    selection = Selection.from_thresholds(thresholds, NAMES)
     assert rows(thresholds, [0.9] * 5, [1] * 5) == [0, 1, 2, 3, 4]
-    assert selection.finish(instances).masks.areas.tolist() == [64, 81]
+    assert selection.apply_to_masks(instances).masks.areas.tolist() == [64, 81]
     assert rows(Thresholds(score=0, max_instances=2), [0.9] * 5, [1] * 5) == [0, 1]
 
 
@@ -192,7 +192,8 @@ def instances_of(crops, origins, size=(20, 20), labels=None):
 
 def finished(instances, **thresholds):
     """The scores of the rows that are left, in tenths."""
-    left = Selection.of(Thresholds(score=0, **thresholds), NAMES).finish(instances)
+    selection = Selection.from_thresholds(Thresholds(score=0, **thresholds), NAMES)
+    left = selection.apply_to_masks(instances)
     return np.round(left.scores * 10).astype(int).tolist()
 
 
@@ -250,7 +251,7 @@ def test_suppression_is_that_of_full_bitmaps(seed, count, iou):
         union = [(bitmaps[row] | bitmaps[better]).sum() for better in left]
         if not any(s > iou * u for s, u in zip(shared, union, strict=True)):
             left.append(row)
-    assert unsuppressed(found, iou).tolist() == left
+    assert suppress_overlaps(found, iou).tolist() == left
 
 
 @pytest.mark.parametrize("wrong", [0, -0.1, 1.01, "on", float("nan")])
@@ -275,10 +276,10 @@ def test_where_it_is_served_a_model_s_own_value_holds_unless_another_is_given(na
 def test_an_unknown_class_is_refused_with_near_matches(field):
     value = ("persn",) if field == "classes" else {"persn": 0.5}
     with pytest.raises(UsageError, match=rf"{field}: .*'persn'; did you mean 'person'"):
-        Selection.of(Thresholds(**{field: value}), NAMES)
+        Selection.from_thresholds(Thresholds(**{field: value}), NAMES)
     value = ("zzz",) if field == "classes" else {"zzz": 0.5}
-    with pytest.raises(UsageError, match="it knows person, car, train"):
-        Selection.of(Thresholds(**{field: value}), NAMES)
+    with pytest.raises(UsageError, match="its classes are person, car, train"):
+        Selection.from_thresholds(Thresholds(**{field: value}), NAMES)
 
 
 # The catalogue
@@ -294,7 +295,7 @@ def test_an_unknown_model_is_refused_with_near_matches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scor": 0.3}, "no 'scor'; did you mean 'score'"),
+        ({"scor": 0.3}, "no argument 'scor'; did you mean 'score'"),
         ({"score": 1.5}, "<= 1"),
         ({"precision": "int8"}, "int8"),
         ({"device": "tpu"}, "device"),
@@ -390,7 +391,7 @@ def test_code_in_a_weights_file_never_runs(tmp_path, kind):
 
 
 def test_a_missing_file_an_empty_one_a_folder_and_a_text_are_refused(tmp_path):
-    assert "no such" in refused(tmp_path / "missing.pth")
+    assert "doesn't exist" in refused(tmp_path / "missing.pth")
     assert "folder" in refused(tmp_path)
     (tmp_path / "empty.pth").touch()
     assert "empty" in refused(tmp_path / "empty.pth")
@@ -513,14 +514,14 @@ def test_thresholds_hold_for_any_category_ids():
 
     categories = {7: "cat", 2_000_000_000: "dog"}
     chosen = Thresholds(score=0.5, score_by_class={"dog": 0.9})
-    selection = Selection.of(chosen, categories)
-    assert selection.least_score == 0.5
+    selection = Selection.from_thresholds(chosen, categories)
+    assert selection.min_score == 0.5
     labels = np.array([7, 2_000_000_000, 7, 2_000_000_000])
     scores = np.array([0.95, 0.95, 0.6, 0.6], np.float32)
-    rows = selection.rows(np.zeros((4, 4), np.float32), scores, labels)
+    rows = selection.select_rows(np.zeros((4, 4), np.float32), scores, labels)
     assert rows.tolist() == [0, 1, 2]
-    only = Selection.of(Thresholds(score=0.5, classes=("dog",)), categories)
-    assert only.rows(np.zeros((4, 4), np.float32), scores, labels).tolist() == [1, 3]
+    only = Selection.from_thresholds(Thresholds(score=0.5, classes=("dog",)), categories)
+    assert only.select_rows(np.zeros((4, 4), np.float32), scores, labels).tolist() == [1, 3]
 
 
 def test_weights_for_academic_use_only_say_so_once(tmp_path, caplog):
@@ -539,6 +540,6 @@ def test_weights_for_academic_use_only_say_so_once(tmp_path, caplog):
 @pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.name)
 def test_the_catalogue_says_where_weights_are_and_what_they_may_be_used_for(entry):
     for file in entry.published:
-        assert file.licence
+        assert file.license
         assert file.file
         assert file.url.startswith("https://") or entry.weights == "bundled"

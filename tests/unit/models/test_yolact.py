@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.overfitting import ap_by_heart
+from support.overfitting import overfit_pattern
 from support.parity import NOISE, PIXELS, assert_same_tensor, fixture, picture
 from torch.nn.functional import interpolate
 
@@ -384,7 +384,7 @@ def test_training_brings_pictures_to_the_square_that_is_predicted_on():
 @pytest.mark.timeout(900)
 def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
     """Of 32 pixels enlarged four times: then a pixel of a prototype is one of theirs."""
-    ap = ap_by_heart(
+    ap = overfit_pattern(
         tmp_path,
         "yolact_r50",
         "test:?size=32x32&frames=8&fps=4&objects=3&seed=1",

@@ -1,4 +1,4 @@
-"""The mailbox's promises, under threads and random histories."""
+"""Mailboxes: order, policies and ends, with one thread, many threads and random input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def in_threads(*functions):
     def guarded(function):
         try:
             function()
-        except BaseException as error:  # noqa: BLE001 - handed to the test
+        except BaseException as error:  # noqa: BLE001 - raised in the test
             failures.append(error)
 
     threads = [threading.Thread(target=guarded, args=(f,), daemon=True) for f in functions]
@@ -58,7 +58,7 @@ def numbers(items, source):
 # One thread
 
 
-def test_items_of_a_source_come_in_order_and_sources_in_turn() -> None:
+def test_reading_alternates_between_sources_and_keeps_the_order_of_each() -> None:
     mailbox: Mailbox[Item] = Mailbox(10)
     mailbox.add_writer()
     for number in range(4):
@@ -76,7 +76,7 @@ def test_items_of_a_source_come_in_order_and_sources_in_turn() -> None:
     ]
 
 
-def test_dropping_throws_the_oldest_of_the_same_source_away_and_says_which() -> None:
+def test_drop_oldest_drops_and_reports_the_oldest_item_of_the_same_source() -> None:
     dropped: list[Item] = []
     mailbox: Mailbox[Item] = Mailbox(2, "drop_oldest", on_drop=dropped.append)
     mailbox.add_writer()
@@ -90,7 +90,7 @@ def test_dropping_throws_the_oldest_of_the_same_source_away_and_says_which() -> 
     assert numbers(left, "b") == [0]
 
 
-def test_a_mailbox_closes_when_its_last_writer_does_and_then_still_gives_what_it_has() -> None:
+def test_a_mailbox_closed_by_its_last_writer_is_read_until_it_is_empty() -> None:
     mailbox: Mailbox[Item] = Mailbox(5)
     mailbox.add_writer()
     mailbox.add_writer()
@@ -110,7 +110,7 @@ def test_a_mailbox_without_writers_yet_is_not_finished() -> None:
     assert mailbox.get(timeout=0) is None
 
 
-def test_an_abort_ends_readers_and_writers_and_gives_out_nothing_more() -> None:
+def test_abort_ends_readers_and_writers() -> None:
     mailbox: Mailbox[Item] = Mailbox(5)
     mailbox.add_writer()
     items = [Item("a", 0), Item("b", 0), Item("a", 1)]
@@ -125,7 +125,7 @@ def test_an_abort_ends_readers_and_writers_and_gives_out_nothing_more() -> None:
     assert len(mailbox) == 3
 
 
-def test_an_empty_mailbox_gives_up_after_its_timeout() -> None:
+def test_reading_an_empty_mailbox_returns_none_after_the_timeout() -> None:
     mailbox: Mailbox[Item] = Mailbox(5)
     mailbox.add_writer()
     began = time.monotonic()
@@ -133,7 +133,7 @@ def test_an_empty_mailbox_gives_up_after_its_timeout() -> None:
     assert 0.09 < time.monotonic() - began < 2
 
 
-def test_batches_are_full_when_they_can_be_and_fair() -> None:
+def test_batches_are_full_and_take_sources_in_turn() -> None:
     mailbox: Mailbox[Item] = Mailbox(10)
     mailbox.add_writer()
     for number in range(6):
@@ -145,7 +145,7 @@ def test_batches_are_full_when_they_can_be_and_fair() -> None:
     assert Item("b", 0) in batches[0]
 
 
-def test_a_batch_that_is_not_full_waits_only_so_long() -> None:
+def test_an_incomplete_batch_is_returned_after_the_wait() -> None:
     mailbox: Mailbox[Item] = Mailbox(10)
     mailbox.add_writer()
     mailbox.put(Item("a", 0))
@@ -154,19 +154,19 @@ def test_a_batch_that_is_not_full_waits_only_so_long() -> None:
     assert 0.09 < time.monotonic() - began < 2
 
 
-def test_a_reader_elsewhere_is_woken_by_items_and_by_the_end() -> None:
-    rung: list[str] = []
-    mailbox: Mailbox[Item] = Mailbox(5, on_put=lambda: rung.append("!"))
+def test_on_put_is_called_for_items_and_for_the_end() -> None:
+    calls: list[str] = []
+    mailbox: Mailbox[Item] = Mailbox(5, on_put=lambda: calls.append("on_put"))
     mailbox.add_writer()
     mailbox.put(Item("a", 0))
-    assert len(rung) == 1
+    assert len(calls) == 1
     mailbox.close()
-    assert len(rung) == 2
+    assert len(calls) == 2
     mailbox.abort()
-    assert len(rung) == 3
+    assert len(calls) == 3
 
 
-def test_sources_that_are_gone_leave_nothing_behind() -> None:
+def test_removed_sources_use_no_memory() -> None:
     mailbox: Mailbox[Item] = Mailbox(5, "drop_oldest")
     mailbox.add_writer()
     for number in range(100):
@@ -180,7 +180,7 @@ def test_sources_that_are_gone_leave_nothing_behind() -> None:
     st.lists(st.one_of(st.sampled_from(SOURCES), st.none()), max_size=40),
 )
 def test_dropping_keeps_the_newest_of_each_source_in_order(capacity, history) -> None:
-    """Against the simplest model: a bounded deque a source. None takes an item out."""
+    """Compared with a bounded deque per source; None in the history reads an item."""
     dropped: list[Item] = []
     mailbox: Mailbox[Item] = Mailbox(capacity, "drop_oldest", on_drop=dropped.append)
     mailbox.add_writer()
@@ -210,7 +210,7 @@ def test_dropping_keeps_the_newest_of_each_source_in_order(capacity, history) ->
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4))
-def test_nobody_waits_for_more_than_one_turn_of_the_others(counts) -> None:
+def test_each_source_is_read_within_one_turn(counts) -> None:
     mailbox: Mailbox[Item] = Mailbox(10)
     mailbox.add_writer()
     for row, count in enumerate(counts):
@@ -227,7 +227,7 @@ def test_nobody_waits_for_more_than_one_turn_of_the_others(counts) -> None:
 # Many threads
 
 
-def test_blocking_loses_nothing_and_keeps_each_source_in_order() -> None:
+def test_a_blocking_mailbox_loses_nothing_and_keeps_the_order_of_each_source() -> None:
     mailbox: Mailbox[Item] = Mailbox(3)
     received: dict[int, list[Item]] = {0: [], 1: []}
     for _ in SOURCES:
@@ -257,7 +257,7 @@ def test_a_blocked_writer_of_one_source_does_not_stop_another() -> None:
     assert mailbox.get(1) == Item("a", 1)
 
 
-def test_dropping_never_blocks_the_writer_and_accounts_for_every_item() -> None:
+def test_drop_oldest_never_blocks_and_every_item_is_read_or_reported() -> None:
     dropped: list[Item] = []
     mailbox: Mailbox[Item] = Mailbox(2, "drop_oldest", on_drop=dropped.append)
     received: list[Item] = []
@@ -278,7 +278,7 @@ def test_dropping_never_blocks_the_writer_and_accounts_for_every_item() -> None:
 
 
 @pytest.mark.parametrize("policy", ["block", "drop_oldest"])
-def test_an_abort_frees_everybody_and_no_item_is_lost_sight_of(policy) -> None:
+def test_abort_releases_blocked_readers_and_writers_and_every_item_is_accounted_for(policy) -> None:
     dropped: list[Item] = []
     mailbox: Mailbox[Item] = Mailbox(2, policy, on_drop=dropped.append)
     received: list[Item] = []
@@ -313,7 +313,7 @@ def test_an_abort_frees_everybody_and_no_item_is_lost_sight_of(policy) -> None:
         assert sorted(everywhere) == list(range(put[source]))
 
 
-def test_a_reader_that_waits_is_freed_by_the_last_close() -> None:
+def test_the_last_close_releases_a_waiting_reader() -> None:
     mailbox: Mailbox[Item] = Mailbox(2)
     mailbox.add_writer()
     mailbox.add_writer()

@@ -1,4 +1,4 @@
-"""Accounts: a frame is in exactly one place, whoever says what became of it."""
+"""Metrics, and accounts in which each frame is counted in exactly one place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def settle(account, way) -> None:
         account.drop(way)
 
 
-def test_an_account_says_where_every_frame_is() -> None:
+def test_an_account_counts_frames_by_outcome() -> None:
     account = Metrics().account("gate")
     for _ in range(6):
         account.decode()
@@ -64,7 +64,7 @@ def test_an_account_that_lost_a_frame_is_not_balanced() -> None:
 
 
 @given(st.lists(WAYS, max_size=60))
-def test_an_account_is_balanced_after_every_history(history) -> None:
+def test_an_account_is_balanced_after_any_sequence_of_calls(history) -> None:
     account = Metrics().account("gate")
     open_frames = 0
     for way in history:
@@ -79,7 +79,7 @@ def test_an_account_is_balanced_after_every_history(history) -> None:
         assert snapshot.in_flight == open_frames
 
 
-def test_accounts_are_balanced_at_every_moment_while_many_threads_settle() -> None:
+def test_accounts_stay_balanced_while_many_threads_settle_frames() -> None:
     metrics = Metrics()
     account = metrics.account("gate")
     each, workers = 1000, 4
@@ -134,7 +134,7 @@ def test_one_frame_settled_by_two_threads_at_once_counts_once() -> None:
         assert account.snapshot().balanced
 
 
-def test_a_source_has_one_account_whoever_opens_it() -> None:
+def test_concurrent_first_calls_open_one_account() -> None:
     metrics = Metrics()
     opened = []
     threads = [
@@ -149,7 +149,7 @@ def test_a_source_has_one_account_whoever_opens_it() -> None:
     assert [s.source for s in metrics.snapshots()] == ["gate", "yard"]
 
 
-def test_what_prometheus_reads_is_what_the_account_says() -> None:
+def test_prometheus_counters_equal_the_account() -> None:
     metrics = Metrics()
     account = metrics.account("gate")
     for _ in range(5):
@@ -169,7 +169,7 @@ def test_what_prometheus_reads_is_what_the_account_says() -> None:
         assert line in page
 
 
-def test_a_source_that_never_had_a_frame_can_be_seen() -> None:
+def test_a_source_without_frames_has_counters_of_zero() -> None:
     metrics = Metrics()
     metrics.account("gate")
     page = generate_latest(metrics.registry).decode()
@@ -177,7 +177,7 @@ def test_a_source_that_never_had_a_frame_can_be_seen() -> None:
         assert f'streamseg_{name}_total{{source="gate"}} 0.0' in page
 
 
-def test_the_process_own_memory_files_and_threads_are_told() -> None:
+def test_metrics_include_memory_open_files_and_threads_of_the_process() -> None:
     registry = Metrics().registry
     resident = registry.get_sample_value("process_resident_memory_bytes")
     assert 0 < resident < 1e12
@@ -185,7 +185,7 @@ def test_the_process_own_memory_files_and_threads_are_told() -> None:
     assert registry.get_sample_value("streamseg_threads") == threading.active_count()
 
 
-def test_prometheus_own_tool_finds_nothing_wrong_with_the_page() -> None:
+def test_promtool_accepts_the_metrics() -> None:
     needs(shutil.which("promtool") is not None, "promtool")
     metrics = Metrics()
     account = metrics.account("gate")
@@ -206,7 +206,7 @@ def test_prometheus_own_tool_finds_nothing_wrong_with_the_page() -> None:
     assert (checked.returncode, checked.stderr) == (0, b"")
 
 
-def test_two_services_in_one_process_do_not_share_numbers() -> None:
+def test_two_services_in_one_process_have_separate_metrics() -> None:
     first, second = Metrics(), Metrics()
     first.account("gate").decode()
     assert second.snapshots() == []

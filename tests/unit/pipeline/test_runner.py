@@ -1,4 +1,4 @@
-"""Pipelines end: at the end, at a failure of any stage, at a stop while blocked, while live."""
+"""Ends of a pipeline: end of the sources, failures, stops and aborts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Item:
 
 
 class Run:
-    """A source, a worker and two sinks, as the services are built."""
+    """Pipeline of sources, a worker and two sinks, like that of a service."""
 
     def __init__(self, policy: Policy = "block", capacity: int = 4) -> None:
         self.pipeline = Pipeline()
@@ -73,7 +73,7 @@ def test_everything_arrives_in_order_and_every_thread_ends() -> None:
     run.assert_no_thread_is_left()
 
 
-def test_live_sources_drop_their_oldest_and_lose_nothing_unseen() -> None:
+def test_every_frame_of_a_live_source_is_read_or_reported_as_dropped() -> None:
     run = Run("drop_oldest", capacity=2)
     run.start({"a": numbers("a", 300, 0.0002)}, work=lambda i: (time.sleep(0.003), i)[1])
     run.pipeline.wait()
@@ -117,7 +117,7 @@ def test_a_source_that_fails_alone_leaves_the_others_running() -> None:
     assert sum(i.source == "b" for i in run.seen[0]) == 100
 
 
-def test_stop_finishes_what_was_taken() -> None:
+def test_stop_finishes_the_frames_in_flight() -> None:
     run = Run()
     run.start({"a": numbers("a")})
     time.sleep(0.1)
@@ -133,7 +133,7 @@ def test_stop_finishes_what_was_taken() -> None:
 def test_stop_while_everything_is_blocked_ends_at_the_deadline() -> None:
     release = threading.Event()
     run = Run(capacity=1)
-    run.start({"a": numbers("a")}, sink=lambda _, __: release.wait(2) and None)
+    run.start({"a": numbers("a")}, sink=lambda _, __: release.wait(0.8) and None)
     time.sleep(0.1)
     run.pipeline.stop()
     started = time.monotonic()
@@ -161,7 +161,7 @@ def test_abort_ends_blocked_writers_and_readers_at_once() -> None:
     run.assert_no_thread_is_left()
 
 
-def test_a_thread_that_never_ends_is_named_and_left_behind(
+def test_a_blocked_thread_is_logged_and_left_after_an_abort(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streamseg.pipeline.runner.LATE_AFTER", 0.3)
@@ -183,7 +183,7 @@ def test_a_signal_may_abort_at_any_point_of_a_wait() -> None:
     pipeline = Pipeline()
 
     def interrupted() -> None:
-        with pipeline._lock:  # a signal's handler runs in the thread that waits, in the midst of it
+        with pipeline._lock:  # a signal handler interrupts the waiting thread
             pipeline.abort()
 
     waiting = threading.Thread(target=interrupted, daemon=True)

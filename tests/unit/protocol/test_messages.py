@@ -1,4 +1,4 @@
-"""Messages: exact, checked, the same for ever (golden files) and readable in another language."""
+"""Tests of protocol messages: golden files, limits, topics, addresses, JavaScript decoder."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from support.publishers import instances, panoptic_result, result
 
 from streamseg import protocol
 from streamseg.errors import UsageError, WireError
+from streamseg.protocol.address import Address
 from streamseg.protocol.messages import (
-    Address,
     MasksMessage,
     RecordedMessage,
     ReplayAnswer,
@@ -34,10 +34,10 @@ from streamseg.structures.results import Instances
 GOLDEN = TESTS / "golden"
 
 
-def masks_message(made, seq=0) -> MasksMessage:
+def masks_message(published, seq=0) -> MasksMessage:
     return protocol.masks_message(
-        protocol.recorded_message(made, seq),
-        made,
+        protocol.recorded_message(published, seq),
+        published,
         service="5f2c9a1e",
         published_at=1790000000.25,
         age_ms=41.5,
@@ -46,9 +46,9 @@ def masks_message(made, seq=0) -> MasksMessage:
 
 
 def golden_results():
-    """The results that the golden messages are of; their moment is fixed."""
+    """Return the results of the golden messages, with fixed times."""
     plain, panoptic = result(7), panoptic_result()
-    at = {"captured_at": 1790000000.125, "item": None}
+    times = {"captured_at": 1790000000.125, "item": None}
     boxed = Instances(
         np.array([[1.5, 2.5, 20.25, 30.125]], np.float32),
         np.array([0.1], np.float32),
@@ -59,17 +59,17 @@ def golden_results():
     from_box = replace(plain, instances=boxed)
     empty = replace(plain, instances=instances(0))
     return {
-        "masks": replace(plain, frame=replace(plain.frame, **at)),
-        "masks_panoptic": replace(panoptic, frame=replace(panoptic.frame, **at)),
+        "masks": replace(plain, frame=replace(plain.frame, **times)),
+        "masks_panoptic": replace(panoptic, frame=replace(panoptic.frame, **times)),
         "masks_from_box": replace(
-            from_box, frame=replace(plain.frame, **at | {"item": "naïve 1.png"})
+            from_box, frame=replace(plain.frame, **times | {"item": "naïve 1.png"})
         ),
-        "masks_empty": replace(empty, frame=replace(plain.frame, **at)),
+        "masks_empty": replace(empty, frame=replace(plain.frame, **times)),
     }
 
 
 def golden_messages() -> dict[str, bytes]:
-    lines = {name: protocol.encode(masks_message(made)) for name, made in golden_results().items()}
+    lines = {name: protocol.encode(masks_message(item)) for name, item in golden_results().items()}
     recorded = protocol.recorded_message(golden_results()["masks"], 7)
     status = StatusMessage(
         v=1,
@@ -114,29 +114,29 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", sorted(golden_messages()))
-def test_golden_messages_are_read_and_written_the_same(name) -> None:
+def test_golden_messages_round_trip(name) -> None:
     golden = (GOLDEN / f"{name}.json").read_bytes().rstrip(b"\n")
-    assert golden_messages()[name] == golden, "what is written has changed"
+    assert golden_messages()[name] == golden, "the encoding has changed"
     message = protocol.decode(golden, KINDS.get(name, MasksMessage))
-    assert protocol.encode(message) == golden, "what is read is not what was written"
+    assert protocol.encode(message) == golden, "decoding and encoding changed the message"
 
 
-def test_there_is_a_golden_message_for_each_and_no_other() -> None:
+def test_every_golden_file_has_a_message() -> None:
     assert {path.stem for path in GOLDEN.glob("*.json")} == set(golden_messages())
 
 
-def test_a_golden_message_holds_what_it_was_made_of() -> None:
-    for name, made in golden_results().items():
+def test_golden_messages_decode_to_the_original_results() -> None:
+    for name, original in golden_results().items():
         message = protocol.decode((GOLDEN / f"{name}.json").read_bytes(), MasksMessage)
-        found = protocol.decode_instances(message)
-        assert found.masks == made.instances.masks
-        assert (found.masks.from_box == made.instances.masks.from_box).all()
-        assert found.names == made.instances.names
+        decoded = protocol.decode_instances(message)
+        assert decoded.masks == original.instances.masks
+        assert (decoded.masks.from_box == original.instances.masks.from_box).all()
+        assert decoded.names == original.instances.names
         segments = protocol.decode_segments(message)
-        assert (segments is None) == (made.segments is None)
+        assert (segments is None) == (original.segments is None)
 
 
-def test_a_recorded_line_leaves_out_what_does_not_depend_on_the_input() -> None:
+def test_a_recorded_message_omits_fields_that_do_not_depend_on_the_input() -> None:
     live = set(msgspec.json.decode((GOLDEN / "masks.json").read_bytes()))
     recorded = set(msgspec.json.decode((GOLDEN / "recorded.json").read_bytes()))
     assert live - recorded == {
@@ -150,39 +150,41 @@ def test_a_recorded_line_leaves_out_what_does_not_depend_on_the_input() -> None:
     assert recorded < live
 
 
-def test_a_frame_takes_a_line() -> None:
-    found = replace(instances(), categories={1: "two\nlines", 3: "\u2028"})
-    assert b"\n" not in protocol.encode(masks_message(result(found=found)))
+def test_an_encoded_message_is_one_line() -> None:
+    renamed = replace(instances(), categories={1: "two\nlines", 3: "\u2028"})
+    assert b"\n" not in protocol.encode(masks_message(result(found=renamed)))
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @given(hnp.arrays(np.float32, (3, 4), elements=finite), hnp.arrays(np.float32, 3, elements=finite))
-def test_float32_values_come_back_the_same(boxes, scores) -> None:
-    found = replace(instances(3), boxes=boxes, scores=scores)
-    message = protocol.decode(protocol.encode(masks_message(result(found=found))), MasksMessage)
-    back = protocol.decode_instances(message)
-    assert back.boxes.tobytes() == boxes.tobytes()
-    assert back.scores.tobytes() == scores.tobytes()
+def test_float32_values_round_trip_exactly(boxes, scores) -> None:
+    original = replace(instances(3), boxes=boxes, scores=scores)
+    raw = protocol.encode(masks_message(result(found=original)))
+    decoded = protocol.decode_instances(protocol.decode(raw, MasksMessage))
+    assert decoded.boxes.tobytes() == boxes.tobytes()
+    assert decoded.scores.tobytes() == scores.tobytes()
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_times_come_back_the_same(moment) -> None:
-    made = result()
-    made = replace(made, frame=replace(made.frame, pts=moment, captured_at=moment))
-    message = protocol.decode(protocol.encode(masks_message(made)), MasksMessage)
-    assert (message.pts, message.captured_at) == (moment, moment)
+def test_times_round_trip_exactly(seconds) -> None:
+    original = result()
+    frame = replace(original.frame, pts=seconds, captured_at=seconds)
+    raw = protocol.encode(masks_message(replace(original, frame=frame)))
+    message = protocol.decode(raw, MasksMessage)
+    assert (message.pts, message.captured_at) == (seconds, seconds)
 
 
-def test_a_file_name_that_is_no_text_can_still_be_sent() -> None:
-    made = result()
-    made = replace(made, frame=replace(made.frame, item="caf\udce9.png"))
-    message = protocol.decode(protocol.encode(masks_message(made)), MasksMessage)
+def test_undecodable_bytes_of_a_file_name_are_escaped() -> None:
+    original = result()
+    frame = replace(original.frame, item="caf\udce9.png")
+    raw = protocol.encode(masks_message(replace(original, frame=frame)))
+    message = protocol.decode(raw, MasksMessage)
     assert message.item == "caf%E9.png"
 
 
-def test_keys_of_a_newer_service_are_ignored() -> None:
+def test_unknown_keys_are_ignored() -> None:
     raw = (GOLDEN / "masks.json").read_bytes().replace(b'{"v":1', b'{"new":[{}],"v":1')
     assert protocol.decode(raw, MasksMessage) == protocol.decode(
         (GOLDEN / "masks.json").read_bytes(), MasksMessage
@@ -190,27 +192,27 @@ def test_keys_of_a_newer_service_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "error"),
     [
         (b"", "not a MasksMessage"),
         (b"[" * 1_000_000, "not a MasksMessage"),
         (b'{"v":1}', "missing required field"),
-        (b" " * (protocol.MAX_JSON_BYTES + 1), "over the limit"),
+        (b" " * (protocol.MAX_JSON_BYTES + 1), "exceeds the limit"),
         (b"\x80\x04K\x01.", "not a MasksMessage"),
     ],
 )
-def test_what_is_no_message_is_a_wire_error(raw, said) -> None:
-    with pytest.raises(WireError, match=said):
+def test_an_invalid_message_is_a_wire_error(raw, error) -> None:
+    with pytest.raises(WireError, match=error):
         protocol.decode(raw, MasksMessage)
 
 
-def test_another_version_is_refused_by_its_number() -> None:
+def test_another_protocol_version_is_refused() -> None:
     raw = (GOLDEN / "masks.json").read_bytes().replace(b'{"v":1', b'{"v":2')
     with pytest.raises(WireError, match="protocol version 2; this client reads 1"):
         protocol.decode(raw, MasksMessage)
 
 
-def test_too_many_instances_are_refused_before_they_are_looked_at() -> None:
+def test_too_many_instances_are_refused() -> None:
     message = masks_message(result())
     rows = message.instances[:1] * (protocol.MAX_INSTANCES + 1)
     raw = protocol.encode(msgspec.structs.replace(message, instances=rows))
@@ -218,21 +220,21 @@ def test_too_many_instances_are_refused_before_they_are_looked_at() -> None:
         protocol.decode(raw, MasksMessage)
 
 
-def _counts(runs) -> str:
-    """COCO's code of any runs, possible or not (``rleToString``)."""
-    out = []
+def _encode_runs(runs) -> str:
+    """Encode valid or invalid runs as COCO counts (``rleToString``)."""
+    characters = []
     for i, run in enumerate(runs):
-        left = run - runs[i - 2] if i > 2 else run
+        value = run - runs[i - 2] if i > 2 else run
         more = True
         while more:
-            code, left = left & 31, left >> 5
-            more = left != (-1 if code & 16 else 0)
-            out.append(chr((code | 32 * more) + 48))
-    return "".join(out)
+            code, value = value & 31, value >> 5
+            more = value != (-1 if code & 16 else 0)
+            characters.append(chr((code | 32 * more) + 48))
+    return "".join(characters)
 
 
 def _wrapping_runs(total: int) -> list[int]:
-    """Runs whose sum is ``total`` modulo 2**64."""
+    """Return runs whose sum is ``total`` modulo 2**64."""
     count = 65536
     step, rest = divmod(2**64 + total, count * (count + 1) // 2)
     runs = [rest]
@@ -258,17 +260,19 @@ def _wrapping_runs(total: int) -> list[int]:
 )
 def test_runs_that_do_not_fill_the_frame_are_refused(runs) -> None:
     message = masks_message(result())
-    row = msgspec.structs.replace(message.instances[0], rle=_counts(runs))
+    row = msgspec.structs.replace(message.instances[0], rle=_encode_runs(runs))
     rows = [message.instances[1], row]
     with pytest.raises(WireError, match="gate: frame 0: "):
         protocol.decode_instances(msgspec.structs.replace(message, instances=rows))
-    part = protocol.SegmentMessage(id=1, label=1, class_name="x", thing=True, area=1, rle=row.rle)
+    segment = protocol.SegmentMessage(
+        id=1, label=1, class_name="x", thing=True, area=1, rle=row.rle
+    )
     with pytest.raises(WireError, match="gate: frame 0: "):
-        protocol.decode_segments(msgspec.structs.replace(message, segments=[part]))
+        protocol.decode_segments(msgspec.structs.replace(message, segments=[segment]))
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e39])
-def test_values_that_are_not_float32_are_refused(value) -> None:
+def test_values_outside_float32_are_refused(value) -> None:
     message = masks_message(result())
     row = message.instances[0]
     for changed in (
@@ -283,7 +287,7 @@ def test_values_that_are_not_float32_are_refused(value) -> None:
 
 
 @pytest.mark.parametrize("kind", ["masks", "frames", "video", "status"])
-def test_topics_end_so_that_no_prefix_matches_a_longer_name(kind) -> None:
+def test_the_topic_of_a_source_is_no_prefix_of_a_longer_name(kind) -> None:
     assert protocol.parse_topic(protocol.topic(kind, "gate")) == (kind, "gate")
     assert not protocol.topic(kind, "gate2").startswith(protocol.topic(kind, "gate"))
     assert len(protocol.topic(kind, "x" * 64)) <= protocol.MAX_TOPIC_BYTES
@@ -301,13 +305,13 @@ def test_the_status_of_the_service_has_no_source() -> None:
         *[b"masks/a//", b"masks/\xff/", b"masks/" + b"x" * 65 + b"/", b"status/a\n/"],
     ],
 )
-def test_what_is_no_topic_is_a_wire_error(raw) -> None:
+def test_an_invalid_topic_is_a_wire_error(raw) -> None:
     with pytest.raises(WireError):
         protocol.parse_topic(raw)
 
 
 @pytest.mark.parametrize(
-    ("text", "pictures", "replay", "loopback"),
+    ("text", "images", "replay", "is_loopback"),
     [
         ("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556", "tcp://127.0.0.1:5557", True),
         ("tcp://127.1.2.3:*", "tcp://127.1.2.3:*", "tcp://127.1.2.3:*", True),
@@ -327,33 +331,31 @@ def test_what_is_no_topic_is_a_wire_error(raw) -> None:
         ("ipc://*", "ipc://*", "ipc://*", True),
     ],
 )
-def test_an_address_knows_its_neighbours_and_who_can_reach_it(
-    text, pictures, replay, loopback
-) -> None:
+def test_derived_addresses_and_loopback_of_an_address(text, images, replay, is_loopback) -> None:
     address = Address.parse(text)
     assert str(address) == text
-    assert str(address.for_pictures) == pictures
+    assert str(address.for_images) == images
     assert str(address.for_replay) == replay
-    assert address.is_loopback == loopback
+    assert address.is_loopback == is_loopback
 
 
-def test_the_last_port_has_no_neighbour() -> None:
+def test_the_last_port_has_no_port_for_images() -> None:
     with pytest.raises(UsageError, match="has no next port"):
-        _ = Address.parse("tcp://127.0.0.1:65535").for_pictures
+        _ = Address.parse("tcp://127.0.0.1:65535").for_images
 
 
 @pytest.mark.parametrize("port", [65534, 65535])
-def test_a_port_without_a_next_but_one_has_no_place_for_replay(port) -> None:
+def test_the_last_two_ports_have_no_port_for_replay(port) -> None:
     assert Address.parse("tcp://127.0.0.1:65533").for_replay.port == 65535
-    with pytest.raises(UsageError, match="no port for replay"):
+    with pytest.raises(UsageError, match=r"no port \+ 2 for replay"):
         _ = Address.parse(f"tcp://127.0.0.1:{port}").for_replay
 
 
-# The page, and another language
+# Protocol page and JavaScript decoder
 
 
 def test_the_protocol_page_is_up_to_date() -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "tools/protocol_doc.py", "--check"],
         cwd=ROOT,
         capture_output=True,
@@ -361,7 +363,7 @@ def test_the_protocol_page_is_up_to_date() -> None:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -369,12 +371,12 @@ def test_the_protocol_page_is_up_to_date() -> None:
 def test_javascript_decodes_the_same_masks(name) -> None:
     raw = (GOLDEN / f"{name}.json").read_bytes()
     message = protocol.decode(raw, RecordedMessage)
-    found = protocol.decode_instances(message)
-    rows = [json.loads(line) for line in _node(raw).splitlines()]
-    assert [row["area"] for row in rows] == found.masks.areas.tolist()
-    assert [row["name"] for row in rows] == found.names
-    assert [row["track"] for row in rows] == found.track_ids.tolist()
-    for row, mask in zip(rows, found.masks, strict=True):
+    decoded = protocol.decode_instances(message)
+    rows = [json.loads(line) for line in _run_decoder(raw).splitlines()]
+    assert [row["area"] for row in rows] == decoded.masks.areas.tolist()
+    assert [row["name"] for row in rows] == decoded.names
+    assert [row["track"] for row in rows] == decoded.track_ids.tolist()
+    for row, mask in zip(rows, decoded.masks, strict=True):
         assert row["pixels"] == np.flatnonzero(mask.to_array())[:5].tolist()
         assert row["box"] == mask.box.tolist()
 
@@ -383,15 +385,15 @@ def test_javascript_decodes_the_same_masks(name) -> None:
 @pytest.mark.parametrize("runs", [[2399], [2401], [-1, 2401], [2**33]])
 def test_javascript_refuses_runs_that_do_not_fill_the_frame(runs) -> None:
     message = masks_message(result())
-    row = msgspec.structs.replace(message.instances[0], rle=_counts(runs))
+    row = msgspec.structs.replace(message.instances[0], rle=_encode_runs(runs))
     raw = protocol.encode(msgspec.structs.replace(message, instances=[row]))
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        _node(raw)
+        _run_decoder(raw)
     assert "not a mask of 40 x 60" in caught.value.stderr
 
 
-def _node(raw: bytes) -> str:
-    done = subprocess.run(
+def _run_decoder(raw: bytes) -> str:
+    completed = subprocess.run(
         ["node", "examples/decode.mjs", "--json"],
         cwd=ROOT,
         input=raw.decode(),
@@ -400,4 +402,4 @@ def _node(raw: bytes) -> str:
         timeout=60,
         check=True,
     )
-    return done.stdout
+    return completed.stdout

@@ -1,4 +1,4 @@
-"""What a feed says of its source: to subscribers, and in the log."""
+"""Sessions of sources: the states that they publish and log."""
 
 from __future__ import annotations
 
@@ -6,37 +6,41 @@ import pytest
 
 from streamseg.config import SourceConfig
 from streamseg.pipeline.metrics import Metrics
-from streamseg.service.source_session import Opened, SourceSession
+from streamseg.service.source_session import OpenedSource, SourceSession
 from streamseg.sources import LiveSource, open_source
 
 CONFIG = SourceConfig(url="rtsp://127.0.0.1:1/x", name="door")
 
 
-class Said:
-    """A feed of a camera, which isn't begun, and all that it says."""
+class CameraSession:
+    """Session of a camera that isn't started, and the reasons that it publishes."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
         source = open_source(CONFIG)
         assert isinstance(source, LiveSource)
         self.source = source
-        opened = Opened(source, CONFIG)
-        self.feed = SourceSession(opened, 0, Metrics(), lambda *said: self.reasons.append(said[2]))
+        self.session = SourceSession(
+            OpenedSource(source, CONFIG),
+            0,
+            Metrics(),
+            lambda _source, _state, reason, _epoch: self.reasons.append(reason),
+        )
 
 
-def test_no_password_in_the_words_of_others_is_passed_on() -> None:
-    said = Said()
-    said.source.tell("waiting", "http://h/a: no '/a?user=me&pwd=s3cret x'")
-    assert said.reasons == ["http://h/a: no '/a?user=me&pwd=*** x'"]
-    assert said.feed.condition.reason == said.reasons[0]
+def test_passwords_in_the_reason_of_a_state_are_redacted() -> None:
+    camera = CameraSession()
+    camera.source.tell("waiting", "http://h/a: no '/a?user=me&pwd=s3cret x'")
+    assert camera.reasons == ["http://h/a: no '/a?user=me&pwd=*** x'"]
+    assert camera.session.condition.reason == camera.reasons[0]
 
 
-def test_a_camera_that_is_away_is_logged_once_though_subscribers_were_waited_for(
+def test_a_lost_camera_is_logged_once_even_after_waiting_for_subscribers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    said = Said()
-    said.feed.set("waiting", "for 1 subscribers")
+    camera = CameraSession()
+    camera.session.set_state("waiting", "for 1 subscribers")
     for _ in range(3):
-        said.source.tell("connecting", "")
-        said.source.tell("waiting", "connection refused")
+        camera.source.tell("connecting", "")
+        camera.source.tell("waiting", "connection refused")
     assert [record.message for record in caplog.records] == ["door: waiting: connection refused"]

@@ -1,4 +1,4 @@
-"""Panoptic results that leave the house: as PNGs and JSON, painted, published."""
+"""Panoptic results in files, in the annotated video and in messages."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from support.annotations import problems_of
+from support.annotations import find_dataset_problems
 from support.commands import Run
 from support.panoptic import (
     NAME,
     SIZE,
-    ideal,
-    ideal_weights,
-    panoptic_json,
-    process,
-    stand_in,
-    write_world,
+    load_ideal_model,
+    process_panoptic,
+    read_panoptic_json,
+    use_color_model,
+    write_ideal_weights,
+    write_panoptic_dataset,
 )
 from support.processes import files_no_larger_than
 from support.publishers import panoptic_result
@@ -37,6 +37,7 @@ from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.stages import track
 from streamseg.recording.process import Processor
 from streamseg.service.service import Service
+from streamseg.sinks.base import run_sink
 from streamseg.sinks.files.panoptic import PanopticFiles
 from streamseg.structures.masks import Mask
 from streamseg.structures.results import MAX_SEGMENT_ID, Segment
@@ -47,11 +48,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def family(monkeypatch):
-    stand_in(monkeypatch)
+    use_color_model(monkeypatch)
 
 
 def ids_of(png):
-    """R + 256 G + 65536 B."""
+    """Return the segment ids of a PNG, R + 256 G + 65536 B."""
     blue, green, red = np.moveaxis(cv2.imread(str(png), cv2.IMREAD_COLOR).astype(int), 2, 0)
     return red + 256 * green + 65536 * blue
 
@@ -61,12 +62,14 @@ def messages_of(folder):
     return [protocol.decode(line, protocol.RecordedMessage) for line in lines]
 
 
-def test_the_pngs_and_the_json_say_what_the_results_say(tmp_path):
-    write_world(tmp_path / "world")
-    folder = process(ideal(tmp_path), tmp_path / "world" / "images", tmp_path / "out")
+def test_pngs_and_json_hold_the_segments_of_the_results(tmp_path):
+    write_panoptic_dataset(tmp_path / "world")
+    folder = process_panoptic(
+        load_ideal_model(tmp_path), tmp_path / "world" / "images", tmp_path / "out"
+    )
     names = ["annotated.mp4", "panoptic", "panoptic.json", "results.jsonl", "summary.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    written = panoptic_json(folder)
+    written = read_panoptic_json(folder)
     assert written["categories"] == [
         {"id": 1, "name": "disc", "isthing": 1},
         {"id": 2, "name": "sky", "isthing": 0},
@@ -93,15 +96,17 @@ def test_the_pngs_and_the_json_say_what_the_results_say(tmp_path):
             }
 
 
-def test_what_was_written_is_a_sound_dataset_and_equals_itself(streamseg: Run, tmp_path):
-    write_world(tmp_path / "world")
-    folder = process(ideal(tmp_path), tmp_path / "world" / "images", tmp_path / "out")
+def test_panoptic_output_is_a_valid_dataset_with_a_pq_of_1_against_itself(streamseg: Run, tmp_path):
+    write_panoptic_dataset(tmp_path / "world")
+    folder = process_panoptic(
+        load_ideal_model(tmp_path), tmp_path / "world" / "images", tmp_path / "out"
+    )
     config = PanopticData(
         images=str(tmp_path / "world" / "images"),
         annotations="panoptic.json",
         segments="panoptic",
     )
-    assert problems_of(config, folder) == []
+    assert find_dataset_problems(config, folder) == []
     made = open_dataset(config, folder)
     sample = load_sample(made, made.images[0], ("disc",), 0, ("grass", "sky"))
     assert sample.targets.stuff.unique().tolist() == [0, 1, 2]
@@ -116,23 +121,25 @@ def test_what_was_written_is_a_sound_dataset_and_equals_itself(streamseg: Run, t
     assert scores["images"] == 4
 
 
-def test_frames_of_a_video_are_called_by_their_numbers(tmp_path):
-    folder = process(ideal(tmp_path), "test:?size=64x48&frames=5&objects=2", tmp_path / "out")
+def test_pngs_of_a_video_are_named_by_frame_index(tmp_path):
+    folder = process_panoptic(
+        load_ideal_model(tmp_path), "test:?size=64x48&frames=5&objects=2", tmp_path / "out"
+    )
     names = [f"{number:06}.png" for number in range(5)]
     assert sorted(path.name for path in (folder / "panoptic").iterdir()) == names
-    written = panoptic_json(folder)
+    written = read_panoptic_json(folder)
     assert [entry["file_name"] for entry in written["annotations"]] == names
     assert [image["id"] for image in written["images"]] == [0, 1, 2, 3, 4]
 
 
-def test_pictures_that_differ_in_their_endings_keep_a_png_each(tmp_path):
-    write_world(tmp_path / "world", count=1)
+def test_images_that_differ_in_their_suffix_get_separate_pngs(tmp_path):
+    write_panoptic_dataset(tmp_path / "world", count=1)
     images = tmp_path / "world" / "images"
     for name in ("00.bmp", "00.png.bmp", "a\nb.bmp"):
         assert cv2.imwrite(str(images / "new.bmp"), cv2.imread(str(images / "00.png")))
         (images / "new.bmp").rename(images / name)
-    folder = process(ideal(tmp_path), images, tmp_path / "out")
-    written = panoptic_json(folder)
+    folder = process_panoptic(load_ideal_model(tmp_path), images, tmp_path / "out")
+    written = read_panoptic_json(folder)
     names = [entry["file_name"] for entry in written["annotations"]]
     assert len(set(names)) == 4
     assert {path.name for path in (folder / "panoptic").iterdir()} == set(names)
@@ -142,9 +149,11 @@ def test_pictures_that_differ_in_their_endings_keep_a_png_each(tmp_path):
     assert {by_picture["00.png"], by_picture["00.png.bmp"]} == {"00.png.png", "00.png.bmp.png"}
 
 
-def test_stuff_is_painted_in_the_video(tmp_path):
-    write_world(tmp_path / "world")
-    folder = process(ideal(tmp_path), tmp_path / "world" / "images", tmp_path / "out")
+def test_stuff_is_drawn_in_the_video(tmp_path):
+    write_panoptic_dataset(tmp_path / "world")
+    folder = process_panoptic(
+        load_ideal_model(tmp_path), tmp_path / "world" / "images", tmp_path / "out"
+    )
     with av.open(str(folder / "annotated.mp4")) as video:
         shown = next(video.decode(video=0)).to_ndarray(format="rgb24").astype(int)
     message = messages_of(folder)[0]
@@ -161,9 +170,9 @@ def test_stuff_is_painted_in_the_video(tmp_path):
             assert np.median(np.abs(shown[place] - plain[place])) > 16
 
 
-def test_what_a_service_publishes_is_what_is_recorded(tmp_path):
-    write_world(tmp_path / "world")
-    model, images = ideal(tmp_path), tmp_path / "world" / "images"
+def test_a_service_publishes_the_segments_that_a_recorded_run_writes(tmp_path):
+    write_panoptic_dataset(tmp_path / "world")
+    model, images = load_ideal_model(tmp_path), tmp_path / "world" / "images"
     service = Service(
         Config(
             sources=(SourceConfig(url=str(images), name="images"),),
@@ -175,8 +184,8 @@ def test_what_a_service_publishes_is_what_is_recorded(tmp_path):
     with connect(service.endpoints["masks"], frames="annotated", timeout=30) as subscriber:
         received = list(subscriber)
     service.wait()
-    recorded = messages_of(process(model, images, tmp_path / "out"))
-    assert [protocol.record(each.message) for each in received] == recorded
+    recorded = messages_of(process_panoptic(model, images, tmp_path / "out"))
+    assert [protocol.to_recorded(each.message) for each in received] == recorded
     for each in received:
         picture = cv2.imread(str(images / each.item))[..., ::-1].copy()
         (parts,) = model.predict_panoptic([picture])
@@ -188,14 +197,14 @@ def test_what_a_service_publishes_is_what_is_recorded(tmp_path):
         assert each.jpeg == encode_jpeg(painted, PublishConfig().jpeg_quality)
 
 
-def test_tracking_keeps_the_parts(tmp_path):
+def test_tracking_keeps_the_segments(tmp_path):
     before = panoptic_result()
     (after,) = track([before], TrackerConfig(), Metrics())
     assert after.segments is before.segments
 
 
-def test_a_model_without_panoptic_parts_is_refused_at_the_start(streamseg: Run, tmp_path):
-    write_world(tmp_path / "world")
+def test_a_model_without_panoptic_results_is_refused_before_the_run(streamseg: Run, tmp_path):
+    write_panoptic_dataset(tmp_path / "world")
     ended = streamseg("process", "world/images", "--out", "out", "--panoptic")
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == (
@@ -204,9 +213,9 @@ def test_a_model_without_panoptic_parts_is_refused_at_the_start(streamseg: Run, 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_writes_them_only_where_they_are_asked_for(streamseg: Run, tmp_path):
-    write_world(tmp_path / "world")
-    weights = ideal_weights(tmp_path / "w.safetensors")
+def test_process_writes_panoptic_files_only_with_the_option(streamseg: Run, tmp_path):
+    write_panoptic_dataset(tmp_path / "world")
+    weights = write_ideal_weights(tmp_path / "w.safetensors")
     given = ("process", "world/images", "--model", NAME, "--weights", weights)
     assert streamseg(*given, "--out", "plain").returncode == 0
     assert streamseg(*given, "--out", "divided", "--panoptic").returncode == 0
@@ -218,12 +227,12 @@ def test_the_command_writes_them_only_where_they_are_asked_for(streamseg: Run, t
 
 
 def test_a_second_run_replaces_the_first_with_its_pngs(tmp_path):
-    write_world(tmp_path / "world", count=4)
-    model = ideal(tmp_path)
-    process(model, tmp_path / "world" / "images", tmp_path / "out")
+    write_panoptic_dataset(tmp_path / "world", count=4)
+    model = load_ideal_model(tmp_path)
+    process_panoptic(model, tmp_path / "world" / "images", tmp_path / "out")
     (tmp_path / "world" / "images" / "02.png").unlink()
-    folder = process(model, tmp_path / "world" / "images", tmp_path / "out")
-    names = [entry["file_name"] for entry in panoptic_json(folder)["annotations"]]
+    folder = process_panoptic(model, tmp_path / "world" / "images", tmp_path / "out")
+    names = [entry["file_name"] for entry in read_panoptic_json(folder)["annotations"]]
     assert names == ["00.png", "01.png", "03.png"]
     assert sorted(path.name for path in (folder / "panoptic").iterdir()) == names
 
@@ -235,30 +244,31 @@ def sink(path):
     return PanopticFiles(path, {1: "person"}, {3: "car"})
 
 
-def test_a_run_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path):
+def test_an_aborted_run_leaves_part_files_and_the_complete_ones_before(tmp_path):
     first = panoptic_result()
     with sink(tmp_path / "panoptic.json") as file:
-        file.write(first.frame, first.segments)
+        file.write_segments(first.frame, first.segments)
     whole = (tmp_path / "panoptic.json").read_bytes()
     cut = sink(tmp_path / "panoptic.json")
-    cut.write(replace(first.frame, index=7), first.segments)
+    cut.open()
+    cut.write_segments(replace(first.frame, index=7), first.segments)
     cut.abort()
-    # What was there before is whole, what was begun has its name of one that isn't.
+    # The files of the first run stay complete; those of the second keep their part names.
     assert (tmp_path / "panoptic.json").read_bytes() == whole
     assert [path.name for path in (tmp_path / "panoptic").iterdir()] == ["000000.png"]
     assert [path.name for path in (tmp_path / "panoptic.part").iterdir()] == ["000007.png"]
     assert b'"image_id":7' in (tmp_path / "panoptic.json.part").read_bytes()
     with sink(tmp_path / "panoptic.json") as file:
-        file.write(replace(first.frame, index=9), first.segments)
+        file.write_segments(replace(first.frame, index=9), first.segments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["panoptic", "panoptic.json"]
     assert [path.name for path in (tmp_path / "panoptic").iterdir()] == ["000009.png"]
 
 
-def test_the_json_gets_its_name_after_the_pngs(tmp_path, monkeypatch):
-    """Whenever the power fails, a panoptic.json names PNGs that are there."""
+def test_the_json_file_is_renamed_after_the_folder_of_pngs(tmp_path, monkeypatch):
+    """After a power failure at any time, every PNG that panoptic.json refers to exists."""
     first, seen = panoptic_result(), []
     with sink(tmp_path / "panoptic.json") as file:
-        file.write(first.frame, first.segments)
+        file.write_segments(first.frame, first.segments)
 
     rename = os.replace
 
@@ -268,28 +278,28 @@ def test_the_json_gets_its_name_after_the_pngs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", watched)
     with sink(tmp_path / "panoptic.json") as file:
-        file.write(first.frame, first.segments)
+        file.write_segments(first.frame, first.segments)
     assert seen == [("panoptic", False), ("panoptic.json", False)]
 
 
-def test_no_frames_and_no_parts_are_sound_files_too(tmp_path):
+def test_output_without_frames_or_segments_is_valid(tmp_path):
     with sink(tmp_path / "none.json"):
         pass
     written = json.loads((tmp_path / "none.json").read_text())
     assert (written["images"], written["annotations"]) == ([], [])
     with sink(tmp_path / "void.json") as file:
-        file.write(panoptic_result().frame, ())
+        file.write_segments(panoptic_result().frame, ())
     (entry,) = json.loads((tmp_path / "void.json").read_text())["annotations"]
     assert entry["segments_info"] == []
     assert (ids_of(tmp_path / "void" / entry["file_name"]) == 0).all()
 
 
-def test_parts_without_pixels_are_left_out_and_large_ids_kept(tmp_path):
+def test_empty_segments_are_omitted_and_large_ids_kept(tmp_path):
     result = panoptic_result()
     empty, last = Mask.from_array(np.zeros(result.frame.size, bool)), MAX_SEGMENT_ID
     person = replace(result.segments[0], id=last)
     with sink(tmp_path / "p.json") as file:
-        file.write(result.frame, (person, Segment(5, 3, "car", False, empty)))
+        file.write_segments(result.frame, (person, Segment(5, 3, "car", False, empty)))
     (entry,) = json.loads((tmp_path / "p.json").read_text())["annotations"]
     assert [info["id"] for info in entry["segments_info"]] == [last]
     ids = ids_of(tmp_path / "p" / "000000.png")
@@ -297,13 +307,13 @@ def test_parts_without_pixels_are_left_out_and_large_ids_kept(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, -1, MAX_SEGMENT_ID + 1])
-def test_ids_that_no_png_can_hold_are_refused(tmp_path, number):
+def test_segment_ids_beyond_24_bits_are_refused(tmp_path, number):
     result = panoptic_result()
-    with sink(tmp_path / "p.json") as file, pytest.raises(StreamsegError, match="ids go from 1 to"):
-        file.write(result.frame, [replace(result.segments[0], id=number)])
+    with sink(tmp_path / "p.json") as file, pytest.raises(StreamsegError, match="ids must be from"):
+        file.write_segments(result.frame, [replace(result.segments[0], id=number)])
 
 
-def test_places_that_cannot_be_written_are_said_in_one_line_and_at_once(tmp_path):
+def test_unwritable_paths_are_refused_when_opened(tmp_path):
     (tmp_path / "panoptic").write_text("in the way")
     (tmp_path / "folder.json").mkdir()
     for path, message in (
@@ -312,46 +322,42 @@ def test_places_that_cannot_be_written_are_said_in_one_line_and_at_once(tmp_path
         (tmp_path / "folder.json", "folder.json: can't be written: there is a folder of that"),
     ):
         with pytest.raises(OutputError, match=message) as refused:
-            sink(path)
+            sink(path).open()
         assert "\n" not in str(refused.value)
 
 
-def test_a_full_disk_leaves_the_files_before_whole(tmp_path):
+def test_a_full_disk_keeps_the_earlier_files_complete(tmp_path):
     result = panoptic_result()
     with sink(tmp_path / "p.json") as file:
-        file.write(result.frame, result.segments)
+        file.write_segments(result.frame, result.segments)
     whole = (tmp_path / "p.json").read_bytes()
     again, frames = sink(tmp_path / "p.json"), [replace(result.frame, index=n) for n in range(100)]
-    told = r"p\.json: can't be written: the file would be larger"
-    with pytest.raises(OutputError, match=told), files_no_larger_than(2000):
-        list(again.drain(replace(result, frame=frame) for frame in frames))
-    again.abort()
+    reason = r"p\.json: can't be written: the file would be larger"
+    with pytest.raises(OutputError, match=reason), files_no_larger_than(2000):
+        list(run_sink(again, (replace(result, frame=frame) for frame in frames)))
     assert (tmp_path / "p.json").read_bytes() == whole
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["000000.png"]
 
 
-def test_no_frame_is_kept(tmp_path):
-    pictures = []
+def test_frames_are_released_after_writing(tmp_path):
+    images = []
 
     def results():
         for index in range(6):
             image = np.zeros((40, 60, 3), np.uint8)
-            pictures.append(weakref.ref(image))
+            images.append(weakref.ref(image))
             made = panoptic_result()
             yield replace(made, frame=replace(made.frame, index=index, image=image))
 
-    with sink(tmp_path / "p.json") as file:
-        for _ in file.drain(results()):
-            assert (
-                sum(picture() is not None for picture in pictures) <= 2
-            )  # this and the one before
-    assert len(pictures) == 6
+    for _ in run_sink(sink(tmp_path / "p.json"), results()):
+        assert sum(image() is not None for image in images) <= 2  # this and the one before
+    assert len(images) == 6
 
 
 @pytest.mark.timeout(60)
-def test_an_interrupted_run_has_a_json_of_what_was_done(tmp_path):
-    """The first signal finishes what was taken, the second doesn't; what is named is there."""
-    model = ideal(tmp_path)
+def test_an_interrupted_run_completes_the_json_file(tmp_path):
+    """Both signals complete the JSON file, and every PNG that it refers to exists."""
+    model = load_ideal_model(tmp_path)
     url = "test:?size=64x48&frames=100000&objects=2"
     config = Config(sources=(SourceConfig(url=url, name="test"),))
     folder = tmp_path / "out" / "test"
@@ -365,7 +371,7 @@ def test_an_interrupted_run_has_a_json_of_what_was_done(tmp_path):
         runs.append(Processor(config, model, tmp_path / "out", progress, panoptic=True))
         (outcome,) = runs[-1].run()
         assert outcome.state == "interrupted"
-        written = panoptic_json(folder)
+        written = read_panoptic_json(folder)
         names = {entry["file_name"] for entry in written["annotations"]}
         assert {path.name for path in (folder / "panoptic").iterdir()} == names
         assert end is Processor.abort or len(names) == len(messages_of(folder)) >= 5

@@ -1,4 +1,4 @@
-"""Files that name other files: refused in one line, and nothing that they name is opened."""
+"""Playlists and other files that refer to other files: these are never opened."""
 
 import ctypes
 import os
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import av
 import pytest
-from support.media import MEDIA, moving_images, read, write_video
+from support.media import MEDIA, moving_images, read_source, write_video
 
 from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError
@@ -38,8 +38,8 @@ PLAYLISTS = {
 
 
 @contextmanager
-def never_opened(*paths):
-    """Fail if one of the files is opened meanwhile."""
+def assert_not_opened(*paths):
+    """Fail if one of the files is opened within the context."""
     libc = ctypes.CDLL(None)
     watcher = libc.inotify_init1(os.O_NONBLOCK)
     try:
@@ -54,36 +54,36 @@ def never_opened(*paths):
 
 @pytest.mark.parametrize("kind", PLAYLISTS)
 @pytest.mark.parametrize("name", ["list.mp4", "list.ts", "list.txt", "list.m3u8", "list.idx"])
-def test_a_playlist_is_no_recording_whatever_it_is_called(tmp_path, kind, name):
+def test_playlist_is_refused_under_any_name(tmp_path, kind, name):
     canary, subtitles = tmp_path / "canary.mp4", tmp_path / "list.sub"
     canary.write_bytes((MEDIA / "one_frame.mp4").read_bytes())
     subtitles.write_bytes(b"")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as camera:
-        camera.bind(("127.0.0.1", 0))  # another reader of the port would fail
+        camera.bind(("127.0.0.1", 0))  # opening the SDP's stream would bind the same port
         text = PLAYLISTS[kind].replace("{port}", str(camera.getsockname()[1]))
         (tmp_path / name).write_text(text)
-        with never_opened(canary, subtitles), pytest.raises(NoFramesError) as caught:
+        with assert_not_opened(canary, subtitles), pytest.raises(NoFramesError) as caught:
             open_source(SourceConfig(url=str(tmp_path / name)))
     assert str(caught.value) == (
-        f"{tmp_path / name}: isn't a video but {kind}: process the recordings that it names instead"
+        f"{tmp_path / name}: isn't a video but {kind}: process the recordings that it lists instead"
     )
 
 
-def test_a_playlist_that_names_itself_ends_at_once(tmp_path):
+def test_playlist_that_refers_to_itself_is_refused(tmp_path):
     path = tmp_path / "itself.mp4"
     path.write_text("ffconcat version 1.0\nfile 'itself.mp4'\n")
     with pytest.raises(NoFramesError, match="ffconcat"):
         open_source(SourceConfig(url=str(path)))
 
 
-def test_a_recording_is_read_whatever_it_is_called(tmp_path):
+def test_recording_is_read_under_any_name(tmp_path):
     for name in ("x.m3u8", "x.ffconcat", "x.sdp", "x.mpd", "x%03d.mp4", "x"):
         (tmp_path / name).write_bytes((MEDIA / "one_frame.mp4").read_bytes())
-        assert len(read(tmp_path / name).frames) == 1
+        assert len(read_source(tmp_path / name).frames) == 1
 
 
-def alias_of(path):
-    """A QuickTime data reference to another file: the parts of an alias record that are read."""
+def build_alias(path):
+    """Return a QuickTime data reference to another file (alias record)."""
     name = path.encode()
     record = bytes(10) + bytes([4]) + b"disk".ljust(27, b"\0") + bytes(12)
     record += bytes([10]) + b"canary.mp4".ljust(63, b"\0") + bytes(16)
@@ -93,26 +93,26 @@ def alias_of(path):
     return struct.pack(">I", len(body) + 4) + body
 
 
-def with_reference(data, entry):
-    """The movie with another data reference; all boxes around it grow."""
+def replace_data_reference(data, entry):
+    """Return the movie with another data reference; the boxes around it are enlarged."""
     dref = data.index(b"dref") - 4
-    begin, grown = dref + 16, bytearray(data)
+    start, enlarged = dref + 16, bytearray(data)
     delta = len(entry) - 12
     for kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"):
         at = data.index(kind) - 4
-        struct.pack_into(">I", grown, at, struct.unpack_from(">I", data, at)[0] + delta)
-    return bytes(grown[:begin]) + entry + bytes(grown[begin + 12 :])
+        struct.pack_into(">I", enlarged, at, struct.unpack_from(">I", data, at)[0] + delta)
+    return bytes(enlarged[:start]) + entry + bytes(enlarged[start + 12 :])
 
 
-def test_a_movie_whose_media_are_in_another_file_does_not_open_it(tmp_path):
+def test_external_media_data_of_a_movie_is_not_opened(tmp_path):
     canary, path = tmp_path / "canary.mp4", tmp_path / "reference.mov"
     write_video(canary, moving_images(3))
     write_video(path, moving_images(3))
-    path.write_bytes(with_reference(path.read_bytes(), alias_of(str(canary))))
-    follow = {"enable_drefs": "1", "use_absolute_path": "1"}
-    with av.open(str(path), options=follow) as container:
+    path.write_bytes(replace_data_reference(path.read_bytes(), build_alias(str(canary))))
+    options = {"enable_drefs": "1", "use_absolute_path": "1"}
+    with av.open(str(path), options=options) as container:
         assert sum(packet.size > 0 for packet in container.demux(video=0)) == 3
-    with never_opened(canary):
-        result = read(path)
+    with assert_not_opened(canary):
+        result = read_source(path)
     assert result.frames == []
     assert isinstance(result.error, NoFramesError)

@@ -1,4 +1,4 @@
-"""The test pattern: that its truth is what its pixels show, and its options are checked."""
+"""Test pattern: ground truth, rendered pixels and options."""
 
 import numpy as np
 import pytest
@@ -13,25 +13,25 @@ from streamseg.sources.pattern import BOX, CATEGORIES, DISC, PatternOptions
 pytestmark = pytest.mark.timeout(60)
 
 
-def pattern(query="", **options):
+def open_pattern(query="", **options):
     return open_source(SourceConfig(url=f"test:{query}", **options))
 
 
-def test_it_needs_no_options():
-    source = pattern()
+def test_pattern_needs_no_options():
+    source = open_pattern(stride=10)
     assert isinstance(source, TestPattern)
     assert source.options == PatternOptions((360, 640), 25.0, 250, 6, 0)
     assert source.live is False
     assert source.report.expected == 250
     frames = list(source.frames())
-    assert [f.index for f in frames] == list(range(250))
-    assert frames[-1].pts == pytest.approx(249 / 25)
+    assert [f.index for f in frames] == list(range(0, 250, 10))
+    assert frames[-1].pts == pytest.approx(240 / 25)
     assert {f.size for f in frames} == {(360, 640)}
-    assert source.report.delivered == 250
+    assert source.report.delivered + source.report.skipped == 250
 
 
-def test_all_options_are_read():
-    source = pattern("?size=100x50&fps=29.97&frames=3&objects=2&seed=9")
+def test_all_options_are_parsed():
+    source = open_pattern("?size=100x50&fps=29.97&frames=3&objects=2&seed=9")
     assert source.options == PatternOptions((50, 100), 29.97, 3, 2, 9)
     assert [f.pts for f in source.frames()] == pytest.approx([0, 1 / 29.97, 2 / 29.97])
 
@@ -57,18 +57,18 @@ def test_all_options_are_read():
         ("?frames", r"write the options as test:\?key=value"),
     ],
 )
-def test_a_wrong_option_is_refused_naming_it(query, reason):
+def test_invalid_option_is_refused_by_name(query, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
-        pattern(query)
+        open_pattern(query)
     assert f"test:{query}" in str(caught.value)
     assert caught.value.exit_code == 2
 
 
-def test_a_size_over_the_limit_is_refused():
+def test_size_over_the_limit_is_refused():
     with pytest.raises(TooLargeError, match="9000 x 9000"):
-        pattern("?size=9000x9000")
+        open_pattern("?size=9000x9000")
     with pytest.raises(TooLargeError):
-        pattern("?size=640x360", max_pixels=640 * 360 - 1)
+        open_pattern("?size=640x360", max_pixels=640 * 360 - 1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -78,29 +78,29 @@ def test_a_size_over_the_limit_is_refused():
     objects=st.integers(0, 20),
     size=st.tuples(st.integers(1, 130), st.integers(1, 130)),
 )
-def test_the_truth_is_what_the_pixels_show(seed, index, objects, size):
+def test_ground_truth_matches_the_pixels(seed, index, objects, size):
     height, width = size
-    source = pattern(f"?size={width}x{height}&objects={objects}&seed={seed}")
-    image, truth = source.render(index), source.truth(index)
-    bare = pattern(f"?size={width}x{height}&objects=0&seed={seed}")
+    source = open_pattern(f"?size={width}x{height}&objects={objects}&seed={seed}")
+    image, truth = source.render(index), source.ground_truth(index)
+    background = open_pattern(f"?size={width}x{height}&objects=0&seed={seed}")
     assert image.shape == (height, width, 3)
     assert truth.size == size
     masks = truth.masks.to_arrays()
     assert (masks.sum(axis=0) <= 1).all()
     for mask, track in zip(masks, truth.track_ids, strict=True):
-        colours = np.unique(image[mask], axis=0)
-        assert len(colours) == 1
-        assert tuple(colours[0]) == source._shapes[(track - 1) % objects].colour
+        colors = np.unique(image[mask], axis=0)
+        assert len(colors) == 1
+        assert tuple(colors[0]) == source._shapes[(track - 1) % objects].color
     if objects == 0:
-        assert np.array_equal(image, bare.render(index))
-    grey = np.ptp(image, axis=2) == 0
-    assert np.array_equal(~grey, masks.any(axis=0))
+        assert np.array_equal(image, background.render(index))
+    is_gray = np.ptp(image, axis=2) == 0
+    assert np.array_equal(~is_gray, masks.any(axis=0))
     assert np.array_equal(truth.boxes, truth.masks.boxes)
     assert set(truth.labels) <= set(CATEGORIES)
 
 
-def test_shapes_are_what_their_labels_say():
-    truth = pattern("?objects=12&seed=3&size=640x360").truth(0)
+def test_shapes_match_their_labels():
+    truth = open_pattern("?objects=12&seed=3&size=640x360").ground_truth(0)
     seen = set()
     for mask, label in zip(truth.masks, truth.labels, strict=True):
         x1, y1, x2, y2 = mask.box
@@ -113,54 +113,56 @@ def test_shapes_are_what_their_labels_say():
     assert seen == {DISC, BOX}
 
 
-def test_objects_overlap_leave_and_enter_and_a_new_pass_is_a_new_identity():
-    source = pattern("?size=320x180&objects=8&seed=1")
-    present = [set(source.truth(index).track_ids.tolist()) for index in range(0, 2000, 5)]
+def test_objects_overlap_and_get_a_new_track_id_when_they_return():
+    source = open_pattern("?size=320x180&objects=8&seed=1")
+    present = [set(source.ground_truth(index).track_ids.tolist()) for index in range(0, 2000, 5)]
     spans = {}
     for step, ids in enumerate(present):
         for track in ids:
             spans.setdefault(track, []).append(step)
     assert len(spans) > 16
     assert any(not {1, 2, 3, 4, 5, 6, 7, 8} & ids for ids in present[-1:])
-    hidden = [
-        sum(source.truth(i).masks.areas)
-        < sum(np.count_nonzero(source._place(s, i)[1]) for s in source._shapes)
+    has_occlusion = [
+        sum(source.ground_truth(i).masks.areas)
+        < sum(np.count_nonzero(source._locate(s, i)[1]) for s in source._shapes)
         for i in range(0, 200, 10)
     ]
-    assert any(hidden)
+    assert any(has_occlusion)
 
 
-def test_an_object_moves_by_little_from_frame_to_frame():
-    source = pattern("?objects=6&seed=2")
-    before = source.truth(0)
+def test_objects_move_smoothly():
+    source = open_pattern("?objects=6&seed=2")
+    previous = source.ground_truth(0)
     for index in range(1, 100):
-        now = source.truth(index)
-        shared = np.intersect1d(before.track_ids, now.track_ids)
-        assert len(shared) >= len(now) - 1
+        current = source.ground_truth(index)
+        shared = np.intersect1d(previous.track_ids, current.track_ids)
+        assert len(shared) >= len(current) - 1
         for track in shared:
-            a = before.boxes[before.track_ids == track][0]
-            b = now.boxes[now.track_ids == track][0]
-            assert np.abs(a - b).max() < 200  # being uncovered may change a box by much
-        ious = before.masks.pairwise_iou(now.masks)
-        same = before.track_ids[:, None] == now.track_ids[None]
-        assert np.median(ious[same]) > 0.7
-        before = now
+            a = previous.boxes[previous.track_ids == track][0]
+            b = current.boxes[current.track_ids == track][0]
+            assert np.abs(a - b).max() < 200  # an uncovered object's box may grow a lot
+        ious = previous.masks.pairwise_iou(current.masks)
+        is_same = previous.track_ids[:, None] == current.track_ids[None]
+        assert np.median(ious[is_same]) > 0.7
+        previous = current
 
 
 def test_objects_have_colours_of_their_own():
-    colours = [shape.colour for shape in pattern("?objects=12")._shapes]
-    assert len(set(colours)) == 12
-    gaps = [np.abs(np.subtract(a, b)).sum() for i, a in enumerate(colours) for b in colours[:i]]
-    assert min(gaps) > 20
+    colors = [shape.color for shape in open_pattern("?objects=12")._shapes]
+    assert len(set(colors)) == 12
+    differences = [
+        np.abs(np.subtract(a, b)).sum() for i, a in enumerate(colors) for b in colors[:i]
+    ]
+    assert min(differences) > 20
 
 
-def test_frames_are_what_render_gives_and_depend_on_the_url_alone():
-    first, second = (list(pattern("?frames=5&seed=4").frames()) for _ in range(2))
+def test_frames_depend_on_the_url_alone():
+    first, second = (list(open_pattern("?frames=5&seed=4").frames()) for _ in range(2))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(first, second, strict=True))
-    assert np.array_equal(first[3].image, pattern("?seed=4").render(3))
-    assert not np.array_equal(first[3].image, pattern("?seed=5").render(3))
+    assert np.array_equal(first[3].image, open_pattern("?seed=4").render(3))
+    assert not np.array_equal(first[3].image, open_pattern("?seed=5").render(3))
 
 
-def test_stride_start_and_end_hold_for_it_too():
-    frames = list(pattern("?frames=100", start=1.0, end=2.0, stride=10).frames())
+def test_frame_selection_applies_to_the_pattern():
+    frames = list(open_pattern("?frames=100", start=1.0, end=2.0, stride=10).frames())
     assert [frame.index for frame in frames] == [25, 35, 45]

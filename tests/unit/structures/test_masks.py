@@ -167,7 +167,7 @@ def test_a_box_stands_for_a_mask_and_says_so() -> None:
 
 
 def test_crops_that_leave_the_frame_are_refused() -> None:
-    with pytest.raises(MaskError, match="out of its frame"):
+    with pytest.raises(MaskError, match="beyond its frame"):
         Masks.from_crops([np.ones((3, 3), np.bool_)], [(4, 4)], (6, 6))
     with pytest.raises(MaskError, match="bool"):
         Masks.from_crops([np.ones((3, 3))], [(0, 0)], (6, 6))  # type: ignore[list-item]

@@ -67,7 +67,7 @@ CALLS = {
     "load_model, region of two": model("nanomask", "none", region=[(0, 0), (1, 1)]),
     "Tracker, a text": lambda: Tracker(lost_track_seconds="2"),
     "Tracker, None": lambda: Tracker(lost_track_seconds=None),
-    "Tracker, begin a text": lambda: Tracker(begin="high"),
+    "Tracker, new_track_threshold a text": lambda: Tracker(new_track_threshold="high"),
     "Tracker, half a hit": lambda: Tracker(min_hits=1.5),
     "Tracker, min_hits true": lambda: Tracker(min_hits=True),
     "Tracker, use_masks a text": lambda: Tracker(use_masks="no"),
@@ -171,7 +171,10 @@ def test_numbers_of_numpy_and_devices_of_torch_are_taken_as_what_they_are():
     )
     assert (made.input_size, made.thresholds.score) == (64, 0.25)
     assert (
-        Tracker(np.float32(1), min_hits=np.int64(2), begin=np.float64(0.7)).settings.min_hits == 2
+        Tracker(
+            np.float32(1), min_hits=np.int64(2), new_track_threshold=np.float64(0.7)
+        ).settings.min_hits
+        == 2
     )
 
 

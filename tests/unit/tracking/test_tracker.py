@@ -249,7 +249,7 @@ def test_an_edge_against_another_mask_is_not_taken_for_the_objects_own():
             found, _ = painted([(1, car), (2, van)] if i >= 4 else [(1, car)])
             tracker.update(found, i / FPS)
         assert tracker._tracks is not None
-        edges = tracker._tracks.edges[tracker._tracks.ids == 1]
+        edges = tracker._tracks.bounds[tracker._tracks.ids == 1]
         return float(edges[0, 0, 1])  # where the car is thought to end, at the right
 
     assert after_covering(use_masks=True) > after_covering(use_masks=False) + 15
@@ -285,7 +285,7 @@ def test_frames_without_features_come_between():
     assert ids_of(Tracker(), frames) == [[1], [1], [], [1]]
     tracker = Tracker()
     tracker.update(boxes_at([box], features=[[1, 2, 3]]), 0)
-    with pytest.raises(StreamsegError, match="features of length 2 after features of length 3"):
+    with pytest.raises(StreamsegError, match="features have length 2, after length 3"):
         tracker.update(boxes_at([box], features=[[1, 2]]), 1)
 
 
@@ -302,7 +302,7 @@ def test_time_that_stands_or_goes_back_is_the_same_moment_and_goes_on_from_there
 
 @pytest.mark.parametrize("pts", [float("nan"), float("inf")])
 def test_a_frame_without_a_time_is_refused(pts: float):
-    with pytest.raises(StreamsegError, match="isn't finite"):
+    with pytest.raises(StreamsegError, match="must be finite"):
         Tracker().update(boxes_at([]), pts)
 
 

@@ -1,4 +1,4 @@
-"""Processes that load: their order, and every way in which they can fail."""
+"""Data loading processes: order of the batches, errors and crashes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from streamseg.errors import DataError, TrainingError
-from streamseg.training import workers
-from streamseg.training.workers import load_ahead
+from streamseg.training import loader_workers
+from streamseg.training.loader_workers import load_ahead
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays():
+def no_process_is_left():
     yield
     assert multiprocessing.active_children() == []
 
@@ -32,38 +32,38 @@ def square(key: int) -> tuple[int, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("count", "keys"), [(0, 5), (1, 0), (1, 5), (3, 20), (4, 3)])
-def test_batches_come_in_order_whatever_the_number_of_workers(count: int, keys: int):
-    found = list(load_ahead(square, range(keys), count))
-    assert [int(tensor[0, 0]) for _, tensor in found] == [key * key for key in range(keys)]
-    processes = {process for process, _ in found}
+def test_batches_are_in_order_for_any_number_of_workers(count: int, keys: int):
+    loaded = list(load_ahead(square, range(keys), count))
+    assert [int(tensor[0, 0]) for _, tensor in loaded] == [key * key for key in range(keys)]
+    processes = {process for process, _ in loaded}
     assert len(processes) == min(max(count, 1), keys)
     assert (os.getpid() in processes) == (count == 0 and keys > 0)
 
 
-def test_an_error_is_raised_as_it_was_with_its_one_line():
+def test_error_of_a_worker_is_raised_in_the_training():
     def load(key: int) -> int:
         if key == 3:
             raise DataError("a.png: can't be read: No such file or directory")
         return key
 
-    seen = []
+    loaded = []
     with pytest.raises(DataError, match=r"^a\.png: can't be read: No such file or directory$"):
-        seen.extend(load_ahead(load, range(9), 2))
-    assert seen == [0, 1, 2]
+        loaded.extend(load_ahead(load, range(9), 2))
+    assert loaded == [0, 1, 2]
     with closing(load_ahead(load, range(9), 2)) as loaded:
         assert [next(loaded) for _ in range(3)] == [0, 1, 2]
 
 
-def test_a_fault_of_ours_says_where_it_was():
+def test_bug_in_a_worker_is_raised_with_its_traceback():
     def load(_: int) -> None:
-        raise KeyError("what")
+        raise KeyError("key")
 
     with pytest.raises(RuntimeError, match=r"(?s)in a worker: Traceback.*in load\n.*KeyError"):
         list(load_ahead(load, [1], 1))
 
 
 def die(number: int) -> int:
-    faulthandler.disable()  # pytest's would print
+    faulthandler.disable()  # pytest has enabled it, and it would print a traceback
     os.kill(os.getpid(), number)
     time.sleep(60)
     return 0
@@ -72,17 +72,17 @@ def die(number: int) -> int:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (signal.SIGKILL, "was killed, probably for lack of memory: set workers to 0"),
-        (signal.SIGBUS, "was ended by SIGBUS: set workers to 0"),
-        (signal.SIGUSR1, "was ended by SIGUSR1: set workers to 0"),
+        (signal.SIGKILL, "was killed, probably out of memory: set workers lower or to 0"),
+        (signal.SIGBUS, "was ended by SIGBUS: set workers lower or to 0"),
+        (signal.SIGUSR1, "was ended by SIGUSR1: set workers lower or to 0"),
     ],
 )
-def test_a_worker_that_dies_is_one_line(number: int, message: str):
+def test_worker_that_dies_is_a_training_error(number: int, message: str):
     with pytest.raises(TrainingError, match=message):
         list(load_ahead(die, [number] * 8, 2))
 
 
-def test_a_worker_that_is_killed_while_it_waits(tmp_path: Path):
+def test_worker_killed_while_idle_is_a_training_error(tmp_path: Path):
     with closing(load_ahead(square, range(100), 2)) as loaded:
         process, _ = next(loaded)
         os.kill(process, signal.SIGKILL)
@@ -90,15 +90,15 @@ def test_a_worker_that_is_killed_while_it_waits(tmp_path: Path):
             list(loaded)
 
 
-def test_a_lack_of_memory_is_one_line():
+def test_memory_error_of_a_worker_is_a_training_error():
     def load(_: int) -> bytes:
         raise MemoryError
 
-    with pytest.raises(TrainingError, match="lack of memory: set workers to 0"):
+    with pytest.raises(TrainingError, match="out of memory: set workers lower or to 0"):
         list(load_ahead(load, [1], 1))
 
 
-def test_few_descriptors_are_one_line():
+def test_too_few_file_descriptors_are_a_training_error():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, before[1]))
@@ -109,9 +109,9 @@ def test_few_descriptors_are_one_line():
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_a_process_that_cant_be_started_is_one_line(monkeypatch: pytest.MonkeyPatch):
+def test_process_that_cannot_start_is_a_training_error(monkeypatch: pytest.MonkeyPatch):
     started = []
-    start = workers._context.Process.start
+    start = loader_workers._context.Process.start
 
     def limited(process) -> None:
         if started:
@@ -119,16 +119,18 @@ def test_a_process_that_cant_be_started_is_one_line(monkeypatch: pytest.MonkeyPa
         started.append(process)
         start(process)
 
-    monkeypatch.setattr(workers._context.Process, "start", limited)
-    with pytest.raises(TrainingError, match="Resource temporarily unavailable: set workers to 0"):
+    monkeypatch.setattr(loader_workers._context.Process, "start", limited)
+    with pytest.raises(
+        TrainingError, match="Resource temporarily unavailable: set workers lower or to 0"
+    ):
         list(load_ahead(square, range(4), 2))
     assert not started[0].is_alive()
 
 
-def test_a_worker_that_hangs_does_not_keep_the_training_from_ending(
+def test_hanging_worker_is_killed_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(workers, "END_SECONDS", 0.1)
+    monkeypatch.setattr(loader_workers, "EXIT_SECONDS", 0.1)
 
     def load(key: int) -> int:
         time.sleep(60 * key)
@@ -140,7 +142,7 @@ def test_a_worker_that_hangs_does_not_keep_the_training_from_ending(
 
 ORPHANS = """
 import os, sys, time
-from streamseg.training.workers import load_ahead
+from streamseg.training.loader_workers import load_ahead
 def load(key):
     return os.getpid()
 loaded = load_ahead(load, range(100), 3)
@@ -150,7 +152,7 @@ time.sleep(60)
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_training_that_is_killed():
+def test_workers_exit_after_the_training_is_killed():
     with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE) as run:
         assert run.stdout is not None
         children = [int(number) for number in run.stdout.readline().split()]

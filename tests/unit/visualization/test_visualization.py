@@ -15,10 +15,10 @@ from streamseg.structures.results import Frame, Instances, Result, Segment
 from streamseg.visualization import (
     FILL_ALPHA,
     PALETTE,
-    _captions,
+    _label_texts,
     annotate,
     encode_jpeg,
-    fill,
+    fill_masks,
     instance_colors,
 )
 
@@ -82,7 +82,7 @@ def test_fill_has_the_pixels_of_add_weighted_over_full_frames(masks, alpha, seed
     image = noise(*masks.size, seed)
     instances = instances_of(masks)
     canvas = image.copy()
-    fill(canvas, instances, alpha)
+    fill_masks(canvas, instances, alpha)
     expected = textbook(image, masks.to_arrays(), instance_colors(instances), alpha)
     np.testing.assert_array_equal(canvas, expected)
 
@@ -96,7 +96,7 @@ def test_fill_has_the_same_pixels_on_a_large_frame():
     image = noise(*size)
     instances = instances_of(Masks.from_arrays(bitmaps), tracks=np.arange(8))
     canvas = image.copy()
-    fill(canvas, instances, FILL_ALPHA)
+    fill_masks(canvas, instances, FILL_ALPHA)
     np.testing.assert_array_equal(
         canvas, textbook(image, bitmaps, instance_colors(instances), FILL_ALPHA)
     )
@@ -190,10 +190,10 @@ def test_the_same_place_for_more_tags_than_fit_is_no_failure():
     assert (annotate(noise(*size), instances_of(masks)) > 0).any()
 
 
-def test_captions_say_name_track_and_score():
+def test_label_texts_say_name_track_and_score():
     masks = Masks.from_boxes([(0, 0, 5, 5)] * 3, (10, 10))
     instances = instances_of(masks, tracks=[12, -1, 0])
-    assert list(_captions(instances)) == ["person 12  99%", "car  69%", "dog 0  40%"]
+    assert list(_label_texts(instances)) == ["person 12  99%", "car  69%", "dog 0  40%"]
 
 
 def test_a_track_keeps_its_colour_whatever_its_row_and_untracked_rows_have_their_category_s():
@@ -248,7 +248,7 @@ def test_quality_is_heeded():
 
 
 def test_an_image_too_large_for_jpeg_is_refused_in_one_line():
-    with pytest.raises(StreamsegError, match="can't be written as JPEG"):
+    with pytest.raises(StreamsegError, match="can't be encoded as JPEG"):
         encode_jpeg(np.zeros((1, 70_000, 3), np.uint8), 80)
 
 
@@ -288,7 +288,7 @@ def test_frames_that_no_jpeg_can_hold_have_no_pictures_and_end_nothing(caplog):
     results = [result_of_width(width) for width in (64, 65_501, 70_000, 65_500)]
     made = list(encode_images(results, lambda kind, source: True, 80, metrics))
     assert [picture.result.frame.size[1] for picture in made] == [64, 65_500]
-    assert metrics.pictures_dropped_total() == 2
+    assert metrics.images_dropped_total() == 2
     assert caplog.messages == [
-        "gate: frames of 65501 x 2 pixels have no pictures: JPEG takes sides of 65500"
+        "gate: frames of 65501 x 2 pixels have no images: JPEG sides are at most 65500"
     ]
