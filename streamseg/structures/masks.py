@@ -347,7 +347,7 @@ class Mask:
 
     @property
     def is_box(self) -> bool:
-        """Whether the mask is the box of an instance without a mask."""
+        """True if the mask is the box of an instance without a mask."""
         return bool(self._masks.from_box[self._row])
 
     @property
