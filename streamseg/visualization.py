@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from streamseg.errors import StreamsegError
+from streamseg.errors import ArgumentError, StreamsegError
 from streamseg.structures.masks import BoolArray, Masks
 from streamseg.structures.results import NOT_TRACKED, Image, Instances, Result, Segment
 
@@ -65,6 +65,8 @@ def annotate(
 ) -> Image:
     """Draw masks, outlines and labels on a copy of an image.
 
+        annotated = streamseg.annotate(image, model.predict([image])[0])
+
     The color of an instance is that of its track, or of its category if it is not tracked. Line
     width and text size depend on the size of the image.
 
@@ -77,8 +79,15 @@ def annotate(
         uint8 (H, W, 3) RGB.
 
     Raises:
+        ArgumentError: an argument has another type, dtype or shape.
         StreamsegError: ``instances`` have another frame size.
     """
+    if not isinstance(image, np.ndarray):
+        raise ArgumentError(f"image must be an array (H, W, 3), not {type(image).__name__}")
+    if image.dtype != np.uint8 or image.shape[2:] != (3,):
+        raise ArgumentError(f"image must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+    if not isinstance(instances, Instances):
+        raise ArgumentError(f"instances must be Instances, not {type(instances).__name__}")
     canvas = image.copy()
     for segment in segments or ():
         if not segment.thing:

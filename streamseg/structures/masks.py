@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from streamseg.errors import ArgumentError, MaskError, RowError
+from streamseg.errors import MaskError
+from streamseg.structures.indexing import row_index, row_number
 from streamseg.structures.mask_overlap import box_iou as box_iou  # noqa: PLC0414 - public here
 from streamseg.structures.mask_overlap import (
     intersection_area,
@@ -419,40 +420,6 @@ def check_size(size: Size, max_pixels: int = MAX_PIXELS) -> Size:
     if height < 1 or width < 1 or height * width > max_pixels:
         raise MaskError(f"a frame of {height} x {width} pixels is empty or over {max_pixels}")
     return height, width
-
-
-def row_index(rows: slice | npt.NDArray[Any] | Sequence[int], count: int) -> IntArray:
-    """Convert a slice, index array or boolean array to row indices, int64.
-
-    Raises:
-        RowError: a row does not exist.
-        ArgumentError: ``rows`` has another type.
-    """
-    if isinstance(rows, slice):
-        return np.arange(count)[rows]
-    try:
-        index = np.asarray(rows)
-        index = index if index.size else index.astype(np.int64)
-        if index.ndim != 1 or index.dtype.kind not in "biu":
-            raise ArgumentError(
-                "rows are selected by a number, a slice, or a list of numbers or booleans, "
-                f"not {type(rows).__name__}"
-            )
-        selected: IntArray = np.arange(count)[index]
-    except IndexError as error:
-        raise RowError(f"there are {count} rows: {error}") from None
-    return selected
-
-
-def row_number(row: int | np.integer[Any], count: int) -> int:
-    """Return the index of a row, from 0; negative numbers count from the end.
-
-    Raises:
-        RowError: the row does not exist.
-    """
-    if not -count <= row < count:
-        raise RowError(f"there is no row {row}: there are {count}")
-    return int(row) % count
 
 
 def _to_numbers(name: str, values: npt.ArrayLike, columns: int, kinds: str) -> npt.NDArray[Any]:

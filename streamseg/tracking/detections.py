@@ -60,7 +60,7 @@ class Detections:
     features: Reals
 
     @classmethod
-    def of(cls, instances: Instances, *, use_masks: bool) -> Detections:
+    def from_instances(cls, instances: Instances, *, use_masks: bool) -> Detections:
         """Prepare the instances of a frame; without ``use_masks`` their boxes count as masks."""
         bounds = instances.boxes.astype(np.float64).reshape(-1, 2, 2).transpose(0, 2, 1)
         bounds[:, :, 1] = np.maximum(bounds[:, :, 1], bounds[:, :, 0] + MIN_EXTENT)

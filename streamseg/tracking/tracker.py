@@ -83,7 +83,8 @@ class Tracker:
 
         tracker = Tracker(lost_track_seconds=2.0)
         for frame in source.frames():
-            instances = tracker.update(model.predict(frame.image), pts=frame.pts)
+            instances = model.predict([frame.image])[0]
+            instances = tracker.update(instances, pts=frame.pts)
             print(instances.track_ids)
     """
 
@@ -142,7 +143,7 @@ class Tracker:
             raise ArgumentError(f"pts must be seconds, not {pts!r}")
         if not math.isfinite(pts):
             raise StreamsegError(f"a frame at {pts} s can't be tracked: its time must be finite")
-        detections = Detections.of(instances, use_masks=self.settings.use_masks)
+        detections = Detections.from_instances(instances, use_masks=self.settings.use_masks)
         if self._tracks is None:
             tracks = Tracks.start(detections.select(np.zeros(len(detections), np.bool_)))
             hits_needed = 1
