@@ -6,7 +6,7 @@ import contextlib
 import json
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streamseg.viewer.browser_session import MAX_UNACKNOWLEDGED, BrowserSession
@@ -73,7 +73,6 @@ def test_frames_of_hidden_sources_are_removed() -> None:
     assert session.pop_message() is None
 
 
-@settings(max_examples=50)
 @given(
     st.one_of(
         st.text('{}[]":,kindlooksenpgat019.e-\\ \0é', max_size=200),
