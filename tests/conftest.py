@@ -19,8 +19,8 @@ settings.register_profile(
     "streamseg", deadline=None, print_blob=True, derandomize="CI" in os.environ
 )
 settings.load_profile("streamseg")
-"""Without deadlines, because the duration of an example depends on the machine. In CI the examples are
-always the same, so that a failure is caused by the change under test."""
+"""Without deadlines, because the duration of an example depends on the machine. In CI the examples
+are always the same, so that a failure is caused by the change under test."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,7 +48,7 @@ def nanomask() -> Segmenter:
 def streamseg(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """Run ``streamseg …`` in an empty folder and in this process, because importing torch is slow."""
+    """Run ``streamseg …`` in an empty folder, in this process because importing torch is slow."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")

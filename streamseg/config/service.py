@@ -50,7 +50,7 @@ class Thresholds(Section, frozen=True, kw_only=True):
         max_instances: maximum number of instances; those with the highest scores are kept.
         classes: names of the classes to keep; empty keeps all.
         class_agnostic_iou: mask IoU above which the instance with the lower score is removed,
-            whatever its class. Applied after the other thresholds, before ``max_instances``.
+            also if its class differs. Applied after the other thresholds, before ``max_instances``.
             ``null`` disables it; ``auto`` is the value of the model in ``serve``, ``process`` and
             ``demo``, and disables it elsewhere.
         region: corners x, y of a polygon in pixels; instances are kept if the center of their box
@@ -293,7 +293,18 @@ class MqttConfig(Section, frozen=True, kw_only=True):
 
 
 class Config(Section, frozen=True, kw_only=True):
-    """Config of a service."""
+    """Config of a service.
+
+    Attributes:
+        sources: sources of frames, at least one.
+        model: model, weights and device.
+        thresholds: filter of the instances of all sources without thresholds of their own.
+        worker: batching.
+        tracker: tracker of each source.
+        publish: ZeroMQ publisher.
+        control: HTTP API.
+        mqtt: MQTT sink; None disables it.
+    """
 
     sources: tuple[SourceConfig, ...]
     model: ModelConfig = ModelConfig()

@@ -26,7 +26,7 @@ from streamseg.structures.mask_overlap import (
     safe_ratio,
     window_intersections,
 )
-from streamseg.structures.polygons import outer_rings
+from streamseg.structures.polygons import trace_outlines
 from streamseg.structures.rle import crop_to_runs, parse_all_counts, parse_counts, runs_to_crop
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -77,7 +77,7 @@ class Masks:
 
     @classmethod
     def empty(cls, size: Size) -> Masks:
-        """Return no masks."""
+        """Return ``Masks`` with no rows."""
         return cls(check_size(size), crops=(), windows=np.zeros((0, 4), np.int64), counts=())
 
     @classmethod
@@ -265,7 +265,7 @@ class Masks:
         return boxes
 
     def to_rle(self) -> list[RLE]:
-        """Convert to COCO RLE, as used by pycocotools and JSON."""
+        """Convert to COCO RLE of the full frame; the dicts can be written as JSON."""
         return [RLE(size=list(self.size), counts=counts) for counts in self.counts]
 
     def to_arrays(self) -> BoolArray:
@@ -390,7 +390,8 @@ class Mask:
         """
         x, y, _, _ = self.window
         return [
-            np.add(ring, (x, y)).ravel().astype(float).tolist() for ring in outer_rings(self.crop)
+            np.add(ring, (x, y)).ravel().astype(float).tolist()
+            for ring in trace_outlines(self.crop)
         ]
 
     def __eq__(self, other: object) -> bool:

@@ -129,13 +129,13 @@ class Instances(PickledByFields):
         rows = len(self.masks)
         ids = np.full(rows, NOT_TRACKED) if self.track_ids is None else self.track_ids
         columns = {
-            "boxes": _column("boxes", self.boxes, np.float32, (-1, 4)),
-            "scores": _column("scores", self.scores, np.float32, (-1,)),
-            "labels": _column("labels", self.labels, np.int64, (-1,)),
-            "track_ids": _column("track_ids", ids, np.int64, (-1,)),
+            "boxes": _to_column("boxes", self.boxes, np.float32, (-1, 4)),
+            "scores": _to_column("scores", self.scores, np.float32, (-1,)),
+            "labels": _to_column("labels", self.labels, np.int64, (-1,)),
+            "track_ids": _to_column("track_ids", ids, np.int64, (-1,)),
         }
         if self.features is not None:
-            columns["features"] = _column("features", self.features, np.float32, None)
+            columns["features"] = _to_column("features", self.features, np.float32, None)
         for name, column in columns.items():
             if len(column) != rows:
                 raise ArgumentError(f"{name} has {len(column)} rows, masks has {rows}")
@@ -145,7 +145,7 @@ class Instances(PickledByFields):
 
     @classmethod
     def empty(cls, size: Size, categories: Mapping[int, str]) -> Instances:
-        """Return no instances, in a frame of ``size``."""
+        """Return ``Instances`` with no rows, for a frame of ``size``."""
         column = np.zeros(0)
         return cls(np.zeros((0, 4)), column, column, Masks.empty(size), categories)  # type: ignore[arg-type]
 
@@ -262,11 +262,11 @@ class Instances(PickledByFields):
 
     @property
     def names(self) -> list[str]:
-        """Category names, N strings; an id without a name gives its number."""
+        """Category names, N strings; for an id without a name, the id as text."""
         return [self.categories.get(label, str(label)) for label in self.labels.tolist()]
 
     def with_track_ids(self, track_ids: npt.ArrayLike) -> Instances:
-        """Return the same rows with track ids, int (N,)."""
+        """Return a copy with the given track ids, int (N,)."""
         return replace(self, track_ids=cast(IntArray, track_ids))  # converted by the constructor
 
     def __len__(self) -> int:
@@ -316,7 +316,7 @@ class Result(PickledByFields):
         return self.frame.source
 
 
-def _column(name: str, values: Any, dtype: type[Any], shape: tuple[int, ...] | None) -> Any:
+def _to_column(name: str, values: Any, dtype: type[Any], shape: tuple[int, ...] | None) -> Any:
     """Convert ``values`` to an array of ``dtype`` and ``shape``; -1 stands for the rows."""
     try:
         array = np.asarray(values)

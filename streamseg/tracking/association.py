@@ -47,13 +47,13 @@ MIN_VOTE_RATIO = 2
 """Minimum ratio of the votes for a camera shift to those for no shift."""
 
 
-def camera_shift(tracks: Tracks, detections: Detections) -> Reals:
+def estimate_camera_shift(tracks: Tracks, detections: Detections) -> Reals:
     """Estimate the shift of the camera since the previous frame in pixels, float64 (2,).
 
     Each comparable pair votes for its displacement (Hough voting). The displacement with the most
     votes is used if it has the votes of half of the recent tracks, and many more than no shift.
     """
-    rows, columns = np.nonzero(_comparable(tracks, detections))
+    rows, columns = np.nonzero(_find_comparable_pairs(tracks, detections))
     moves = detections.bounds[columns].mean(axis=2) - tracks.bounds[rows].mean(axis=2)
     sizes = box_sizes(tracks.bounds)[rows]
     proposals = np.concatenate([np.zeros((1, 2)), moves])
@@ -67,7 +67,7 @@ def camera_shift(tracks: Tracks, detections: Detections) -> Reals:
     return np.asarray(np.median(moves[agrees[best]], axis=0))
 
 
-def _comparable(tracks: Tracks, detections: Detections) -> BoolArray:
+def _find_comparable_pairs(tracks: Tracks, detections: Detections) -> BoolArray:
     """Return the pairs of recent tracks and detections with similar size and position, (T, N)."""
     sizes, others = box_sizes(tracks.bounds)[:, None], box_sizes(detections.bounds)[None]
     offsets = tracks.bounds.mean(axis=2)[:, None] - detections.bounds.mean(axis=2)[None]
@@ -79,9 +79,9 @@ def _comparable(tracks: Tracks, detections: Detections) -> BoolArray:
     return np.asarray(is_near & is_similar & is_same)
 
 
-def pair_scores(tracks: Tracks, detections: Detections) -> Reals:
+def score_pairs(tracks: Tracks, detections: Detections) -> Reals:
     """Return the score of each pair of track and detection, (T, N); 0 for impossible pairs."""
-    similarity = _similarities(tracks, detections)
+    similarity = _compute_similarities(tracks, detections)
     is_recent = (tracks.frames_since_hit == 1)[:, None]
     is_possible = similarity >= np.where(is_recent, MIN_SIMILARITY_RECENT, MIN_SIMILARITY_LOST)
     appearance_similarity = tracks.features @ detections.features.T
@@ -105,16 +105,18 @@ def match_across_classes(tracks: Tracks, detections: Detections, matched: IntArr
     )
     free_tracks[matched[0]] = free_detections[matched[1]] = False
     similarity = np.zeros((len(free_tracks), len(free_detections)))
-    similarity[np.ix_(free_tracks, free_detections)] = _similarities(
+    similarity[np.ix_(free_tracks, free_detections)] = _compute_similarities(
         tracks.select(free_tracks), detections.select(free_detections), same_class=False
     )
     scores = np.where(similarity >= MIN_SIMILARITY_OTHER_CLASS, similarity, 0.0)
     return assign_pairs(scores, free_tracks, free_detections)
 
 
-def _similarities(tracks: Tracks, detections: Detections, *, same_class: bool = True) -> Reals:
+def _compute_similarities(
+    tracks: Tracks, detections: Detections, *, same_class: bool = True
+) -> Reals:
     """Return the similarity of predicted tracks and detections, float64 (T, N), 0 to 1."""
-    boxes = bounds_iou(_expand(tracks.bounds), _expand(detections.bounds))
+    boxes = bounds_iou(_expand_boxes(tracks.bounds), _expand_boxes(detections.bounds))
     boxes *= (tracks.labels[:, None] == detections.labels[None]) == same_class
     rows, columns = np.nonzero(boxes)  # masks are only compared for these pairs
     masks = np.zeros_like(boxes)
@@ -142,7 +144,7 @@ def assign_pairs(scores: Reals, rows: BoolArray, columns: BoolArray) -> IntArray
     return np.stack([row_indices[i[is_possible]], column_indices[j[is_possible]]])
 
 
-def _expand(bounds: Reals) -> Reals:
+def _expand_boxes(bounds: Reals) -> Reals:
     """Enlarge boxes by ``BOX_EXPANSION`` of their width and height on each side."""
     margin = BOX_EXPANSION * (bounds[:, :, 1:] - bounds[:, :, :1])
     return np.concatenate([bounds[:, :, :1] - margin, bounds[:, :, 1:] + margin], axis=2)

@@ -72,7 +72,7 @@ class Detections:
         std = (BOUND_STD + OCCLUDED_STD * occluded) * box_sizes(bounds)[:, None, None]
         features = np.zeros((len(bounds), 0))
         if instances.features is not None:
-            features = unit_vectors(instances.features)
+            features = normalize_rows(instances.features)
         return cls(bounds, std**2, masks, instances.scores, instances.labels, features)
 
     def __len__(self) -> int:
@@ -159,7 +159,7 @@ def _is_on_border(bounds: Reals, size: Size) -> BoolArray:
     return np.stack([bounds[:, :, 0] <= 1, bounds[:, :, 1] >= limits - 1], axis=2)
 
 
-def unit_vectors(vectors: npt.NDArray[Any]) -> Reals:
+def normalize_rows(vectors: npt.NDArray[Any]) -> Reals:
     """Scale rows to unit length, float64; zero rows stay zero."""
     rows = vectors.astype(np.float64)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))

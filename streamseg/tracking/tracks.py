@@ -23,7 +23,7 @@ from streamseg.tracking.detections import (
     Detections,
     Reals,
     box_sizes,
-    unit_vectors,
+    normalize_rows,
 )
 
 ACCELERATION = 0.3
@@ -134,7 +134,7 @@ class Tracks:
         self.masks[rows] = detections.masks
         self.labels[rows] = detections.labels
         previous = APPEARANCE_MOMENTUM * self.features[rows]
-        self.features[rows] = unit_vectors(
+        self.features[rows] = normalize_rows(
             previous + (1 - APPEARANCE_MOMENTUM) * detections.features
         )
         self.hits[rows] += 1

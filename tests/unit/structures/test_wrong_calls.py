@@ -164,6 +164,12 @@ def test_invalid_call_raises_a_package_error_in_one_line(call):
     assert len(str(caught.value)) < 6000
 
 
+@pytest.mark.parametrize("name", [name for name in streamseg.__all__ if name != "serve"])
+def test_public_name_is_importable_and_documented(name):
+    assert name in dir(streamseg)
+    assert name == "__version__" or getattr(streamseg, name).__doc__
+
+
 def test_errors_are_also_builtin_errors():
     with pytest.raises(IndexError):
         BOX[5]
