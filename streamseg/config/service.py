@@ -98,7 +98,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
 
 class SourceConfig(Section, frozen=True, kw_only=True):
-    """Source of frames.
+    """Recorded or live source of frames.
 
     Attributes:
         url: recorded source: video file, folder or glob of images, or ``test:`` (synthetic test
@@ -181,7 +181,7 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
 
 
 class TrackerConfig(Section, frozen=True, kw_only=True):
-    """Tracker.
+    """Multi-object tracker of each source.
 
     Attributes:
         enabled: whether to track; otherwise all track ids are -1.

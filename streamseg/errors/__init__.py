@@ -165,7 +165,7 @@ class StageError(StreamsegError):
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Convert a failed import in this context, or in a decorated function.
+    """Convert failed imports to ``MissingExtraError``; a context manager and decorator.
 
     Args:
         extra: extra that installs the packages.

@@ -26,7 +26,7 @@ def box_iou(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Reals:
 
 
 def safe_ratio(numerator: Reals, denominator: Reals) -> Reals:
-    """Divide; the result is 0 where the denominator is 0."""
+    """Return ``numerator / denominator``, and 0 where the denominator is 0."""
     ratio: Reals = np.divide(
         numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0
     )

@@ -68,7 +68,7 @@ def estimate_camera_shift(tracks: Tracks, detections: Detections) -> Reals:
 
 
 def _find_comparable_pairs(tracks: Tracks, detections: Detections) -> BoolArray:
-    """Return the pairs of recent tracks and detections with similar size and position, (T, N)."""
+    """Return true for recent tracks and detections of similar size and position, bool (T, N)."""
     sizes, others = box_sizes(tracks.bounds)[:, None], box_sizes(detections.bounds)[None]
     offsets = tracks.bounds.mean(axis=2)[:, None] - detections.bounds.mean(axis=2)[None]
     is_near = np.hypot(offsets[..., 0], offsets[..., 1]) < sizes

@@ -154,7 +154,7 @@ def _occluded_fractions(bounds: Reals, masks: BoolArray) -> Reals:
 
 
 def _is_on_border(bounds: Reals, size: Size) -> BoolArray:
-    """Return which bounds lie on the border of the frame, bool (N, 2, 2)."""
+    """Return true for bounds on the border of the frame, bool (N, 2, 2)."""
     limits = np.array(size[::-1])
     return np.stack([bounds[:, :, 0] <= 1, bounds[:, :, 1] >= limits - 1], axis=2)
 

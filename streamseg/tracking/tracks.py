@@ -143,7 +143,7 @@ class Tracks:
 
 
 def match_feature_lengths(tracks: Tracks, detections: Detections) -> tuple[Tracks, Detections]:
-    """Give tracks and detections features of equal length: missing features become zeros.
+    """Replace missing features by zeros, so that tracks and detections have the same length.
 
     Raises:
         StreamsegError: the length of the features has changed.

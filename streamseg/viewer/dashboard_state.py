@@ -206,24 +206,31 @@ class SourceStatistics:
         """True if no more messages will follow."""
         return self.status is not None and self.status.state in protocol.FINAL
 
+    def displayed_state(self, silence: str) -> tuple[DisplayedState, str]:
+        """Return the state and its reason.
+
+        Args:
+            silence: description of the silence of the service; empty if it is not silent.
+        """
+        if silence and not self.is_final:
+            return "silent", silence
+        if self.status is None:
+            return ("live" if self._latest else "connecting"), ""
+        return self.status.state, self.status.reason
+
     def view(self, source: str, lost: int, silence: str, now: float) -> SourceView:
         """Return the numbers for the page.
 
         Args:
             source: source name.
             lost: number of lost messages.
-            silence: description of the silence of the service; empty if it is not silent.
+            silence: as in ``displayed_state``.
             now: current time.
         """
         recent = [arrival for arrival in self._arrivals if now - arrival.at <= RATE_WINDOW]
         ages_ms = [arrival.age_ms for arrival in recent]
         status, latest = self.status, self._latest
-        if silence and not self.is_final:
-            state, reason = _silent(silence)
-        elif status is None:
-            state, reason = ("live" if latest else "connecting"), ""
-        else:
-            state, reason = status.state, status.reason
+        state, reason = self.displayed_state(silence)
         return SourceView(
             source=source,
             state=state,
@@ -337,14 +344,8 @@ class DashboardState:
 
     def message(self, now: float) -> DashboardMessage:
         """Return the message for the page."""
-        silence = self._silence(now)
-        status = self._service.status
-        if silence and not self._service.is_final:
-            state, reason = _silent(silence)
-        elif status is None:
-            state, reason = "connecting", ""
-        else:
-            state, reason = status.state, status.reason
+        silence = self._describe_silence(now)
+        state, reason = self._service.displayed_state(silence)
         names = sorted(self._sources)
         return DashboardMessage(
             address=self._address,
@@ -361,17 +362,13 @@ class DashboardState:
     def _statistics(self, name: str, now: float) -> SourceStatistics:
         return self._sources.setdefault(name, SourceStatistics(now)) if name else self._service
 
-    def _silence(self, now: float) -> str:
+    def _describe_silence(self, now: float) -> str:
         """Describe the silence of the service; return an empty string if it is not silent."""
         statistics_of_all = [self._service, *self._sources.values()]
         seconds = now - max(each.last_message_at for each in statistics_of_all)
         if not SILENCE_TIMEOUT < seconds < math.inf:
             return ""
         return f"no word from the service for {seconds:.0f} s"
-
-
-def _silent(silence: str) -> tuple[DisplayedState, str]:
-    return "silent", silence
 
 
 def _status_id(status: StatusMessage) -> tuple[str, int]:
