@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from streamseg.errors import ArgumentError, MaskError
+from streamseg.structures.arrays import DoubleArray
 from streamseg.structures.masks import Masks, Size, check_size
 
 MAX_COORDINATE = 100_000
@@ -25,8 +26,6 @@ MAX_OUTLINE = 4_000_000
 """Maximum total length of the polygon outlines of one mask, in pixels."""
 
 _MAX_FLOAT = float(np.finfo(np.float32).max)
-
-Numbers: TypeAlias = npt.NDArray[np.float64]
 
 
 NOT_TRACKED = -1
@@ -142,14 +141,14 @@ def _parse_integer(row: Mapping[Any, Any], key: str, number: int) -> int:
     return int(value)
 
 
-def _parse_polygons(segmentation: Sequence[Any] | npt.NDArray[Any]) -> list[Numbers]:
+def _parse_polygons(segmentation: Sequence[Any] | npt.NDArray[Any]) -> list[DoubleArray]:
     parts = list(segmentation)
     if all(np.isscalar(part) for part in parts):  # a single polygon
         parts = [parts]
     return [_parse_polygon(part) for part in parts]
 
 
-def _parse_polygon(values: Any) -> Numbers:
+def _parse_polygon(values: Any) -> DoubleArray:
     try:
         numbers = np.asarray(values)
     except ValueError:  # lists of different lengths
@@ -163,7 +162,7 @@ def _parse_polygon(values: Any) -> Numbers:
     return corners
 
 
-def _encode_polygons(polygons: Sequence[Numbers], size: Size) -> bytes:
+def _encode_polygons(polygons: Sequence[DoubleArray], size: Size) -> bytes:
     height, width = check_size(size)
     steps = [p.reshape(-1, 2) - np.roll(p.reshape(-1, 2), 1, axis=0) for p in polygons]
     outline = sum(float(np.abs(step).max(axis=1).sum()) for step in steps)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streamseg.errors import ArgumentError, RowError
-
-IntArray: TypeAlias = npt.NDArray[np.int64]
+from streamseg.structures.arrays import IntArray
 
 
 def row_index(rows: slice | npt.NDArray[Any] | Sequence[int], count: int) -> IntArray:

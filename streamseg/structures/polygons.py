@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-IntArray: TypeAlias = npt.NDArray[np.int64]
+from streamseg.structures.arrays import BoolArray, IntArray
 
 
 def trace_outlines(crop: BoolArray) -> Iterator[IntArray]:

@@ -8,15 +8,12 @@ differences to the run before the previous one, in a base-32 code of printable A
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from streamseg.errors import MaskError
-
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-IntArray: TypeAlias = npt.NDArray[np.int64]
+from streamseg.structures.arrays import BoolArray, IntArray
 
 
 def parse_counts(text: str) -> IntArray:

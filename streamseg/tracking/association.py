@@ -15,11 +15,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from streamseg.structures.arrays import DoubleArray
 from streamseg.structures.masks import BoolArray, IntArray
 from streamseg.tracking.detections import (
     GRID,
     Detections,
-    Reals,
     bounds_iou,
     box_sizes,
     lookup_masks,
@@ -47,7 +47,7 @@ MIN_VOTE_RATIO = 2
 """Minimum ratio of the votes for a camera shift to those for no shift."""
 
 
-def estimate_camera_shift(tracks: Tracks, detections: Detections) -> Reals:
+def estimate_camera_shift(tracks: Tracks, detections: Detections) -> DoubleArray:
     """Estimate the shift of the camera since the previous frame in pixels, float64 (2,).
 
     Each comparable pair votes for its displacement (Hough voting). The displacement with the most
@@ -79,7 +79,7 @@ def _find_comparable_pairs(tracks: Tracks, detections: Detections) -> BoolArray:
     return np.asarray(is_near & is_similar & is_same)
 
 
-def score_pairs(tracks: Tracks, detections: Detections) -> Reals:
+def score_pairs(tracks: Tracks, detections: Detections) -> DoubleArray:
     """Return the score of each pair of track and detection, (T, N); 0 for impossible pairs."""
     similarity = _compute_similarities(tracks, detections)
     is_recent = (tracks.frames_since_hit == 1)[:, None]
@@ -114,7 +114,7 @@ def match_across_classes(tracks: Tracks, detections: Detections, matched: IntArr
 
 def _compute_similarities(
     tracks: Tracks, detections: Detections, *, same_class: bool = True
-) -> Reals:
+) -> DoubleArray:
     """Return the similarity of predicted tracks and detections, float64 (T, N), 0 to 1."""
     boxes = bounds_iou(_expand_boxes(tracks.bounds), _expand_boxes(detections.bounds))
     boxes *= (tracks.labels[:, None] == detections.labels[None]) == same_class
@@ -129,7 +129,7 @@ def _compute_similarities(
     return (boxes + masks) / 2
 
 
-def assign_pairs(scores: Reals, rows: BoolArray, columns: BoolArray) -> IntArray:
+def assign_pairs(scores: DoubleArray, rows: BoolArray, columns: BoolArray) -> IntArray:
     """Assign pairs with the maximum total score, int64 (2, pairs).
 
     Args:
@@ -144,13 +144,13 @@ def assign_pairs(scores: Reals, rows: BoolArray, columns: BoolArray) -> IntArray
     return np.stack([row_indices[i[is_possible]], column_indices[j[is_possible]]])
 
 
-def _expand_boxes(bounds: Reals) -> Reals:
+def _expand_boxes(bounds: DoubleArray) -> DoubleArray:
     """Enlarge boxes by ``BOX_EXPANSION`` of their width and height on each side."""
     margin = BOX_EXPANSION * (bounds[:, :, 1:] - bounds[:, :, :1])
     return np.concatenate([bounds[:, :, :1] - margin, bounds[:, :, 1:] + margin], axis=2)
 
 
-def mask_iou(a: Reals, masks_a: BoolArray, b: Reals, masks_b: BoolArray) -> Reals:
+def mask_iou(a: DoubleArray, masks_a: BoolArray, b: DoubleArray, masks_b: BoolArray) -> DoubleArray:
     """Return the IoU of P pairs of sampled masks, each stretched to its box, float64 (P,).
 
     Both masks are evaluated on a grid over the intersection of their boxes, so the cost does not

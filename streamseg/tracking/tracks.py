@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from streamseg.errors import StreamsegError
+from streamseg.structures.arrays import DoubleArray
 from streamseg.structures.masks import BoolArray, IntArray
 from streamseg.structures.results import NOT_TRACKED
 from streamseg.tracking.detections import (
     MIN_EXTENT,
     Detections,
-    Reals,
     box_sizes,
     normalize_rows,
 )
@@ -54,15 +54,15 @@ class Tracks:
         seconds_since_hit: float64 (T,), time since the latest match.
     """
 
-    states: Reals
-    covariances: Reals
+    states: DoubleArray
+    covariances: DoubleArray
     masks: BoolArray
     labels: IntArray
-    features: Reals
+    features: DoubleArray
     ids: IntArray
     hits: IntArray
     frames_since_hit: IntArray
-    seconds_since_hit: Reals
+    seconds_since_hit: DoubleArray
 
     @classmethod
     def start(cls, detections: Detections) -> Tracks:
@@ -86,7 +86,7 @@ class Tracks:
         )
 
     @property
-    def bounds(self) -> Reals:
+    def bounds(self) -> DoubleArray:
         """Bounds of the boxes, float64 (T, 2, 2), ``[[x1, x2], [y1, y2]]``."""
         return self.states[:, :, :2]
 
