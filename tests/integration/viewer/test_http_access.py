@@ -183,7 +183,7 @@ def test_port_in_use_is_reported_in_one_line() -> None:
     ("options", "message"),
     [
         ({"address": "udp://x:1"}, "isn't an address"),
-        ({"sources": ["a/b"]}, "can't be a source"),
+        ({"sources": ["a/b"]}, "'a/b'"),
         ({"allow_hosts": ["http://x"]}, "--allow-host"),
         ({"allow_hosts": ["*"]}, "--allow-host"),
         ({"port": 99999}, "--port 99999: must be from 0 to 65535"),
