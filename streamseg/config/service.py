@@ -319,4 +319,4 @@ class Config(Section, frozen=True, kw_only=True):
         if not self.sources:
             raise ImpossibleValueError("sources is empty: name at least one")
         if self.mqtt is not None and not self.tracker.enabled:
-            raise ImpossibleValueError("mqtt counts tracks: set tracker.enabled")
+            raise ImpossibleValueError("mqtt counts tracks: it needs tracker.enabled")

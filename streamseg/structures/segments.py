@@ -53,7 +53,7 @@ def segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
     ids = np.zeros(size, np.int32)
     for segment in segments:
         if not 0 < segment.id <= MAX_SEGMENT_ID:
-            raise StreamsegError(f"segment {segment.id}: ids must be from 1 to {MAX_SEGMENT_ID}")
+            raise StreamsegError(f"segment {segment.id}: ids go from 1 to {MAX_SEGMENT_ID}")
         x1, y1, x2, y2 = segment.mask.window
         ids[y1:y2, x1:x2][segment.mask.crop] = segment.id
     return ids
