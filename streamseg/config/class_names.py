@@ -13,6 +13,7 @@ ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
 """Names in the order of the model outputs (ids from 1), or names by category id."""
 
 MAX_ID = 2**53
+"""Largest category id: JSON numbers are exact up to it."""
 _MAX_FILE_BYTES = 1 << 20
 
 
