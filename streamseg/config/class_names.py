@@ -54,7 +54,7 @@ def parse_class_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def numbered_names(count: int) -> list[str]:
+def number_class_names(count: int) -> list[str]:
     """Return ``class_1``, ``class_2``, … for classes without names."""
     return [f"class_{number}" for number in range(1, count + 1)]
 

@@ -68,7 +68,7 @@ def validate(raw: dict[str, Any], where: str) -> Config:
         ConfigError: the config is invalid; the message has the path and what was expected.
     """
     config = convert(raw, Config, where)
-    names = source_names([(s.name, s.url) for s in config.sources])
+    names = assign_source_names([(s.name, s.url) for s in config.sources])
     _check_unique_names(names, where)
     named = [msgspec.structs.replace(s, name=n) for s, n in zip(config.sources, names, strict=True)]
     return msgspec.structs.replace(config, sources=tuple(named))
@@ -106,7 +106,7 @@ def _check_unique_names(names: Sequence[str], where: str) -> None:
         known[name.casefold()] = name
 
 
-def source_config(source: SourceConfig | str | os.PathLike[str], **options: Any) -> SourceConfig:
+def to_source_config(source: SourceConfig | str | os.PathLike[str], **options: Any) -> SourceConfig:
     """Return a validated source config for a config, a URL or a path.
 
     Args:
@@ -125,7 +125,7 @@ def source_config(source: SourceConfig | str | os.PathLike[str], **options: Any)
     return convert(msgspec.structs.asdict(source) | options, SourceConfig, "the source")
 
 
-def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
+def assign_source_names(named: Sequence[tuple[str, str]]) -> list[str]:
     """Return unique source names.
 
     Args:

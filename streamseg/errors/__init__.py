@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from streamseg.errors.redaction import printable as printable
+from streamseg.errors.redaction import escape_unprintable as escape_unprintable
 from streamseg.errors.redaction import redact as redact
 from streamseg.errors.redaction import redact_address as redact_address
 
@@ -47,7 +47,7 @@ class StreamsegError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return escape_unprintable(super().__str__())
 
 
 class UsageError(StreamsegError):

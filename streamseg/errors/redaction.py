@@ -50,7 +50,7 @@ def redact_address(address: str) -> str:
     return address if redacted == joined else redacted
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Escape control characters and line breaks in ``text``."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

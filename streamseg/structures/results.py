@@ -30,7 +30,7 @@ from streamseg.structures.masks import (
     check_size,
 )
 from streamseg.structures.pickling import PickledByFields
-from streamseg.structures.segments import MAX_SEGMENT_ID, Segment, SegmentMap, segment_map
+from streamseg.structures.segments import MAX_SEGMENT_ID, Segment, SegmentMap, draw_segment_map
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 SOURCE_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
@@ -346,6 +346,6 @@ __all__ = [
     "Segment",
     "SegmentMap",
     "Size",
+    "draw_segment_map",
     "is_number",
-    "segment_map",
 ]

@@ -37,7 +37,7 @@ class Segment(PickledByFields):
     mask: Mask
 
 
-def segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
+def draw_segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
     """Return a map of segment ids.
 
     Args:

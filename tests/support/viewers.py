@@ -54,7 +54,7 @@ def port_of(running: Viewer) -> int:
 
 def is_image_requested(service: Service, source: str = "gate") -> bool:
     """Return whether a viewer subscribes to the images of a source."""
-    return service.publisher.wants("video", source)
+    return service.publisher.has_image_subscribers("video", source)
 
 
 class Page:
@@ -66,7 +66,7 @@ class Page:
     def send(self, kind: str, **fields: object) -> None:
         self.socket.send(json.dumps({"kind": kind, **fields}))
 
-    def look(self, *sources: str) -> None:
+    def request_sources(self, *sources: str) -> None:
         """Request the frames of sources."""
         self.send("look", sources=list(sources))
 
@@ -100,7 +100,9 @@ class Page:
         assert close is not None, "disconnected without a close frame"
         return close
 
-    def board(self, condition: Callable[[dict], object] = bool, within: float = 8) -> dict:
+    def wait_for_dashboard(
+        self, condition: Callable[[dict], object] = bool, within: float = 8
+    ) -> dict:
         """Receive until a dashboard message satisfies ``condition``; acknowledge frames."""
         deadline = time.monotonic() + within
         latest = None
@@ -117,15 +119,19 @@ class Page:
 
 
 @contextlib.contextmanager
-def page(
-    running: Viewer, *, host: str | None = None, looks: tuple[str, ...] = (), **options: Any
+def open_client(
+    running: Viewer,
+    *,
+    host: str | None = None,
+    visible_sources: tuple[str, ...] = (),
+    **options: Any,
 ) -> Iterator[Page]:
     """Connect a client to a viewer.
 
     Args:
         running: the viewer.
         host: value of the Host header; by default the address of the viewer.
-        looks: sources whose frames are requested.
+        visible_sources: sources whose frames are requested.
         options: of ``websockets.sync.client.connect``.
     """
     address, _, port = authority(running).rpartition(":")
@@ -136,11 +142,11 @@ def page(
         connect(f"ws://{host}/live", sock=connection, **defaults | options) as websocket,
     ):
         client = Page(websocket)
-        if looks:
-            client.look(*looks)
+        if visible_sources:
+            client.request_sources(*visible_sources)
         yield client
 
 
-def source(dashboard: dict, name: str = "gate") -> dict:
+def source_view(dashboard: dict, name: str = "gate") -> dict:
     """Return the numbers of a source in a dashboard message; empty if it is not listed."""
     return next((view for view in dashboard["sources"] if view["source"] == name), {})

@@ -11,7 +11,7 @@ import time
 import httpx
 import pytest
 from support.publishers import eventually, result, service
-from support.viewers import page, port_of, source, viewer
+from support.viewers import open_client, port_of, source_view, viewer
 from websockets.exceptions import ConnectionClosed
 
 from streamseg.viewer import server
@@ -42,9 +42,9 @@ NO_SERVICE = "tcp://127.0.0.1:9"
     ],
 )
 def test_invalid_message_closes_only_its_own_connection(idle_viewer, message) -> None:
-    with page(idle_viewer) as valid:
-        with page(idle_viewer) as invalid:
-            invalid.board()
+    with open_client(idle_viewer) as valid:
+        with open_client(idle_viewer) as invalid:
+            invalid.wait_for_dashboard()
             invalid.socket.send(message)
             assert invalid.wait_closed().code == 1008
         valid.send("ping", at=1)
@@ -52,7 +52,7 @@ def test_invalid_message_closes_only_its_own_connection(idle_viewer, message) ->
 
 
 def test_message_above_the_size_limit_is_refused(idle_viewer) -> None:
-    with page(idle_viewer) as client:
+    with open_client(idle_viewer) as client:
         client.socket.send(" " * (MAX_MESSAGE_BYTES + 1))
         assert client.wait_closed().code == 1009
 
@@ -60,8 +60,8 @@ def test_message_above_the_size_limit_is_refused(idle_viewer) -> None:
 def test_flood_of_messages_delays_no_other_browser() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 0)
-        with page(shown, looks=("gate",)) as valid, page(shown) as flooding:
-            valid.board(source)
+        with open_client(shown, visible_sources=("gate",)) as valid, open_client(shown) as flooding:
+            valid.wait_for_dashboard(source_view)
             stopped = threading.Event()
 
             def flood() -> None:
@@ -83,9 +83,9 @@ def test_flood_of_messages_delays_no_other_browser() -> None:
 
 def test_browser_above_the_limit_is_refused_until_another_disconnects(idle_viewer) -> None:
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(page(idle_viewer)) for _ in range(MAX_BROWSERS)]
-        clients[-1].board()
-        with page(idle_viewer) as refused:
+        clients = [stack.enter_context(open_client(idle_viewer)) for _ in range(MAX_BROWSERS)]
+        clients[-1].wait_for_dashboard()
+        with open_client(idle_viewer) as refused:
             close = refused.wait_closed()
         assert close.code == 1013
         assert "browsers are looking already" in close.reason
@@ -93,7 +93,7 @@ def test_browser_above_the_limit_is_refused_until_another_disconnects(idle_viewe
         clients[0].socket.close()
 
         def is_accepted() -> bool:
-            with page(idle_viewer) as client, contextlib.suppress(ConnectionClosed):
+            with open_client(idle_viewer) as client, contextlib.suppress(ConnectionClosed):
                 return bool(client.receive())
             return False
 
@@ -104,7 +104,7 @@ def test_connection_without_a_request_is_closed(monkeypatch) -> None:
     monkeypatch.setattr(server, "REQUEST_TIMEOUT", 1)
     with (
         viewer(NO_SERVICE) as shown,
-        page(shown) as older_websocket,
+        open_client(shown) as older_websocket,
         socket.create_connection(("127.0.0.1", port_of(shown)), timeout=20) as idle,
     ):
         idle.sendall(b"GET / HTTP/1.1\r\nHost: ")

@@ -12,11 +12,11 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.viewers import authority, page, port_of, viewer
+from support.viewers import authority, open_client, port_of, viewer
 from websockets.exceptions import InvalidStatus
 
 from streamseg.errors import BindError, UsageError
-from streamseg.service.http_access import Names
+from streamseg.service.http_access import HostNames
 from streamseg.viewer import Viewer
 from streamseg.viewer.server import STATIC_FOLDER
 
@@ -95,7 +95,7 @@ def test_unknown_host_is_refused(idle_viewer, host) -> None:
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1:1", "evil.example:{port}"])
 def test_websocket_with_unknown_host_is_refused(idle_viewer, host) -> None:
     host = host.format(port=port_of(idle_viewer))
-    with pytest.raises(InvalidStatus, match="403"), page(idle_viewer, host=host):
+    with pytest.raises(InvalidStatus, match="403"), open_client(idle_viewer, host=host):
         pass
 
 
@@ -119,37 +119,39 @@ def test_request_with_two_hosts_is_refused(idle_viewer) -> None:
 def test_other_origins_are_refused(idle_viewer, origin) -> None:
     origin = origin.format(port=port_of(idle_viewer))
     assert get(idle_viewer, origin=origin).status_code == 403
-    with pytest.raises(InvalidStatus, match="403"), page(idle_viewer, origin=origin):
+    with pytest.raises(InvalidStatus, match="403"), open_client(idle_viewer, origin=origin):
         pass
 
 
 def test_websocket_without_origin_is_refused(idle_viewer) -> None:
-    with pytest.raises(InvalidStatus, match="403"), page(idle_viewer, origin=None):
+    with pytest.raises(InvalidStatus, match="403"), open_client(idle_viewer, origin=None):
         pass
 
 
 def test_own_origin_is_accepted(idle_viewer) -> None:
     assert get(idle_viewer, origin=idle_viewer.url.rstrip("/")).status_code == 200
-    with page(idle_viewer) as client:
-        assert client.board()["state"] == "connecting"
+    with open_client(idle_viewer) as client:
+        assert client.wait_for_dashboard()["state"] == "connecting"
 
 
 def test_allowed_hosts_are_accepted() -> None:
     with viewer(NO_SERVICE, allow_hosts=["Cams.example.org"]) as running:
         assert get(running, host="cams.example.org").status_code == 200
         assert get(running, host="other.example.org").status_code == 403
-        with page(running, host="cams.example.org", origin="https://cams.example.org") as client:
-            assert client.board()
+        with open_client(
+            running, host="cams.example.org", origin="https://cams.example.org"
+        ) as client:
+            assert client.wait_for_dashboard()
         with (
             pytest.raises(InvalidStatus, match="403"),
-            page(running, host="cams.example.org", origin="https://other.example.org"),
+            open_client(running, host="cams.example.org", origin="https://other.example.org"),
         ):
             pass
 
 
 @given(st.text("[0127.:8]localhstmexpr-LO*@/ ", max_size=40))
 def test_only_exact_host_names_are_known(host) -> None:
-    names = Names.of("127.0.0.1", 8080, ["cams.example.org:443"], "--allow-host")
+    names = HostNames.of("127.0.0.1", 8080, ["cams.example.org:443"], "--allow-host")
     known = {"127.0.0.1:8080", "localhost:8080", "[::1]:8080", "cams.example.org:443"}
     assert (host.lower() in names.authorities) == (host.lower() in known)
 

@@ -26,7 +26,7 @@ from support.viewer_pages import (
     wait_for_image,
 )
 from support.viewers import is_image_requested, viewer
-from support.viewers import page as websocket_client
+from support.viewers import open_client as websocket_client
 
 from streamseg.viewer import server
 from streamseg.visualization import PALETTE, encode_jpeg
@@ -92,7 +92,7 @@ def test_restarted_viewer_is_reconnected(open_page) -> None:
 def test_browser_above_the_limit_displays_the_reason(open_page, monkeypatch) -> None:
     monkeypatch.setattr(server, "MAX_BROWSERS", 1)
     with viewed_camera() as (_, shown, _), websocket_client(shown) as first:
-        first.board()
+        first.wait_for_dashboard()
         page = open_page(shown.url, wait_for_tile=False)
         expect(page.locator("#banner-text")).to_contain_text("1 browsers are looking")
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from support.ports import free_port
 from support.publishers import eventually, instances, jpeg, result, rss, service
-from support.viewers import is_image_requested, page, port_of, source, viewer
+from support.viewers import is_image_requested, open_client, port_of, source_view, viewer
 
 from streamseg.viewer import Viewer, dashboard_state, relay
 from streamseg.viewer.browser_session import MAX_UNACKNOWLEDGED
@@ -21,11 +21,11 @@ NO_SERVICE = "tcp://127.0.0.1:9"
 def test_dashboard_is_sent_at_once() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 2)
-        running.wait_joined()
+        running.wait_for_subscribers()
         running.put_and_wait(*[result(i, found=instances(3)) for i in range(10)])
-        with page(shown) as client:
-            dashboard = client.board(lambda b: source(b).get("published") == 10)
-    gate = source(dashboard)
+        with open_client(shown) as client:
+            dashboard = client.wait_for_dashboard(lambda b: source_view(b).get("published") == 10)
+    gate = source_view(dashboard)
     assert dashboard["address"] == running.masks_at
     assert dashboard["state"] == "live"
     assert (gate["state"], gate["epoch"], gate["lost"], gate["in_view"]) == ("live", 2, 0, 3)
@@ -47,21 +47,23 @@ def test_change_of_state_is_sent_at_once_with_its_reason(monkeypatch) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(relay.Relay, "_send_dashboard_every_second", wait_forever)
-    monkeypatch.setattr("streamseg.sinks.zmq.status.STATUS_EVERY", 60.0)
+    monkeypatch.setattr("streamseg.sinks.zmq.status.STATUS_INTERVAL", 60.0)
     monkeypatch.setattr(dashboard_state, "SILENCE_TIMEOUT", 60.0)
-    with service() as running, viewer(running.masks_at) as shown, page(shown) as client:
+    with service() as running, viewer(running.masks_at) as shown, open_client(shown) as client:
         running.publisher.set_state("gate", "live", "", 0)
-        client.board(lambda b: source(b).get("state") == "live")
+        client.wait_for_dashboard(lambda b: source_view(b).get("state") == "live")
         started_at = time.monotonic()
         running.publisher.set_state("gate", "stalled", "no frame for 3 s", 0)
-        dashboard = client.board(lambda b: source(b)["state"] == "stalled", within=20)
+        dashboard = client.wait_for_dashboard(
+            lambda b: source_view(b)["state"] == "stalled", within=20
+        )
         assert time.monotonic() - started_at < 10
-        assert source(dashboard)["reason"] == "no frame for 3 s"
+        assert source_view(dashboard)["reason"] == "no frame for 3 s"
 
 
 def test_dropped_failed_and_lost_frames_are_counted() -> None:
-    with service() as running, viewer(running.masks_at) as shown, page(shown) as client:
-        running.wait_joined()
+    with service() as running, viewer(running.masks_at) as shown, open_client(shown) as client:
+        running.wait_for_subscribers()
         account = running.metrics.account("gate")
         for _ in range(3):
             account.decode()
@@ -72,7 +74,7 @@ def test_dropped_failed_and_lost_frames_are_counted() -> None:
         running.publisher._next_seq(b"masks/gate/")  # a sequence number without a message
         running.put_and_wait(result(1))
         running.publisher.set_state("gate", "live", "", 0)
-        gate = source(client.board(lambda b: source(b).get("lost")))
+        gate = source_view(client.wait_for_dashboard(lambda b: source_view(b).get("lost")))
         assert gate["dropped"] == {"inbox_full": 2}
         assert gate["failed"] == {"corrupt": 1}
         assert gate["lost"] == 1
@@ -82,14 +84,14 @@ def test_only_requested_sources_are_listed() -> None:
     with service() as running, viewer(running.masks_at, sources=["yard"]) as shown:
         for name in ("gate", "yard"):
             running.publisher.set_state(name, "live", "", 0)
-        with page(shown) as client:
-            dashboard = client.board(lambda b: source(b, "yard"))
+        with open_client(shown) as client:
+            dashboard = client.wait_for_dashboard(lambda b: source_view(b, "yard"))
             assert [view["source"] for view in dashboard["sources"]] == ["yard"]
 
 
 def test_ping_is_answered(idle_viewer) -> None:
-    with page(idle_viewer) as client:
-        client.board()
+    with open_client(idle_viewer) as client:
+        client.wait_for_dashboard()
         client.send("ping", at=12.5)
         eventually(lambda: client.receive() == {"kind": "pong", "at": 12.5})
 
@@ -98,25 +100,25 @@ def test_images_are_requested_only_for_visible_sources() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         for name in ("gate", "yard"):
             running.publisher.set_state(name, "live", "", 0)
-        with page(shown) as client:
-            client.board(lambda b: source(b, "yard"))
+        with open_client(shown) as client:
+            client.wait_for_dashboard(lambda b: source_view(b, "yard"))
             time.sleep(3 * relay.POLL_INTERVAL)
             assert not is_image_requested(running, "gate")
-            client.look("gate")
+            client.request_sources("gate")
             eventually(lambda: is_image_requested(running, "gate"))
             assert not is_image_requested(running, "yard")
-            client.look("yard")
+            client.request_sources("yard")
             eventually(lambda: is_image_requested(running, "yard"))
             eventually(lambda: not is_image_requested(running, "gate"))
-            assert not running.publisher.wants("frames", "yard")
+            assert not running.publisher.has_image_subscribers("frames", "yard")
         eventually(lambda: not is_image_requested(running, "yard"))
 
 
 def test_images_of_unknown_sources_are_not_requested() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 0)
-        with page(shown, looks=("gate", "../x", "unknown", "")) as client:
-            client.board(source)
+        with open_client(shown, visible_sources=("gate", "../x", "unknown", "")) as client:
+            client.wait_for_dashboard(source_view)
             eventually(lambda: is_image_requested(running), 5)
             assert not is_image_requested(running, "unknown")
 
@@ -124,7 +126,7 @@ def test_images_of_unknown_sources_are_not_requested() -> None:
 def test_image_is_sent_with_the_masks_of_its_frame() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 0)
-        with page(shown, looks=("gate",)) as client:
+        with open_client(shown, visible_sources=("gate",)) as client:
             eventually(lambda: is_image_requested(running), 5)
             running.show(result(7, found=instances(5)), None, jpeg())
             message, image = client.frame()
@@ -137,8 +139,8 @@ def test_image_is_sent_with_the_masks_of_its_frame() -> None:
 def test_masks_are_sent_without_an_image_if_there_are_no_images() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 0)
-        with page(shown, looks=("gate",)) as client:
-            client.board(source)
+        with open_client(shown, visible_sources=("gate",)) as client:
+            client.wait_for_dashboard(source_view)
             running.put_and_wait(result(3))
             message, image = client.frame()
     assert message["frame"] == 3
@@ -148,7 +150,7 @@ def test_masks_are_sent_without_an_image_if_there_are_no_images() -> None:
 def test_masks_are_not_sent_without_an_image_if_there_are_images() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 0)
-        with page(shown, looks=("gate",)) as client:
+        with open_client(shown, visible_sources=("gate",)) as client:
             eventually(lambda: is_image_requested(running), 5)
             for index in range(10):
                 running.show(result(index), None, jpeg())
@@ -159,9 +161,12 @@ def test_masks_are_not_sent_without_an_image_if_there_are_images() -> None:
 def test_slow_browser_receives_the_newest_frame_and_delays_no_other() -> None:
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 0)
-        with page(shown, looks=("gate",)) as slow, page(shown, looks=("gate",)) as fast:
-            slow.board(source)
-            fast.board(source)
+        with (
+            open_client(shown, visible_sources=("gate",)) as slow,
+            open_client(shown, visible_sources=("gate",)) as fast,
+        ):
+            slow.wait_for_dashboard(source_view)
+            fast.wait_for_dashboard(source_view)
             for index in range(20):
                 running.put_and_wait(result(index))
                 assert fast.frame()[0]["frame"] == index
@@ -179,7 +184,10 @@ def test_memory_for_a_browser_that_does_not_read_is_bounded() -> None:
     found = instances(2, size)
     with service() as running, viewer(running.masks_at) as shown:
         running.publisher.set_state("gate", "live", "", 0)
-        with page(shown, looks=("gate",)) as stalled, page(shown, looks=("gate",)) as fast:
+        with (
+            open_client(shown, visible_sources=("gate",)) as stalled,
+            open_client(shown, visible_sources=("gate",)) as fast,
+        ):
             stalled.socket.recv(5)
             eventually(lambda: is_image_requested(running), 5)
             memory_before = rss()
@@ -191,16 +199,18 @@ def test_memory_for_a_browser_that_does_not_read_is_bounded() -> None:
 
 def test_viewer_waits_for_an_ended_service() -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
-    with viewer(address) as shown, page(shown, looks=("gate",)) as client:
+    with viewer(address) as shown, open_client(shown, visible_sources=("gate",)) as client:
         with service(bind=address) as first:
             first.publisher.set_state("gate", "live", "", 0)
-            client.board(lambda b: source(b).get("state") == "live")
+            client.wait_for_dashboard(lambda b: source_view(b).get("state") == "live")
             first.end()
-            dashboard = client.board(lambda b: b["state"] == "ended")
-            assert source(dashboard)["state"] == "ended"
+            dashboard = client.wait_for_dashboard(lambda b: b["state"] == "ended")
+            assert source_view(dashboard)["state"] == "ended"
         with service(bind=address) as second:
             second.publisher.set_state("gate", "live", "", 0)
-            client.board(lambda b: b["state"] == "live" and source(b).get("state") == "live")
+            client.wait_for_dashboard(
+                lambda b: b["state"] == "live" and source_view(b).get("state") == "live"
+            )
             eventually(lambda: is_image_requested(second), 5)
             second.put_and_wait(result(5))
             assert client.frame()[0]["frame"] == 5
@@ -210,29 +220,31 @@ def test_viewer_waits_for_an_ended_service() -> None:
 def test_service_without_an_end_of_stream_message_becomes_silent(monkeypatch) -> None:
     monkeypatch.setattr(dashboard_state, "SILENCE_TIMEOUT", 1.2)
     address = f"tcp://127.0.0.1:{free_port()}"
-    with viewer(address) as shown, page(shown, looks=("gate",)) as client:
+    with viewer(address) as shown, open_client(shown, visible_sources=("gate",)) as client:
         with service(bind=address) as first:
             first.publisher.set_state("gate", "live", "", 0)
-            client.board(lambda b: source(b).get("state") == "live")
+            client.wait_for_dashboard(lambda b: source_view(b).get("state") == "live")
             first.kill()
-            dashboard = client.board(lambda b: b["state"] == "silent")
+            dashboard = client.wait_for_dashboard(lambda b: b["state"] == "silent")
             assert "no word from the service" in dashboard["reason"]
-            assert source(dashboard)["state"] == "silent"
+            assert source_view(dashboard)["state"] == "silent"
         with service(bind=address) as second:
             second.publisher.set_state("gate", "live", "", 0)
-            client.board(lambda b: b["state"] == "live" and source(b)["state"] == "live")
+            client.wait_for_dashboard(
+                lambda b: b["state"] == "live" and source_view(b)["state"] == "live"
+            )
 
 
 def test_source_that_returns_after_its_end_is_displayed_again() -> None:
     with (
         service() as running,
         viewer(running.masks_at) as shown,
-        page(shown, looks=("gate",)) as client,
+        open_client(shown, visible_sources=("gate",)) as client,
     ):
         running.publisher.set_state("gate", "live", "", 0)
         eventually(lambda: is_image_requested(running), 5)
         running.publisher.set_state("gate", "ended", "", 0)
-        client.board(lambda b: source(b).get("state") == "ended")
+        client.wait_for_dashboard(lambda b: source_view(b).get("state") == "ended")
         eventually(lambda: not is_image_requested(running), 5)
         running.publisher.set_state("gate", "live", "", 1)
         eventually(lambda: is_image_requested(running), 5)
@@ -244,16 +256,16 @@ def test_source_that_returns_after_its_end_is_displayed_again() -> None:
 def test_source_of_a_previous_service_is_removed(monkeypatch) -> None:
     monkeypatch.setattr(dashboard_state, "REMOVAL_TIMEOUT", 2.5)
     address = f"tcp://127.0.0.1:{free_port()}"
-    with viewer(address) as shown, page(shown) as client:
+    with viewer(address) as shown, open_client(shown) as client:
         with service(bind=address) as first:
             first.publisher.set_state("gate", "live", "", 0)
-            client.board(source)
+            client.wait_for_dashboard(source_view)
             first.kill()
         with service(bind=address) as second:
             second.publisher.set_state("yard", "live", "", 0)
-            client.board(lambda b: source(b, "yard"))
-            dashboard = client.board(lambda b: not source(b, "gate"), within=10)
-            assert source(dashboard, "yard")["state"] == "live"
+            client.wait_for_dashboard(lambda b: source_view(b, "yard"))
+            dashboard = client.wait_for_dashboard(lambda b: not source_view(b, "gate"), within=10)
+            assert source_view(dashboard, "yard")["state"] == "live"
 
 
 def test_stop_closes_websockets_and_the_port() -> None:
@@ -261,8 +273,8 @@ def test_stop_closes_websockets_and_the_port() -> None:
     thread = threading.Thread(target=shown.run)
     thread.start()
     try:
-        with page(shown) as client:
-            client.board()
+        with open_client(shown) as client:
+            client.wait_for_dashboard()
             started_at = time.monotonic()
             shown.stop()
             assert client.wait_closed().code in (1001, 1012)

@@ -15,7 +15,7 @@ from support.commands import Run
 
 from streamseg.cli import logs
 from streamseg.cli.app import build_config
-from streamseg.config import SourceConfig, load, override, source_names, training, validate
+from streamseg.config import SourceConfig, assign_source_names, load, override, training, validate
 from streamseg.errors import ConfigError, StreamsegError
 from streamseg.errors.redaction import redact, redact_address
 from streamseg.service.http_client import HttpApiClient
@@ -109,7 +109,7 @@ def test_addresses_are_printed_without_the_secret(secret, encode, template, pref
         redact_address(url),
         redact(f"{prefix}{url}: no answer"),
         redact(redact_address(url)),
-        source_names([("", url)])[0],
+        assign_source_names([("", url)])[0],
         logs.TextFormatter().format(logging.makeLogRecord({"msg": "%s", "args": (url,)})),
         logs.JsonFormatter().format(logging.makeLogRecord({"msg": "x", "url": url})),
         error_message(lambda: open_source(SourceConfig(url=url, stream=3))),
@@ -181,7 +181,7 @@ def test_errors_in_an_override_are_reported_without_the_secret(
     ],
 )
 def test_derived_source_name_has_no_secret(url: str) -> None:
-    assert SECRET not in source_names([("", url.format(SECRET))])[0]
+    assert SECRET not in assign_source_names([("", url.format(SECRET))])[0]
 
 
 def test_location_of_a_secret_is_not_quoted(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_location_of_a_secret_is_not_quoted(tmp_path: Path) -> None:
     ["http://u:{}@h:1", "http://h:{}", "h:{}@x", "http://h/?token={}", "http://[{}", "http://{} x"],
 )
 def test_invalid_address_of_the_http_api_is_not_quoted(address: str) -> None:
-    text = error_message(Controlled(address.format(SECRET)).sources)
+    text = error_message(HttpApiClient(address.format(SECRET)).sources)
     assert "write http://HOST:PORT" in text
     assert SECRET not in text
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.publishers import instances, result
 from support.subscribers import status_json
-from support.viewers import source
+from support.viewers import source_view
 
 from streamseg import protocol
 from streamseg.client import Received
@@ -31,7 +31,7 @@ def received(count=1, *, age_ms=40.0, published_at=0.0):
 
 
 def view(dashboard, now=0.0):
-    return source(msgspec.to_builtins(dashboard.message(now)))
+    return source_view(msgspec.to_builtins(dashboard.message(now)))
 
 
 def test_rates_and_latencies_are_those_of_the_last_seconds() -> None:

@@ -294,7 +294,7 @@ def test_frames_too_large_for_jpeg_are_skipped(caplog):
     results = [result_of_width(width) for width in (64, 65_501, 70_000, 65_500)]
     encoded_images = list(encode_images(results, lambda kind, source: True, 80, metrics))
     assert [encoded.result.frame.size[1] for encoded in encoded_images] == [64, 65_500]
-    assert metrics.pictures_dropped_total() == 2
+    assert metrics.images_dropped_total() == 2
     assert caplog.messages == [
         "gate: frames of 65501 x 2 pixels have no images: JPEG sides are at most 65500"
     ]
