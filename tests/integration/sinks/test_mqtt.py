@@ -477,7 +477,7 @@ def test_without_identities_nothing_can_be_counted() -> None:
         "mqtt": {"url": "mqtt://h"},
         "tracker": {"enabled": False},
     }
-    with pytest.raises(ConfigError, match=r"set tracker\.enabled"):
+    with pytest.raises(ConfigError, match=r"needs tracker\.enabled"):
         validate(raw, "x.yaml")
 
 

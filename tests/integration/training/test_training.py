@@ -243,7 +243,7 @@ def test_one_category_id_with_two_names_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"losses": {"maks": 1}}, "losses.maks: there is no such loss; known are quality"),
+        ({"losses": {"maks": 1}}, "losses.maks: no such loss; known are quality"),
         ({"optimiser": {"frozen": ["bakbone"]}}, "no parameter begins with 'bakbone'"),
         ({"optimiser": {"frozen": [""]}}, "nothing is left to be trained"),
         ({"optimiser": {"rates": {"hed": 0.1}}}, "no trained parameter begins with 'hed'"),

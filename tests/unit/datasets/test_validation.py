@@ -178,7 +178,7 @@ COCO_PROBLEMS: dict[str, tuple[Change, list[str]]] = {
     "compressed run lengths with invalid characters": (
         update_annotation(2, segmentation={"size": [16, 20], "counts": "no code!"}),
         [
-            "image 3, annotation 102: run lengths contain an invalid character",
+            "image 3, annotation 102: run lengths hold a character outside COCO's code",
         ],
     ),
     "empty run lengths": (

@@ -309,7 +309,7 @@ def test_empty_segments_are_omitted_and_large_ids_kept(tmp_path):
 @pytest.mark.parametrize("number", [0, -1, MAX_SEGMENT_ID + 1])
 def test_segment_ids_beyond_24_bits_are_refused(tmp_path, number):
     result = panoptic_result()
-    with sink(tmp_path / "p.json") as file, pytest.raises(StreamsegError, match="ids must be from"):
+    with sink(tmp_path / "p.json") as file, pytest.raises(StreamsegError, match="ids go from 1 to"):
         file.write_segments(result.frame, [replace(result.segments[0], id=number)])
 
 

@@ -10,7 +10,8 @@ import pytest
 from support.plugins import install_plugin
 
 from streamseg.errors import ConfigError, OutputError
-from streamseg.sinks.plugin import load_sinks, run_sink
+from streamseg.sinks.base import run_sink
+from streamseg.sinks.plugin import load_sinks
 
 MODULE = """
 import msgspec
