@@ -101,4 +101,4 @@ class ByteStream:
     def _check_frame_size(self) -> None:
         self._bytes_since_frame += len(self._buffer)
         if self._bytes_since_frame > MAX_FRAME_BYTES:
-            raise SourceError(f"{self.name}: there is no frame in {MAX_FRAME_BYTES} bytes")
+            raise SourceError(f"{self.name}: no frame in {MAX_FRAME_BYTES} bytes")

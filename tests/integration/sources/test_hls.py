@@ -243,7 +243,7 @@ def elsewhere() -> Iterator[socket.socket]:
 
 BAD = {
     "self": (HEAD + "#EXT-X-STREAM-INF:BANDWIDTH=1\nlist.m3u8\n", "master playlist itself"),
-    "nested": (listed("0.ts", "list.m3u8"), "a segment that is a playlist itself"),
+    "nested": (listed("0.ts", "list.m3u8"), "the segment is a playlist"),
     "ffconcat": (listed("concat.ts"), "before there is any video"),
     "data": (listed("data:video/mp2t;base64,AAAA"), "may not lead to this"),
     "file": (listed("file:///etc/passwd"), "may not lead to this"),
@@ -260,7 +260,7 @@ BAD = {
     "long": (HEAD + "x" * (hls.MAX_PLAYLIST_BYTES + 1), f"over {hls.MAX_PLAYLIST_BYTES} bytes"),
     "many": (listed(*["0.ts"] * 2001), "over 2000 segments"),
     "variants": (HEAD + "#EXT-X-STREAM-INF:\na\n" * 1001, "over 1000 variants"),
-    "number": (listed("#EXT-X-MEDIA-SEQUENCE:1e999", "0.ts"), "a number in the playlist is none"),
+    "number": (listed("#EXT-X-MEDIA-SEQUENCE:1e999", "0.ts"), "invalid number in the playlist"),
     "garbage": ("\0\1\2garbage", "doesn't begin with #EXTM3U"),
     "empty": ("", "doesn't begin with #EXTM3U"),
     "nothing": (listed(), "has no segments"),

@@ -20,7 +20,7 @@ from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError, NoAnswerError, SourceError, StalledError
 from streamseg.sources import LiveSource, connection, http, live, open_source
 from streamseg.sources.base import SourceReport
-from streamseg.sources.live import Beginning
+from streamseg.sources.live import ConnectionStart
 from streamseg.structures.results import Frame
 
 pytestmark = pytest.mark.timeout(60)
@@ -147,7 +147,7 @@ def test_who_asks_for_a_password_in_a_way_that_is_none_is_tried_again(page) -> N
     seen = watching(page.root.replace("//", "//me:secret@") + "/cam")
     try:
         seen.until(lambda: seen.states().count("waiting") >= 2)
-        assert "how it asks for a password can't be read" in seen.said[1][2]
+        assert "the server's authentication challenge is invalid" in seen.said[1][2]
     finally:
         seen.close()
 
@@ -343,7 +343,7 @@ def test_the_system_s_certificates_are_read_once_whatever_is_connected_to(monkey
     for scheme in ("http", "https", "https"):
         url = f"{scheme}://127.0.0.1:9/"
         with pytest.raises(SourceError, match="refused"):
-            http.Http(url, (), None, 1.0, threading.Event()).get(url)
+            http.HttpClient(url, (), None, 1.0, threading.Event()).get(url)
     assert len(read) == 1
 
 
@@ -381,7 +381,7 @@ def test_hls_is_read_through_its_playlist(page) -> None:
         ("rtsp://127.0.0.1:9/x", "refused"),
         ("http://127.0.0.1:9/x", "refused"),
         ("rtmp://127.0.0.1:9/x", "refused|i/o error|input/output"),
-        ("/dev/video99", "/dev/video99: there is no such camera"),
+        ("/dev/video99", "/dev/video99: no such camera"),
         ("/dev/null", "inappropriate ioctl"),
     ],
 )
@@ -402,7 +402,7 @@ def test_a_camera_that_is_unplugged_is_looked_for_again_and_again() -> None:
         seen.close()
     assert set(seen.states()) == {"connecting", "waiting"}
     waited = [why for _, state, why in seen.said if state == "waiting"]
-    assert all(why.startswith("/dev/video99: there is no such camera; next") for why in waited)
+    assert all(why.startswith("/dev/video99: no such camera; next") for why in waited)
 
 
 def test_a_camera_is_opened_as_the_device_that_it_is(monkeypatch) -> None:
@@ -449,7 +449,7 @@ def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end
     release = threading.Event()
     begun = itertools.count()
 
-    def blocked(beginning: Beginning, report: SourceReport, left: object, again: object):
+    def blocked(beginning: ConnectionStart, report: SourceReport, left: object, again: object):
         next(begun)
         release.wait()
         yield frame(beginning.index, beginning.epoch)
@@ -471,7 +471,7 @@ def test_a_mistake_in_the_program_is_logged_once_and_loses_no_camera(monkeypatch
     monkeypatch.setattr(live, "MAX_DELAY", 0.02)
     begun = itertools.count()
 
-    def broken(beginning: Beginning, report: SourceReport, left: object, again: object):
+    def broken(beginning: ConnectionStart, report: SourceReport, left: object, again: object):
         if next(begun) < 4:
             raise IndexError("what nobody thought of")
         yield frame(beginning.index, beginning.epoch)
@@ -490,7 +490,7 @@ def test_a_mistake_in_the_program_is_logged_once_and_loses_no_camera(monkeypatch
 def test_after_silence_a_host_is_knocked_at_first(silence) -> None:
     asked: list[object] = []
 
-    def silent(beginning: Beginning, report: SourceReport, left: object, again: object):
+    def silent(beginning: ConnectionStart, report: SourceReport, left: object, again: object):
         asked.append(again)
         if len(asked) < 3:
             raise silence("nothing came")
