@@ -79,7 +79,7 @@ class ByteStream:
 
     def refuse_open(self, url: str, _flags: int, _options: Mapping[str, str]) -> io.BytesIO:
         """Refuse to open another address that a container refers to; PyAV's ``io_open``."""
-        self.failure = self.failure or SourceError(f"{redact(url)}: a stream may not lead to this")
+        self.failure = self.failure or SourceError(f"{redact(url)}: not allowed in a stream")
         return io.BytesIO()
 
     def pace_frames(

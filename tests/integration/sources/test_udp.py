@@ -246,9 +246,9 @@ def test_a_playlist_by_udp_opens_no_file(tmp_path) -> None:
     ("url", "why"),
     [
         ("udp://127.0.0.1", "has no port: write udp://HOST:PORT"),
-        ("udp://h:0", "ports are numbers"),
+        ("udp://h:0", "the port must be a number"),
         ("udp://h:5000?multicast=1", "an unknown option; known options are localaddr"),
-        ("udp://h:5000?buffer_size=many", "buffer_size is a number"),
+        ("udp://h:5000?buffer_size=many", "buffer_size must be a number"),
     ],
 )
 def test_addresses_that_can_t_be_are_refused(url, why) -> None:
