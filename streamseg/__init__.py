@@ -1,6 +1,11 @@
 """Instance segmentation on video streams.
 
-Names are imported at first use, so that a subscriber neither needs nor loads torch.
+* ``load_model`` loads a model; its ``predict`` converts images to ``Instances``.
+* ``Tracker`` adds track ids to the instances of a video.
+* ``open_source`` opens a video, stream or camera; ``annotate`` draws instances on an image.
+* ``serve`` runs a service that publishes results over ZeroMQ; ``connect`` subscribes to one.
+
+The names are imported at first use: a subscriber neither needs nor loads torch.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PACKAGES])
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from streamseg.errors import StreamsegError
+from streamseg.errors import ArgumentError, StreamsegError
 from streamseg.structures.masks import BoolArray, Masks
 from streamseg.structures.results import NOT_TRACKED, Image, Instances, Result, Segment
 
@@ -65,6 +65,8 @@ def annotate(
 ) -> Image:
     """Draw masks, outlines and labels on a copy of an image.
 
+        annotated = streamseg.annotate(image, model.predict([image])[0])
+
     The color of an instance is that of its track, or of its category if it is not tracked. Line
     width and text size depend on the size of the image.
 
@@ -77,13 +79,20 @@ def annotate(
         uint8 (H, W, 3) RGB.
 
     Raises:
+        ArgumentError: an argument has another type, dtype or shape.
         StreamsegError: ``instances`` have another frame size.
     """
+    if not isinstance(image, np.ndarray):
+        raise ArgumentError(f"image must be an array (H, W, 3), not {type(image).__name__}")
+    if image.dtype != np.uint8 or image.shape[2:] != (3,):
+        raise ArgumentError(f"image must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+    if not isinstance(instances, Instances):
+        raise ArgumentError(f"instances must be Instances, not {type(instances).__name__}")
     canvas = image.copy()
     for segment in segments or ():
         if not segment.thing:
             bitmap, window = _to_bitmap(segment.mask.crop), segment.mask.window
-            _blend(canvas, bitmap, window, _mute(_palette_color(segment.label)), STUFF_ALPHA)
+            _blend(canvas, bitmap, window, _mute_color(_palette_color(segment.label)), STUFF_ALPHA)
     fill_masks(canvas, instances, FILL_ALPHA)
     _draw_outlines(canvas, instances)
     _draw_labels(canvas, instances)
@@ -109,7 +118,7 @@ def fill_masks(canvas: Image, instances: Instances, alpha: float) -> None:
             f"instances of a frame of {instances.size} don't fit an image of {canvas.shape[:2]}"
         )
     for (bitmap, window), color in zip(
-        _bitmaps(instances.masks), instance_colors(instances), strict=True
+        _iterate_bitmaps(instances.masks), instance_colors(instances), strict=True
     ):
         _blend(canvas, bitmap, window, color, alpha)
 
@@ -139,12 +148,12 @@ def _palette_color(key: int) -> Color:
     return PALETTE[key % len(PALETTE)]
 
 
-def _mute(color: Color) -> Color:
+def _mute_color(color: Color) -> Color:
     red, green, blue = ((part + 2 * 128) // 3 for part in color)
     return red, green, blue
 
 
-def _bitmaps(masks: Masks) -> Iterator[tuple[Image, Rectangle]]:
+def _iterate_bitmaps(masks: Masks) -> Iterator[tuple[Image, Rectangle]]:
     """Yield the bitmap, uint8 (h, w) of 0 and 1, and the window of each mask."""
     for crop, (x1, y1, x2, y2) in zip(masks.crops, masks.windows.tolist(), strict=True):
         yield _to_bitmap(crop), (x1, y1, x2, y2)
@@ -159,7 +168,7 @@ def _to_bitmap(crop: BoolArray) -> Image:
     return np.ascontiguousarray(crop).view(np.uint8)
 
 
-def _solid(color: Color, height: int, width: int) -> Image:
+def _solid_image(color: Color, height: int, width: int) -> Image:
     """Return an image of one color; filling row by row is faster than pixel by pixel."""
     block = np.empty((height, width * 3), np.uint8)
     block[:] = np.tile(np.array(color, np.uint8), width)
@@ -171,7 +180,7 @@ def _blend(canvas: Image, bitmap: Image, window: Rectangle, color: Color, alpha:
     if bitmap.size == 0:
         return
     background = canvas[y1:y2, x1:x2]
-    blended = _solid(color, y2 - y1, x2 - x1)
+    blended = _solid_image(color, y2 - y1, x2 - x1)
     cv2.addWeighted(background, 1 - alpha, blended, alpha, 0, dst=blended)
     cv2.copyTo(blended, bitmap, background)
 
@@ -181,14 +190,14 @@ def _draw_outlines(canvas: Image, instances: Instances) -> None:
     kernel_size = 2 * _line_width(canvas) + 1
     kernel = np.ones((kernel_size, kernel_size), np.uint8)
     for (bitmap, window), color in zip(
-        _bitmaps(instances.masks), instance_colors(instances), strict=True
+        _iterate_bitmaps(instances.masks), instance_colors(instances), strict=True
     ):
         if bitmap.size == 0:
             continue
         x1, y1, x2, y2 = window
         inside = cv2.erode(bitmap, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
         border = cv2.subtract(bitmap, inside)
-        cv2.copyTo(_solid(color, y2 - y1, x2 - x1), border, canvas[y1:y2, x1:x2])
+        cv2.copyTo(_solid_image(color, y2 - y1, x2 - x1), border, canvas[y1:y2, x1:x2])
 
 
 def _draw_labels(canvas: Image, instances: Instances) -> None:

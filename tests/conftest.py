@@ -1,4 +1,4 @@
-"""Fixtures of the whole test suite, and hypothesis' profile."""
+"""Fixtures of all tests, and the hypothesis profile."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ settings.register_profile(
     "streamseg", deadline=None, print_blob=True, derandomize="CI" in os.environ
 )
 settings.load_profile("streamseg")
-"""The duration of an example depends on the machine, so there is no deadline. In CI the examples
-are always the same: a failure there is due to the change."""
+"""Without deadlines, because the duration of an example depends on the machine. In CI the examples
+are always the same, so that a failure is caused by the change under test."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Seed torch, so that random weights do not depend on the tests that ran before."""
+    """Seed torch, so that random weights do not depend on previous tests."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Run torch with one thread: sums are in one order, whatever else the machine does."""
+    """Run torch with one thread, so that the order of summation is fixed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def nanomask() -> Segmenter:
-    """Return the bundled model, loaded once."""
+    """Load the bundled model once per session."""
     return load_model("nanomask", score=0.35)
 
 
@@ -48,7 +48,7 @@ def nanomask() -> Segmenter:
 def streamseg(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """Run ``streamseg …`` in an empty folder, in this process: torch takes seconds to load."""
+    """Run ``streamseg …`` in an empty folder, in this process because importing torch is slow."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")

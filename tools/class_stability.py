@@ -1,13 +1,13 @@
-"""How stable the classes of the bundled model are: rival rows of one object, changes over time.
+"""Class stability of the bundled model: overlapping instances of different classes, class changes.
 
     python tools/class_stability.py clips streamseg/assets/street.mp4 …
     python tools/class_stability.py images configs/eval/nanomask.yaml --set data.root=DATA
 
-``clips``: rows with a rival (a row of another class that overlaps by more than 0.8), identities,
-and how often the class changes within an identity, as served and without what is served.
-``images``: what each value of ``class_agnostic_iou`` does on the datasets of an evaluation: average
-precision at its settings, and from two scores the rows, those that are right (the object that they
-overlap most, by a mask IoU of 0.5 or more, is of their class) and those with a rival.
+``clips`` counts instances with a rival (an instance of another class with a mask IoU above 0.8),
+tracks, and class changes within tracks, with and without the service's defaults.
+``images`` compares values of ``class_agnostic_iou`` on the datasets of an evaluation: average
+precision, and at two score thresholds the numbers of instances, of correct ones (the ground-truth
+object with the highest mask IoU, at least 0.5, has their class) and of those with a rival.
 """
 
 from __future__ import annotations
@@ -60,49 +60,53 @@ def main() -> None:
 
 
 def print_clip(clip: str, votes: Sequence[int]) -> None:
-    """Print a line for each way to serve a clip."""
+    """Print a row for each combination of settings."""
     model = load_model("nanomask")
-    ways = [
+    settings = [
         Thresholds(score=SERVED_SCORE, class_agnostic_iou=i)
         for i in (None, model.class_agnostic_iou)
     ]
-    found: list[list[Result]] = [[] for _ in ways]
+    found: list[list[Result]] = [[] for _ in settings]
     for frame in open_source(SourceConfig(url=clip, name="clip")).frames():
-        stamp = replace(frame, image=np.zeros((1, 1, 3), np.uint8))  # all pictures are too many
-        for results, instances in zip(found, model.predict([frame.image] * 2, ways), strict=True):
+        stamp = replace(
+            frame, image=np.zeros((1, 1, 3), np.uint8)
+        )  # all images would need too much memory
+        for results, instances in zip(
+            found, model.predict([frame.image] * 2, settings), strict=True
+        ):
             results.append(Result(stamp, instances, model.name))
-    for thresholds, results in zip(ways, found, strict=True):
+    for thresholds, results in zip(settings, found, strict=True):
         rows = sum(len(result.instances) for result in results)
-        rivals = sum(rows_with_a_rival(result.instances) for result in results)
-        for vote in (0, 1, *votes):  # a vote of one observation is the class as it was found
+        rivals = sum(count_rivals(result.instances) for result in results)
+        for vote in (0, 1, *votes):  # with a vote of one hit, the class is the detected one
             tracked = track(results, TrackerConfig(class_vote=vote), Metrics())
-            identities, changes = class_changes([result.instances for result in tracked])
+            identities, changes = count_class_changes([result.instances for result in tracked])
             print(f"| {Path(clip).name} | {thresholds.class_agnostic_iou} | {vote} ", end="")
             print(f"| {rows} | {rivals} | {identities} | {changes} |", flush=True)
 
 
-def rows_with_a_rival(instances: Instances) -> int:
-    """How many rows overlap one of another class by more than ``RIVAL_IOU``."""
+def count_rivals(instances: Instances) -> int:
+    """Count instances that overlap one of another class by more than ``RIVAL_IOU``."""
     overlaps = instances.masks.pairwise_iou(instances.masks) > RIVAL_IOU
     others = instances.labels[:, None] != instances.labels[None]
     return int((overlaps & others).any(axis=1).sum())
 
 
-def class_changes(tracked: Sequence[Instances]) -> tuple[int, int]:
-    """Identities, and how often the class of one differs from that of its row before."""
+def count_class_changes(tracked: Sequence[Instances]) -> tuple[int, int]:
+    """Return the numbers of tracks and of class changes from one hit of a track to the next."""
     latest: dict[int, int] = {}
     changes = 0
     for instances in tracked:
         rows = zip(instances.track_ids.tolist(), instances.labels.tolist(), strict=True)
-        for identity, label in rows:
-            if identity >= 0:
-                changes += latest.get(identity, label) != label
-                latest[identity] = label
+        for track_id, label in rows:
+            if track_id >= 0:
+                changes += latest.get(track_id, label) != label
+                latest[track_id] = label
     return len(latest), changes
 
 
 def print_images(config: Path, sets: list[str]) -> None:
-    """Print a line for each dataset and each value."""
+    """Print a row for each dataset and each value."""
     evaluation = load_evaluation_config(config, sets)
     if evaluation.data is None:
         raise SystemExit(f"{config}: has no data")
@@ -118,12 +122,12 @@ def print_images(config: Path, sets: list[str]) -> None:
         ]
         for iou in IOUS:
             kept = [f if iou is None else f[suppress_overlaps(f, iou)] for f in found]
-            cells = " | ".join(measures(model, dataset, kept))
+            cells = " | ".join(iterate_cells(model, dataset, kept))
             print(f"| {dataset.name} | {iou} | {cells} |", flush=True)
 
 
-def measures(model: Segmenter, dataset: Dataset, found: Sequence[Instances]) -> Iterator[str]:
-    """Average precisions, and at each score the rows, the right ones and those with a rival."""
+def iterate_cells(model: Segmenter, dataset: Dataset, found: Sequence[Instances]) -> Iterator[str]:
+    """Yield the average precisions, then the counts of instances, correct ones and rivals."""
     collector = PredictionCollector(model, dataset)
     for image, instances in zip(dataset.images, found, strict=True):
         collector.add(image, instances, None)
@@ -135,7 +139,7 @@ def measures(model: Segmenter, dataset: Dataset, found: Sequence[Instances]) -> 
         matrix = compute_confusion_matrix(make_ground_truth(dataset), rows, "masks", score=score)
         yield str(int(matrix.counts[:, :-1].sum()))
         yield str(int(np.trace(matrix.counts)))
-        yield str(sum(map(rows_with_a_rival, served)))
+        yield str(sum(map(count_rivals, served)))
 
 
 if __name__ == "__main__":

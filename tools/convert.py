@@ -1,10 +1,10 @@
-"""Weights files from other files: what training starts from, and what the package carries.
+"""Converter for weights files: the initial weights of a training, and the bundled weights.
 
     python tools/convert.py detector DETECTOR.npz start.safetensors
     python tools/convert.py bundle runs/nanomask/best.pt streamseg/assets/nanomask.safetensors
 
-``detector`` takes NanoDet-g's arrays and gives the mask branch random weights; ``bundle`` takes a
-checkpoint's averaged weights as fp16. Names and shapes are checked before anything is written.
+``detector`` reads NanoDet-g's arrays and initializes the mask branch randomly; ``bundle`` converts
+the averaged weights of a checkpoint to fp16. Names and shapes are checked before writing.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from streamseg.models.categories import COCO_THINGS
 from streamseg.models.weights import files
 
 
-def detector(source: Path, target: Path) -> None:
-    """NanoDet-g's detector with a mask branch that knows nothing yet."""
+def convert_detector(source: Path, target: Path) -> None:
+    """Convert NanoDet-g's arrays, with random weights for the mask branch."""
     state = load_model("nanomask", weights="none").network.state_dict()
-    own = {name for name in state if not name.startswith("mask.")}
+    detector_names = {name for name in state if not name.startswith("mask.")}
     with np.load(source) as arrays:
-        if own != set(arrays.files):
-            sys.exit(f"{source}: isn't NanoDet-g: {sorted(own ^ set(arrays.files))[:3]} …")
-        state |= {name: torch.from_numpy(arrays[name]).float() for name in own}
+        if detector_names != set(arrays.files):
+            sys.exit(
+                f"{source}: isn't NanoDet-g: {sorted(detector_names ^ set(arrays.files))[:3]} …"
+            )
+        state |= {name: torch.from_numpy(arrays[name]).float() for name in detector_names}
     _write(files.Weights(state, "nanomask", COCO_THINGS), target)
 
 
-def bundle(source: Path, target: Path) -> None:
-    """A checkpoint's weights as fp16."""
+def convert_bundle(source: Path, target: Path) -> None:
+    """Convert the weights of a checkpoint to fp16."""
     weights = files.read(source)
     half = {name: tensor.half() for name, tensor in weights.state.items()}
     _write(replace(weights, state=half), target)
@@ -46,7 +48,7 @@ def _write(weights: files.Weights, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    ways = {"detector": detector, "bundle": bundle}
-    if len(sys.argv) != 4 or sys.argv[1] not in ways:
+    commands = {"detector": convert_detector, "bundle": convert_bundle}
+    if len(sys.argv) != 4 or sys.argv[1] not in commands:
         sys.exit(__doc__)
-    ways[sys.argv[1]](*map(Path, sys.argv[2:]))
+    commands[sys.argv[1]](*map(Path, sys.argv[2:]))

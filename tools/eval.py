@@ -1,9 +1,9 @@
-"""``streamseg eval`` as a file, for launchers that want one.
+"""``streamseg eval`` as a script, for launchers that need a file.
 
     python tools/eval.py CONFIG.yaml …
     torchrun tools/eval.py CONFIG.yaml …
 
-Measuring isn't shared: of several processes the first does it.
+The evaluation is not distributed: only the process with rank 0 runs it.
 """
 
 import os

@@ -1,14 +1,15 @@
-"""Measure what a service makes of cameras that fail, and what the other cameras notice of it.
+"""Fault injection: the effect of a failing camera on a service and on its other cameras.
 
     python tools/faults.py [FAULT…] [--seconds 20]
 
-A service (``streamseg serve``, a process of its own) of three cameras that are well, real RTSP
-servers at 10 fps, and one that has a fault: well for some seconds, wrong for as long, and well
-again. All faults, one after the other, unless some are named. Those of the firewall need root, nft
-and ip, and run in a network namespace of their own.
+Starts a service (``streamseg serve``) with three healthy cameras (RTSP servers at 10 fps) and one
+with a fault, which is healthy, faulty and healthy again for some seconds each. Runs the named
+faults, or all, one after the other. Firewall faults need root, nft and ip, and run in a separate
+network namespace.
 
-Prints a row for each; exits 1 if the others' mean rate fell by more than the tolerance, a fault was
-noticed too late or not at all, the camera came back too late, or an account doesn't balance.
+Prints a row for each fault. Exits 1 if the mean rate of the other cameras fell by more than the
+tolerance, if the fault was reported too late or not at all, if the camera reconnected too late, or
+if the frame counts of a camera do not balance.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ OTHERS = 3
 NOTICED_WITHIN = STALL_AFTER + 1.0
 BACK_WITHIN = 5.0
 PATIENCE = 20.0
-"""Seconds until a camera is given up that should have come long before."""
+"""Timeout for the connection of a camera, in seconds."""
 READY_WITHIN = 90.0
-"""Seconds for the model to load."""
+"""Timeout for loading the model, in seconds."""
 LIVE_WITHIN = 60.0
-"""And until the cameras that are well are live."""
+"""Timeout until all healthy cameras are live, in seconds."""
 HEADS = (
     *("fault", "before", "during", "ratio", "mean", "own", "noticed", "back", "CPU", "service"),
     "what was said",
@@ -58,12 +59,12 @@ COLUMNS = "{:20} {:>6} {:>6} {:>6} {:>6} {:>5} {:>7} {:>7} {:>4} {:>7}  {}"
 
 @dataclass(frozen=True)
 class Cpu:
-    """What was used by one moment, in ticks.
+    """CPU time used until a point in time, in clock ticks.
 
     Attributes:
-        busy: of the whole machine.
-        total: there was.
-        service: of the service alone.
+        busy: busy time of the machine.
+        total: total time of the machine.
+        service: CPU time of the service.
     """
 
     busy: int
@@ -73,13 +74,13 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Running:
-    """A service with the cameras that are well.
+    """Running service with the healthy cameras.
 
     Attributes:
-        pid: its process.
-        control: asks it.
-        observer: has what it publishes.
-        others: the names of those cameras.
+        pid: process id.
+        control: client of its HTTP API.
+        observer: subscriber that records its results and status messages.
+        others: names of the healthy cameras.
     """
 
     pid: int
@@ -90,20 +91,20 @@ class Running:
 
 @dataclass
 class Outcome:
-    """What came of one fault.
+    """Outcome of one fault.
 
     Attributes:
-        name: of the fault.
-        before: the others' results a second, the median, of the one that did worst.
-        during: the same.
-        ratio: of the two.
-        mean_ratio: the same of the counts as a whole, which see more than medians.
-        own: results a second of the camera itself, while it is wrong.
-        noticed: seconds from the last result to the state that says so; None if none does.
-        back: seconds from the camera's return to its first result; None if that isn't asked for.
-        cpu: shares of the machine until then: all that was busy, and the service's.
-        reasons: what was said.
-        problems: what isn't as it should be.
+        name: name of the fault.
+        before: median results per second before the fault, of the most affected other camera.
+        during: median results per second of that camera during the fault.
+        ratio: ``during`` divided by ``before``.
+        mean_ratio: minimum ratio of the result counts of the other cameras.
+        own: results per second of the faulty camera during the fault.
+        noticed: seconds from the last result to the state that reports the fault, or None.
+        back: seconds from the end of the fault to the first result, or None if not expected.
+        cpu: CPU share of the whole machine and of the service.
+        reasons: reported states and reasons.
+        problems: deviations from the expected behavior.
     """
 
     name: str
@@ -119,7 +120,7 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
     def row(self) -> str:
-        """A line of the table."""
+        """Return the row of the table."""
         return COLUMNS.format(
             self.name,
             f"{self.before:.1f}",
@@ -137,7 +138,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def service() -> Iterator[Running]:
-    """A service of the cameras that are well, all of them live."""
+    """Run a service with the healthy cameras, and wait until all are live."""
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         cameras = [held.enter_context(rtsp_camera(*USUAL)) for _ in range(OTHERS)]
@@ -186,19 +187,19 @@ def _wait_ready(address: str, process: subprocess.Popen[bytes], log: Path) -> No
 
 
 def measure(fault: Fault, running: Running, seconds: int, tolerance: float) -> Outcome:
-    """Well, wrong, and well again, for so many seconds each."""
+    """Measure the time before, during and after a fault, each of ``seconds`` seconds."""
     observer, name = running.observer, fault.name
     running.control.add({"url": fault.url, "name": name, **fault.options})
     observer.until(lambda: observer.is_live(name), PATIENCE, f"{name} is live")
     time.sleep(1.0)
     outcome = Outcome(name)
-    cpu, well = cpu_of(running.pid), time.monotonic()
+    cpu, well = read_cpu(running.pid), time.monotonic()
     time.sleep(seconds)
     wrong = time.monotonic()
     fault.begin()
     time.sleep(max(0.0, wrong + seconds - time.monotonic()))
     epoch = observer.latest[name].epoch
-    outcome.cpu = used(cpu, cpu_of(running.pid))
+    outcome.cpu = cpu_shares(cpu, read_cpu(running.pid))
     fault.end()
     right = time.monotonic()
     if fault.reconnects:
@@ -206,14 +207,14 @@ def measure(fault: Fault, running: Running, seconds: int, tolerance: float) -> O
     time.sleep(max(0.0, right + seconds - time.monotonic()))
     _compare(outcome, running, well, wrong, seconds)
     outcome.own = sum(observer.results_per_second(name, wrong, seconds)) / seconds
-    _see(outcome, observer, wrong, right)
-    _judge(outcome, fault, observer, tolerance)
+    _collect_states(outcome, observer, wrong, right)
+    _find_problems(outcome, fault, observer, tolerance)
     running.control.remove(name)
     return outcome
 
 
 def _back(observer: Observer, name: str, epoch: int, right: float) -> float | None:
-    """Seconds from the camera's return to its first result in a new epoch."""
+    """Return the seconds from the end of the fault to the first result in a new epoch."""
     with contextlib.suppress(TimeoutError):
         observer.until(lambda: observer.first_of(name, epoch + 1), PATIENCE, "it is back")
     first = observer.first_of(name, epoch + 1)
@@ -221,7 +222,7 @@ def _back(observer: Observer, name: str, epoch: int, right: float) -> float | No
 
 
 def _compare(outcome: Outcome, running: Running, well: float, wrong: float, seconds: int) -> None:
-    """The others' rates: those of the camera that suffered most."""
+    """Compare the rates of the other cameras; the most affected one counts."""
     rows = []
     for name in running.others:
         before = running.observer.results_per_second(name, well, seconds)
@@ -232,8 +233,8 @@ def _compare(outcome: Outcome, running: Running, well: float, wrong: float, seco
     outcome.mean_ratio = min(row[2] for row in rows)
 
 
-def _see(outcome: Outcome, observer: Observer, wrong: float, right: float) -> None:
-    """What was said of the fault, and when."""
+def _collect_states(outcome: Outcome, observer: Observer, wrong: float, right: float) -> None:
+    """Collect the reported states, and the delay of the first one that reports the fault."""
     said = observer.states_between(outcome.name, wrong, right)
     for state in said:
         reason = f"{state.state}: {state.reason.partition(';')[0]}" if state.reason else ""
@@ -245,7 +246,7 @@ def _see(outcome: Outcome, observer: Observer, wrong: float, right: float) -> No
         outcome.noticed = first.at - last
 
 
-def _judge(outcome: Outcome, fault: Fault, observer: Observer, tolerance: float) -> None:
+def _find_problems(outcome: Outcome, fault: Fault, observer: Observer, tolerance: float) -> None:
     problems = outcome.problems
     if outcome.mean_ratio < 1 - tolerance:
         problems.append(f"the others' rate became {outcome.mean_ratio:.3f} of what it was")
@@ -260,22 +261,22 @@ def _judge(outcome: Outcome, fault: Fault, observer: Observer, tolerance: float)
             problems.append(f"the account of {name} doesn't balance")
 
 
-def cpu_of(pid: int) -> Cpu:
-    """What has been used by now."""
+def read_cpu(pid: int) -> Cpu:
+    """Read the CPU time used so far."""
     machine = [int(value) for value in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     process = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     idle = machine[3] + machine[4]
     return Cpu(sum(machine) - idle, sum(machine), int(process[11]) + int(process[12]))
 
 
-def used(before: Cpu, after: Cpu) -> tuple[float, float]:
-    """Shares of the machine: all that was busy, and the service's."""
+def cpu_shares(before: Cpu, after: Cpu) -> tuple[float, float]:
+    """Return the CPU shares of the whole machine and of the service."""
     total = max(1, after.total - before.total)
     return (after.busy - before.busy) / total, (after.service - before.service) / total
 
 
 def run(names: list[str], seconds: int, tolerance: float) -> bool:
-    """Measure these faults, and print what comes of each; whether all is well."""
+    """Measure the faults, print a row for each, and return whether there are no problems."""
     well = True
     with service() as running:
         for name in names:
@@ -291,8 +292,8 @@ def run(names: list[str], seconds: int, tolerance: float) -> bool:
     return well
 
 
-def run_apart(names: list[str], seconds: int, tolerance: float) -> bool:
-    """The same in a network namespace of its own; whether all is well."""
+def run_in_namespace(names: list[str], seconds: int, tolerance: float) -> bool:
+    """Do the same as ``run`` in a new network namespace."""
     programs = [shutil.which(program) for program in ("unshare", "nft", "ip")]
     unshare, nft, _ = programs
     if unshare is None or nft is None or None in programs:
@@ -308,11 +309,13 @@ def run_apart(names: list[str], seconds: int, tolerance: float) -> bool:
 
 
 def main() -> None:
-    """See above."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("faults", nargs="*", metavar="FAULT", help=", ".join(FAULTS))
-    parser.add_argument("--seconds", type=int, default=20, help="before, during and after")
-    parser.add_argument("--tolerance", type=float, default=0.05, help="of the others' rate")
+    parser.add_argument("--seconds", type=int, default=20, help="duration of each phase")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.05, help="relative decrease of the other rates"
+    )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     unknown = [name for name in options.faults if name not in FAULTS]
@@ -328,7 +331,7 @@ def main() -> None:
     apart = [name for name in names if FAULTS[name].privileged]
     well = run(plain, options.seconds, options.tolerance) if plain else True
     if apart:
-        well = run_apart(apart, options.seconds, options.tolerance) and well
+        well = run_in_namespace(apart, options.seconds, options.tolerance) and well
     sys.exit(not well)
 
 

@@ -1,13 +1,13 @@
-"""Flood a service with subscriptions, and measure what a good subscriber notices.
+"""Flood test: many clients send subscriptions while the delay of a subscriber is measured.
 
     python tools/flood.py --connections 20 --subscription 60
 
-A service of its own (``streamseg serve``) with one live test pattern, one subscriber, and a process
-of strangers that send distinct subscriptions as fast as they are taken, and come back as soon as
-they are cut off. Prints how late results were while they did and afterwards, what was lost, and how
-much the service grew; exits 1 if a result was lost or the service isn't itself again at the end.
+Starts a service (``streamseg serve``) with one live test pattern, one subscriber, and a process of
+attackers that send distinct subscriptions as fast as possible and reconnect when disconnected.
+Prints the age of results before, during and after the flood, lost results, and the growth of the
+service's memory. Exits 1 if a result was lost or the service has not recovered at the end.
 
-``--keys`` gives the service keys; the strangers have none.
+``--keys`` enables CURVE encryption in the service; the attackers have no keys.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from streamseg.errors import ReceiveTimeout
 from streamseg.protocol.curve import KeyFolder, create_pair
 
 FPS = 20
-ITSELF_MS = 100.0
-"""Results no older than this when they are received say that the service is itself again."""
+RECOVERED_MS = 100.0
+"""Age of received results, in milliseconds, up to which the service has recovered."""
 HANDSHAKE = GREETING + ready(b"SUB")
 SENT_AT_ONCE = 64 * 1024
 
 
 def flood(port: int, connections: int, length: int, seconds: float) -> None:
-    """What the process of strangers does."""
+    """Run the attackers; the target of their process."""
     until = time.monotonic() + seconds
     threads = [
-        threading.Thread(target=be_a_stranger, args=(port, subscriptions(length), until))
+        threading.Thread(target=attack, args=(port, make_subscriptions(length), until))
         for _ in range(connections)
     ]
     for thread in threads:
@@ -59,16 +59,16 @@ def flood(port: int, connections: int, length: int, seconds: float) -> None:
         thread.join()
 
 
-def subscriptions(length: int) -> bytes:
-    """Many, no two alike as far as their length allows."""
+def make_subscriptions(length: int) -> bytes:
+    """Return many subscription frames with random topics of ``length`` bytes."""
     count = SENT_AT_ONCE // (length + 2)
     return b"".join(
         b"\x00" + bytes([length]) + b"\x01" + os.urandom(length - 1) for _ in range(count)
     )
 
 
-def be_a_stranger(port: int, chunk: bytes, until: float) -> None:
-    """Make one connection after the other, and send on each until it is cut off."""
+def attack(port: int, chunk: bytes, until: float) -> None:
+    """Connect repeatedly, and send on each connection until it is closed."""
     while time.monotonic() < until:
         with (
             contextlib.suppress(OSError),
@@ -76,15 +76,15 @@ def be_a_stranger(port: int, chunk: bytes, until: float) -> None:
         ):
             sock.sendall(HANDSHAKE)
             answer = b""
-            while len(answer) < len(HANDSHAKE) and (some := sock.recv(len(HANDSHAKE))):
-                answer += some
+            while len(answer) < len(HANDSHAKE) and (received := sock.recv(len(HANDSHAKE))):
+                answer += received
             while answer and time.monotonic() < until:
                 sock.sendall(chunk)
 
 
 @contextlib.contextmanager
-def service(folder: Path, port: int, keys: KeyFolder | None) -> Iterator[int]:
-    """A service of one camera; its process."""
+def run_service(folder: Path, port: int, keys: KeyFolder | None) -> Iterator[int]:
+    """Run a service with one camera; yield its process id."""
     config = {
         "sources": [{"url": f"test:?live=1&size=320x240&fps={FPS}", "name": "camera"}],
         "model": {"input_size": 128},
@@ -104,14 +104,14 @@ def service(folder: Path, port: int, keys: KeyFolder | None) -> Iterator[int]:
             process.wait(60)
 
 
-def rss(process: int) -> int:
-    """Bytes of a process that are in memory."""
+def read_rss(process: int) -> int:
+    """Return the resident memory of a process in bytes."""
     pages = Path(f"/proc/{process}/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def late(results: streamseg.Subscriber, seconds: float) -> list[tuple[float, float]]:
-    """When each result of so many seconds came, and how old it was then, in milliseconds."""
+def measure_ages(results: streamseg.Subscriber, seconds: float) -> list[tuple[float, float]]:
+    """Return the arrival time in seconds and the age in milliseconds of each result."""
     seen: list[tuple[float, float]] = []
     began = time.monotonic()
     while (left := began + seconds - time.monotonic()) > 0:
@@ -124,8 +124,8 @@ def late(results: streamseg.Subscriber, seconds: float) -> list[tuple[float, flo
     return seen
 
 
-def summed_up(seen: list[tuple[float, float]], seconds: float) -> str:
-    """Ages and the longest silence, in words."""
+def summarize(seen: list[tuple[float, float]], seconds: float) -> str:
+    """Return ages and the longest time without a result as text."""
     if not seen:
         return f"no result in {seconds:g} s"
     times = [0.0, *(at for at, _ in seen), seconds]
@@ -137,13 +137,13 @@ def summed_up(seen: list[tuple[float, float]], seconds: float) -> str:
     )
 
 
-def itself_after(seen: list[tuple[float, float]]) -> float:
-    """Seconds after which no result was older than ``ITSELF_MS`` any more."""
-    return max((at for at, age in seen if age > ITSELF_MS), default=0.0)
+def recovery_time(seen: list[tuple[float, float]]) -> float:
+    """Return the seconds after which no result was older than ``RECOVERED_MS``."""
+    return max((at for at, age in seen if age > RECOVERED_MS), default=0.0)
 
 
-def made_keys(folder: Path) -> tuple[KeyFolder, dict[str, Path]]:
-    """A service's keys, and what the good subscriber needs."""
+def create_keys(folder: Path) -> tuple[KeyFolder, dict[str, Path]]:
+    """Create the keys of the service, and return the key options of the subscriber."""
     create_pair(folder / "keys", "server")
     keys = KeyFolder(folder / "keys")
     keys.allow(create_pair(folder, "good").public, "good")
@@ -151,40 +151,42 @@ def made_keys(folder: Path) -> tuple[KeyFolder, dict[str, Path]]:
 
 
 def main() -> None:
-    """Measure, print, judge."""
+    """Measure, print the results, set the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--connections", type=int, default=20)
-    parser.add_argument("--subscription", type=int, default=60, help="bytes of each")
-    parser.add_argument("--seconds", type=float, default=10, help="of the flood")
-    parser.add_argument("--after", type=float, default=30, help="seconds watched afterwards")
-    parser.add_argument("--keys", action="store_true", help="the service has keys")
+    parser.add_argument("--subscription", type=int, default=60, help="bytes of each subscription")
+    parser.add_argument("--seconds", type=float, default=10, help="duration of the flood")
+    parser.add_argument("--after", type=float, default=30, help="seconds measured after the flood")
+    parser.add_argument("--keys", action="store_true", help="enable CURVE encryption")
     options = parser.parse_args()
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        keys, mine = made_keys(folder) if options.keys else (None, {})
+        keys, mine = create_keys(folder) if options.keys else (None, {})
         with (
-            service(folder, port, keys) as process,
+            run_service(folder, port, keys) as process,
             streamseg.connect(f"tcp://127.0.0.1:{port}", timeout=60, **mine) as results,
         ):
             results.receive()
-            before = late(results, 5)
-            small = rss(process)
-            strangers = multiprocessing.get_context("spawn").Process(
+            before = measure_ages(results, 5)
+            rss_before = read_rss(process)
+            attackers = multiprocessing.get_context("spawn").Process(
                 target=flood,
                 args=(port, options.connections, options.subscription, options.seconds),
             )
-            strangers.start()
-            during = late(results, options.seconds)
-            after = late(results, options.after)
-            strangers.join()
-            expand_boxes = rss(process) - small
+            attackers.start()
+            during = measure_ages(results, options.seconds)
+            after = measure_ages(results, options.after)
+            attackers.join()
+            growth = read_rss(process) - rss_before
             lost = sum(results.gaps.values())
-    print(f"before: {summed_up(before, 5)}")
-    print(f"during: {summed_up(during, options.seconds)}")
-    print(f"after:  {summed_up(after, options.after)}; itself after {itself_after(after):.1f} s")
-    print(f"lost {lost}, expand_boxes by {expand_boxes / 1e6:.0f} MB")
-    sys.exit(lost > 0 or not after or after[-1][1] > ITSELF_MS)
+    print(f"before: {summarize(before, 5)}")
+    print(f"during: {summarize(during, options.seconds)}")
+    print(
+        f"after:  {summarize(after, options.after)}; recovered after {recovery_time(after):.1f} s"
+    )
+    print(f"lost {lost}, grew by {growth / 1e6:.0f} MB")
+    sys.exit(lost > 0 or not after or after[-1][1] > RECOVERED_MS)
 
 
 if __name__ == "__main__":

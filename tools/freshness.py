@@ -1,15 +1,16 @@
-"""Measure how old results are when the model is slower than the cameras.
+"""Freshness test: the age of results while the model is slower than the cameras.
 
     python tools/freshness.py --seconds 600
 
-A service of its own (``streamseg serve``) with live test patterns that want more of the model than
-it can give, and one subscriber that notes each result's age: from capture to publication. Newest
-frame wins, so no age should pass twice the time of a batch and a little, and none should grow.
+Starts a service (``streamseg serve``) with live test patterns that produce more frames than the
+model can process, and one subscriber that records the age of each result, from capture to
+publication. Only the newest frame of a source waits, so the age must stay below the time of two
+batches plus an allowance, and must not grow.
 
-A machine that does other things, too, is fast now and slow then. So an age is held against the two
-batches that it is made of: the one that its frame waited for, and its own.
+The speed of a shared machine varies. Therefore each age is compared with the times of the two
+batches that determine it: the batch that its frame waited for, and its own.
 
-Prints a line for each part of the run; exits 1 if either isn't so.
+Prints a line for each part of the run; exits 1 if results are too old or ages grow.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ import yaml
 import streamseg
 
 ALLOWANCE_MS = 100.0
-"""Beyond twice the time of a batch: reading, identities, encoding."""
+"""Time for reading, tracking and encoding, in milliseconds, added to the time of two batches."""
 MAY_GROW = 1.25
-"""The last third's ages to the first's, both in their batches' times: those of a third vary so."""
+"""Maximum ratio of the relative ages in the last third of the run to those in the first."""
 WARM_UP = 5.0
-"""Seconds, beside the model's first forward, until everybody has joined."""
+"""Time after the first result that is not measured, in seconds."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One result.
+class ReceivedResult:
+    """Received result.
 
     Attributes:
-        at: seconds since the beginning.
-        age: milliseconds.
-        batch: what tells its batch from others: all its frames carry the same timings.
+        at: seconds since the start of the measurement.
+        age: age in milliseconds.
+        batch: timings of its batch, which are the same for all its frames and identify it.
     """
 
     at: float
@@ -56,41 +57,41 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """One result, and its batches; milliseconds.
+class TimedResult:
+    """Result with the times of its batches in milliseconds.
 
     Attributes:
-        seen: the result.
-        before: what the batch before its own took.
-        own: what its own took.
+        seen: received result.
+        before: time of the previous batch.
+        own: time of its own batch.
     """
 
-    seen: Seen
+    seen: ReceivedResult
     before: float
     own: float
 
     @property
     def to_bound(self) -> float:
-        """Its age to what that may be: the time of two batches, and a little."""
+        """Age divided by its limit: the time of two batches plus the allowance."""
         return self.seen.age / (self.before + self.own + ALLOWANCE_MS)
 
     @property
     def to_batches(self) -> float:
-        """Its age to the time of two batches."""
+        """Age divided by the time of two batches."""
         return self.seen.age / (self.before + self.own)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of the run came to.
+    """Statistics of a part of the run.
 
     Attributes:
-        results: how many.
-        age_median: milliseconds.
-        age_p99: milliseconds.
-        batch_median: milliseconds.
-        to_bound: the 99th percentile of ages to what each may be.
-        to_batches: the same to the time of two batches alone.
+        results: number of results.
+        age_median: median age in milliseconds.
+        age_p99: 99th percentile of the age in milliseconds.
+        batch_median: median time of a batch in milliseconds.
+        to_bound: 99th percentile of the age divided by its limit.
+        to_batches: 99th percentile of the age divided by the time of two batches.
     """
 
     results: int
@@ -109,8 +110,8 @@ class Part:
 
 
 @contextlib.contextmanager
-def service(options: argparse.Namespace) -> Iterator[str]:
-    """A service of live test patterns, and its address."""
+def run_service(options: argparse.Namespace) -> Iterator[str]:
+    """Run a service with live test patterns; yield its address."""
     camera = f"test:?live=1&size=640x360&fps={options.fps:g}"
     config = {
         "sources": [
@@ -136,9 +137,9 @@ def service(options: argparse.Namespace) -> Iterator[str]:
             process.wait(60)
 
 
-def watch(address: str, seconds: float) -> list[Seen]:
-    """Every result of so many seconds, after the warm-up."""
-    seen: list[Seen] = []
+def receive_results(address: str, seconds: float) -> list[ReceivedResult]:
+    """Return all results of ``seconds`` seconds after the warm-up."""
+    seen: list[ReceivedResult] = []
     with streamseg.connect(address, timeout=60) as results:
         results.receive()
         began = time.monotonic() + WARM_UP
@@ -149,32 +150,33 @@ def watch(address: str, seconds: float) -> list[Seen]:
             if at >= 0:
                 spent = result.timing
                 batch = (spent["prepare"], spent["forward"], spent["postprocess"])
-                seen.append(Seen(at, result.age_ms, batch))
+                seen.append(ReceivedResult(at, result.age_ms, batch))
     return seen
 
 
-def timed(seen: list[Seen]) -> list[Timed]:
-    """Each result with the times of its batch and of the one before; the first has its own twice.
+def add_batch_times(seen: list[ReceivedResult]) -> list[TimedResult]:
+    """Return results with the times of their own batch and of the previous one.
 
-    What a result says of its batch is its own share of it.
+    The first batch counts as its own predecessor. The timings of a result are those of its batch
+    divided by the number of frames.
     """
     batches = [list(batch) for _, batch in groupby(seen, lambda result: result.batch)]
     took = [sum(batch[0].batch) * len(batch) for batch in batches]
     return [
-        Timed(result, took[max(0, number - 1)], took[number])
+        TimedResult(result, took[max(0, number - 1)], took[number])
         for number, batch in enumerate(batches)
         for result in batch
     ]
 
 
 def p99(values: Iterable[float]) -> float:
-    """What a hundredth of them passes, at most."""
+    """Return the 99th percentile."""
     ordered = sorted(values)
     return ordered[math.ceil(0.99 * len(ordered)) - 1]
 
 
-def summed_up(results: list[Timed]) -> Part:
-    """Percentiles of ages, and the median time of a batch."""
+def summarize(results: list[TimedResult]) -> Part:
+    """Return the statistics of results."""
     ages = [result.seen.age for result in results]
     took = {result.seen.batch: result.own for result in results}
     return Part(
@@ -187,23 +189,23 @@ def summed_up(results: list[Timed]) -> Part:
     )
 
 
-def parted(results: list[Timed], seconds: float, parts: int) -> list[Part]:
-    """The run in parts of equal length."""
+def split_run(results: list[TimedResult], seconds: float, parts: int) -> list[Part]:
+    """Return the statistics of parts of equal duration."""
     lengths = [
         [r for r in results if n <= r.seen.at / seconds * parts < n + 1] for n in range(parts)
     ]
-    return [summed_up(part) for part in lengths if part]
+    return [summarize(part) for part in lengths if part]
 
 
-def expand_boxes(parts: list[Part]) -> float:
-    """The last third's ages to the first's; one part that is bad is no growth."""
+def measure_growth(parts: list[Part]) -> float:
+    """Return the median relative age in the last third of the run divided by that in the first."""
     third = max(1, len(parts) // 3)
     first, last = parts[:third], parts[-third:]
     return median(p.to_batches for p in last) / median(p.to_batches for p in first)
 
 
 def main() -> None:
-    """Measure, print, judge."""
+    """Measure, print the results, set the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--cameras", type=int, default=4)
@@ -213,12 +215,12 @@ def main() -> None:
     parser.add_argument("--input-size", type=int, default=448)
     parser.add_argument("--parts", type=int, default=10)
     options = parser.parse_args()
-    with service(options) as address:
-        results = timed(watch(address, options.seconds))
-    parts = parted(results, options.seconds, options.parts)
+    with run_service(options) as address:
+        results = add_batch_times(receive_results(address, options.seconds))
+    parts = split_run(results, options.seconds, options.parts)
     for part in parts:
         print(part)
-    whole = summed_up(results)
+    whole = summarize(results)
     print(f"{whole}, over all {options.seconds:g} s")
     wanted = options.cameras * options.fps
     print(f"{len(results) / options.seconds:.1f} results/s of {wanted:g} frames/s")
@@ -227,7 +229,7 @@ def main() -> None:
         problems.append("the model is as fast as the cameras: nothing was shown; ask for more fps")
     if whole.to_bound > 1:
         problems.append("results are older than they may be")
-    if expand_boxes(parts) > MAY_GROW:
+    if measure_growth(parts) > MAY_GROW:
         problems.append("ages grow")
     for problem in problems:
         print(problem)

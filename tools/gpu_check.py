@@ -1,18 +1,18 @@
-"""Does this project work on an accelerator, and how fast? Tables, and all of it as JSON.
+"""Correctness and speed of the models on an accelerator, as tables and as JSON.
 
     python tools/gpu_check.py [--device cuda] [--models NAME …] [--parts PART …]
                               [--seconds S] [--out FILE.json]
 
-* ``parity``: what networks say on the device beside what they say on the CPU, both in fp32 without
-  TF32; of an image alone beside in a batch; as they are served, with TF32; in bf16. And what
-  nanomask finds in the bundled clip, likewise.
-* ``speed``: milliseconds a frame of each stage, and the device's memory.
-* ``service``: sixteen live cameras of the test pattern through one service, for S seconds.
+* ``parity``: differences of network outputs between the device and the CPU (fp32 without TF32),
+  between an image alone and in a batch, with TF32 (as served), and in bf16; and of the instances
+  that nanomask finds in the bundled clip.
+* ``speed``: milliseconds per frame of each stage, and the device memory.
+* ``service``: a service with sixteen live test patterns, for S seconds.
 * ``training``: some steps of each family on the test pattern; in bf16, nanomask in all precisions.
 
-nanomask has its own weights; the others' are random, from a fixed seed (gpu_check_networks.py). A
-part that fails is said at the end, and the others go on; then, and if outputs differ by more than
-they may, it exits 1. docs/gpu.md has what was measured so far.
+nanomask has its bundled weights; the other models have random weights from a fixed seed
+(gpu_check_networks.py). If a part fails, the others still run. Exits 1 if a part failed or outputs
+differ by more than the tolerance. docs/gpu.md lists previous measurements.
 """
 
 from __future__ import annotations
@@ -68,27 +68,27 @@ TRAINED = {
     "solov2_light_r18": 6,
     "decoupled_solo_light_r50": 6,
 }
-"""Steps, by model: one of each family."""
+"""Number of training steps by model, one model per family."""
 MAY_DIFFER = 1e-3
-"""Of an output's length, in fp32, on another device or in another batch."""
-LEAST_IOU = 0.98
-"""Of the masks of one object, likewise."""
+"""Maximum relative difference in fp32 between devices or batches; see ``Difference.relative``."""
+MIN_IOU = 0.98
+"""Minimum mask IoU of one object between devices or batches."""
 FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AssertionError, StreamsegError)
-"""What code raises that doesn't work on a device."""
+"""Exceptions of code that does not work on a device."""
 
 ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far one model's outputs are apart.
+    """Differences of one model's outputs.
 
     Attributes:
-        model: its name.
-        device: on the device from those on the CPU, in fp32.
-        batch: of an image in a batch of two from those of the image alone, on the device.
-        served: as it is served, with TF32 where torch takes it, from fp32.
-        bf16: in bf16 from fp32.
+        model: name of the model.
+        device: between the device and the CPU, in fp32.
+        batch: between an image in a batch of two and the image alone, on the device.
+        served: between torch's default precision (TF32 where available) and fp32.
+        bf16: between bf16 and fp32.
     """
 
     model: str
@@ -100,7 +100,7 @@ class Parity:
 
 @dataclass(slots=True)
 class Report:
-    """All that was found out; ``problems`` is empty if all is well."""
+    """Results of all parts; ``problems`` is empty if all parts passed."""
 
     device: str
     accelerator: str
@@ -116,20 +116,20 @@ class Report:
     training: list[Trained] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def complain(self, text: str) -> None:
-        """Note a problem, and say it at once."""
+    def add_problem(self, text: str) -> None:
+        """Record a problem and print it."""
         self.problems.append(text)
         print(f"PROBLEM {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Check, print the tables, write the file."""
+    """Run the checks, print the tables, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [entry.name for entry in REGISTRY]
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, cpu or auto")
     parser.add_argument("--models", nargs="+", default=names, metavar="NAME")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, metavar="PART")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each service")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each service")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     options = parser.parse_args()
     try:
@@ -144,12 +144,12 @@ def main() -> None:
 def check(
     device: str, names: Sequence[str], parts: Sequence[str], seconds: float, out: Path | None
 ) -> Report:
-    """All that is asked for, model by model.
+    """Run the selected parts, model by model.
 
     Raises:
-        StreamsegError: there is no such device or model, or ``out`` can't be written.
+        StreamsegError: the device or model is unknown, or ``out`` can't be written.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     if not 0 < seconds < float("inf"):
         raise UsageError(f"--seconds must be more than 0, not {seconds:g}")
     place = load_model(BUNDLED, device=device).device
@@ -157,18 +157,18 @@ def check(
         find(name)
     report = _empty(place)
     _write(report, out)
-    frames = clip_frames()
+    frames = load_clip_frames()
     for name in names:
-        model_begun = time.perf_counter()
+        model_start = time.perf_counter()
         _check_model(report, name, parts, frames, place, seconds)
-        report.seconds = time.perf_counter() - begun
-        _write(report, out)  # what is known so far, should time be up
-        print(f"{name}: {time.perf_counter() - model_begun:.1f} s", file=sys.stderr, flush=True)
+        report.seconds = time.perf_counter() - start
+        _write(report, out)  # intermediate results, in case the process is stopped
+        print(f"{name}: {time.perf_counter() - model_start:.1f} s", file=sys.stderr, flush=True)
     return report
 
 
-def clip_frames() -> list[Image]:
-    """Some frames of the bundled clip."""
+def load_clip_frames() -> list[Image]:
+    """Return some frames of the bundled clip."""
     with av.open(str(CLIP)) as clip:
         wanted = range(0, CLIP_FRAMES * CLIP_STRIDE, CLIP_STRIDE)
         return [
@@ -186,7 +186,7 @@ def _check_model(
     place: torch.device,
     seconds: float,
 ) -> None:
-    """One model, all parts."""
+    """Run all selected parts for one model."""
     attempt = partial(_attempt, report)
     here = attempt(f"{name} on the CPU", lambda: settled_model(name, frames[0]))
     there = here and attempt(f"{name} on {place}", lambda: moved(here, place))
@@ -226,7 +226,7 @@ def _parity(report: Report, here: Segmenter, there: Segmenter, frames: Sequence[
         ("in bf16", row.bf16, sys.float_info.max),
     ):
         if own.relative > most:
-            report.complain(
+            report.add_problem(
                 f"{row.model}: {own.output} differs {where} by {own.relative:.1e} of its length "
                 f"and may by {most:.0e}"
             )
@@ -247,8 +247,8 @@ def _clip(report: Report, here: Segmenter, there: Segmenter, frames: Sequence[Im
         sameness("fp32 and bf16", exact, _one_by_one(in_precision(there, "bf16"), frames)),
     ]
     for row in strict:
-        if row.unequal_frames or row.least_iou < LEAST_IOU:
-            report.complain(
+        if row.unequal_frames or row.least_iou < MIN_IOU:
+            report.add_problem(
                 f"{here.name} on the clip, {row.ways}: {row.unequal_frames} frames with unequal "
                 f"numbers of instances, least mask IoU {row.least_iou:.3f}"
             )
@@ -266,7 +266,7 @@ def _serve(report: Report, model: Segmenter, seconds: float) -> None:
     row = serve(model, seconds)
     report.service.append(row)
     if row.failed or not row.balanced or not row.fps:
-        report.complain(
+        report.add_problem(
             f"{row.model}, service, {row.precision}: {row.decoded} frames decoded, {row.failed} "
             f"failed, {row.fps:.0f} results a second, accounts balanced: {row.balanced}"
         )
@@ -287,7 +287,7 @@ def _one_by_one(model: Segmenter, frames: Sequence[Image]) -> list[Instances]:
 
 
 def _attempt(report: Report, what: str, call: Callable[[], ResultT]) -> ResultT | None:
-    """What ``call`` gives; None, and a problem, if it fails."""
+    """Return the result of ``call``; if it fails, record a problem and return None."""
     try:
         return call()
     except FAILURES as error:
@@ -297,7 +297,7 @@ def _attempt(report: Report, what: str, call: Callable[[], ResultT]) -> ResultT 
         place = own[-1] if own else place
         first = (str(cause).splitlines() or [""])[0]
         where = f"{Path(place.filename).name}:{place.lineno}"
-        report.complain(f"{what}: {type(cause).__name__} at {where}: {first}")
+        report.add_problem(f"{what}: {type(cause).__name__} at {where}: {first}")
         return None
 
 
@@ -323,7 +323,7 @@ def _write(report: Report, out: Path | None) -> None:
 
 
 def tables(report: Report) -> Iterator[str]:
-    """The report as Markdown, line by line."""
+    """Yield the lines of the report as Markdown."""
     yield (
         f"{report.device} ({report.accelerator}), {report.cpus} CPUs, torch {report.torch}, "
         f"torchvision {report.torchvision}, Python {report.python}; {report.seconds:.0f} s"

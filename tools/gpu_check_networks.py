@@ -1,8 +1,8 @@
-"""Networks side by side, for gpu_check.py: all that a network says, and how far two are apart.
+"""Comparison of network outputs, for gpu_check.py.
 
-Random weights say little: without training, numbers grow or vanish from layer to layer and no
-class is likely. So their norms are given the statistics of a real picture, and their classes the
-spread that lets some of them be found.
+With random weights, activations explode or vanish from layer to layer and no class is likely.
+Therefore the norm layers are calibrated on a real image, and the class layers are scaled so that
+some objects are found.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from streamseg.structures.results import Image, Instances
 
 BUNDLED = "nanomask"
 FOUND = Thresholds(score=0.05, max_instances=20)
-"""Of models with random weights: as many objects as a busy street has."""
+"""Thresholds for models with random weights: as many objects as in a busy street."""
 CLASSES = {
     "roi_heads.box_predictor.cls_score": 2.5,
     "head.classes": 2.5,
     "category": 0.8,
 }
-"""The layer that says classes, by family, and the deviation that its outputs get."""
+"""Name of the class layer of each family, and the standard deviation of its scaled outputs."""
 REGIONS = ((0.1, 0.1, 0.4, 0.6), (0.5, 0.2, 0.9, 0.9), (0.0, 0.0, 1.0, 1.0), (0.6, 0.05, 0.7, 0.2))
-"""Boxes that heads are asked about, x1, y1, x2, y2 as fractions of the image."""
+"""Boxes for the heads, (x1, y1, x2, y2) as fractions of the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far apart two networks' outputs are.
+    """Difference of two networks' outputs.
 
     Attributes:
-        relative: the Euclidean length of the difference, as a part of the output's own.
-        absolute: the largest difference of a number of that output.
-        output: the output where ``relative`` is largest.
+        relative: Euclidean norm of the difference divided by that of the output.
+        absolute: maximum absolute difference of that output.
+        output: name of the output with the largest ``relative``.
     """
 
     relative: float
@@ -53,16 +53,16 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Sameness:
-    """What one model finds in some frames, two ways.
+    """Comparison of the instances that one model finds in some frames in two ways.
 
     Attributes:
-        ways: which.
-        frames: how many.
-        instances: of the first way and of the second.
-        unequal_frames: frames in which the two don't find the same number.
-        least_iou: the least overlap of a mask with the best one of the other way.
-        mean_iou: the mean of these.
-        box: pixels, the largest difference of an edge between these.
+        ways: description of the two ways.
+        frames: number of frames.
+        instances: number of instances of the first and of the second way.
+        unequal_frames: number of frames with different numbers of instances.
+        least_iou: minimum mask IoU of matched instances.
+        mean_iou: mean mask IoU of matched instances.
+        box: maximum difference of a box coordinate of matched instances, in pixels.
     """
 
     ways: str
@@ -75,18 +75,18 @@ class Sameness:
 
 
 def settled_model(name: str, picture: Image) -> Segmenter:
-    """A model on the CPU: the bundled one as it is, others with weights that find something."""
+    """Load a model on the CPU; all but the bundled one with calibrated random weights."""
     if name == BUNDLED:
         return load_model(name, device="cpu")
     model = load_model(
         name, "none", device="cpu", score=FOUND.score, max_instances=FOUND.max_instances
     )
-    _settle(model, picture)
+    _calibrate(model, picture)
     return model
 
 
 def moved(model: Segmenter, device: torch.device) -> Segmenter:
-    """The same weights on a device."""
+    """Return a copy of the model on a device."""
     limits = model.thresholds
     there = load_model(
         model.name,
@@ -100,7 +100,7 @@ def moved(model: Segmenter, device: torch.device) -> Segmenter:
 
 
 def in_precision(model: Segmenter, precision: Precision) -> Segmenter:
-    """The same model, autocast."""
+    """Return the same model with another precision."""
     other = model.with_network(model.network)
     other.precision = precision
     return other
@@ -108,7 +108,7 @@ def in_precision(model: Segmenter, precision: Precision) -> Segmenter:
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """Without TF32, which GPUs take for convolutions unless told otherwise."""
+    """Disable TF32, which is the default for convolutions on GPUs."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -119,11 +119,11 @@ def exact_fp32() -> Iterator[None]:
 
 @torch.inference_mode()
 def raw_outputs(model: Segmenter, tensor: Tensor) -> dict[str, Tensor]:
-    """All that a network says of a prepared batch, before anything is chosen.
+    """Return all raw outputs of a network for a prepared batch.
 
     Args:
-        model: whose network.
-        tensor: (B, 3, H, W) on its device.
+        model: model with the network.
+        tensor: prepared images (B, 3, H, W) on its device.
 
     Returns:
         Tensors whose first dimension is B, by name.
@@ -133,12 +133,12 @@ def raw_outputs(model: Segmenter, tensor: Tensor) -> dict[str, Tensor]:
     with torch.autocast(
         tensor.device.type, torch.bfloat16, enabled=model.precision == "bf16", cache_enabled=False
     ):
-        said = _said(model.network, tensor, boxes)
-        return {name: each for name, each in _named(said) if len(each) == len(tensor)}
+        outputs = _run_network(model.network, tensor, boxes)
+        return {name: each for name, each in _named(outputs) if len(each) == len(tensor)}
 
 
 def differ(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Difference:
-    """The worst of all outputs; infinite where one isn't a number."""
+    """Return the largest difference of all outputs; infinite if a value is not finite."""
     worst = Difference(-1.0, 0.0, "")
     for name, own in expected.items():
         b = found[name].double()
@@ -155,7 +155,7 @@ def differ(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Diffe
 
 
 def sameness(ways: str, first: Sequence[Instances], second: Sequence[Instances]) -> Sameness:
-    """Compare what was found in the same frames, two ways."""
+    """Compare the instances found in the same frames in two ways."""
     overlaps, edges = [1.0], [0.0]
     for a, b in zip(first, second, strict=True):
         if len(a) and len(b):
@@ -173,20 +173,20 @@ def sameness(ways: str, first: Sequence[Instances], second: Sequence[Instances])
     )
 
 
-def _settle(model: Segmenter, picture: Image) -> None:
-    """Give norms the statistics of ``picture``, and classes their spread, in one forward."""
+def _calibrate(model: Segmenter, picture: Image) -> None:
+    """Calibrate norm layers on ``picture`` and scale class layers, in one forward pass."""
     hooks = []
     for name, module in model.network.named_modules():
         if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
-            hooks.append(module.register_forward_pre_hook(_settle_norm))
+            hooks.append(module.register_forward_pre_hook(_calibrate_norm))
         elif name in CLASSES:
-            hooks.append(module.register_forward_hook(_Spreading(CLASSES[name])))
+            hooks.append(module.register_forward_hook(_OutputScaler(CLASSES[name])))
     model.forward(model.prepare([picture]))
     for hook in hooks:
         hook.remove()
 
 
-def _settle_norm(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+def _calibrate_norm(norm: Any, inputs: tuple[Tensor, ...]) -> None:
     (features,) = inputs
     if len(features):
         variance, mean = torch.var_mean(features, dim=(0, 2, 3))
@@ -194,8 +194,8 @@ def _settle_norm(norm: Any, inputs: tuple[Tensor, ...]) -> None:
         norm.running_var.copy_(variance + 1e-3)
 
 
-class _Spreading:
-    """Scales a layer when it is first called, so that its outputs have a certain deviation."""
+class _OutputScaler:
+    """Forward hook that scales a layer once, so that its outputs have a given deviation."""
 
     def __init__(self, deviation: float) -> None:
         self._deviation = deviation
@@ -216,8 +216,8 @@ class _Spreading:
         return spread
 
 
-def _said(network: Any, tensor: Tensor, boxes: list[Tensor]) -> Any:
-    """What the network says, its heads asked about ``boxes``."""
+def _run_network(network: Any, tensor: Tensor, boxes: list[Tensor]) -> Any:
+    """Run the network with ``boxes`` as the input of its heads."""
     if hasattr(network, "roi_heads"):
         return _two_stage(network, tensor, boxes)
     outputs = network(tensor)
@@ -267,14 +267,14 @@ def _two_stage(network: Any, tensor: Tensor, boxes: list[Tensor]) -> Any:
 
 
 def _middle(logits: Tensor) -> Tensor:
-    """The middle cell of a grid (B, C, S, S) and one beside it."""
+    """Return the middle cell of a grid (B, C, S, S) and its right neighbor."""
     side = logits.shape[3]
     middle = side * (side // 2) + side // 2
     return torch.tensor([middle, middle + 1], device=logits.device)
 
 
 def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in tuples, lists, mappings and dataclasses, by the way that leads to them."""
+    """Yield the tensors in nested tuples, lists, mappings and dataclasses with their paths."""
     if isinstance(value, Tensor):
         yield name, value
         return

@@ -1,4 +1,4 @@
-"""What gpu_check.py measures: speed, a service of many cameras, short trainings."""
+"""Measurements of gpu_check.py: speed, a service with many cameras, short trainings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from streamseg.structures.results import Image
 from streamseg.training import Trainer
 
 ROUNDS, ROUNDS_FOR = 30, 0.7
-"""Most rounds of a measurement, and seconds after which it has enough of them."""
+"""Maximum number of rounds and maximum duration of a measurement, in seconds."""
 WARM_UP = 2
 CAMERAS, CAMERA_FPS = 16, 25
 CAMERA = "test:?size=640x480&fps={fps}&live=1&objects=6&seed={seed}"
@@ -40,17 +40,17 @@ PICTURES = "test:?size=320x240&frames={frames}&objects=4&fps=1&seed={seed}"
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What one model takes; medians, milliseconds a frame.
+    """Times of one model: medians in milliseconds per frame.
 
     Attributes:
-        model: its name.
-        precision: fp32 (as torch has it by default) or bf16.
-        batch: frames in a forward.
-        prepare: resizing on the CPU, and the way to the device.
-        forward: the network, and the choice of objects.
-        postprocess: their masks.
-        instances: found, a frame.
-        memory: MiB, the most that torch had of the device; None on a CPU.
+        model: name of the model.
+        precision: fp32 (torch's default) or bf16.
+        batch: batch size.
+        prepare: resizing on the CPU and the transfer to the device.
+        forward: the network and the selection of objects.
+        postprocess: making the masks.
+        instances: mean number of instances per frame.
+        memory: peak device memory of torch in MiB; None on a CPU.
     """
 
     model: str
@@ -65,21 +65,21 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A service of many live cameras.
+    """Results of a service with many live cameras.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         precision: fp32 or bf16.
-        cameras: how many, each of 25 frames a second.
-        seconds: from the first frame to the last result.
-        fps: results a second, over all cameras.
-        age_ms: p50 and p99 of a result's age.
-        timing_ms: of the stages, medians a frame.
-        instances: found, a frame.
-        decoded: frames.
-        dropped: frames, by reason.
-        failed: frames.
-        balanced: whether all frames of each camera are accounted for, and none is on its way.
+        cameras: number of cameras with 25 frames per second.
+        seconds: time from the first frame to the last result.
+        fps: results per second over all cameras.
+        age_ms: p50 and p99 of the age of results.
+        timing_ms: median milliseconds per frame, by stage.
+        instances: mean number of instances per frame.
+        decoded: number of decoded frames.
+        dropped: number of dropped frames by reason.
+        failed: number of failed frames.
+        balanced: whether every decoded frame was published, dropped or failed.
     """
 
     model: str
@@ -98,14 +98,14 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A short training.
+    """Results of a short training.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         precision: fp32, bf16 or fp16.
-        steps: how many.
-        losses: finite; the means of the first and of the last steps noted.
-        step_ms: median of the later half, with the loading of the data.
+        steps: number of steps.
+        losses: mean losses of the first and of the last logged steps.
+        step_ms: median time of the steps of the second half, including data loading.
     """
 
     model: str
@@ -116,13 +116,13 @@ class Trained:
 
 
 def speed(model: Segmenter, frames: Sequence[Image]) -> Speed:
-    """How long each stage takes with all ``frames`` at once."""
+    """Measure the time of each stage with all ``frames`` in one batch."""
     times: list[tuple[float, ...]] = []
-    most_memory(model.device)
-    begun = time.perf_counter()
+    read_peak_memory(model.device)
+    start = time.perf_counter()
     for turn in range(WARM_UP + ROUNDS):
         if turn == WARM_UP:
-            begun = time.perf_counter()
+            start = time.perf_counter()
         stamps = [_now(model.device)]
         batches = model.prepare(frames)
         stamps.append(_now(model.device))
@@ -132,7 +132,7 @@ def speed(model: Segmenter, frames: Sequence[Image]) -> Speed:
         stamps.append(_now(model.device))
         if turn >= WARM_UP:
             times.append(tuple(np.diff(stamps).tolist()))
-        if len(times) >= 3 and time.perf_counter() - begun > ROUNDS_FOR:
+        if len(times) >= 3 and time.perf_counter() - start > ROUNDS_FOR:
             break
     prepare, forward, postprocess = (
         median(stage) * 1000 / len(frames) for stage in zip(*times, strict=True)
@@ -145,12 +145,12 @@ def speed(model: Segmenter, frames: Sequence[Image]) -> Speed:
         forward,
         postprocess,
         sum(len(each.instances) for each in found) / len(frames),
-        most_memory(model.device),
+        read_peak_memory(model.device),
     )
 
 
 def serve(model: Segmenter, seconds: float, cameras: int = CAMERAS) -> Served:
-    """A service of live test patterns for so long, its model warmed up."""
+    """Run a service with live test patterns for ``seconds`` seconds after warming up the model."""
     for count in {1, cameras // 4 or 1, cameras}:
         model.predict([np.zeros((480, 640, 3), np.uint8)] * count)
     config = Config(
@@ -193,10 +193,10 @@ def serve(model: Segmenter, seconds: float, cameras: int = CAMERAS) -> Served:
 def train(
     name: str, precision: Precision, device: torch.device, steps: int, batch: int = 8
 ) -> Trained:
-    """So many steps on the test pattern, four or more.
+    """Train for ``steps`` steps (at least four) on the test pattern.
 
     Raises:
-        TrainingError: a loss isn't finite.
+        TrainingError: a loss is not finite.
     """
     stamps: list[float] = []
 
@@ -205,8 +205,8 @@ def train(
             stamps.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        recipe = _recipe(name, precision, str(device), steps // 2, batch)
-        Trainer(recipe, Path(folder), Path(folder) / "run", progress).run()
+        config = _make_config(name, precision, str(device), steps // 2, batch)
+        Trainer(config, Path(folder), Path(folder) / "run", progress).run()
         with (Path(folder) / "run" / "steps.csv").open() as table:
             rows = list(csv.DictReader(table))
     spans = np.diff(stamps[len(stamps) // 2 :]) * 1000
@@ -214,8 +214,8 @@ def train(
     return Trained(name, precision, len(stamps), losses, float(np.median(spans)))
 
 
-def most_memory(device: torch.device) -> float | None:
-    """The most MiB that torch had of the device since this was last asked; None for a CPU."""
+def read_peak_memory(device: torch.device) -> float | None:
+    """Return torch's peak device memory in MiB since the last call; None for a CPU."""
     if device.type != "cuda":
         return None
     most = torch.cuda.max_memory_allocated(device) / 2**20
@@ -224,14 +224,16 @@ def most_memory(device: torch.device) -> float | None:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, when all that was asked of the device is done."""
+    """Return the time in seconds after synchronizing the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _recipe(name: str, precision: Precision, device: str, steps: int, batch: int) -> TrainingConfig:
-    """Two epochs of so many steps, on pictures of one shape."""
+def _make_config(
+    name: str, precision: Precision, device: str, steps: int, batch: int
+) -> TrainingConfig:
+    """Return a config of two epochs of ``steps`` steps, on images of one shape."""
     bundled = name == BUNDLED
     return TrainingConfig(
         model=ModelConfig(

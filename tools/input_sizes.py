@@ -1,10 +1,10 @@
-"""The trade between input size, accuracy and speed: one table.
+"""Table of accuracy and speed by input size.
 
     python tools/input_sizes.py configs/eval/nanomask.yaml --set data.root=DATA --sizes 320 416 512
 
-Accuracy is COCO's on each dataset of the evaluation; speed is the median of ``prepare``,
-``forward`` and ``postprocess`` together on ten frames of the bundled clip at score 0.45, the sizes
-one after the other on each frame, several rounds.
+Accuracy is COCO average precision on each dataset of the evaluation. Speed is the median time of
+``prepare``, ``forward`` and ``postprocess`` on ten frames of the bundled clip at score 0.45, with
+the sizes interleaved over several rounds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     columns = [f"{dataset.name}, {on} AP" for dataset in datasets for on in ("box", "mask")]
     print("| long side |", " | ".join(columns), "| ms a frame |")
     print("|---" * (len(columns) + 2) + "|")
-    for model, speed in zip(models, milliseconds(models), strict=True):
+    for model, speed in zip(models, measure_times(models), strict=True):
         cells = []
         for dataset in datasets:
             found = predict_dataset(
@@ -60,22 +60,22 @@ def main() -> None:
         print(f"| {model.input_size} |", " | ".join(cells), f"| {speed:.1f} |", flush=True)
 
 
-def milliseconds(models: Sequence[Segmenter]) -> list[float]:
-    """Median time of a frame for each model, interleaved."""
-    images = frames()
+def measure_times(models: Sequence[Segmenter]) -> list[float]:
+    """Return the median time per frame of each model in milliseconds, interleaved."""
+    images = load_frames()
     times: list[list[float]] = [[] for _ in models]
     for turn in range(ROUNDS + 1):
         for image in images:
-            for model, own in zip(models, times, strict=True):
+            for model, model_times in zip(models, times, strict=True):
                 begin = time.perf_counter()
                 model.predict([image], SHOWN)
                 if turn:  # the first round warms up
-                    own.append((time.perf_counter() - begin) * 1000)
-    return [median(own) for own in times]
+                    model_times.append((time.perf_counter() - begin) * 1000)
+    return [median(model_times) for model_times in times]
 
 
-def frames() -> list[Image]:
-    """Ten frames of the clip, evenly spaced."""
+def load_frames() -> list[Image]:
+    """Return ten evenly spaced frames of the clip."""
     with av.open(str(CLIP)) as clip:
         return [
             frame.to_ndarray(format="rgb24")

@@ -1,14 +1,13 @@
-"""What each model of the catalogue costs: parameters, operations, time. See docs/models.md.
+"""Parameters, operations and times of each model. See docs/models.md.
 
     python tools/model_costs.py [NAME ...]
 
-The weights are random: what a forward costs doesn't depend on them, as long as no object is found.
-So objects are kept out by a score that none reaches, and what is done for each of them (masks, and
-the mask head of the Mask R-CNN kind) isn't in these numbers. For each model, one after the other
-on one image, several rounds:
+The weights are random: the time of a forward pass does not depend on them if no object is found.
+A score threshold of 1 excludes all objects, so that the work per object (masks, and the mask head
+of Mask R-CNN) is not included. Measured on one image, interleaved over several rounds:
 
-* ``prepare``: resizing, normalising and padding;
-* ``forward``: the network and the choice of boxes, cells or instances;
+* ``prepare``: resizing, normalizing and padding;
+* ``forward``: the network and the selection of boxes, cells or instances;
 * ``modules``: the same modules called in sequence, without this project's code around them.
 """
 
@@ -39,14 +38,14 @@ BACKGROUND = Thresholds(score=1.0)
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a model costs; times are medians.
+    """Costs of a model; times are medians.
 
     Attributes:
         parameters: millions.
-        gflops: billions of multiplications, each with its addition.
+        gflops: billions of multiply-add operations.
         prepare: milliseconds.
         forward: milliseconds.
-        ratio: of the time of ``forward`` to that of the modules alone.
+        ratio: time of ``forward`` divided by that of the modules alone.
     """
 
     parameters: float
@@ -73,23 +72,23 @@ def main() -> None:
 
 
 def measure(model: Segmenter) -> Costs:
-    """What ``model`` costs for one image of noise."""
+    """Measure the costs of ``model`` for one image of noise."""
     image = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
     batches = model.prepare([image])
-    prepare, forward, alone = _interleaved(
+    prepare, forward, alone = _time_interleaved(
         lambda: model.prepare([image]),
         lambda: model.forward(batches, BACKGROUND),
         lambda: call_modules(model, batches[0].tensor, batches[0].shapes[0]),
     )
     ratio = median(a / b for a, b in zip(forward, alone, strict=True))
     parameters = sum(each.numel() for each in model.network.parameters()) / 1e6
-    return Costs(parameters, gflops(model, image), median(prepare), median(forward), ratio)
+    return Costs(parameters, count_gflops(model, image), median(prepare), median(forward), ratio)
 
 
-def gflops(model: Segmenter, image: Image) -> float:
-    """Billions of multiplications, each with its addition, for an image without objects."""
+def count_gflops(model: Segmenter, image: Image) -> float:
+    """Count billions of multiply-add operations for an image without objects."""
     counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deformable}
+        display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _count_deformable}
     )
     with counter:
         model.forward(model.prepare([image]), BACKGROUND)
@@ -110,20 +109,22 @@ def call_modules(model: Segmenter, tensor: Tensor, shape: tuple[int, int]) -> An
     return heads.box_predictor(pooled), stuff
 
 
-def _interleaved(*calls: Callable[[], Any]) -> list[list[float]]:
-    """Milliseconds of each call, one after the other, round after round."""
+def _time_interleaved(*calls: Callable[[], Any]) -> list[list[float]]:
+    """Return the times of each call in milliseconds, interleaved."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(ROUNDS + 1):
-        for call, own in zip(calls, times, strict=True):
+        for call, call_times in zip(calls, times, strict=True):
             begin = time.perf_counter()
             call()
             if turn:  # the first round warms up
-                own.append((time.perf_counter() - begin) * 1000)
+                call_times.append((time.perf_counter() - begin) * 1000)
     return times
 
 
-def _deformable(_image: Any, weight: Any, *_rest: Any, out_shape: Any = None, **_named: Any) -> int:
-    """Operations of a deformable convolution: those of an ordinary one."""
+def _count_deformable(
+    _image: Any, weight: Any, *_rest: Any, out_shape: Any = None, **_named: Any
+) -> int:
+    """Count the operations of a deformable convolution as those of a normal one."""
     batch, _, height, width = out_shape
     channels_out, channels_in, *kernel = weight
     return int(2 * batch * height * width * channels_out * channels_in * np.prod(kernel))

@@ -1,10 +1,10 @@
-"""How far each family is from its authors' code, on the fixtures in tests/: a table.
+"""Table of the differences between each model family and its authors' code.
 
     python tools/parity.py
 
-Weights and picture follow from names; see ``tests/published.py``. A difference of scores counts in
-units of ``float_noise``: how far the authors' code is from itself when another library does its
-convolutions. 20 of these are what tests allow.
+Weights and image are those of the fixtures; see ``tests/support/parity.py``. Differences of scores
+are in units of ``float_noise``: the difference between two runs of the authors' code with different
+convolution libraries. The tests allow 20 units.
 """
 
 from __future__ import annotations
@@ -37,25 +37,27 @@ def main() -> None:
     print("| model | instances | same class | score, noises | mask pixels, worst of 25 |")
     print("|---|---|---|---|---|")
     for name, (family, file) in FIXTURES.items():
-        print(f"| `{name}` | {' | '.join(row(name, fixture(family, file)))} |", flush=True)
+        print(
+            f"| `{name}` | {' | '.join(compare_model(name, fixture(family, file)))} |", flush=True
+        )
 
 
-def row(name: str, published: Fixture) -> list[str]:
-    """What one model gives beside what is published."""
+def compare_model(name: str, published: Fixture) -> list[str]:
+    """Return the cells of one model: its results compared with the published ones."""
     model = load_model(name, weights="none", device="cpu", score=0)
     model.network.load_state_dict(type(model).convert_state_dict(model.network, published.state()))
     (found,) = model.predict([picture()])
     final = {key[6:]: value for key, value in published.arrays.items() if key.startswith("final/")}
     scores = final.get("mask_score", final["score"])
-    order = np.argsort(-scores, kind="stable")  # YOLACT++'s are listed by another score
+    order = np.argsort(-scores, kind="stable")  # the fixture of YOLACT++ is sorted by another score
     classes = np.array(list(COCO))[final["class"]][order]
     noise = published.meta["float_noise"]["score_maxdiff"]
     size, row_of = tuple(published.meta["rle_size"]), np.argsort(order)
     pixels = [
         np.count_nonzero(
-            Masks.from_rle([text], size)[0].to_array() != found.masks[int(own)].to_array()
+            Masks.from_rle([text], size)[0].to_array() != found.masks[int(row)].to_array()
         )
-        for text, own in zip(published.meta["rle_counts"], row_of, strict=False)
+        for text, row in zip(published.meta["rle_counts"], row_of, strict=False)
     ]
     return [
         str(len(found)),

@@ -1,14 +1,13 @@
-"""Soak a real service: cameras that are killed at random, subscribers good, lazy and hostile.
+"""Soak test: cameras that are killed at random, and normal, idle and hostile subscribers.
 
     python tools/soak.py --seconds 3600 --out soak-out
 
-Eight cameras (MJPEG over HTTP, each a process that is killed now and then and comes back), one
-service (``streamseg serve``, a process of its own), twenty subscribers: thirteen that read, five
-that never do, two that send garbage. Every second the service's memory, threads and
-descriptors are noted. In the end: is all of that flat, do the accounts balance, and did those who
-read get all?
+Starts eight cameras (MJPEG over HTTP; processes that are killed and restarted at random), a service
+(``streamseg serve``) and twenty subscribers: thirteen that read, five that never read, two that
+send random bytes. Memory, threads and file descriptors of the service are sampled every second.
+They must not grow, the frame counts must balance, and no reading subscriber may lose a message.
 
-Writes ``soak.json`` and ``soak.png``; exits 1 if any of it isn't so.
+Writes ``soak.json`` and ``soak.png``; exits 1 if there is a problem.
 """
 
 from __future__ import annotations
@@ -49,28 +48,28 @@ CAMERAS = 8
 READERS, LAZY, HOSTILE = 13, 5, 2
 FPS = 5
 MAX_BATCH = 2
-"""The model keeps memory for each size of batch that has come up, 10 to 20 MB each; with more sizes
-than these, some come up late, and that is no leak."""
+"""The model keeps 10 to 20 MB for each batch size used. With more sizes, some would be used late in
+the run and look like a leak."""
 KILL_EVERY = 15.0
 AWAY_FOR = (1.0, 6.0)
 SAMPLE_EVERY = 1.0
 WARM_UP = 30.0
-"""Seconds: until then caches fill and everybody joins."""
+"""Time until caches are filled and all subscribers are connected, in seconds."""
 MAY_GROW = 0.05
-FEWEST = 12
-"""Samples: three in a quarter, or there is nothing to compare."""
+MIN_SAMPLES = 12
+"""Minimum number of samples: three per quarter."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The service's process at one moment.
+    """State of the service's process at a point in time.
 
     Attributes:
-        at: seconds since the beginning.
-        rss: MiB.
-        threads: how many.
-        files: open descriptors.
-        live: how many of the cameras are live.
+        at: seconds since the start.
+        rss: resident memory in MiB.
+        threads: number of threads.
+        files: number of open file descriptors.
+        live: number of live cameras.
     """
 
     at: float
@@ -82,7 +81,7 @@ class Sample:
 
 @dataclass
 class Report:
-    """What the soak came to."""
+    """Results of the soak test."""
 
     seconds: float
     samples: list[Sample] = field(default_factory=list)
@@ -96,7 +95,7 @@ class Report:
 
 
 class Camera:
-    """A camera's process, which comes and goes."""
+    """Camera in a separate process that can be killed and restarted."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -105,16 +104,16 @@ class Camera:
 
     @property
     def url(self) -> str:
-        """Where its pictures are."""
+        """URL of the MJPEG stream."""
         return f"http://127.0.0.1:{self.port}/"
 
     def kill(self) -> None:
-        """Gone, as when its plug is pulled."""
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
 
     def restart(self) -> None:
-        """Back again."""
+        """Start the process again."""
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -122,13 +121,13 @@ class Camera:
         return subprocess.Popen([sys.executable, __file__, *arguments])  # noqa: S603 - ourselves
 
 
-class Pictures(http.server.BaseHTTPRequestHandler):
-    """The camera's answer to whatever is asked: pictures for ever."""
+class MjpegHandler(http.server.BaseHTTPRequestHandler):
+    """HTTP handler that answers every request with an endless MJPEG stream."""
 
     pattern: TestPattern
 
     def do_GET(self) -> None:
-        """Send pictures until the reader leaves."""
+        """Send images until the client disconnects."""
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
@@ -141,20 +140,22 @@ class Pictures(http.server.BaseHTTPRequestHandler):
                 time.sleep(1 / FPS)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Do not log requests."""
 
 
-def serve_pictures(port: int, number: int) -> None:
-    """Be a camera."""
+def run_camera(port: int, number: int) -> None:
+    """Run a camera; the target of its process."""
     url = f"test:?size=320x240&fps={FPS}&seed={number}"
-    Pictures.pattern = TestPattern("camera", SourceConfig(url=url))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Pictures) as server:
+    MjpegHandler.pattern = TestPattern("camera", SourceConfig(url=url))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), MjpegHandler) as server:
         server.serve_forever()
 
 
 @contextlib.contextmanager
-def service(cameras: list[Camera], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A service of these cameras, and the port of its masks."""
+def run_service(
+    cameras: list[Camera], folder: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run a service with the cameras; yield its process and the port of its masks."""
     port = free_port()
     config = {
         "sources": [
@@ -180,7 +181,7 @@ def service(cameras: list[Camera], folder: Path) -> Iterator[tuple[subprocess.Po
 
 
 def wait_ready(port: int) -> None:
-    """Until the service says that it is."""
+    """Wait until the service is ready."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with (
@@ -192,8 +193,8 @@ def wait_ready(port: int) -> None:
     sys.exit("the service wasn't ready within 60 s: see service.log")
 
 
-def read(address: str, over: threading.Event, report: Report, lock: threading.Lock) -> None:
-    """A subscriber that reads all."""
+def read_results(address: str, over: threading.Event, report: Report, lock: threading.Lock) -> None:
+    """Receive all results until ``over`` is set."""
     with streamseg.connect(address) as results:
         received = 0
         while not over.is_set():
@@ -206,8 +207,8 @@ def read(address: str, over: threading.Event, report: Report, lock: threading.Lo
             report.rejected += results.rejected
 
 
-def pester(port: int, over: threading.Event, report: Report, lock: threading.Lock) -> None:
-    """A peer that sends garbage, and comes back when it is cut off."""
+def send_garbage(port: int, over: threading.Event, report: Report, lock: threading.Lock) -> None:
+    """Connect repeatedly and send random bytes until ``over`` is set."""
     while not over.is_set():
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as peer:
             peer.sendall(os.urandom(random.randrange(1, 4096)))  # noqa: S311
@@ -217,9 +218,9 @@ def pester(port: int, over: threading.Event, report: Report, lock: threading.Loc
         over.wait(0.3)
 
 
-def sample(process: int, port: int, began: float) -> Sample:
-    """How the service's process is now."""
-    live = sum(source["state"] == "live" for source in ask(port))
+def take_sample(process: int, port: int, began: float) -> Sample:
+    """Read the current state of the service's process."""
+    live = sum(source["state"] == "live" for source in get_sources(port))
     status = Path(f"/proc/{process}/status").read_text()
     values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     return Sample(
@@ -231,15 +232,15 @@ def sample(process: int, port: int, began: float) -> Sample:
     )
 
 
-def ask(port: int) -> list[dict[str, object]]:
-    """The service's sources, as ``ctl list --json`` has them."""
+def get_sources(port: int) -> list[dict[str, object]]:
+    """Return the sources of the service as in ``ctl list --json``."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port + 3}/v1/sources", timeout=10) as answer:
         found: list[dict[str, object]] = json.load(answer)
         return found
 
 
-def reconnects(port: int) -> int:
-    """How often the service has connected again."""
+def count_reconnects(port: int) -> int:
+    """Return the number of reconnections of the service."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port + 3}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     counts = [line for line in lines if line.startswith("streamseg_reconnects_total{")]
@@ -247,31 +248,31 @@ def reconnects(port: int) -> int:
 
 
 def soak(seconds: float, folder: Path) -> Report:
-    """Run it all."""
+    """Run the test and return its results."""
     report = Report(seconds)
     lock, over = threading.Lock(), threading.Event()
     cameras = [Camera(number) for number in range(CAMERAS)]
     lazy: list[zmq.Socket[bytes]] = []
     try:
-        with service(cameras, folder) as (process, port):
+        with run_service(cameras, folder) as (process, port):
             wait_ready(port)
             address = f"tcp://127.0.0.1:{port}"
             threads = [
                 *(
-                    threading.Thread(target=read, args=(address, over, report, lock))
+                    threading.Thread(target=read_results, args=(address, over, report, lock))
                     for _ in range(READERS)
                 ),
                 *(
-                    threading.Thread(target=pester, args=(port + n, over, report, lock))
+                    threading.Thread(target=send_garbage, args=(port + n, over, report, lock))
                     for n in range(HOSTILE)
                 ),
             ]
             for thread in threads:
                 thread.start()
-            lazy = [_lazy(address) for _ in range(LAZY)]
-            _torment(cameras, process.pid, port, seconds, report)
-            report.reconnects = reconnects(port)
-            _check_accounts(ask(port), report)
+            lazy = [_idle_subscriber(address) for _ in range(LAZY)]
+            _kill_cameras(cameras, process.pid, port, seconds, report)
+            report.reconnects = count_reconnects(port)
+            _check_accounts(get_sources(port), report)
             over.set()
             for thread in threads:
                 thread.join()
@@ -283,14 +284,14 @@ def soak(seconds: float, folder: Path) -> Report:
             sock.close(linger=0)
         for camera in cameras:
             camera.kill()
-    _check_flat(report)
+    _check_growth(report)
     if report.lost:
         report.problems.append(f"{report.lost} messages were lost to those who read")
     return report
 
 
-def _lazy(address: str) -> zmq.Socket[bytes]:
-    """A subscriber that never reads."""
+def _idle_subscriber(address: str) -> zmq.Socket[bytes]:
+    """Return a subscriber socket that is never read."""
     sock = zmq.Context.instance().socket(zmq.SUB)
     sock.rcvhwm = 1
     sock.subscribe(b"")
@@ -298,15 +299,15 @@ def _lazy(address: str) -> zmq.Socket[bytes]:
     return sock
 
 
-def _torment(
+def _kill_cameras(
     cameras: list[Camera], process: int, port: int, seconds: float, report: Report
 ) -> None:
-    """Kill cameras and bring them back, and note how the service takes it."""
+    """Kill and restart cameras at random, and sample the service."""
     began = time.monotonic()
     away: dict[int, float] = {}
     kill_at = began + KILL_EVERY / 2
     while (now := time.monotonic()) < began + seconds:
-        report.samples.append(sample(process, port, began))
+        report.samples.append(take_sample(process, port, began))
         if now >= kill_at:
             number = random.randrange(len(cameras))  # noqa: S311
             if number not in away:
@@ -332,13 +333,13 @@ def _check_accounts(sources: list[dict[str, object]], report: Report) -> None:
             report.problems.append(f"the account of {source['name']} doesn't balance: {source}")
 
 
-def _check_flat(report: Report) -> None:
+def _check_growth(report: Report) -> None:
     """Compare the first quarter after the warm-up with the last.
 
-    Only moments when every camera is live are alike: one that is away has no reader and no codec.
+    Only samples with all cameras live are compared: a disconnected one has no reader and no codec.
     """
     settled = [s for s in report.samples if s.at >= WARM_UP and s.live == CAMERAS]
-    if len(settled) < FEWEST:
+    if len(settled) < MIN_SAMPLES:
         report.problems.append(f"all cameras were live in only {len(settled)} samples")
         return
     quarter = len(settled) // 4
@@ -350,7 +351,7 @@ def _check_flat(report: Report) -> None:
 
 
 def plot(report: Report, file: Path) -> None:
-    """Memory, threads and descriptors over time."""
+    """Plot memory, threads and file descriptors over time."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -373,14 +374,14 @@ def plot(report: Report, file: Path) -> None:
 
 
 def main() -> None:
-    """Be a camera, or soak."""
+    """Run the command line, or a camera in its process."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--out", type=Path, default=Path("soak-out"))
     parser.add_argument("--camera", nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.camera:
-        serve_pictures(*options.camera)
+        run_camera(*options.camera)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     report = soak(options.seconds, options.out)

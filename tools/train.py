@@ -1,4 +1,4 @@
-"""``streamseg train`` for ``torchrun``: several GPUs or machines, the same code.
+"""``streamseg train`` as a script for ``torchrun``, on several GPUs or machines.
 
 torchrun --nproc-per-node 2 tools/train.py configs/train/nanomask.yaml --out runs/nanomask
 """

@@ -1,5 +1,6 @@
-"""Reproducible measurements: the textbook way and streamseg side by side, in one run.
+"""Benchmarks of streamseg against a baseline, measured in the same run.
 
-Times drift on shared machines, so what is compared is interleaved, and medians and ratios are
-reported. ``run.py`` runs the parts; each part is a file here.
+Times drift on shared machines. Therefore the rounds of all implementations are interleaved,
+and medians and ratios are reported. :mod:`streamseg.bench.runner` runs the parts; each part is a
+module of this package.
 """

@@ -1,8 +1,8 @@
-"""The loop that this project replaces, written the way tutorials write it.
+"""Baseline: the single-threaded loop of typical tutorials.
 
-Read a frame with OpenCV, run the model on it alone, paste every mask into a frame of its own,
-blend each over the whole frame, run-length encode each whole frame, send and wait. It is the
-baseline of the benchmark, and with the same weights it gives the same masks.
+The loop reads a frame with OpenCV, runs the model on it, pastes every mask into a full-size frame,
+blends each over the whole frame, run-length encodes each full-size mask and sends the result. With
+the same weights it gives the same masks as streamseg.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from streamseg.visualization import FILL_ALPHA, PALETTE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """What a model found in one frame, as the textbook has it.
+class BaselineDetections:
+    """Detections of one frame with full-size masks.
 
     Attributes:
         boxes: float32 (N, 4) xyxy.
@@ -46,8 +46,8 @@ class Found:
     masks: Tensor
 
 
-def read(path: Path) -> Iterator[Image]:
-    """The frames of a video, BGR."""
+def read_frames(path: Path) -> Iterator[Image]:
+    """Yield the frames of a video, BGR."""
     capture = cv2.VideoCapture(str(path))
     while True:
         good, frame = capture.read()
@@ -58,36 +58,38 @@ def read(path: Path) -> Iterator[Image]:
 
 
 @torch.inference_mode()
-def detect(model: Segmenter, rgb: Image) -> Found:
-    """One frame through the same weights, its masks pasted into full frames."""
+def detect_instances(model: Segmenter, rgb: Image) -> BaselineDetections:
+    """Run the model on one frame and paste the masks into full-size frames."""
     if isinstance(model, MaskRCNN):
         image = torch.from_numpy(rgb).permute(2, 0, 1).float() / 255
         found = model.network([image])[0]
         masks = found["masks"][:, 0] > model.thresholds.mask
-        return Found(found["boxes"], found["scores"], found["labels"], masks)
+        return BaselineDetections(found["boxes"], found["scores"], found["labels"], masks)
     (detected,) = model.forward(model.prepare([rgb]))
     assert isinstance(detected.masks, BoxMasks)
     assert detected.boxes is not None
-    masks = paste(detected.masks.probabilities, detected.masks.boxes, rgb.shape[:2])
-    return Found(detected.boxes, detected.scores, detected.labels, masks > model.thresholds.mask)
+    masks = paste_full_size(detected.masks.probabilities, detected.masks.boxes, rgb.shape[:2])
+    return BaselineDetections(
+        detected.boxes, detected.scores, detected.labels, masks > model.thresholds.mask
+    )
 
 
-def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Every mask in a frame of its own, float32 (N, H, W): torchvision's own function."""
+def paste_full_size(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Paste every mask into a full-size frame with torchvision, float32 (N, H, W)."""
     pasted: Tensor = paste_masks_in_image(probabilities[:, None], boxes, size)[:, 0]
     return pasted
 
 
-def encode(masks: Tensor) -> list[str]:
-    """COCO's run lengths, from one full frame after the other."""
+def encode_masks(masks: Tensor) -> list[str]:
+    """Encode full-size masks as COCO run lengths, one at a time."""
     return [
         coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))["counts"].decode()
         for mask in masks
     ]
 
 
-def draw(frame: Image, masks: Tensor) -> Image:
-    """Each mask blended over the whole frame, one after the other."""
+def draw_masks(frame: Image, masks: Tensor) -> Image:
+    """Blend each mask over the whole frame, one at a time."""
     for row, mask in enumerate(masks.numpy()):
         overlay = frame.copy()
         overlay[mask] = PALETTE[row % len(PALETTE)]
@@ -96,14 +98,14 @@ def draw(frame: Image, masks: Tensor) -> Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Loop:
-    """What the textbook's loop came to.
+class LoopTimes:
+    """Times of a run of the baseline.
 
     Attributes:
-        frames: how many.
-        seconds: for all of them.
-        age_ms: of each result, from its frame's capture until it was sent.
-        timing_ms: of each frame, by stage.
+        frames: number of frames.
+        seconds: duration of the run.
+        age_ms: age of each result when it was sent, from the capture of its frame.
+        timing_ms: milliseconds of each frame, by stage.
     """
 
     frames: int
@@ -112,24 +114,24 @@ class Loop:
     timing_ms: dict[str, tuple[float, ...]]
 
 
-def loop(model: Segmenter, path: Path, address: str, frames: int) -> Loop:
+def run_loop(model: Segmenter, path: Path, address: str, frames: int) -> LoopTimes:
     """Read, segment, draw, encode and send ``frames`` frames, one after the other.
 
     Args:
-        model: whose weights are used.
-        path: a video.
-        address: where a subscriber listens for it.
-        frames: how many to take.
+        model: model to run.
+        path: video file.
+        address: ZeroMQ address to bind.
+        frames: maximum number of frames.
     """
     timing: dict[str, list[float]] = {}
     ages = []
     context = zmq.Context()
     sock = context.socket(zmq.PUB)
     sock.bind(address)
-    begun = time.perf_counter()
-    source = read(path)
-    done = 0
-    while done < frames:
+    start_time = time.perf_counter()
+    source = read_frames(path)
+    count = 0
+    while count < frames:
         marks = [("read", time.perf_counter())]
         bgr = next(source, None)
         if bgr is None:
@@ -137,11 +139,11 @@ def loop(model: Segmenter, path: Path, address: str, frames: int) -> Loop:
         captured = time.perf_counter()
         rgb = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
         marks.append(("model and paste", time.perf_counter()))
-        found = detect(model, rgb)
+        found = detect_instances(model, rgb)
         marks.append(("draw", time.perf_counter()))
-        drawn = draw(rgb, found.masks)
+        drawn = draw_masks(rgb, found.masks)
         marks.append(("encode", time.perf_counter()))
-        rles = encode(found.masks)
+        rles = encode_masks(found.masks)
         marks.append(("jpeg and send", time.perf_counter()))
         _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
         rows = [found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), rles]
@@ -150,8 +152,10 @@ def loop(model: Segmenter, path: Path, address: str, frames: int) -> Loop:
         ages.append((time.perf_counter() - captured) * 1000)
         for (stage, start), (_, end) in pairwise(marks):
             timing.setdefault(stage, []).append((end - start) * 1000)
-        done += 1
-    seconds = time.perf_counter() - begun
+        count += 1
+    seconds = time.perf_counter() - start_time
     sock.close(linger=0)
     context.term()
-    return Loop(done, seconds, tuple(ages), {stage: tuple(ms) for stage, ms in timing.items()})
+    return LoopTimes(
+        count, seconds, tuple(ages), {stage: tuple(ms) for stage, ms in timing.items()}
+    )

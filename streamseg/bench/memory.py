@@ -1,4 +1,4 @@
-"""Memory over a long run: a subscriber that never reads must not make the service grow."""
+"""Benchmark of memory: a subscriber that never reads must not increase the service's memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from streamseg.models import load_model
 from streamseg.service.service import Service
 
 EARLY = 500
-LOOK_EVERY = 0.2
+"""Number of frames before the first measurement."""
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +24,10 @@ class MemoryRow:
     """Peak resident memory of the process, in MiB.
 
     Attributes:
-        frames: how many went through.
-        early_mib: after the first ``EARLY`` frames.
-        final_mib: after all of them.
-        balanced: whether every frame was accounted for.
+        frames: number of processed frames.
+        early_mib: peak after the first ``EARLY`` frames.
+        final_mib: peak after all frames.
+        balanced: whether every frame was published, dropped or failed.
     """
 
     frames: int
@@ -36,15 +37,15 @@ class MemoryRow:
 
     @property
     def growth(self) -> float:
-        """The final peak over the early one."""
+        """Final peak divided by the early peak."""
         return self.final_mib / self.early_mib
 
 
 def measure(frames: int) -> MemoryRow:
-    """Serve the test pattern to a subscriber of masks and pictures that never reads.
+    """Serve the test pattern to a subscriber to masks and images that never reads.
 
-    The model sees small pictures, so that thousands of frames take minutes. Run it in a process
-    of its own: the peak is the process's.
+    The input size of the model is small, so that thousands of frames take minutes. Call this in a
+    separate process, because the peak is measured for the whole process.
     """
     config = Config(
         sources=(SourceConfig(url=f"test:?size=640x360&frames={frames}", name="pattern"),),
@@ -53,17 +54,17 @@ def measure(frames: int) -> MemoryRow:
     )
     service = Service(config, load_model("nanomask", input_size=128, score=0.05))
     service.start()
-    with _never_reading(service.endpoints):
+    with _idle_subscriber(service.endpoints):
         early = _peak_after(service, EARLY)
         summary = service.wait()
     account = summary.sources[0].account
     balanced = account.balanced and account.in_flight == 0
-    return MemoryRow(summary.frames, early, _peak(), balanced)
+    return MemoryRow(summary.frames, early, _peak_mib(), balanced)
 
 
 @contextmanager
-def _never_reading(endpoints: Mapping[str, str]) -> Iterator[None]:
-    """Subscriptions to everything, and nobody who takes what comes."""
+def _idle_subscriber(endpoints: Mapping[str, str]) -> Iterator[None]:
+    """Subscribe to everything without reading any message."""
     with zmq.Context() as context:
         sockets = [context.socket(zmq.SUB) for _ in endpoints]
         for sock, address in zip(sockets, endpoints.values(), strict=True):
@@ -78,12 +79,12 @@ def _never_reading(endpoints: Mapping[str, str]) -> Iterator[None]:
 
 def _peak_after(service: Service, frames: int) -> float:
     while service.summary().frames < frames:
-        time.sleep(LOOK_EVERY)
-    return _peak()
+        time.sleep(POLL_SECONDS)
+    return _peak_mib()
 
 
-def _peak() -> float:
-    """From /proc: what getrusage says begins at the peak of the process that started this one."""
+def _peak_mib() -> float:
+    """Return the peak from /proc: getrusage starts with the peak of the parent process."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024

@@ -1,4 +1,4 @@
-"""Post-processing alone, one thread each: masks to pixels, to run lengths, to a painted frame."""
+"""Benchmark of post-processing on one thread: pasting, run-length encoding and drawing masks."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PostprocessRow:
-    """One number of instances at 1080p, medians in milliseconds.
+    """Result for a number of instances at 1080p; times are medians in milliseconds.
 
     Attributes:
-        instances: how many.
-        textbook_ms: by stage: paste, encode, paint.
-        streamseg_ms: likewise.
-        ratio: median over the rounds of textbook's time over streamseg's.
+        instances: number of instances.
+        baseline_ms: times of the baseline by stage: paste, encode, paint.
+        streamseg_ms: times of streamseg by stage.
+        ratio: median over the rounds of the baseline's time divided by streamseg's.
         same_run_lengths: whether both gave the same run lengths.
-        same_pixels: whether both gave the same painted frame.
+        same_pixels: whether both gave the same annotated frame.
     """
 
     instances: int
-    textbook_ms: dict[str, float]
+    baseline_ms: dict[str, float]
     streamseg_ms: dict[str, float]
     ratio: float
     same_run_lengths: bool
@@ -47,42 +47,43 @@ class PostprocessRow:
 
 
 def measure(instances: int, rounds: int) -> PostprocessRow:
-    """Interleaved rounds of both ways on the same mask probabilities and boxes."""
-    probabilities, boxes = scene(instances)
+    """Measure interleaved rounds of both methods on the same mask probabilities and boxes."""
+    probabilities, boxes = make_scene(instances)
     frame = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
-    old_times: list[dict[str, float]] = []
-    new_times: list[dict[str, float]] = []
+    baseline_times: list[dict[str, float]] = []
+    streamseg_times: list[dict[str, float]] = []
     threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     try:
         for _ in range(rounds + 1):  # the first is a warm-up
-            old_times.append({})
-            old = _textbook(probabilities, boxes, frame, old_times[-1])
-            new_times.append({})
-            new = _streamseg(probabilities, boxes, frame, new_times[-1])
+            baseline_times.append({})
+            old = _baseline(probabilities, boxes, frame, baseline_times[-1])
+            streamseg_times.append({})
+            new = _streamseg(probabilities, boxes, frame, streamseg_times[-1])
     finally:
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
     ratios = [
-        sum(a.values()) / sum(b.values()) for a, b in zip(old_times[1:], new_times[1:], strict=True)
+        sum(a.values()) / sum(b.values())
+        for a, b in zip(baseline_times[1:], streamseg_times[1:], strict=True)
     ]
     return PostprocessRow(
         instances,
-        _medians(old_times[1:]),
-        _medians(new_times[1:]),
+        _medians(baseline_times[1:]),
+        _medians(streamseg_times[1:]),
         median(ratios),
         old[0] == new[0],
         bool((old[1] == new[1]).all()),
     )
 
 
-def scene(instances: int) -> tuple[Tensor, Tensor]:
-    """Blobs as a mask head gives them, float32 (N, 28, 28), and boxes of people in a street."""
+def make_scene(instances: int) -> tuple[Tensor, Tensor]:
+    """Return mask probabilities, float32 (N, 28, 28), and boxes with the proportions of people."""
     rng = np.random.default_rng(instances)
     y, x = np.mgrid[-1:1:28j, -1:1:28j]
-    wobble = rng.uniform(0.6, 1.1, (instances, 2, 1, 1))
-    distance = (x / wobble[:, 0]) ** 2 + (y / wobble[:, 1]) ** 2
+    radii = rng.uniform(0.6, 1.1, (instances, 2, 1, 1))
+    distance = (x / radii[:, 0]) ** 2 + (y / radii[:, 1]) ** 2
     probabilities = 1 / (1 + np.exp(8 * (distance - 0.8)))
     heights = rng.uniform(80, 400, instances)
     widths = heights * rng.uniform(0.3, 0.6, instances)
@@ -94,12 +95,14 @@ def scene(instances: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def _textbook(
+def _baseline(
     probabilities: Tensor, boxes: Tensor, frame: Image, times: dict[str, float]
 ) -> tuple[list[str], Image]:
-    masks = _timed(times, "paste", lambda: baseline.paste(probabilities, boxes, SIZE) > THRESHOLD)
-    rles = _timed(times, "encode", lambda: baseline.encode(masks))
-    return rles, _timed(times, "paint", lambda: baseline.draw(frame, masks))
+    masks = _timed(
+        times, "paste", lambda: baseline.paste_full_size(probabilities, boxes, SIZE) > THRESHOLD
+    )
+    rles = _timed(times, "encode", lambda: baseline.encode_masks(masks))
+    return rles, _timed(times, "paint", lambda: baseline.draw_masks(frame, masks))
 
 
 def _streamseg(
@@ -117,7 +120,7 @@ def _streamseg(
 
 
 def _instances(masks: Masks, boxes: Tensor) -> Instances:
-    """Tracked as 0, 1, …, so that both ways take the same colours."""
+    """Return instances with track ids 0, 1, …, so that both methods use the same colors."""
     rows = len(masks)
     return Instances(
         boxes.numpy(),
@@ -130,9 +133,9 @@ def _instances(masks: Masks, boxes: Tensor) -> Instances:
 
 
 def _timed(times: dict[str, float], stage: str, work: Callable[[], T]) -> T:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     result = work()
-    times[stage] = (time.perf_counter() - begun) * 1000
+    times[stage] = (time.perf_counter() - start) * 1000
     return result
 
 

@@ -1,4 +1,4 @@
-"""Run the parts, show their tables, write their numbers."""
+"""Benchmark runner: runs the parts, prints their tables and writes ``bench.json``."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ from streamseg.models.mask_rcnn.segmenter import MaskRCNN
 from streamseg.sinks.files.results import write_json_atomically
 
 PERSON_BIAS = 4.0
-"""Added to a random Mask R-CNN's score of a person, so that it finds as many as it may."""
-FOUND = 20
+"""Added to the person logit of a random Mask R-CNN, so that it reaches ``MAX_FOUND``."""
+MAX_FOUND = 20
+"""Maximum number of instances per frame of :func:`crowded_mask_rcnn`."""
 
 
 class Bench:
     """The parts of the benchmark.
 
     Args:
-        out: the folder that takes ``bench.json``.
-        tracking_data: the folder with ``kitti_mots/`` and ``mot15/``, for the part ``tracking``.
-        quick: few rounds and frames: to see that it works, not to measure.
-        console: receives the results.
-        table_of: makes a table of a title, columns and rows.
+        out: folder for ``bench.json``.
+        tracking_data: folder with ``kitti_mots/`` and ``mot15/``, for the part ``tracking``.
+        quick: whether to run few rounds and frames, as a check and not as a measurement.
+        console: console for the results.
+        table_of: function that makes a table from a title, columns and rows.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Bench:
 
     @property
     def parts(self) -> dict[str, Callable[[], Any]]:
-        """What can be measured, by name."""
+        """Functions of the parts, by name."""
         return {
             "postprocess": self._postprocess,
             "maps": self._maps,
@@ -72,10 +73,10 @@ class Bench:
         }
 
     def run(self, names: Sequence[str]) -> None:
-        """Measure the named parts, or all that can be, one after the other.
+        """Run the named parts, or all parts whose data is available.
 
         Raises:
-            UsageError: there is no part of that name, or it needs data that wasn't given.
+            UsageError: a name is unknown, or a part needs data that was not given.
         """
         if unknown := sorted(set(names) - set(self.parts)):
             raise UsageError(f"no part is called {unknown[0]!r}; known are {', '.join(self.parts)}")
@@ -97,7 +98,7 @@ class Bench:
                 (str(row.instances), way, *_ms(times), f"{sum(times.values()):.1f}", *verdict)
                 for row in rows
                 for way, times, verdict in (
-                    ("textbook", row.textbook_ms, ("", "")),
+                    ("baseline", row.baseline_ms, ("", "")),
                     ("streamseg", row.streamseg_ms, (f"{row.ratio:.0f} x", _yes(row))),
                 )
             ],
@@ -108,12 +109,12 @@ class Bench:
         rows = [row for n in (20, 100) for row in maps.measure(n, 1 if self._quick else 9)]
         self._table(
             "masks from maps of the whole image, at 1080p, ms",
-            ("family", "instances", "textbook", "streamseg", "faster", "differing pixels"),
+            ("family", "instances", "baseline", "streamseg", "faster", "differing pixels"),
             [
                 (
                     row.family,
                     str(row.instances),
-                    f"{row.textbook_ms:.1f}",
+                    f"{row.baseline_ms:.1f}",
                     f"{row.streamseg_ms:.1f}",
                     f"{row.ratio:.0f} x",
                     str(row.differing),
@@ -130,7 +131,7 @@ class Bench:
 
     def _mask_rcnn(self) -> list[dict[str, Any]]:
         frames, rounds = (2, 1) if self._quick else (6, 3)
-        title = f"Mask R-CNN R50-FPN, {FOUND} instances a frame, on the bundled clip"
+        title = f"Mask R-CNN R50-FPN, {MAX_FOUND} instances a frame, on the bundled clip"
         return self._throughput(crowded_mask_rcnn(), title, frames, rounds, batch=1)
 
     def _throughput(
@@ -161,16 +162,16 @@ class Bench:
         return [asdict(row) for row in rows]
 
     def _memory(self) -> list[dict[str, Any]]:
-        """In a process of its own, because the peak of memory is a process's."""
+        """Run in a separate process, because peak memory is measured for a whole process."""
         frames = 1000 if self._quick else 5000
         code = (
             "import json, dataclasses, streamseg.bench.memory as m;"
             f"print(json.dumps(dataclasses.asdict(m.measure({frames}))))"
         )
-        made = subprocess.run(  # noqa: S603 - our own module, in our own interpreter
+        completed = subprocess.run(  # noqa: S603 - our own module, in our own interpreter
             [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
         )
-        row = memory.MemoryRow(**json.loads(made.stdout))
+        row = memory.MemoryRow(**json.loads(completed.stdout))
         self._table(
             "memory, with a subscriber that never reads",
             ("frames", f"peak after {memory.EARLY}", "peak at the end", "growth", "balanced"),
@@ -221,10 +222,10 @@ class Bench:
 
 
 def crowded_mask_rcnn() -> Segmenter:
-    """A Mask R-CNN from random weights that finds ``FOUND`` people in every frame.
+    """Return a Mask R-CNN with random weights that finds ``MAX_FOUND`` people in every frame.
 
-    Speed doesn't depend on what the weights have learnt, but on how much they find; torchvision's
-    own weights can't be had everywhere. They go through a file, as anybody's would.
+    Its speed depends on the number of instances, not on the training, and torchvision's weights
+    cannot be downloaded everywhere. The weights are loaded from a file, as a user's are.
     """
     model = load_model("mask_rcnn_r50_fpn", weights="none")
     state = {
@@ -235,10 +236,10 @@ def crowded_mask_rcnn() -> Segmenter:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "crowded.safetensors"
         save_file(state, file)
-        made = load_model("mask_rcnn_r50_fpn", weights=file, score=0.05)
-    assert isinstance(made, MaskRCNN)
-    made.network.roi_heads.detections_per_img = FOUND
-    return made
+        crowded = load_model("mask_rcnn_r50_fpn", weights=file, score=0.05)
+    assert isinstance(crowded, MaskRCNN)
+    crowded.network.roi_heads.detections_per_img = MAX_FOUND
+    return crowded
 
 
 def _machine() -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""End to end: a recording through the textbook's loop, through streamseg, and the model alone.
+"""End-to-end benchmark: a recording through the baseline, through streamseg and the model alone.
 
-The same frames, the same weights. streamseg tracks, publishes over ZeroMQ on loopback to real
-subscribers in a process of their own, and paints and compresses if one of them wants pictures.
+All use the same frames and the same weights. streamseg tracks, publishes over ZeroMQ on loopback to
+a subscriber in another process, and draws and compresses images if the subscriber wants them.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ ALL = 10**9
 
 @dataclass(frozen=True, slots=True)
 class ThroughputRow:
-    """One way of getting a recording through a model.
+    """Result of one method of processing a recording.
 
     Attributes:
-        way: ``textbook``, ``streamseg`` or ``model alone``.
-        frames: how many.
-        fps: frames a second, median over the rounds.
-        age_ms: p50 and p99 of a result's age when it is sent; empty for the model alone.
-        timing_ms: median of each stage's milliseconds a frame.
-        received: messages that the subscriber received, None where there is none.
-        ratio: fps over that of the model alone, median over the rounds.
+        way: ``baseline``, ``streamseg`` or ``model alone``.
+        frames: number of frames.
+        fps: frames per second, median over the rounds.
+        age_ms: p50 and p99 of the age of results when they are sent; empty for the model alone.
+        timing_ms: median milliseconds per frame, by stage.
+        received: number of messages that the subscriber received, None without a subscriber.
+        ratio: fps divided by that of the model alone, median over the rounds.
     """
 
     way: str
@@ -67,33 +67,33 @@ class _Run:
 def measure(
     model: Segmenter, path: Path, *, frames: int, rounds: int, pictures: bool, batch: int
 ) -> list[ThroughputRow]:
-    """Interleaved rounds of the three ways over the first ``frames`` frames of ``path``.
+    """Measure interleaved rounds of the three methods over the first frames of a video.
 
     Args:
-        model: whose weights are used.
-        path: a video.
-        frames: how many of its frames.
-        rounds: after one that is not counted.
-        pictures: whether streamseg's subscriber wants annotated pictures, or masks only.
-        batch: streamseg's, and the model's when it is alone.
+        model: model to run.
+        path: video file.
+        frames: maximum number of frames.
+        rounds: number of rounds after a warm-up round.
+        pictures: whether the subscriber of streamseg receives annotated images, or masks only.
+        batch: batch size of streamseg and of the model alone.
     """
     images = [f.image for f in islice(open_source(SourceConfig(url=str(path))).frames(), frames)]
-    runs: dict[str, list[_Run]] = {"textbook": [], "streamseg": [], "model alone": []}
+    runs: dict[str, list[_Run]] = {"baseline": [], "streamseg": [], "model alone": []}
     for _ in range(rounds + 1):
         runs["model alone"].append(_alone(model, images, batch))
         runs["streamseg"].append(_streamseg(model, path, len(images), pictures, batch))
-        runs["textbook"].append(_textbook(model, path, len(images)))
+        runs["baseline"].append(_baseline(model, path, len(images)))
     counted = {way: each[1:] for way, each in runs.items()}
     alone = [run.fps for run in counted["model alone"]]
     return [_row(way, each, alone) for way, each in counted.items()]
 
 
 def _alone(model: Segmenter, images: list[Image], batch: int) -> _Run:
-    """Images that are in memory already, through prepare, forward and postprocess."""
-    begun = time.perf_counter()
+    """Run the model on decoded images."""
+    start = time.perf_counter()
     for at in range(0, len(images), batch):
         model.predict(images[at : at + batch])
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     return _Run(len(images), seconds, {}, {"predict": seconds / len(images) * 1000})
 
 
@@ -114,8 +114,8 @@ def _streamseg(model: Segmenter, path: Path, frames: int, pictures: bool, batch:
     return _Run(frames, summary.seconds, dict(summary.age_ms), dict(summary.timing_ms), int(out))
 
 
-def _textbook(model: Segmenter, path: Path, frames: int) -> _Run:
-    run = baseline.loop(model, path, "tcp://127.0.0.1:*", frames)
+def _baseline(model: Segmenter, path: Path, frames: int) -> _Run:
+    run = baseline.run_loop(model, path, "tcp://127.0.0.1:*", frames)
     p50, p99 = np.percentile(run.age_ms, [50, 99])
     timing = {stage: median(times) for stage, times in run.timing_ms.items()}
     return _Run(run.frames, run.seconds, {"p50": float(p50), "p99": float(p99)}, timing)
@@ -129,7 +129,7 @@ def _subscriber(address: str, pictures: bool) -> subprocess.Popen[str]:
 
 
 def _end(path: Path, frames: int) -> float:
-    """The time before which the recording has ``frames`` frames."""
+    """Return the time in seconds before which the recording has ``frames`` frames."""
     times = [f.pts for f in islice(open_source(SourceConfig(url=str(path))).frames(), frames + 1)]
     return times[-1] if len(times) > frames else times[-1] + 1
 

@@ -1,12 +1,12 @@
-"""The tracker beside its peers: the same inputs, one run, standard metrics.
+"""Benchmark of the tracker against other trackers on the same detections.
 
-The peers are SORT, ByteTrack, OC-SORT, BoT-SORT and C-BIoU as the PyPI package ``trackers`` has
-them, at their published defaults, told the frame rate. They are given boxes, scores and categories;
-what they leave without an identity counts as not tracked, as it does for streamseg. The metrics
-are those of :mod:`streamseg.evaluation.tracking_metrics`, all sequences taken together.
+The others are SORT, ByteTrack, OC-SORT, BoT-SORT and C-BIoU of the PyPI package ``trackers``, with
+their default parameters and the frame rate of the sequence. They receive boxes, scores and
+categories. Detections without a track id count as not tracked, as they do for streamseg. The
+metrics are those of :mod:`streamseg.evaluation.tracking_metrics` over all sequences.
 
-``trackers`` is imported when used: it brings an OpenCV that must not be in the environment of the
-service.
+``trackers`` is imported when used, because it installs an OpenCV that must not be in the
+environment of the service.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ PEERS = {
 }
 
 Identify: TypeAlias = Callable[[Instances, float], IntArray]
-"""Takes the instances of the next frame and its time in seconds; gives their ids, int64 (N,)."""
+"""Function of the next frame's instances and time in seconds that returns track ids, int64 (N,)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """One annotated sequence: F frames of what is there and of what a detector found.
+    """Annotated sequence of F frames with detections.
 
     Attributes:
-        name: of the sequence.
+        name: name of the sequence.
         fps: frames per second.
-        truth_ids: F arrays, int64 (G,), who is there.
-        found: F times what the tracker is given, N rows.
-        likeness: F arrays, float64 (G, N), mask or box overlap of the two.
+        truth_ids: F arrays, int64 (G,), ground-truth track ids.
+        found: detections of the F frames, N rows each.
+        likeness: F arrays, float64 (G, N), mask or box IoU of ground truth and detections.
     """
 
     name: str
@@ -62,27 +62,29 @@ class Scene:
     likeness: tuple[npt.NDArray[np.float64], ...]
 
     def dropping(self, rate: float, seed: int) -> Scene:
-        """The same with each detection left out with probability ``rate``."""
+        """Return a copy in which each detection is dropped with probability ``rate``."""
         random = np.random.default_rng(seed)
         kept = [np.flatnonzero(random.random(len(found)) >= rate) for found in self.found]
         return replace(
             self,
             found=tuple(found[rows] for found, rows in zip(self.found, kept, strict=True)),
-            likeness=tuple(like[:, rows] for like, rows in zip(self.likeness, kept, strict=True)),
+            likeness=tuple(
+                overlap[:, rows] for overlap, rows in zip(self.likeness, kept, strict=True)
+            ),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class TrackingRow:
-    """How one tracker did: fractions of one, a mean over seeds where there are several.
+    """Metrics of one tracker, means over the seeds; HOTA, IDF1 and MOTA are at most 1.
 
     Attributes:
-        tracker: its name.
+        tracker: name of the tracker.
         hota: higher order tracking accuracy, mean over its overlap thresholds.
         idf1: identity F1.
         mota: multiple object tracking accuracy.
         switches: identity switches, over all sequences.
-        ms: milliseconds of processor a frame, with what it takes to hand the frame over.
+        ms: CPU time per frame in milliseconds, including the conversion of the detections.
     """
 
     tracker: str
@@ -94,12 +96,12 @@ class TrackingRow:
 
 
 def measure_kitti_mots(folder: Path, *, rate: float = 0.1, seeds: int = 10) -> list[TrackingRow]:
-    """Ground-truth masks of which some are dropped at random, against all of them.
+    """Evaluate the trackers on ground-truth masks of which some are dropped at random.
 
     Args:
-        folder: with KITTI MOTS text files, one a sequence.
-        rate: the probability that a mask is dropped.
-        seeds: how many times; the means are given.
+        folder: folder with a KITTI MOTS text file per sequence.
+        rate: probability that a mask is dropped.
+        seeds: number of repetitions; their means are returned.
     """
     scenes = load_kitti_mots(folder)
     draws = [[scene.dropping(rate, seed) for scene in scenes] for seed in range(seeds)]
@@ -107,20 +109,19 @@ def measure_kitti_mots(folder: Path, *, rate: float = 0.1, seeds: int = 10) -> l
 
 
 def measure_mot15(folder: Path) -> list[TrackingRow]:
-    """Public detections, boxes with scores, against annotated boxes.
+    """Evaluate the trackers on the public detections of MOT15 (boxes with scores).
 
     Args:
-        folder: with a folder for each sequence that has ``det/det.txt`` and ``gt/gt.txt``.
+        folder: folder with a folder per sequence, which contains ``det/det.txt`` and ``gt/gt.txt``.
     """
     scenes = load_mot15(folder)
     return [_row(name, [_run(begin, scenes)]) for name, begin in _trackers()]
 
 
 def measure_speed(*, count: int = 20, size: Size = (1080, 1920), frames: int = 200) -> float:
-    """Milliseconds of processor that ``Tracker.update`` takes for a frame, with moving discs.
+    """Return the median CPU time of ``Tracker.update`` per frame of moving discs, in milliseconds.
 
-    Processor time, so that whatever else the machine does isn't counted; the median, so that a
-    first call isn't either.
+    CPU time excludes other processes of the machine; the median excludes a slow first call.
     """
     times = []
     tracker = Tracker()
@@ -132,7 +133,7 @@ def measure_speed(*, count: int = 20, size: Size = (1080, 1920), frames: int = 2
 
 
 def moving_discs(count: int, size: Size, frames: int) -> Iterator[Instances]:
-    """Discs a tenth of the frame high on straight paths, rebounding at the borders."""
+    """Yield frames of discs that move straight and bounce off the borders."""
     random = np.random.default_rng(0)
     height, width = size
     diameter = height // 10
@@ -150,12 +151,12 @@ def moving_discs(count: int, size: Size, frames: int) -> Iterator[Instances]:
 
 
 def load_kitti_mots(folder: Path) -> list[Scene]:
-    """The sequences of KITTI MOTS in ``folder``: ``frame id class height width rle`` a line."""
+    """Load KITTI MOTS sequences: lines of ``frame id class height width rle``."""
     return [_kitti_scene(path) for path in sorted(folder.glob("*.txt"))]
 
 
 def load_mot15(folder: Path) -> list[Scene]:
-    """The sequences of MOT15 in ``folder``: ``frame,id,left,top,width,height,score,…`` a line."""
+    """Load MOT15 sequences: lines of ``frame,id,left,top,width,height,score,…``."""
     return [_mot15_scene(path.parent.parent) for path in sorted(folder.glob("*/det/det.txt"))]
 
 
@@ -180,7 +181,7 @@ def _kitti_instances(frame: TrackedFrame) -> Instances:
 
 def _mot15_scene(folder: Path) -> Scene:
     truth = read_tracks(folder / "gt" / "gt.txt", {})
-    # What was detected has no identities, so that it isn't tracks.
+    # Detections have no track ids, so that read_tracks cannot read them.
     detected = np.loadtxt(folder / "det" / "det.txt", delimiter=",", ndmin=2)
     frames = range(max(truth.length, int(detected[:, 0].max())))
     instances = tuple(_mot15_instances(detected[detected[:, 0] == index + 1]) for index in frames)
@@ -206,7 +207,7 @@ def _mot15_instances(rows: npt.NDArray[np.float64]) -> Instances:
 
 
 def _trackers() -> Iterator[tuple[str, Callable[[float], Identify]]]:
-    """Name and maker of each tracker; a maker takes the frame rate."""
+    """Yield the name and the factory of each tracker; a factory takes the frame rate."""
     package = import_module("trackers")
     yield "streamseg", _streamseg
     for name, kind in PEERS.items():
@@ -219,7 +220,7 @@ def _streamseg(_fps: float) -> Identify:
 
 
 def _peer(kind: Callable[..., Any]) -> Callable[[float], Identify]:
-    """A tracker of the package: it may reorder and leave out rows, so they carry their number."""
+    """Return the factory of a tracker of ``trackers``, which may reorder and drop rows."""
     detections = import_module("supervision").Detections
 
     def begin(fps: float) -> Identify:
@@ -244,7 +245,7 @@ def _peer(kind: Callable[..., Any]) -> Callable[[float], Identify]:
 
 
 def _run(begin: Callable[[float], Identify], scenes: Iterable[Scene]) -> TrackingRow:
-    """One tracker over some scenes, scored together; the row has no name yet."""
+    """Run one tracker over the scenes and score them together; the row has no name yet."""
     tracked, seconds, frames = [], 0.0, 0
     for scene in scenes:
         identify = begin(scene.fps)
@@ -252,7 +253,7 @@ def _run(begin: Callable[[float], Identify], scenes: Iterable[Scene]) -> Trackin
         ids = [identify(found, index / scene.fps) for index, found in enumerate(scene.found)]
         seconds += time.process_time() - start
         frames += len(ids)
-        tracked.append(_with_identity(scene, ids))
+        tracked.append(_tracked_sequence(scene, ids))
     score = score_sequences(tracked, "boxes")
     return TrackingRow(
         tracker="",
@@ -265,16 +266,16 @@ def _run(begin: Callable[[float], Identify], scenes: Iterable[Scene]) -> Trackin
 
 
 def _row(name: str, runs: list[TrackingRow]) -> TrackingRow:
-    """The mean of several runs of one tracker."""
+    """Return the mean of several runs of one tracker."""
     columns = ("hota", "idf1", "mota", "switches", "ms")
     return TrackingRow(name, *(fmean(getattr(run, column) for run in runs) for column in columns))
 
 
-def _with_identity(scene: Scene, ids: list[IntArray]) -> TrackedSequence:
-    """What a tracker made of a scene, without the detections that it left without an identity."""
+def _tracked_sequence(scene: Scene, ids: list[IntArray]) -> TrackedSequence:
+    """Return a tracked sequence without the detections that are not tracked."""
     kept = [frame != NOT_TRACKED for frame in ids]
     return TrackedSequence(
         scene.truth_ids,
         tuple(frame[there] for frame, there in zip(ids, kept, strict=True)),
-        tuple(like[:, there] for like, there in zip(scene.likeness, kept, strict=True)),
+        tuple(overlap[:, there] for overlap, there in zip(scene.likeness, kept, strict=True)),
     )

@@ -16,7 +16,7 @@ from rich.console import Console
 import streamseg
 from streamseg.cli import logs, shutdown
 from streamseg.cli.shutdown import INTERRUPTED, Stoppable
-from streamseg.errors.redaction import printable, redact
+from streamseg.errors.redaction import escape_unprintable, redact
 
 if TYPE_CHECKING:
     from streamseg.config import Config
@@ -122,7 +122,7 @@ def fail(message: str, *, trace: bool = False) -> None:
         message: the error.
         trace: whether to add the traceback of the current exception.
     """
-    line = printable(redact(" ".join(message.split())))
+    line = escape_unprintable(redact(" ".join(message.split())))
     if not line:  # a command without arguments: its help was printed
         return
     if logs.is_json():
@@ -139,7 +139,7 @@ def note(message: str) -> None:
         log.info(message)
         return
     with suppress(OSError):  # a closed stderr must not end the work
-        print(printable(redact(message)), file=sys.stderr, flush=True)  # noqa: T201
+        print(escape_unprintable(redact(message)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def missing_extra(error: ImportError, extra: str = "server") -> str:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, TextIO, TypeAlias
 
 from streamseg.cli import stderr
-from streamseg.errors.redaction import printable, redact
+from streamseg.errors.redaction import escape_unprintable, redact
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(levelname)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides logging.Formatter
-        return printable(super().formatMessage(record))
+        return escape_unprintable(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

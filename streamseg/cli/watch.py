@@ -18,7 +18,7 @@ from rich.text import Text
 from streamseg import protocol
 from streamseg.cli.recorder import Recorder, raise_service_failure
 from streamseg.client import Received, Subscriber
-from streamseg.errors import ReceiveTimeout, printable
+from streamseg.errors import ReceiveTimeout, escape_unprintable
 from streamseg.protocol.messages import StatusMessage
 
 POLL_INTERVAL = 0.2
@@ -229,4 +229,4 @@ class Watch:
 
 def _plain_text(received: str) -> Text:
     """Return received text for a table cell, without markup and control characters."""
-    return Text(printable(received))
+    return Text(escape_unprintable(received))

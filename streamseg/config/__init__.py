@@ -1,12 +1,12 @@
 """Configuration schemas of services and training runs; loading, overriding and validation."""
 
 from streamseg.config.loading import (
+    assign_source_names,
     convert,
     load,
     override,
     read_secret,
-    source_config,
-    source_names,
+    to_source_config,
     validate,
 )
 from streamseg.config.service import (
@@ -53,11 +53,11 @@ __all__ = [
     "TopicPath",
     "TrackerConfig",
     "WorkerConfig",
+    "assign_source_names",
     "convert",
     "load",
     "override",
     "read_secret",
-    "source_config",
-    "source_names",
+    "to_source_config",
     "validate",
 ]

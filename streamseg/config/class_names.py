@@ -13,6 +13,7 @@ ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
 """Names in the order of the model outputs (ids from 1), or names by category id."""
 
 MAX_ID = 2**53
+"""Largest category id: JSON numbers are exact up to it."""
 _MAX_FILE_BYTES = 1 << 20
 
 
@@ -53,7 +54,7 @@ def parse_class_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def numbered_names(count: int) -> list[str]:
+def number_class_names(count: int) -> list[str]:
     """Return ``class_1``, ``class_2``, … for classes without names."""
     return [f"class_{number}" for number in range(1, count + 1)]
 

@@ -12,7 +12,7 @@ import msgspec
 
 from streamseg.config.service import Config, SectionT, SourceConfig
 from streamseg.config.validation_errors import describe_validation_error
-from streamseg.config.yaml_file import MAX_DEPTH, parse, read_mapping
+from streamseg.config.yaml_file import MAX_DEPTH, parse_yaml, read_yaml_mapping
 from streamseg.errors import ConfigError
 from streamseg.errors.redaction import HIDDEN, redact_address
 
@@ -29,7 +29,7 @@ def load(path: str | Path | None) -> dict[str, Any]:
         return {}
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"a config is loaded from a path, not {type(path).__name__}")
-    return read_mapping(Path(path))
+    return read_yaml_mapping(Path(path))
 
 
 def override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -49,12 +49,12 @@ def override(raw: dict[str, Any], overrides: Sequence[str]) -> None:
             raise ConfigError(f"an override must be a string, not {type(text).__name__}")
         key, equals, value = text.partition("=")
         keys = key.split(".")
-        option = f"--set {_safe_key(key)}"
+        option = f"--set {_redact_key(key)}"
         if not equals or not all(keys):
             raise ConfigError(f"{option}: must be key.key=value")
         if len(keys) > MAX_DEPTH:
             raise ConfigError(f"{option}: more than {MAX_DEPTH} nested keys")
-        _set_value(raw, keys, parse(value, option), option)
+        _set_value(raw, keys, parse_yaml(value, option), option)
 
 
 def validate(raw: dict[str, Any], where: str) -> Config:
@@ -68,8 +68,8 @@ def validate(raw: dict[str, Any], where: str) -> Config:
         ConfigError: the config is invalid; the message has the path and what was expected.
     """
     config = convert(raw, Config, where)
-    names = source_names([(s.name, s.url) for s in config.sources])
-    _check_names(names, where)
+    names = assign_source_names([(s.name, s.url) for s in config.sources])
+    _check_unique_names(names, where)
     named = [msgspec.structs.replace(s, name=n) for s, n in zip(config.sources, names, strict=True)]
     return msgspec.structs.replace(config, sources=tuple(named))
 
@@ -91,7 +91,7 @@ def convert(raw: dict[str, Any], schema: type[SectionT], where: str) -> SectionT
         raise ConfigError(f"{where}: {describe_validation_error(str(error), schema)}") from None
 
 
-def _check_names(names: Sequence[str], where: str) -> None:
+def _check_unique_names(names: Sequence[str], where: str) -> None:
     """Refuse duplicate source names, also if they only differ in case."""
     known: dict[str, str] = {}
     for name in names:
@@ -106,7 +106,7 @@ def _check_names(names: Sequence[str], where: str) -> None:
         known[name.casefold()] = name
 
 
-def source_config(source: SourceConfig | str | os.PathLike[str], **options: Any) -> SourceConfig:
+def to_source_config(source: SourceConfig | str | os.PathLike[str], **options: Any) -> SourceConfig:
     """Return a validated source config for a config, a URL or a path.
 
     Args:
@@ -125,7 +125,7 @@ def source_config(source: SourceConfig | str | os.PathLike[str], **options: Any)
     return convert(msgspec.structs.asdict(source) | options, SourceConfig, "the source")
 
 
-def source_names(named: Sequence[tuple[str, str]]) -> list[str]:
+def assign_source_names(named: Sequence[tuple[str, str]]) -> list[str]:
     """Return unique source names.
 
     Args:
@@ -193,7 +193,7 @@ def _name_from_url(url: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64] or "source"
 
 
-def _safe_key(key: str) -> str:
+def _redact_key(key: str) -> str:
     """Return the valid beginning of a dotted key: a URL given by mistake may have a password."""
     plain = re.match(r"[A-Za-z0-9_.]*", key)
     assert plain is not None
@@ -208,7 +208,7 @@ def _set_value(raw: dict[str, Any], keys: list[str], value: Any, option: str) ->
         elif isinstance(node, dict):
             index = key
         else:
-            path = _safe_key(".".join(keys[: depth + 1]))
+            path = _redact_key(".".join(keys[: depth + 1]))
             raise ConfigError(f"{option}: there is no {path} in the config")
         if depth == len(keys) - 1:
             node[index] = value

@@ -50,7 +50,7 @@ class Thresholds(Section, frozen=True, kw_only=True):
         max_instances: maximum number of instances; those with the highest scores are kept.
         classes: names of the classes to keep; empty keeps all.
         class_agnostic_iou: mask IoU above which the instance with the lower score is removed,
-            whatever its class. Applied after the other thresholds, before ``max_instances``.
+            also if its class differs. Applied after the other thresholds, before ``max_instances``.
             ``null`` disables it; ``auto`` is the value of the model in ``serve``, ``process`` and
             ``demo``, and disables it elsewhere.
         region: corners x, y of a polygon in pixels; instances are kept if the center of their box
@@ -98,7 +98,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
 
 class SourceConfig(Section, frozen=True, kw_only=True):
-    """Source of frames.
+    """Recorded or live source of frames.
 
     Attributes:
         url: recorded source: video file, folder or glob of images, or ``test:`` (synthetic test
@@ -181,7 +181,7 @@ class WorkerConfig(Section, frozen=True, kw_only=True):
 
 
 class TrackerConfig(Section, frozen=True, kw_only=True):
-    """Tracker.
+    """Multi-object tracker of each source.
 
     Attributes:
         enabled: whether to track; otherwise all track ids are -1.
@@ -299,6 +299,14 @@ class Config(Section, frozen=True, kw_only=True):
     """Config of a service.
 
     Attributes:
+        sources: sources of frames, at least one.
+        model: model, weights and device.
+        thresholds: filter of the instances of all sources without thresholds of their own.
+        worker: batching.
+        tracker: tracker of each source.
+        publish: ZeroMQ publisher.
+        control: HTTP API.
+        mqtt: MQTT sink; None disables it.
         sinks: plug-in sinks, each with its ``type`` and its own options.
     """
 
@@ -316,4 +324,4 @@ class Config(Section, frozen=True, kw_only=True):
         if not self.sources:
             raise ImpossibleValueError("sources is empty: name at least one")
         if self.mqtt is not None and not self.tracker.enabled:
-            raise ImpossibleValueError("mqtt counts tracks: set tracker.enabled")
+            raise ImpossibleValueError("mqtt counts tracks: it needs tracker.enabled")

@@ -32,18 +32,18 @@ def describe_validation_error(message: str, schema: type[msgspec.Struct]) -> str
         matches = difflib.get_close_matches(key, keys, 1)
         hint = f"did you mean {matches[0]!r}?" if matches else f"known are {', '.join(keys)}"
         if re.fullmatch(r"[a-z][a-z0-9_]{0,40}", key):
-            return f"{_dotted(path, key)}: unknown key; {hint}"
-        return f"{_dotted(path)}: a key that is unknown; {hint}"
+            return f"{_join_path(path, key)}: unknown key; {hint}"
+        return f"{_join_path(path)}: a key that is unknown; {hint}"
     expected = _EXPECTED.fullmatch(message)
     if expected is None:
         return message
     expectation, path = expected["expectation"], expected["path"]
     if expectation.startswith(("Invalid enum value", "Invalid value")):
         expectation = f"Expected one of {', '.join(map(repr, _choices_at(path, schema)))}"
-    return f"{_dotted(path)}: {'a key: ' if expected['key'] else ''}{expectation}"
+    return f"{_join_path(path)}: {'a key: ' if expected['key'] else ''}{expectation}"
 
 
-def _dotted(path: str, key: str = "") -> str:
+def _join_path(path: str, key: str = "") -> str:
     """Join the path and the key of an error."""
     return ".".join(part for part in (path.lstrip("."), key) if part) or "the config"
 
@@ -54,7 +54,7 @@ def _keys_at(path: str, schema: type[msgspec.Struct]) -> list[str]:
     If several sections are allowed there, these are the keys of all of them.
     """
     sections = [section for hint in _hints_at(path, schema) for section in _sections_in(hint)]
-    keys = [key for section in sections for key in _own_keys(section)]
+    keys = [key for section in sections for key in _section_keys(section)]
     return list(dict.fromkeys(keys))
 
 
@@ -93,6 +93,6 @@ def _sections_in(hint: Any) -> list[type[msgspec.Struct]]:
     return [section for argument in get_args(hint) for section in _sections_in(argument)]
 
 
-def _own_keys(section: type[msgspec.Struct]) -> list[str]:
+def _section_keys(section: type[msgspec.Struct]) -> list[str]:
     tag = section.__struct_config__.tag_field
     return [*([tag] if tag else []), *section.__struct_fields__]

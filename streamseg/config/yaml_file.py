@@ -28,11 +28,11 @@ MAX_NUMBER = 100
 """Maximum length of a value that is not text, in characters."""
 _MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
 _QUOTATION = re.compile(r"'[^']*'?|\"[^\"]*\"?")
-_HARMLESS = re.compile(r"'(?:[^\w\s]|\\\\?t|<[a-z ]+>)'")
+_PARSER_TOKENS = re.compile(r"'(?:[^\w\s]|\\\\?t|<[a-z ]+>)'")
 """Quoted parts of parser messages that are not from the document: punctuation, tokens."""
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def read_yaml_mapping(path: Path) -> dict[str, Any]:
     """Return the content of a YAML file whose top level is a mapping.
 
     Raises:
@@ -53,13 +53,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}: can't be read: line {line} isn't UTF-8 text") from None
-    raw = parse(text, str(path))
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a config must be a mapping of keys, not {type(raw).__name__}")
     return raw
 
 
-def parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
     """Parse a YAML document.
 
     Args:
@@ -137,19 +137,19 @@ def _describe_error(error: yaml.YAMLError, text: str) -> str:
     assert isinstance(error, MarkedYAMLError)
     mark: Mark | None = error.problem_mark or error.context_mark
     position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    problem = _without_quotation(error.problem or error.context or "syntax error")
-    return f"{position}{problem.removeprefix('but ')}{_advice(error)}"
+    problem = _remove_quotations(error.problem or error.context or "syntax error")
+    return f"{position}{problem.removeprefix('but ')}{_quoting_advice(error)}"
 
 
-def _without_quotation(problem: str) -> str:
+def _remove_quotations(problem: str) -> str:
     """Truncate a parser message at its first quotation of the document."""
     for quotation in _QUOTATION.finditer(problem):
-        if not _HARMLESS.fullmatch(quotation[0]):
+        if not _PARSER_TOKENS.fullmatch(quotation[0]):
             return re.sub(r",?( but)?( found)?[\s:]*$", "", problem[: quotation.start()])
     return problem
 
 
-def _advice(error: MarkedYAMLError) -> str:
+def _quoting_advice(error: MarkedYAMLError) -> str:
     """Return the usual remedy: quotes around values with special characters."""
     if isinstance(error, ConstructorError):
         return ""

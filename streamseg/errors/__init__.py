@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from streamseg.errors.redaction import printable as printable
+from streamseg.errors.redaction import escape_unprintable as escape_unprintable
 from streamseg.errors.redaction import redact as redact
 from streamseg.errors.redaction import redact_address as redact_address
 
@@ -47,11 +47,11 @@ class StreamsegError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return escape_unprintable(super().__str__())
 
 
 class UsageError(StreamsegError):
-    """The call is invalid."""
+    """A call is invalid: a wrong argument, option or config. Nothing was started."""
 
     exit_code = 2
 
@@ -65,7 +65,7 @@ class ArgumentError(UsageError, ValueError):
 
 
 class RowError(UsageError, IndexError):
-    """A row does not exist."""
+    """A row of ``Instances`` or ``Masks`` does not exist."""
 
 
 class ImpossibleValueError(ConfigError, ValueError):
@@ -81,7 +81,7 @@ class NoSuchSourceError(UsageError):
 
 
 class MissingExtraError(StreamsegError, ModuleNotFoundError):
-    """A package is not installed; the message names the extra that installs it."""
+    """A package is not installed; the message has the command that installs it."""
 
 
 class SourceError(StreamsegError):
@@ -169,7 +169,7 @@ class StageError(StreamsegError):
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Convert a failed import in this context, or in a decorated function.
+    """Convert failed imports to ``MissingExtraError``; a context manager and decorator.
 
     Args:
         extra: extra that installs the packages.

@@ -50,7 +50,7 @@ def redact_address(address: str) -> str:
     return address if redacted == joined else redacted
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Escape control characters and line breaks in ``text``."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -59,7 +59,7 @@ def _redact_line(line: str) -> str:
     line = _redact_login_of_url(line)
     tokens = re.split(r"(\s+)", line)
     line = "".join(_redact_query(_redact_login_of_token(token)) for token in tokens)
-    return _NAMED_SECRET.sub(lambda m: m["before"] + _hidden(m["value"]), line)
+    return _NAMED_SECRET.sub(lambda m: m["before"] + _hide(m["value"]), line)
 
 
 def _redact_login_of_url(line: str) -> str:
@@ -104,11 +104,11 @@ def _redact_query(token: str) -> str:
 def _redact_parameter(part: str) -> str:
     parameter = _PARAMETER.fullmatch(part)
     if parameter and parameter["value"].strip("="):
-        return f"{parameter['name']}={_hidden(parameter['value'])}"
-    return part if not part or _SEPARATORS.fullmatch(part) else _hidden(part)
+        return f"{parameter['name']}={_hide(parameter['value'])}"
+    return part if not part or _SEPARATORS.fullmatch(part) else _hide(part)
 
 
-def _hidden(value: str) -> str:
-    """Return ``***`` and the trailing punctuation of ``value``."""
+def _hide(value: str) -> str:
+    """Replace ``value`` by ``***``, but keep its trailing punctuation."""
     kept = value.rstrip(_CLOSING)
     return HIDDEN + value[len(kept) :] if kept else HIDDEN

@@ -29,7 +29,7 @@ from streamseg.evaluation.panoptic_quality import (
     SegmentInfo,
 )
 from streamseg.models.base import Segmenter
-from streamseg.structures.results import Instances, Segment, segment_map
+from streamseg.structures.results import Instances, Segment, draw_segment_map
 
 MAX_LISTED_NAMES = 5
 """Class names that an error message lists."""
@@ -152,7 +152,7 @@ class PredictionCollector:
     ) -> PanopticMap:
         known = [segment for segment in segments if segment.name in self._category_ids]
         return PanopticMap(
-            segment_map(known, image.size),
+            draw_segment_map(known, image.size),
             [SegmentInfo(segment.id, self._category_ids[segment.name]) for segment in known],
             f"{self._dataset.name}, image {image.id}, predictions",
         )

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 import msgspec
 
-from streamseg.config import source_names
+from streamseg.config import assign_source_names
 from streamseg.errors import OutputError, StreamsegError
 from streamseg.evaluation.plots import plot_confusion, plot_precision_recall
 from streamseg.evaluation.report import DatasetReport, EvaluationReport, report_to_dict
@@ -50,7 +50,7 @@ def write_report(report: EvaluationReport, folder: Path | None, file: Path | Non
         write_json_atomically(file, report_to_dict(report))
     if folder is not None:
         write_json_atomically(folder / "report.json", report_to_dict(report))
-        names = source_names([("", dataset.name) for dataset in report.datasets])
+        names = assign_source_names([("", dataset.name) for dataset in report.datasets])
         for dataset, name in zip(report.datasets, names, strict=True):
             make_subfolder(folder, PurePath(name))
             _write_dataset(dataset, folder / name)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from streamseg.errors import ArgumentError, SourceError, TooLargeError, printable, redact
+from streamseg.errors import ArgumentError, SourceError, TooLargeError, escape_unprintable, redact
 from streamseg.sources.base import BadImageError
 from streamseg.sources.image_file import read_image
 from streamseg.structures.masks import MAX_PIXELS
@@ -128,7 +128,7 @@ def _from_pillow(image: Pillow.Image, what: str) -> Image:
 
 
 def _from_file(path: str | os.PathLike[str], what: str) -> Image:
-    name = printable(redact(os.fsdecode(path)))
+    name = escape_unprintable(redact(os.fsdecode(path)))
     if not name or "://" in name:
         raise ArgumentError(f"{what} must be the path of an image file, not {name!r}")
     try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streamseg.config import ModelConfig, Thresholds
-from streamseg.config.class_names import ClassNames, numbered_names
+from streamseg.config.class_names import ClassNames, number_class_names
 from streamseg.errors import ArgumentError, UsageError, WeightsError, needs_extra
 from streamseg.models.registry import REGISTRY, Family, ModelInfo, find
 
@@ -237,7 +237,7 @@ def known_categories(
         return _name_categories(family, class_names, counts, where)
     if counts == family.class_counts(own):
         return own
-    return _name_categories(family, numbered_names(counts.things + counts.stuff), counts, where)
+    return _name_categories(family, number_class_names(counts.things + counts.stuff), counts, where)
 
 
 def _count_classes(entry: ModelInfo, family: type[Segmenter], given: Weights) -> ClassCounts | None:
@@ -314,7 +314,7 @@ def _loaded(
     _check_fit(network, state, entry, given, where)
     network.load_state_dict(state)
     names = [*categories.things.values(), *categories.stuff.values()]
-    if given.categories is None and names == numbered_names(len(names)):
+    if given.categories is None and names == number_class_names(len(names)):
         _warn(
             f"{where}: its {len(names)} classes have no names and are called class_1 to "
             f"class_{len(names)}: name them with class_names=[…], --class-names A,B|FILE, or "

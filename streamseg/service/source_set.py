@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from streamseg.config import Config, SourceConfig, Thresholds, source_names
+from streamseg.config import Config, SourceConfig, Thresholds, assign_source_names
 from streamseg.errors import ConfigError, NoSuchSourceError, StreamsegError, redact
 from streamseg.pipeline.metrics import Metrics
 from streamseg.pipeline.stages import SourceThresholds
@@ -134,7 +134,7 @@ class SourceSet:
             SourceError: it can't be opened; a live source is opened after it was added.
         """
         known = [(session.name, session.name) for session in self]
-        name = source_names([*known, (source.name, source.url)])[-1]
+        name = assign_source_names([*known, (source.name, source.url)])[-1]
         config = msgspec.structs.replace(source, name=name)
         opened = OpenedSource(open_source(config), config)  # may take long: not under the lock
         with self._lock:

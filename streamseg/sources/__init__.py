@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from streamseg.config import SourceConfig, source_config, source_names
+from streamseg.config import SourceConfig, assign_source_names, to_source_config
 from streamseg.config.plugins import find_plugins
 from streamseg.errors import ConfigError, NoFramesError, SourceError, redact_address
 from streamseg.sources.base import Source, SourceControl, SourceReport
@@ -66,7 +66,7 @@ def open_source(config: SourceConfig | str | os.PathLike[str], **options: Any) -
         TooLargeError: its frames have more than ``max_pixels``.
         SourceError: it doesn't exist, can't be read, or is of an unknown kind.
     """
-    checked = source_config(config, **options)
+    checked = to_source_config(config, **options)
     try:
         return _open(checked)
     except OSError as error:
@@ -75,7 +75,7 @@ def open_source(config: SourceConfig | str | os.PathLike[str], **options: Any) -
 
 
 def _open(config: SourceConfig) -> Source:
-    name = source_names([(config.name, config.url)])[0]
+    name = assign_source_names([(config.name, config.url)])[0]
     if not is_live_url(config.url):
         _check_recorded(config)
     if config.url.startswith(TEST_SCHEME):

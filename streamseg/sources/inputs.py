@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from streamseg.config import source_names
+from streamseg.config import assign_source_names
 from streamseg.errors import NoFramesError, SourceError, redact_address
 from streamseg.sources.image_file import IMAGE_EXTENSIONS, is_heif, is_image
 
@@ -126,7 +126,7 @@ def assign_output_folders(inputs: Sequence[Input], names: Sequence[str]) -> list
     placed = []
     for each, name in zip(inputs, names, strict=True):
         is_nested = each.folder != _ROOT
-        leaf = source_names([("", each.url)])[0] if is_nested else name
+        leaf = assign_source_names([("", each.url)])[0] if is_nested else name
         folder, number = each.folder / leaf, 1
         while str(folder).casefold() in taken:
             number += 1

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from streamseg.errors import ArgumentError, MaskError
+from streamseg.structures.arrays import DoubleArray
 from streamseg.structures.masks import Masks, Size, check_size
 
 MAX_COORDINATE = 100_000
@@ -25,8 +26,6 @@ MAX_OUTLINE = 4_000_000
 """Maximum total length of the polygon outlines of one mask, in pixels."""
 
 _MAX_FLOAT = float(np.finfo(np.float32).max)
-
-Numbers: TypeAlias = npt.NDArray[np.float64]
 
 
 NOT_TRACKED = -1
@@ -66,8 +65,8 @@ def read_coco_row(row: Any, number: int, size: Size) -> CocoRow:
     """
     if not isinstance(row, Mapping):
         raise ArgumentError(f"row {number} must be a mapping, not {type(row).__name__}")
-    box = None if row.get("bbox") is None else _corners(row["bbox"], number)
-    if not is_empty(row.get("segmentation")):
+    box = None if row.get("bbox") is None else _bbox_to_xyxy(row["bbox"], number)
+    if not _is_empty(row.get("segmentation")):
         try:
             mask = mask_from_coco(row["segmentation"], size)
         except MaskError as error:
@@ -77,9 +76,9 @@ def read_coco_row(row: Any, number: int, size: Size) -> CocoRow:
         mask = Masks.from_boxes([box], size)
     else:
         raise ArgumentError(f"row {number} has neither a bbox nor a segmentation")
-    score = 1.0 if row.get("score") is None else _finite(row["score"], "score", number)
-    track = NOT_TRACKED if row.get("track_id") is None else _whole(row, "track_id", number)
-    return CocoRow(box, score, _whole(row, "category_id", number), mask, track)
+    score = 1.0 if row.get("score") is None else _parse_number(row["score"], "score", number)
+    track = NOT_TRACKED if row.get("track_id") is None else _parse_integer(row, "track_id", number)
+    return CocoRow(box, score, _parse_integer(row, "category_id", number), mask, track)
 
 
 def mask_from_coco(segmentation: Any, size: Size) -> Masks:
@@ -94,16 +93,16 @@ def mask_from_coco(segmentation: Any, size: Size) -> Masks:
         MaskError: the segmentation has another form or another frame size.
     """
     if isinstance(segmentation, Mapping):
-        return Masks.from_rle([_compressed_counts(segmentation, size)], size)
+        return Masks.from_rle([_to_compressed_counts(segmentation, size)], size)
     if isinstance(segmentation, list | tuple | np.ndarray):
-        return Masks.from_rle([_polygon_counts(_polygons(segmentation), size)], size)
+        return Masks.from_rle([_encode_polygons(_parse_polygons(segmentation), size)], size)
     raise MaskError(
         "a segmentation must be polygons or run lengths {size, counts}, "
         f"not {type(segmentation).__name__}"
     )
 
 
-def is_empty(segmentation: Any) -> bool:
+def _is_empty(segmentation: Any) -> bool:
     """Return whether a segmentation is empty: None, ``[]``, ``""`` or ``{}``."""
     return segmentation is None or (
         isinstance(segmentation, str | bytes | list | tuple | dict | np.ndarray)
@@ -111,45 +110,45 @@ def is_empty(segmentation: Any) -> bool:
     )
 
 
-def _corners(bbox: Any, number: int) -> tuple[float, ...]:
+def _bbox_to_xyxy(bbox: Any, number: int) -> tuple[float, ...]:
     """Convert a ``bbox`` (x, y, width, height) to x1, y1, x2, y2."""
     values = list(bbox) if isinstance(bbox, list | tuple | np.ndarray) else []
     if len(values) != 4:
         raise ArgumentError(
             f"row {number}: bbox must be x, y, width, height, not {_short_repr(bbox)}"
         )
-    x, y, width, height = (_finite(value, "bbox", number) for value in values)
+    x, y, width, height = (_parse_number(value, "bbox", number) for value in values)
     if width < 0 or height < 0:
         raise ArgumentError(f"row {number}: bbox has a negative size: {width:g} x {height:g}")
     return x, y, x + width, y + height
 
 
-def _finite(value: Any, key: str, number: int) -> float:
+def _parse_number(value: Any, key: str, number: int) -> float:
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not is_real or not abs(value) <= _MAX_FLOAT:
         raise ArgumentError(f"row {number}: {key} must be finite numbers, not {_short_repr(value)}")
     return float(value)
 
 
-def _whole(row: Mapping[Any, Any], key: str, number: int) -> int:
+def _parse_integer(row: Mapping[Any, Any], key: str, number: int) -> int:
     value = row.get(key)
     if value is None:
         raise ArgumentError(f"row {number} has no {key}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ArgumentError(f"row {number}: {key} has more than 63 bits")
-    if _finite(value, key, number) % 1 or not -(2**63) <= value < 2**63:
+    if _parse_number(value, key, number) % 1 or not -(2**63) <= value < 2**63:
         raise ArgumentError(f"row {number}: {key} must be a whole number, not {_short_repr(value)}")
     return int(value)
 
 
-def _polygons(segmentation: Sequence[Any] | npt.NDArray[Any]) -> list[Numbers]:
+def _parse_polygons(segmentation: Sequence[Any] | npt.NDArray[Any]) -> list[DoubleArray]:
     parts = list(segmentation)
     if all(np.isscalar(part) for part in parts):  # a single polygon
         parts = [parts]
-    return [_polygon(part) for part in parts]
+    return [_parse_polygon(part) for part in parts]
 
 
-def _polygon(values: Any) -> Numbers:
+def _parse_polygon(values: Any) -> DoubleArray:
     try:
         numbers = np.asarray(values)
     except ValueError:  # lists of different lengths
@@ -163,7 +162,7 @@ def _polygon(values: Any) -> Numbers:
     return corners
 
 
-def _polygon_counts(polygons: Sequence[Numbers], size: Size) -> bytes:
+def _encode_polygons(polygons: Sequence[DoubleArray], size: Size) -> bytes:
     height, width = check_size(size)
     steps = [p.reshape(-1, 2) - np.roll(p.reshape(-1, 2), 1, axis=0) for p in polygons]
     outline = sum(float(np.abs(step).max(axis=1).sum()) for step in steps)
@@ -174,7 +173,7 @@ def _polygon_counts(polygons: Sequence[Numbers], size: Size) -> bytes:
     return counts
 
 
-def _compressed_counts(rle: Mapping[Any, Any], size: Size) -> str | bytes:
+def _to_compressed_counts(rle: Mapping[Any, Any], size: Size) -> str | bytes:
     height, width = check_size(size)
     if missing := [key for key in ("size", "counts") if key not in rle]:
         raise MaskError(f"run lengths have no {missing[0]!r}")
@@ -184,13 +183,13 @@ def _compressed_counts(rle: Mapping[Any, Any], size: Size) -> str | bytes:
     counts = rle["counts"]
     if isinstance(counts, str | bytes):
         return counts
-    runs = _checked_runs(counts, height * width)
+    runs = _check_runs(counts, height * width)
     encoded = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
     text: bytes = encoded["counts"]
     return text
 
 
-def _checked_runs(counts: Any, pixels: int) -> list[int]:
+def _check_runs(counts: Any, pixels: int) -> list[int]:
     """Convert uncompressed run lengths to ints whose sum is ``pixels``."""
     try:
         runs = np.asarray(counts)

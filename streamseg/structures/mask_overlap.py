@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from streamseg.structures.arrays import DoubleArray, IntArray
+
 if TYPE_CHECKING:
     from streamseg.structures.masks import Masks
 
-IntArray: TypeAlias = npt.NDArray[np.int64]
-Reals: TypeAlias = npt.NDArray[np.float64]
 
-
-def box_iou(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Reals:
+def box_iou(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> DoubleArray:
     """Return the IoU of boxes (N, 4) and (M, 4) xyxy, float64 (N, M)."""
     a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
     low = np.maximum(a[:, None, :2], b[None, :, :2])
@@ -25,15 +24,15 @@ def box_iou(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Reals:
     return safe_ratio(intersections, areas_a[:, None] + areas_b[None] - intersections)
 
 
-def safe_ratio(numerator: Reals, denominator: Reals) -> Reals:
-    """Divide; the result is 0 where the denominator is 0."""
-    ratio: Reals = np.divide(
+def safe_ratio(numerator: DoubleArray, denominator: DoubleArray) -> DoubleArray:
+    """Return ``numerator / denominator``, and 0 where the denominator is 0."""
+    ratio: DoubleArray = np.divide(
         numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0
     )
     return ratio
 
 
-def intersection_areas(a: Masks, b: Masks) -> Reals:
+def intersection_areas(a: Masks, b: Masks) -> DoubleArray:
     """Return the number of common pixels of each pair, (N, M)."""
     low, high = window_intersections(a, b)
     areas = np.zeros((len(a), len(b)))

@@ -9,7 +9,6 @@ box of a mask of one pixel at (0, 0) is (0, 0, 1, 1). ``size`` is (height, width
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, TypedDict, overload
 
@@ -17,25 +16,28 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from streamseg.errors import ArgumentError, MaskError, RowError
-from streamseg.structures.mask_overlap import box_iou as box_iou  # noqa: PLC0414 - public here
+from streamseg.errors import MaskError
+from streamseg.structures.arrays import (
+    MAX_PIXELS,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Size,
+    check_size,
+    to_numbers,
+)
+from streamseg.structures.indexing import row_index, row_number
 from streamseg.structures.mask_overlap import (
+    box_iou,
     intersection_area,
     intersection_areas,
     safe_ratio,
     window_intersections,
 )
-from streamseg.structures.polygons import outer_rings
+from streamseg.structures.polygons import trace_outlines
 from streamseg.structures.rle import crop_to_runs, parse_all_counts, parse_counts, runs_to_crop
 
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-IntArray: TypeAlias = npt.NDArray[np.int64]
-Size: TypeAlias = tuple[int, int]
 Polygon: TypeAlias = list[float]
-
-MAX_PIXELS = 64_000_000
-"""Maximum number of pixels of a frame; checked before memory is allocated."""
 
 
 class RLE(TypedDict):
@@ -76,7 +78,7 @@ class Masks:
 
     @classmethod
     def empty(cls, size: Size) -> Masks:
-        """Return no masks."""
+        """Return ``Masks`` with no rows."""
         return cls(check_size(size), crops=(), windows=np.zeros((0, 4), np.int64), counts=())
 
     @classmethod
@@ -92,7 +94,7 @@ class Masks:
             MaskError: a crop is not a two-dimensional bool array or extends beyond the frame.
         """
         height, width = check_size(size)
-        corners = _to_numbers("origins", origins, 2, "iu")
+        corners = to_numbers("origins", origins, 2, "iu")
         if len(corners) != len(crops):
             raise MaskError(f"{len(crops)} crops with {len(corners)} origins")
         for crop in crops:
@@ -125,7 +127,7 @@ class Masks:
     def from_boxes(cls, boxes: npt.ArrayLike, size: Size) -> Masks:
         """Create masks of the pixels whose centers lie in boxes (N, 4); sets ``from_box``."""
         height, width = check_size(size)
-        xyxy = _to_numbers("boxes", boxes, 4, "iuf").astype(np.float64)
+        xyxy = to_numbers("boxes", boxes, 4, "iuf").astype(np.float64)
         if not np.isfinite(xyxy).all():
             raise MaskError("boxes contain a value that isn't finite")
         corners = np.ceil(xyxy - 0.5).clip(0, (width, height, width, height)).astype(np.int64)
@@ -264,7 +266,7 @@ class Masks:
         return boxes
 
     def to_rle(self) -> list[RLE]:
-        """Convert to COCO RLE, as used by pycocotools and JSON."""
+        """Convert to COCO RLE of the full frame; the dicts can be written as JSON."""
         return [RLE(size=list(self.size), counts=counts) for counts in self.counts]
 
     def to_arrays(self) -> BoolArray:
@@ -347,7 +349,7 @@ class Mask:
 
     @property
     def is_box(self) -> bool:
-        """Whether the mask is the box of an instance without a mask."""
+        """True if the mask is the box of an instance without a mask."""
         return bool(self._masks.from_box[self._row])
 
     @property
@@ -389,7 +391,8 @@ class Mask:
         """
         x, y, _, _ = self.window
         return [
-            np.add(ring, (x, y)).ravel().astype(float).tolist() for ring in outer_rings(self.crop)
+            np.add(ring, (x, y)).ravel().astype(float).tolist()
+            for ring in trace_outlines(self.crop)
         ]
 
     def __eq__(self, other: object) -> bool:
@@ -406,73 +409,24 @@ class Mask:
         return f"Mask({self.area} pixels in {self.size[0]} x {self.size[1]})"
 
 
-def check_size(size: Size, max_pixels: int = MAX_PIXELS) -> Size:
-    """Return ``size`` as two positive ints whose product is at most ``max_pixels``.
-
-    Raises:
-        MaskError: the size is invalid or too large.
-    """
-    try:
-        height, width = (operator.index(side) for side in size)
-    except (TypeError, ValueError):
-        raise MaskError(f"a size must be (height, width) in pixels, not {size!r}"[:120]) from None
-    if height < 1 or width < 1 or height * width > max_pixels:
-        raise MaskError(f"a frame of {height} x {width} pixels is empty or over {max_pixels}")
-    return height, width
-
-
-def row_index(rows: slice | npt.NDArray[Any] | Sequence[int], count: int) -> IntArray:
-    """Convert a slice, index array or boolean array to row indices, int64.
-
-    Raises:
-        RowError: a row does not exist.
-        ArgumentError: ``rows`` has another type.
-    """
-    if isinstance(rows, slice):
-        return np.arange(count)[rows]
-    try:
-        index = np.asarray(rows)
-        index = index if index.size else index.astype(np.int64)
-        if index.ndim != 1 or index.dtype.kind not in "biu":
-            raise ArgumentError(
-                "rows are selected by a number, a slice, or a list of numbers or booleans, "
-                f"not {type(rows).__name__}"
-            )
-        selected: IntArray = np.arange(count)[index]
-    except IndexError as error:
-        raise RowError(f"there are {count} rows: {error}") from None
-    return selected
-
-
-def row_number(row: int | np.integer[Any], count: int) -> int:
-    """Return the index of a row, from 0; negative numbers count from the end.
-
-    Raises:
-        RowError: the row does not exist.
-    """
-    if not -count <= row < count:
-        raise RowError(f"there is no row {row}: there are {count}")
-    return int(row) % count
-
-
-def _to_numbers(name: str, values: npt.ArrayLike, columns: int, kinds: str) -> npt.NDArray[Any]:
-    """Convert ``values`` to an array (N, columns) of the NumPy dtype ``kinds``."""
-    try:
-        numbers = np.asarray(values)
-        if numbers.size == 0:
-            return np.zeros((0, columns), np.int64)
-        if numbers.dtype.kind not in kinds and not (numbers % 1 == 0).all():
-            raise MaskError(f"{name} must be whole numbers, not {numbers.dtype}")
-        return numbers.reshape(-1, columns).astype(np.int64 if kinds == "iu" else numbers.dtype)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, MaskError):
-            raise
-        raise MaskError(f"{name} must be numbers, (N, {columns})") from None
-
-
 def _tight_window(bitmap: BoolArray) -> tuple[int, int, int, int]:
     """Return x1, y1, x2, y2 of the true pixels, or zeros if there are none."""
     rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
     if len(rows) == 0:
         return 0, 0, 0, 0
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+__all__ = [
+    "MAX_PIXELS",
+    "RLE",
+    "BoolArray",
+    "FloatArray",
+    "IntArray",
+    "Mask",
+    "Masks",
+    "Polygon",
+    "Size",
+    "box_iou",
+    "check_size",
+]

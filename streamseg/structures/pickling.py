@@ -14,7 +14,7 @@ import numpy as np
 
 
 class PickledByFields:
-    """Mixin for dataclasses whose fields are their constructor arguments."""
+    """Mixin that pickles and copies a dataclass through its constructor, with all fields."""
 
     __slots__ = ()
 
@@ -30,7 +30,7 @@ class PickledByFields:
 
 
 def _picklable(value: Any) -> Any:
-    """Return the value; a read-only mapping view becomes a dict."""
+    """Convert a read-only mapping view to a dict; return other values unchanged."""
     return dict(value) if isinstance(value, MappingProxyType) else value
 
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-IntArray: TypeAlias = npt.NDArray[np.int64]
+from streamseg.structures.arrays import BoolArray, IntArray
 
 
-def outer_rings(crop: BoolArray) -> Iterator[IntArray]:
+def trace_outlines(crop: BoolArray) -> Iterator[IntArray]:
     """Yield the outer outline of each 4-connected component: corners, int (K, 2) x, y.
 
     Every corner joins a horizontal and a vertical side. The corners in a row of the pixel grid form
     pairs (first and second, third and fourth, …), which are the horizontal sides; those in a column
     are the vertical sides. Following both alternately gives the outlines.
     """
-    corners, by_column = _corners(crop)
+    corners, by_column = _find_corners(crop)
     partner = np.empty((2, len(corners)), np.int64)
     in_rows = np.arange(len(corners)).reshape(-1, 2)
     in_columns = by_column.reshape(-1, 2)
@@ -40,7 +37,7 @@ def outer_rings(crop: BoolArray) -> Iterator[IntArray]:
             yield corners[ring]
 
 
-def _corners(crop: BoolArray) -> tuple[IntArray, IntArray]:
+def _find_corners(crop: BoolArray) -> tuple[IntArray, IntArray]:
     """Return the corners of all outlines, row by row, int (K, 2) x, y, and their order by column.
 
     If two pixels touch diagonally, there are two corners at the same point; the first one belongs

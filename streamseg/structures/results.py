@@ -1,4 +1,4 @@
-"""Frames, instances, panoptic segments and results.
+"""Frames, instances and results.
 
 All classes are frozen. Coordinates are pixels of the source frame. Boxes are ``x1, y1, x2, y2``;
 the right and lower bounds are exclusive. Sizes are (height, width).
@@ -11,33 +11,29 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from importlib import import_module
 from numbers import Real
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from streamseg.errors import ArgumentError, StreamsegError
+from streamseg.errors import ArgumentError
 from streamseg.structures.coco import NOT_TRACKED, read_coco_row
+from streamseg.structures.conversions import to_pandas, to_supervision
+from streamseg.structures.indexing import row_index, row_number
 from streamseg.structures.masks import (
     BoolArray,
     FloatArray,
     IntArray,
-    Mask,
     Masks,
     Size,
     check_size,
-    row_index,
-    row_number,
 )
 from streamseg.structures.pickling import PickledByFields
+from streamseg.structures.segments import MAX_SEGMENT_ID, Segment, SegmentMap, draw_segment_map
 
 Image: TypeAlias = npt.NDArray[np.uint8]
-SegmentMap: TypeAlias = npt.NDArray[np.int32]
 SOURCE_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
-MAX_SEGMENT_ID = 2**24 - 1
-"""Largest segment id: COCO's panoptic PNGs store ids as R + 256 G + 65536 B."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +96,7 @@ class Instances(PickledByFields):
     does iteration.
 
         people = instances[instances.labels == 1]
-        confident = instances[instances.scores > 0.8]
+        with_high_score = instances[instances.scores > 0.8]
 
     Attributes:
         boxes: float32 (N, 4) xyxy.
@@ -133,13 +129,13 @@ class Instances(PickledByFields):
         rows = len(self.masks)
         ids = np.full(rows, NOT_TRACKED) if self.track_ids is None else self.track_ids
         columns = {
-            "boxes": _column("boxes", self.boxes, np.float32, (-1, 4)),
-            "scores": _column("scores", self.scores, np.float32, (-1,)),
-            "labels": _column("labels", self.labels, np.int64, (-1,)),
-            "track_ids": _column("track_ids", ids, np.int64, (-1,)),
+            "boxes": _to_column("boxes", self.boxes, np.float32, (-1, 4)),
+            "scores": _to_column("scores", self.scores, np.float32, (-1,)),
+            "labels": _to_column("labels", self.labels, np.int64, (-1,)),
+            "track_ids": _to_column("track_ids", ids, np.int64, (-1,)),
         }
         if self.features is not None:
-            columns["features"] = _column("features", self.features, np.float32, None)
+            columns["features"] = _to_column("features", self.features, np.float32, None)
         for name, column in columns.items():
             if len(column) != rows:
                 raise ArgumentError(f"{name} has {len(column)} rows, masks has {rows}")
@@ -149,7 +145,7 @@ class Instances(PickledByFields):
 
     @classmethod
     def empty(cls, size: Size, categories: Mapping[int, str]) -> Instances:
-        """Return no instances, in a frame of ``size``."""
+        """Return ``Instances`` with no rows, for a frame of ``size``."""
         column = np.zeros(0)
         return cls(np.zeros((0, 4)), column, column, Masks.empty(size), categories)  # type: ignore[arg-type]
 
@@ -213,11 +209,15 @@ class Instances(PickledByFields):
         ]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Convert to columns of plain Python values that JSON can represent.
+        """Convert to a dict of columns, lists of N plain Python values that JSON can represent.
 
-        Returns:
-            ``track_id``, ``label``, ``name``, ``score``, ``box`` (x1, y1, x2, y2) and
-            ``segmentation`` (COCO RLE), each a list of N values.
+            >>> instances[:2].to_dict()
+            {"track_id": [4, -1], "label": [1, 3], "name": ["person", "car"], "score": [0.9, 0.7],
+             "box": [[10.0, 20.0, 50.0, 90.0], [60.0, 20.0, 99.0, 40.0]],
+             "segmentation": [{"size": [480, 640], "counts": "fW1…"}, {…}]}
+
+        ``track_id`` is -1 for untracked instances, ``label`` is the category id, ``box`` is x1, y1,
+        x2, y2 and ``segmentation`` is COCO RLE. For one dict per row see :meth:`to_coco`.
         """
         return {
             "track_id": self.track_ids.tolist(),
@@ -234,24 +234,12 @@ class Instances(PickledByFields):
         The columns are ``track_id``, ``label``, ``name``, ``score``, ``x1``, ``y1``, ``x2``,
         ``y2``, ``area`` (pixels) and ``rle`` (COCO counts).
 
+            instances.to_pandas().groupby("name")["area"].mean()
+
         Raises:
-            ModuleNotFoundError: pandas is not installed.
+            MissingExtraError: pandas is not installed.
         """
-        pandas = _import_optional("pandas", "to_pandas")
-        x1, y1, x2, y2 = self.boxes.T
-        columns = {
-            "track_id": self.track_ids,
-            "label": self.labels,
-            "name": self.names,
-            "score": self.scores,
-            "x1": x1,
-            "y1": y1,
-            "x2": x2,
-            "y2": y2,
-            "area": self.masks.areas,
-            "rle": list(self.masks.counts),
-        }
-        return pandas.DataFrame(columns)
+        return to_pandas(self)
 
     def to_supervision(self) -> Any:
         """Convert to ``supervision.Detections``.
@@ -259,19 +247,13 @@ class Instances(PickledByFields):
         Masks become full-frame bitmaps, bool (N, H, W). ``tracker_id`` is None if no instance is
         tracked; otherwise untracked instances have -1. Names are in ``data["class_name"]``.
 
+            detections = instances.to_supervision()
+            image = supervision.MaskAnnotator().annotate(image, detections)
+
         Raises:
-            ModuleNotFoundError: supervision is not installed.
+            MissingExtraError: supervision is not installed.
         """
-        supervision = _import_optional("supervision", "to_supervision")
-        is_tracked = bool((self.track_ids != NOT_TRACKED).any())
-        return supervision.Detections(
-            xyxy=self.boxes.copy(),
-            mask=self.masks.to_arrays(),
-            confidence=self.scores.copy(),
-            class_id=self.labels.copy(),
-            tracker_id=self.track_ids.copy() if is_tracked else None,
-            data={"class_name": np.array(self.names, dtype=str)},
-        )
+        return to_supervision(self)
 
     @property
     def size(self) -> Size:
@@ -280,11 +262,11 @@ class Instances(PickledByFields):
 
     @property
     def names(self) -> list[str]:
-        """Category names, N strings; an id without a name gives its number."""
+        """Category names, N strings; for an id without a name, the id as text."""
         return [self.categories.get(label, str(label)) for label in self.labels.tolist()]
 
     def with_track_ids(self, track_ids: npt.ArrayLike) -> Instances:
-        """Return the same rows with track ids, int (N,)."""
+        """Return a copy with the given track ids, int (N,)."""
         return replace(self, track_ids=cast(IntArray, track_ids))  # converted by the constructor
 
     def __len__(self) -> int:
@@ -305,50 +287,9 @@ class Instances(PickledByFields):
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Segment(PickledByFields):
-    """Segment of a panoptic result: a thing or a region of stuff.
-
-    Attributes:
-        id: segment id, unique in the frame, from 1.
-        label: category id.
-        name: category name.
-        thing: whether it is a thing; otherwise stuff.
-        mask: its pixels; segments do not overlap.
-    """
-
-    id: int
-    label: int
-    name: str
-    thing: bool
-    mask: Mask
-
-
 def is_number(value: object) -> bool:
     """Return whether ``value`` is a real number of Python or NumPy, and not a bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def segment_map(segments: Iterable[Segment], size: Size) -> SegmentMap:
-    """Return a map of segment ids.
-
-    Args:
-        segments: segments that do not overlap.
-        size: (height, width) of the frame.
-
-    Returns:
-        int32 (H, W), segment ids; 0 outside of all segments.
-
-    Raises:
-        StreamsegError: an id is not between 1 and ``MAX_SEGMENT_ID``.
-    """
-    ids = np.zeros(size, np.int32)
-    for segment in segments:
-        if not 0 < segment.id <= MAX_SEGMENT_ID:
-            raise StreamsegError(f"segment {segment.id}: ids must be from 1 to {MAX_SEGMENT_ID}")
-        x1, y1, x2, y2 = segment.mask.window
-        ids[y1:y2, x1:x2][segment.mask.crop] = segment.id
-    return ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -375,7 +316,7 @@ class Result(PickledByFields):
         return self.frame.source
 
 
-def _column(name: str, values: Any, dtype: type[Any], shape: tuple[int, ...] | None) -> Any:
+def _to_column(name: str, values: Any, dtype: type[Any], shape: tuple[int, ...] | None) -> Any:
     """Convert ``values`` to an array of ``dtype`` and ``shape``; -1 stands for the rows."""
     try:
         array = np.asarray(values)
@@ -392,19 +333,8 @@ def _column(name: str, values: Any, dtype: type[Any], shape: tuple[int, ...] | N
         raise ArgumentError(f"{name} must be {expected}, not {array.shape}") from None
 
 
-def _import_optional(name: str, caller: str) -> Any:
-    """Import a package that only one conversion needs."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ModuleNotFoundError(
-            f"{caller} needs {name}, which isn't installed: pip install {name}", name=name
-        ) from None
-
-
 __all__ = [
+    "MAX_SEGMENT_ID",
     "NOT_TRACKED",
     "BoolArray",
     "FloatArray",
@@ -416,6 +346,6 @@ __all__ = [
     "Segment",
     "SegmentMap",
     "Size",
+    "draw_segment_map",
     "is_number",
-    "segment_map",
 ]

@@ -8,15 +8,12 @@ differences to the run before the previous one, in a base-32 code of printable A
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from streamseg.errors import MaskError
-
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-IntArray: TypeAlias = npt.NDArray[np.int64]
+from streamseg.structures.arrays import BoolArray, IntArray
 
 
 def parse_counts(text: str) -> IntArray:
@@ -40,17 +37,17 @@ def parse_all_counts(texts: Sequence[str]) -> tuple[IntArray, IntArray]:
     try:
         codes = np.frombuffer("".join(texts).encode("ascii"), np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError:
-        raise MaskError("run lengths contain a character that isn't ASCII") from None
+        raise MaskError("run lengths hold a character that isn't ASCII") from None
     if len(codes) == 0:
         return np.zeros(0, np.int64), np.zeros(len(texts), np.int64)
     text_ends = np.cumsum([len(text) for text in texts])
     if codes.min() < 0 or codes.max() > 63 or (codes[text_ends[text_ends > 0] - 1] & 32).any():
-        raise MaskError("run lengths contain an invalid character or end inside a number")
+        raise MaskError("run lengths hold a character outside COCO's code, or end inside a number")
     ends = np.flatnonzero(codes & 32 == 0)
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
     if lengths.max() > 7:
-        raise MaskError("run lengths contain a number of more than 35 bits")
+        raise MaskError("run lengths hold a number of more than 35 bits")
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
     values = np.add.reduceat((codes & 31) << shifts, starts)
     values -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)

@@ -15,11 +15,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from streamseg.structures.arrays import DoubleArray
 from streamseg.structures.masks import BoolArray, IntArray
 from streamseg.tracking.detections import (
     GRID,
     Detections,
-    Reals,
     bounds_iou,
     box_sizes,
     lookup_masks,
@@ -47,13 +47,13 @@ MIN_VOTE_RATIO = 2
 """Minimum ratio of the votes for a camera shift to those for no shift."""
 
 
-def camera_shift(tracks: Tracks, detections: Detections) -> Reals:
+def estimate_camera_shift(tracks: Tracks, detections: Detections) -> DoubleArray:
     """Estimate the shift of the camera since the previous frame in pixels, float64 (2,).
 
     Each comparable pair votes for its displacement (Hough voting). The displacement with the most
     votes is used if it has the votes of half of the recent tracks, and many more than no shift.
     """
-    rows, columns = np.nonzero(_comparable(tracks, detections))
+    rows, columns = np.nonzero(_find_comparable_pairs(tracks, detections))
     moves = detections.bounds[columns].mean(axis=2) - tracks.bounds[rows].mean(axis=2)
     sizes = box_sizes(tracks.bounds)[rows]
     proposals = np.concatenate([np.zeros((1, 2)), moves])
@@ -67,8 +67,8 @@ def camera_shift(tracks: Tracks, detections: Detections) -> Reals:
     return np.asarray(np.median(moves[agrees[best]], axis=0))
 
 
-def _comparable(tracks: Tracks, detections: Detections) -> BoolArray:
-    """Return the pairs of recent tracks and detections with similar size and position, (T, N)."""
+def _find_comparable_pairs(tracks: Tracks, detections: Detections) -> BoolArray:
+    """Return true for recent tracks and detections of similar size and position, bool (T, N)."""
     sizes, others = box_sizes(tracks.bounds)[:, None], box_sizes(detections.bounds)[None]
     offsets = tracks.bounds.mean(axis=2)[:, None] - detections.bounds.mean(axis=2)[None]
     is_near = np.hypot(offsets[..., 0], offsets[..., 1]) < sizes
@@ -79,9 +79,9 @@ def _comparable(tracks: Tracks, detections: Detections) -> BoolArray:
     return np.asarray(is_near & is_similar & is_same)
 
 
-def pair_scores(tracks: Tracks, detections: Detections) -> Reals:
+def score_pairs(tracks: Tracks, detections: Detections) -> DoubleArray:
     """Return the score of each pair of track and detection, (T, N); 0 for impossible pairs."""
-    similarity = _similarities(tracks, detections)
+    similarity = _compute_similarities(tracks, detections)
     is_recent = (tracks.frames_since_hit == 1)[:, None]
     is_possible = similarity >= np.where(is_recent, MIN_SIMILARITY_RECENT, MIN_SIMILARITY_LOST)
     appearance_similarity = tracks.features @ detections.features.T
@@ -105,16 +105,18 @@ def match_across_classes(tracks: Tracks, detections: Detections, matched: IntArr
     )
     free_tracks[matched[0]] = free_detections[matched[1]] = False
     similarity = np.zeros((len(free_tracks), len(free_detections)))
-    similarity[np.ix_(free_tracks, free_detections)] = _similarities(
+    similarity[np.ix_(free_tracks, free_detections)] = _compute_similarities(
         tracks.select(free_tracks), detections.select(free_detections), same_class=False
     )
     scores = np.where(similarity >= MIN_SIMILARITY_OTHER_CLASS, similarity, 0.0)
     return assign_pairs(scores, free_tracks, free_detections)
 
 
-def _similarities(tracks: Tracks, detections: Detections, *, same_class: bool = True) -> Reals:
+def _compute_similarities(
+    tracks: Tracks, detections: Detections, *, same_class: bool = True
+) -> DoubleArray:
     """Return the similarity of predicted tracks and detections, float64 (T, N), 0 to 1."""
-    boxes = bounds_iou(_expand(tracks.bounds), _expand(detections.bounds))
+    boxes = bounds_iou(_expand_boxes(tracks.bounds), _expand_boxes(detections.bounds))
     boxes *= (tracks.labels[:, None] == detections.labels[None]) == same_class
     rows, columns = np.nonzero(boxes)  # masks are only compared for these pairs
     masks = np.zeros_like(boxes)
@@ -127,7 +129,7 @@ def _similarities(tracks: Tracks, detections: Detections, *, same_class: bool = 
     return (boxes + masks) / 2
 
 
-def assign_pairs(scores: Reals, rows: BoolArray, columns: BoolArray) -> IntArray:
+def assign_pairs(scores: DoubleArray, rows: BoolArray, columns: BoolArray) -> IntArray:
     """Assign pairs with the maximum total score, int64 (2, pairs).
 
     Args:
@@ -142,13 +144,13 @@ def assign_pairs(scores: Reals, rows: BoolArray, columns: BoolArray) -> IntArray
     return np.stack([row_indices[i[is_possible]], column_indices[j[is_possible]]])
 
 
-def _expand(bounds: Reals) -> Reals:
+def _expand_boxes(bounds: DoubleArray) -> DoubleArray:
     """Enlarge boxes by ``BOX_EXPANSION`` of their width and height on each side."""
     margin = BOX_EXPANSION * (bounds[:, :, 1:] - bounds[:, :, :1])
     return np.concatenate([bounds[:, :, :1] - margin, bounds[:, :, 1:] + margin], axis=2)
 
 
-def mask_iou(a: Reals, masks_a: BoolArray, b: Reals, masks_b: BoolArray) -> Reals:
+def mask_iou(a: DoubleArray, masks_a: BoolArray, b: DoubleArray, masks_b: BoolArray) -> DoubleArray:
     """Return the IoU of P pairs of sampled masks, each stretched to its box, float64 (P,).
 
     Both masks are evaluated on a grid over the intersection of their boxes, so the cost does not

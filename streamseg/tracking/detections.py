@@ -11,15 +11,14 @@ axis, then lower and upper bound.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from streamseg.structures.arrays import DoubleArray
 from streamseg.structures.masks import BoolArray, IntArray, Masks, Size, box_iou
 from streamseg.structures.results import Instances
-
-Reals: TypeAlias = npt.NDArray[np.float64]
 
 BOUND_STD = 0.15
 """Standard deviation of a visible bound, relative to the object size."""
@@ -52,15 +51,15 @@ class Detections:
         features: float64 (N, D), appearance features of unit length; D is 0 without features.
     """
 
-    bounds: Reals
-    variances: Reals
+    bounds: DoubleArray
+    variances: DoubleArray
     masks: BoolArray
     scores: npt.NDArray[np.float32]
     labels: IntArray
-    features: Reals
+    features: DoubleArray
 
     @classmethod
-    def of(cls, instances: Instances, *, use_masks: bool) -> Detections:
+    def from_instances(cls, instances: Instances, *, use_masks: bool) -> Detections:
         """Prepare the instances of a frame; without ``use_masks`` their boxes count as masks."""
         bounds = instances.boxes.astype(np.float64).reshape(-1, 2, 2).transpose(0, 2, 1)
         bounds[:, :, 1] = np.maximum(bounds[:, :, 1], bounds[:, :, 0] + MIN_EXTENT)
@@ -72,7 +71,7 @@ class Detections:
         std = (BOUND_STD + OCCLUDED_STD * occluded) * box_sizes(bounds)[:, None, None]
         features = np.zeros((len(bounds), 0))
         if instances.features is not None:
-            features = unit_vectors(instances.features)
+            features = normalize_rows(instances.features)
         return cls(bounds, std**2, masks, instances.scores, instances.labels, features)
 
     def __len__(self) -> int:
@@ -83,17 +82,17 @@ class Detections:
         return Detections(*(getattr(self, column.name)[rows] for column in fields(self)))
 
 
-def box_sizes(bounds: Reals) -> Reals:
+def box_sizes(bounds: DoubleArray) -> DoubleArray:
     """Return the square roots of the box areas in pixels, float64 (N,)."""
     return np.asarray(np.sqrt((bounds[:, :, 1] - bounds[:, :, 0]).prod(axis=1)))
 
 
-def bounds_iou(a: Reals, b: Reals) -> Reals:
+def bounds_iou(a: DoubleArray, b: DoubleArray) -> DoubleArray:
     """Return the IoU (T, N) of boxes given by bounds (T, 2, 2) and (N, 2, 2)."""
     return box_iou(*(bounds.transpose(0, 2, 1).reshape(-1, 4) for bounds in (a, b)))
 
 
-def lookup_masks(masks: BoolArray, bounds: Reals, points: Reals) -> BoolArray:
+def lookup_masks(masks: BoolArray, bounds: DoubleArray, points: DoubleArray) -> BoolArray:
     """Return the values of P sampled masks on K x K points, bool (P, K, K).
 
     Args:
@@ -106,13 +105,13 @@ def lookup_masks(masks: BoolArray, bounds: Reals, points: Reals) -> BoolArray:
     return np.asarray(masks.ravel()[rows[:, :, None] * GRID_SIZE + x[:, None, :]])
 
 
-def _cell_indices(bounds: Reals, points: Reals) -> IntArray:
+def _cell_indices(bounds: DoubleArray, points: DoubleArray) -> IntArray:
     """Return the grid indices of coordinates inside their boxes."""
     relative = (points - bounds[..., :1]) / (bounds[..., 1:] - bounds[..., :1])
     return np.minimum((relative * GRID_SIZE).astype(np.int64), GRID_SIZE - 1)
 
 
-def _sample_masks(masks: Masks, bounds: Reals, is_box: BoolArray) -> BoolArray:
+def _sample_masks(masks: Masks, bounds: DoubleArray, is_box: BoolArray) -> BoolArray:
     """Sample masks inside their boxes, bool (N, GRID_SIZE, GRID_SIZE); a box is all true."""
     sampled = np.ones((len(masks), GRID_SIZE, GRID_SIZE), np.bool_)
     if is_box.all():
@@ -130,7 +129,7 @@ def _sample_masks(masks: Masks, bounds: Reals, is_box: BoolArray) -> BoolArray:
     return sampled
 
 
-def _occluded_fractions(bounds: Reals, masks: BoolArray) -> Reals:
+def _occluded_fractions(bounds: DoubleArray, masks: BoolArray) -> DoubleArray:
     """Return the fraction of each box side that touches another mask, float64 (N, 2, 2)."""
     count = len(bounds)
     distance = np.maximum(OCCLUDER_DISTANCE * box_sizes(bounds), MIN_EXTENT)[:, None, None]
@@ -153,13 +152,13 @@ def _occluded_fractions(bounds: Reals, masks: BoolArray) -> Reals:
     return np.asarray(covered.reshape(count, 2, 2, SIDE_SAMPLES).mean(axis=3))
 
 
-def _is_on_border(bounds: Reals, size: Size) -> BoolArray:
-    """Return which bounds lie on the border of the frame, bool (N, 2, 2)."""
+def _is_on_border(bounds: DoubleArray, size: Size) -> BoolArray:
+    """Return true for bounds on the border of the frame, bool (N, 2, 2)."""
     limits = np.array(size[::-1])
     return np.stack([bounds[:, :, 0] <= 1, bounds[:, :, 1] >= limits - 1], axis=2)
 
 
-def unit_vectors(vectors: npt.NDArray[Any]) -> Reals:
+def normalize_rows(vectors: npt.NDArray[Any]) -> DoubleArray:
     """Scale rows to unit length, float64; zero rows stay zero."""
     rows = vectors.astype(np.float64)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))

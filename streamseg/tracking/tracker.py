@@ -18,9 +18,9 @@ from streamseg.structures.masks import IntArray
 from streamseg.structures.results import NOT_TRACKED, Instances, is_number
 from streamseg.tracking.association import (
     assign_pairs,
-    camera_shift,
+    estimate_camera_shift,
     match_across_classes,
-    pair_scores,
+    score_pairs,
 )
 from streamseg.tracking.detections import Detections
 from streamseg.tracking.tracks import Tracks, match_feature_lengths
@@ -83,7 +83,8 @@ class Tracker:
 
         tracker = Tracker(lost_track_seconds=2.0)
         for frame in source.frames():
-            instances = tracker.update(model.predict(frame.image), pts=frame.pts)
+            instances = model.predict([frame.image])[0]
+            instances = tracker.update(instances, pts=frame.pts)
             print(instances.track_ids)
     """
 
@@ -142,7 +143,7 @@ class Tracker:
             raise ArgumentError(f"pts must be seconds, not {pts!r}")
         if not math.isfinite(pts):
             raise StreamsegError(f"a frame at {pts} s can't be tracked: its time must be finite")
-        detections = Detections.of(instances, use_masks=self.settings.use_masks)
+        detections = Detections.from_instances(instances, use_masks=self.settings.use_masks)
         if self._tracks is None:
             tracks = Tracks.start(detections.select(np.zeros(len(detections), np.bool_)))
             hits_needed = 1
@@ -154,7 +155,7 @@ class Tracker:
             hits_needed = self.settings.min_hits
         self._pts = pts
         tracks, detections = match_feature_lengths(tracks, detections)
-        tracks.states[:, :, :2] += camera_shift(tracks, detections)[:, None]
+        tracks.states[:, :, :2] += estimate_camera_shift(tracks, detections)[:, None]
         rows, matched = self._match(tracks, detections)
         tracks.correct(rows, detections.select(matched))
         starts_track = detections.scores >= self.settings.new_track_threshold
@@ -171,7 +172,7 @@ class Tracker:
 
     def _match(self, tracks: Tracks, detections: Detections) -> tuple[IntArray, IntArray]:
         """Match tracks and detections in rounds and return the rows of both."""
-        scores = pair_scores(tracks, detections)
+        scores = score_pairs(tracks, detections)
         is_confirmed = tracks.ids != NOT_TRACKED
         is_recent = tracks.frames_since_hit == 1
         is_high_score = detections.scores >= self.settings.high_score_threshold

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from streamseg.errors import StreamsegError
+from streamseg.structures.arrays import DoubleArray
 from streamseg.structures.masks import BoolArray, IntArray
 from streamseg.structures.results import NOT_TRACKED
 from streamseg.tracking.detections import (
     MIN_EXTENT,
     Detections,
-    Reals,
     box_sizes,
-    unit_vectors,
+    normalize_rows,
 )
 
 ACCELERATION = 0.3
@@ -54,15 +54,15 @@ class Tracks:
         seconds_since_hit: float64 (T,), time since the latest match.
     """
 
-    states: Reals
-    covariances: Reals
+    states: DoubleArray
+    covariances: DoubleArray
     masks: BoolArray
     labels: IntArray
-    features: Reals
+    features: DoubleArray
     ids: IntArray
     hits: IntArray
     frames_since_hit: IntArray
-    seconds_since_hit: Reals
+    seconds_since_hit: DoubleArray
 
     @classmethod
     def start(cls, detections: Detections) -> Tracks:
@@ -86,7 +86,7 @@ class Tracks:
         )
 
     @property
-    def bounds(self) -> Reals:
+    def bounds(self) -> DoubleArray:
         """Bounds of the boxes, float64 (T, 2, 2), ``[[x1, x2], [y1, y2]]``."""
         return self.states[:, :, :2]
 
@@ -134,7 +134,7 @@ class Tracks:
         self.masks[rows] = detections.masks
         self.labels[rows] = detections.labels
         previous = APPEARANCE_MOMENTUM * self.features[rows]
-        self.features[rows] = unit_vectors(
+        self.features[rows] = normalize_rows(
             previous + (1 - APPEARANCE_MOMENTUM) * detections.features
         )
         self.hits[rows] += 1
@@ -143,7 +143,7 @@ class Tracks:
 
 
 def match_feature_lengths(tracks: Tracks, detections: Detections) -> tuple[Tracks, Detections]:
-    """Give tracks and detections features of equal length: missing features become zeros.
+    """Replace missing features by zeros, so that tracks and detections have the same length.
 
     Raises:
         StreamsegError: the length of the features has changed.

@@ -1,7 +1,7 @@
-"""The viewer: a subscriber like any other that shows what it receives as a web page.
+"""Web viewer: a subscriber that shows the results of a service on a web page.
 
-Needs ``streamseg[view]`` (starlette, uvicorn, websockets) and nothing of the service's: no torch,
-no decoder. ``docs/viewer.md`` describes the page and what goes over its WebSocket.
+Requires ``streamseg[view]`` (starlette, uvicorn, websockets); torch and a video decoder are not
+needed. ``docs/viewer.md`` describes the page and the messages of its WebSocket.
 """
 
 from streamseg.viewer.server import Viewer

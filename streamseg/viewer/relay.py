@@ -1,11 +1,11 @@
-"""From the service to the browsers: two subscriptions, and what becomes of what they bring.
+"""Relay from a service to browsers: one subscription to masks, and one to plain images.
 
-Masks are always subscribed to, for the numbers. Pictures only while a browser looks, and only those
-of the sources that are looked at: the service compresses pictures for subscribers alone. With each
-picture comes its frame's complete masks message; where no pictures come, because the service's
-painter is behind, masks are sent to the browsers by themselves.
+Masks are always subscribed to, for the numbers on the page. Images are subscribed to only while a
+browser displays their source, because the service encodes images only for subscribers. An image
+message contains the complete masks message of its frame. If no images arrive because the service
+is slow to encode them, browsers receive the masks without an image.
 
-A service that ends, or goes away, is waited for.
+After the service has ended or disappeared, the relay waits for it to return.
 """
 
 from __future__ import annotations
@@ -24,182 +24,178 @@ import msgspec
 from streamseg import protocol
 from streamseg.client import Received, Subscriber
 from streamseg.errors import ReceiveTimeout, RefusedError
-from streamseg.viewer.browsers import Browser
-from streamseg.viewer.dashboard_state import Board
-from streamseg.viewer.tasks import first_of
+from streamseg.viewer.browser_session import BrowserSession
+from streamseg.viewer.dashboard_state import DashboardState
+from streamseg.viewer.tasks import run_until_first_ends
 
-LOOK_UP_EVERY = 0.1
-"""Seconds of waiting for a message, after which states and looks are looked at."""
-AGAIN_AFTER = 1.0
-"""Seconds before a service that has ended is asked again."""
-PICTURES_LATE = 3.0
-PICTURES_MISSING = 3
-"""Seconds, and masks messages, without a picture of a source, after which its masks are sent by
-themselves; before that, a slow camera's picture may only be on its way."""
+POLL_INTERVAL = 0.1
+"""Maximum wait for a message until statuses and visible sources are checked, in seconds."""
+RECONNECT_DELAY = 1.0
+"""Delay of a new connection after the service has ended, in seconds."""
+IMAGE_TIMEOUT = 3.0
+"""Minimum time without an image until masks are sent without one, in seconds."""
+MAX_MASKS_WITHOUT_IMAGE = 3
+"""Number of masks messages without an image that are also needed: the frame rate may be low."""
 
 Connect: TypeAlias = Callable[[Sequence[str] | None, Literal[False, "plain"]], Subscriber]
-"""Makes a subscriber to these sources, with plain pictures or without any."""
+"""Create a subscriber to sources (None for all), with plain images or without images."""
 
 
 @dataclass(slots=True)
-class _Pictured:
-    """When a source's latest picture came, and how many masks messages have come since."""
+class _LatestImage:
+    """Arrival of the latest image of a source, and number of masks messages since then."""
 
     at: float = -math.inf
     masks_since: int = 0
 
-    def is_missing(self, now: float) -> bool:
-        """Whether pictures should have come."""
+    def is_overdue(self, now: float) -> bool:
+        """Return whether masks should be sent without an image."""
         if self.at == -math.inf:
             return True
-        return now - self.at > PICTURES_LATE and self.masks_since > PICTURES_MISSING
+        return now - self.at > IMAGE_TIMEOUT and self.masks_since > MAX_MASKS_WITHOUT_IMAGE
 
 
 class Relay:
-    """Receives from a service and passes on to browsers. Belongs to the event loop's thread.
+    """Relay from a service to browsers; used by the thread of the event loop only.
 
     Args:
-        address: of the service, to be shown.
-        sources: names; None is all there are.
-        connect: makes the subscribers.
+        address: address of the service, for display.
+        sources: source names; None for all.
+        connect: creates the subscribers.
     """
 
     def __init__(self, address: str, sources: Sequence[str] | None, connect: Connect) -> None:
         self._sources = sources
         self._connect = connect
-        self._board = Board(address)
-        self._browsers: set[Browser] = set()
-        self._pictured: dict[str, _Pictured] = {}
-        self._heard = False
+        self._dashboard = DashboardState(address)
+        self._sessions: set[BrowserSession] = set()
+        self._latest_images: dict[str, _LatestImage] = {}
+        self._was_accepted = False
 
     async def run(self) -> None:
-        """Receive until cancelled."""
-        await first_of(self._follow_masks(), self._follow_pictures(), self._tell_every_second())
+        """Relay messages until cancelled."""
+        await run_until_first_ends(
+            self._relay_masks(), self._relay_images(), self._send_dashboard_every_second()
+        )
 
     @contextmanager
-    def joined(self) -> Iterator[Browser]:
-        """A browser that is fed for as long as this lasts; the board is there at once."""
-        browser = Browser()
-        browser.tell("board", self._board_text())
-        self._browsers.add(browser)
+    def session(self) -> Iterator[BrowserSession]:
+        """Register a browser for the duration of the context; the dashboard is sent at once."""
+        session = BrowserSession()
+        session.queue_text("board", self._dashboard_json())
+        self._sessions.add(session)
         try:
-            yield browser
+            yield session
         finally:
-            self._browsers.remove(browser)
+            self._sessions.remove(session)
 
     @property
-    def looking(self) -> int:
-        """Browsers."""
-        return len(self._browsers)
+    def session_count(self) -> int:
+        """Number of connected browsers."""
+        return len(self._sessions)
 
-    # Masks, and what the service says of itself
-
-    async def _follow_masks(self) -> None:
+    async def _relay_masks(self) -> None:
         while True:
             with self._connect(self._sources, False) as subscriber:
-                await self._let_in(self._read_masks(subscriber))
-            await asyncio.sleep(AGAIN_AFTER)
+                await self._tolerate_refusal(self._read_masks(subscriber))
+            await asyncio.sleep(RECONNECT_DELAY)
 
     async def _read_masks(self, subscriber: Subscriber) -> None:
-        """Until the service ends."""
-        heard_at = -math.inf
+        """Process masks and statuses until the service ends."""
+        checked_at = -math.inf
         while not subscriber.ended:
-            received = await _next(subscriber)
+            received = await _receive(subscriber)
             now = time.monotonic()
             if received is not None:
-                self._board.add(received, now, time.time())
-                self._pass_on_masks(received, now)
-            if subscriber.ended or now - heard_at > LOOK_UP_EVERY:
-                heard_at = now
-                self._hear(subscriber, now)
+                self._dashboard.add(received, now, time.time())
+                latest_image = self._latest_images.setdefault(received.source, _LatestImage())
+                latest_image.masks_since += 1
+                if latest_image.is_overdue(now):
+                    self._queue_frame(received)
+            if subscriber.ended or now - checked_at > POLL_INTERVAL:
+                checked_at = now
+                self._update_dashboard(subscriber, now)
 
-    def _hear(self, subscriber: Subscriber, now: float) -> None:
-        """What the service says of itself; a change is passed on at once."""
-        self._heard = self._heard or bool(subscriber.statuses)
-        changed = self._board.hear(subscriber.statuses, subscriber.gaps, subscriber.rejected, now)
-        if changed:
-            self._tell()
+    def _update_dashboard(self, subscriber: Subscriber, now: float) -> None:
+        self._was_accepted = self._was_accepted or bool(subscriber.statuses)
+        has_changed = self._dashboard.update(
+            subscriber.statuses, subscriber.gaps, subscriber.rejected, now
+        )
+        if has_changed:
+            self._send_dashboard()
 
-    def _pass_on_masks(self, received: Received, now: float) -> None:
-        pictured = self._pictured.setdefault(received.source, _Pictured())
-        pictured.masks_since += 1
-        if pictured.is_missing(now):
-            self._offer(received)
-
-    # Pictures
-
-    async def _follow_pictures(self) -> None:
+    async def _relay_images(self) -> None:
         while True:
-            if wanted := self._wanted():
-                with self._connect(sorted(wanted), "plain") as subscriber:
-                    await self._let_in(self._read_pictures(subscriber, wanted))
-            await asyncio.sleep(LOOK_UP_EVERY)
+            if visible := self._visible_sources():
+                with self._connect(sorted(visible), "plain") as subscriber:
+                    await self._tolerate_refusal(self._read_images(subscriber, visible))
+            await asyncio.sleep(POLL_INTERVAL)
 
-    async def _read_pictures(self, subscriber: Subscriber, wanted: frozenset[str]) -> None:
-        """Until other sources are looked at, or these have ended."""
-        while not subscriber.ended and self._wanted() == wanted:
-            received = await _next(subscriber)
+    async def _read_images(self, subscriber: Subscriber, visible: frozenset[str]) -> None:
+        """Process images until the visible sources change or the service ends."""
+        while not subscriber.ended and self._visible_sources() == visible:
+            received = await _receive(subscriber)
             if received is not None:
-                self._pictured[received.source] = _Pictured(time.monotonic())
-                self._offer(received)
+                self._latest_images[received.source] = _LatestImage(time.monotonic())
+                self._queue_frame(received)
 
-    def _wanted(self) -> frozenset[str]:
-        """The sources that are looked at and can still send something."""
-        looks: frozenset[str] = frozenset()
-        return self._board.following(looks.union(*(b.looks_at for b in self._browsers)))
+    def _visible_sources(self) -> frozenset[str]:
+        """Return the running sources that a browser displays."""
+        names: frozenset[str] = frozenset()
+        names = names.union(*(session.visible_sources for session in self._sessions))
+        return self._dashboard.running_sources(names)
 
-    async def _let_in(self, reading: Coroutine[None, None, None]) -> None:
-        """Read, but pass over a refusal of our key by a service that has let us in before.
+    async def _tolerate_refusal(self, reading: Coroutine[None, None, None]) -> None:
+        """Run ``reading``; ignore a refused key if the service has accepted it before.
 
-        It is asked again, as after any disconnection; the link has said why nothing comes.
+        The viewer then reconnects as after any disconnection; the client has logged the refusal.
         """
         try:
             await reading
         except RefusedError:
-            if not self._heard:
+            if not self._was_accepted:
                 raise
-            await asyncio.sleep(AGAIN_AFTER)
+            await asyncio.sleep(RECONNECT_DELAY)
 
-    # What browsers are sent
+    def _queue_frame(self, received: Received) -> None:
+        sessions = [s for s in self._sessions if received.source in s.visible_sources]
+        if sessions:
+            frame = encode_frame(received)
+            for session in sessions:
+                session.queue_frame(received.source, frame)
 
-    def _offer(self, received: Received) -> None:
-        lookers = [b for b in self._browsers if received.source in b.looks_at]
-        if lookers:
-            picture = pack(received)
-            for browser in lookers:
-                browser.offer(received.source, picture)
-
-    async def _tell_every_second(self) -> None:
+    async def _send_dashboard_every_second(self) -> None:
         due = time.monotonic()
         while True:
             due = max(due + 1.0, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
-            self._board.end_second(time.monotonic())
-            self._tell()
+            self._dashboard.end_second(time.monotonic())
+            self._send_dashboard()
 
-    def _tell(self) -> None:
-        if self._browsers:
-            text = self._board_text()
-            for browser in self._browsers:
-                browser.tell("board", text)
+    def _send_dashboard(self) -> None:
+        if self._sessions:
+            text = self._dashboard_json()
+            for session in self._sessions:
+                session.queue_text("board", text)
 
-    def _board_text(self) -> str:
-        return msgspec.json.encode(self._board.message(time.monotonic())).decode()
+    def _dashboard_json(self) -> str:
+        return msgspec.json.encode(self._dashboard.message(time.monotonic())).decode()
 
 
-def pack(received: Received) -> bytes:
-    """A frame as browsers get it: the length of the JSON (4 bytes, big endian), JSON, JPEG.
+def encode_frame(received: Received) -> bytes:
+    """Encode a frame for browsers: length of the JSON (4 bytes, big endian), JSON, JPEG.
 
-    The JPEG is left out where there is no picture.
+    Without an image, the JPEG is empty.
     """
     message = protocol.encode(received.message)
     return struct.pack(">I", len(message)) + message + (received.jpeg or b"")
 
 
-async def _next(subscriber: Subscriber) -> Received | None:
-    """The next message; None if there is none in ``LOOK_UP_EVERY``, or none any more."""
-    await asyncio.sleep(0)  # who has much waiting shall not keep everybody else from running
+async def _receive(subscriber: Subscriber) -> Received | None:
+    """Return the next message, or None if none arrives within ``POLL_INTERVAL``."""
+    # Other tasks must run even if messages are always available.
+    await asyncio.sleep(0)
     try:
-        return await subscriber.receive_async(LOOK_UP_EVERY)
+        return await subscriber.receive_async(POLL_INTERVAL)
     except ReceiveTimeout:
         return None

@@ -1,7 +1,7 @@
-"""The viewer's server: a page, its scripts and one WebSocket a browser; nothing else.
+"""Web server of the viewer: a static page, its scripts and one WebSocket per browser.
 
-It binds loopback unless told otherwise and asks nobody for a password: who reaches it, sees.
-Everything is bounded: connections, browsers, the time a request may take, and what a browser says.
+By default it binds loopback, because no password is required. Connections, browsers, the duration
+of requests and the size of messages are limited.
 """
 
 from __future__ import annotations
@@ -26,45 +26,47 @@ from streamseg.client import Subscriber, connect
 from streamseg.errors import BindError, UsageError
 from streamseg.protocol.address import Address
 from streamseg.service.http_access import ClosingServer, HostNames, limited_protocol
-from streamseg.viewer.browsers import MAX_SAID, Browser
-from streamseg.viewer.guard import Guard
+from streamseg.viewer.access_middleware import AccessMiddleware
+from streamseg.viewer.browser_session import MAX_MESSAGE_BYTES, BrowserSession
 from streamseg.viewer.relay import Relay
-from streamseg.viewer.tasks import first_of
+from streamseg.viewer.tasks import run_until_first_ends
 
 MAX_BROWSERS = 32
+"""Maximum number of browsers with an open WebSocket."""
 MAX_CONNECTIONS = MAX_BROWSERS + 64
-"""Sockets open at once, with those that only fetch the page."""
-FETCH_WITHIN = 30.0
-"""Seconds that a connection may last that isn't a browser's WebSocket."""
-STOP_WITHIN = 2
-"""Seconds that browsers get to leave."""
-STATIC = Path(__file__).parent / "static"
+"""Maximum number of connections, including those that only fetch the page."""
+REQUEST_TIMEOUT = 30.0
+"""Maximum duration of a connection that is not a WebSocket, in seconds."""
+SHUTDOWN_TIMEOUT = 2
+"""Time for browsers to disconnect at shutdown, in seconds."""
+STATIC_FOLDER = Path(__file__).parent / "static"
 
-TOO_MANY, NOT_ALLOWED = 1013, 1008
-"""Why a WebSocket is closed (RFC 6455 and its registry)."""
+CLOSE_POLICY_VIOLATION, CLOSE_TRY_AGAIN_LATER = 1008, 1013
+"""WebSocket close codes (RFC 6455, section 7.4, and its IANA registry)."""
 
 
 class Viewer:
-    """Binds at once, serves while somebody runs ``run``.
+    """Web viewer of one service; the constructor binds the port, ``run`` serves.
 
     Args:
-        address: of the service's masks, ``tcp://host:port`` or ``ipc://path``.
-        host: a name or an address to bind.
-        port: 0 is any free one.
-        sources: names; None is all there are.
-        allow_hosts: more names that browsers may know this server by, ``name`` or ``name:port``.
-        frames_address: of the service's pictures; None asks the service.
-        server_key: the service's public key, or the file it is in, where it has one.
-        key_file: the file of the viewer's own secret, which goes with it.
-        insecure: needed beyond loopback, because nobody is asked for a password.
+        address: address of the masks of the service, ``tcp://host:port`` or ``ipc://path``.
+        host: host name or address to bind.
+        port: port to bind; 0 chooses a free one.
+        sources: source names; None for all.
+        allow_hosts: additional host names of this server, ``name`` or ``name:port``.
+        frames_address: address of the images of the service; None requests it from the service.
+        server_key: public key of the service or its file; None if the service has no keys.
+        key_file: file of the secret key of the viewer; required with ``server_key``.
+        insecure: whether to allow other addresses than loopback, although no password is required.
 
     Attributes:
-        url: of the page.
+        url: URL of the page.
 
     Raises:
-        UsageError: an address, a name or a source that can't be, or ``insecure`` wasn't said.
-        KeyFileError: the keys can't be used.
-        BindError: the port is taken or can't be bound.
+        UsageError: an address or a name is invalid, or the host is not loopback and ``insecure``
+            is not set.
+        KeyFileError: a key can't be used.
+        BindError: the port can't be bound.
     """
 
     def __init__(
@@ -82,41 +84,48 @@ class Viewer:
     ) -> None:
         if not insecure and not Address("tcp", host).is_loopback:
             raise UsageError(
-                f"{host}: whoever reaches it sees the pictures, no password asked: say --insecure,"
-                " or stay on loopback behind a proxy that asks for one"
+                f"{host} isn't loopback, and anyone who can connect to it sees the images without "
+                "a password: add --insecure, or bind loopback behind a proxy with a password"
             )
         if not 0 <= port <= 65535:
-            raise UsageError(f"--port {port}: ports go up to 65535, and 0 is any free one")
+            raise UsageError(f"--port {port}: must be from 0 to 65535; 0 chooses a free port")
         self._address = address
         self._frames_address = frames_address
         self._server_key, self._key_file = server_key, key_file
-        self._connect(sources, "plain").close()  # what is wrong is said before anything starts
+        self._connect(sources, "plain").close()  # raises errors of the arguments before binding
         self._listener = _bind(host, port)
-        bound = self._listener.getsockname()[1]
+        bound_port = self._listener.getsockname()[1]
         try:
-            names = HostNames.of(host, bound, allow_hosts, "--allow-host")
+            names = HostNames.of(host, bound_port, allow_hosts, "--allow-host")
         except UsageError:
             self._listener.close()
             raise
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{bound}/"
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{bound_port}/"
         self._relay = Relay(address, sources, self._connect)
-        self._server = _Server(_uvicorn_config(self._app(names)))
+        app = Starlette(
+            routes=[
+                WebSocketRoute("/live", self._serve_browser),
+                Mount("/", StaticFiles(directory=STATIC_FOLDER, html=True)),
+            ],
+            middleware=[Middleware(AccessMiddleware, names=names)],
+        )
+        self._server = _Server(_uvicorn_config(app))
 
     def run(self) -> None:
-        """Serve until ``stop`` is called."""
+        """Serve until ``stop`` or ``abort`` is called."""
         asyncio.run(self._run())
 
     def stop(self) -> None:
-        """End soon: browsers are told, and come back when a viewer is there again."""
+        """Close all WebSockets and stop; browsers reconnect when a viewer is available again."""
         self._server.should_exit = True
 
     def abort(self) -> None:
-        """End now."""
+        """Stop without closing the WebSockets."""
         self._server.should_exit = self._server.force_exit = True
 
     async def _run(self) -> None:
         try:
-            await first_of(self._server.serve([self._listener]), self._relay.run())
+            await run_until_first_ends(self._server.serve([self._listener]), self._relay.run())
         finally:
             self._listener.close()
 
@@ -128,55 +137,48 @@ class Viewer:
             sources,
             frames=frames,
             newest=frames == "plain",
-            replay=False,  # the page shows what is now
+            replay=False,
             frames_address=self._frames_address,
             server_key=self._server_key,
             key_file=self._key_file,
         )
 
-    def _app(self, names: HostNames) -> Starlette:
-        return Starlette(
-            routes=[
-                WebSocketRoute("/live", self._live),
-                Mount("/", StaticFiles(directory=STATIC, html=True)),
-            ],
-            middleware=[Middleware(Guard, names=names)],
-        )
-
-    async def _live(self, browser_socket: WebSocket) -> None:
-        """One browser, for as long as it looks."""
-        await browser_socket.accept()
-        if self._relay.looking >= MAX_BROWSERS:
-            await browser_socket.close(TOO_MANY, f"{MAX_BROWSERS} browsers are looking already")
+    async def _serve_browser(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        if self._relay.session_count >= MAX_BROWSERS:
+            reason = f"{MAX_BROWSERS} browsers are looking already"
+            await websocket.close(CLOSE_TRY_AGAIN_LATER, reason)
             return
-        with self._relay.joined() as browser, contextlib.suppress(WebSocketDisconnect):
-            await first_of(_listen(browser_socket, browser), _send(browser_socket, browser))
+        with self._relay.session() as session, contextlib.suppress(WebSocketDisconnect):
+            await run_until_first_ends(
+                _receive_messages(websocket, session), _send_messages(websocket, session)
+            )
 
 
-async def _listen(browser_socket: WebSocket, browser: Browser) -> None:
-    """Until it leaves, or says what isn't allowed."""
+async def _receive_messages(websocket: WebSocket, session: BrowserSession) -> None:
+    """Process messages until the browser disconnects or sends an invalid one."""
     while True:
-        message = await browser_socket.receive()
+        message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             return
         try:
-            browser.hear(message.get("text") or "")
+            session.process_message(message.get("text") or "")
         except msgspec.DecodeError as error:
-            await browser_socket.close(NOT_ALLOWED, str(error)[:100])
+            await websocket.close(CLOSE_POLICY_VIOLATION, str(error)[:100])
             return
 
 
-async def _send(browser_socket: WebSocket, browser: Browser) -> None:
+async def _send_messages(websocket: WebSocket, session: BrowserSession) -> None:
     while True:
-        message = await browser.next()
+        message = await session.next_message()
         if isinstance(message, str):
-            await browser_socket.send_text(message)
+            await websocket.send_text(message)
         else:
-            await browser_socket.send_bytes(message)
+            await websocket.send_bytes(message)
 
 
 class _Server(ClosingServer):
-    """Signals are the command line's; here they would only be taken from it."""
+    """uvicorn server without signal handlers: the command line handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -186,27 +188,25 @@ class _Server(ClosingServer):
 def _uvicorn_config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=limited_protocol(MAX_CONNECTIONS, FETCH_WITHIN),
+        http=limited_protocol(MAX_CONNECTIONS, REQUEST_TIMEOUT),
         ws=WebSocketsSansIOProtocol,
-        ws_max_size=MAX_SAID,
-        ws_per_message_deflate=False,  # JPEGs don't shrink
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # JPEG is compressed already
         lifespan="off",
         access_log=False,
         log_config=None,
-        log_level="error",  # what strangers send is no news
+        log_level="error",  # invalid requests of clients are not logged
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=STOP_WITHIN,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
     )
 
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, where = found[0]
-        return socket.create_server(where[:2], family=family)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = addresses[0]
+        return socket.create_server(address[:2], family=family)
     except (OSError, OverflowError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise BindError(
-            f"{host}:{port} can't be served on: {said}; choose another --port"
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise BindError(f"{host}:{port} can't be bound: {reason}; choose another --port") from None

@@ -1,32 +1,25 @@
-"""Several coroutines that live and end together."""
+"""Groups of asyncio tasks that end together."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 
 
-async def first_of(*coroutines: Coroutine[object, object, None]) -> None:
-    """Run all until the first ends, cancel the others, and raise what that first one raised.
+async def run_until_first_ends(*coroutines: Coroutine[object, object, None]) -> None:
+    """Run coroutines until the first one ends, cancel the others, and raise its exception.
 
-    ``asyncio.TaskGroup`` waits for all of them; it came with Python 3.11.
+    ``asyncio.TaskGroup`` waits for all of them and requires Python 3.11.
     """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        await _cancel(tasks)
+        # Cancelled repeatedly: before Python 3.12, asyncio.wait_for loses a cancellation that
+        # arrives at the same moment as its result.
+        while running := [task for task in tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=0.1)
     for task in ended:
         task.result()
-
-
-async def _cancel(tasks: Sequence[asyncio.Future[None]]) -> None:
-    """Cancel them until they have ended.
-
-    Once isn't enough: before Python 3.12, ``asyncio.wait_for`` forgets that it was cancelled when
-    what it waited for came in the same moment.
-    """
-    while running := [task for task in tasks if not task.done()]:
-        for task in running:
-            task.cancel()
-        await asyncio.wait(running, timeout=0.1)

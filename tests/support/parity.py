@@ -1,8 +1,8 @@
-"""What the authors' own code gives for one picture, and weights that follow from their names.
+"""Fixtures of the authors' code: its results for one image with deterministic weights.
 
-``fixtures/fill.py`` makes the weights and the picture; a fixture's JSON and NPZ have the tensors on
-the way and the detections. ``float_noise`` there is how far the authors' code is from itself when
-another library does its convolutions.
+``fixtures/fill.py`` makes the weights and the image; the JSON and NPZ files contain the
+intermediate tensors and the detections. ``float_noise`` is the difference between two runs of the
+authors' code with different convolution libraries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from streamseg.structures.results import Instances
 
 FOLDER = TESTS / "fixtures"
 NOISE = 20
-"""Times ``float_noise``: what may lie between two implementations."""
+"""Tolerance between two implementations, in units of ``float_noise``."""
 PIXELS = 40
 """Pixels of a mask that may be so close to the threshold that rounding decides."""
 MAP_PIXEL = 6

@@ -146,9 +146,9 @@ def _run_child(target: Target, seed: Seed, folder: Path) -> None:
         sys.unraisablehook = _print_unraisable
         before = _memory_mib("VmRSS")
         code = _attempt(target, seed, folder)
-        expand_boxes = _memory_mib("VmHWM") - before
-        if expand_boxes > target.memory_mib and not code:
-            _print(f"grew by {expand_boxes} MiB\ntakes over {target.memory_mib} MiB")
+        growth = _memory_mib("VmHWM") - before
+        if growth > target.memory_mib and not code:
+            _print(f"grew by {growth} MiB\ntakes over {target.memory_mib} MiB")
             code = _TOO_LARGE
     finally:
         os._exit(code)

@@ -29,7 +29,7 @@ from streamseg.sinks.files.part_file import (
     write_whole,
 )
 from streamseg.sinks.files.results import OutputFile
-from streamseg.structures.results import Frame, Result, Segment, SegmentMap, segment_map
+from streamseg.structures.results import Frame, Result, Segment, SegmentMap, draw_segment_map
 
 _CHUNK = 1 << 20
 _MAX_STEM_BYTES = 240
@@ -70,7 +70,7 @@ class PanopticFiles(OutputFile):
         """
         visible = [segment for segment in segments if segment.mask.area]
         image_name, segment_png_name = self._name_files(frame)
-        ids = segment_map(visible, frame.size)
+        ids = draw_segment_map(visible, frame.size)
         with output_errors(part_path(self.path.with_suffix("")) / segment_png_name):
             self._folder.write_file(segment_png_name, _encode_png(ids))
         height, width = frame.size

@@ -1,70 +1,73 @@
-// The page: puts together the link to the viewer, the painter, the tiles, the switches and the keys.
+// Entry point of the page: connects the viewer connection, the render worker, the tiles, the
+// toolbar and the keyboard shortcuts.
 
-import { Link } from "./link.js";
+import { ViewerConnection } from "./connection.js";
 import { LAYERS, Settings } from "./settings.js";
-import { Wall } from "./wall.js";
+import { TileGrid } from "./tile_grid.js";
 
 const $ = (id) => document.getElementById(id);
 const THEME_NAMES = { system: "as the system", light: "light", dark: "dark" };
 
 const settings = new Settings();
-const painter = new Worker("/painter.js", { type: "module" });
-const link = new Link();
-const tell = (kind, tile, more = {}) => painter.postMessage({ kind, source: tile.source, ...more });
-const act = {
-  followAt: (tile, x, y) => tell("followAt", tile, { x, y }),
-  unfollow: (tile) => tell("unfollow", tile),
+const worker = new Worker("/render_worker.js", { type: "module" });
+const connection = new ViewerConnection();
+const postToWorker = (kind, tile, fields = {}) =>
+  worker.postMessage({ kind, source: tile.source, ...fields });
+const actions = {
+  followAt: (tile, x, y) => postToWorker("followAt", tile, { x, y }),
+  unfollow: (tile) => postToWorker("unfollow", tile),
   announce: (text) => ($("announcements").textContent = text),
 };
-const wall = new Wall($("wall"), act, painter, () => link.look(wall.seen));
-let board = null;
+const grid = new TileGrid($("tiles"), actions, worker, () =>
+  connection.requestSources(grid.visibleSources));
+let dashboard = null;
 
-// What comes from the viewer
+// Messages of the viewer
 
-link.addEventListener("board", ({ detail }) => {
-  board = detail;
-  wall.show(board.sources, link.tripMs);
+connection.addEventListener("dashboard", ({ detail }) => {
+  dashboard = detail;
+  grid.update(dashboard.sources, connection.roundTripMs);
   showService();
 });
-link.addEventListener("frame", ({ detail }) => {
-  painter.postMessage({ kind: "frame", buffer: detail }, [detail]);
+connection.addEventListener("frame", ({ detail }) => {
+  worker.postMessage({ kind: "frame", buffer: detail }, [detail]);
 });
-link.addEventListener("state", showService);
+connection.addEventListener("state", showService);
 
-// What comes from the painter
+// Messages of the render worker
 
-painter.addEventListener("message", ({ data }) => {
-  const tile = wall.tiles.get(data.source);
-  if (data.kind === "painted") link.seen(data.source);
+worker.addEventListener("message", ({ data }) => {
+  const tile = grid.tiles.get(data.source);
+  if (data.kind === "frameDone") connection.acknowledge(data.source);
   if (!tile) return;
-  if (data.kind === "refused") notice(data.why);
-  else if (data.kind === "repainted") tile.showFollow(data.follow);
-  else if ("took" in data || "failed" in data) tile.showPainted(data);
+  if (data.kind === "followFailed") showNotice(data.reason);
+  else if (data.kind === "redrawn") tile.showFollowed(data.followed);
+  else if ("renderMs" in data || "error" in data) tile.showFrameReport(data);
 });
-painter.addEventListener("error", ({ message }) => {
+worker.addEventListener("error", ({ message }) => {
   showBanner("failed", `Pictures can't be painted: ${message ?? "this browser may be too old"}.`);
 });
 
 function showService() {
-  const [state, text] = serviceNow();
-  document.documentElement.dataset.link = link.state;
+  const [state, text] = serviceState();
+  document.documentElement.dataset.connection = connection.state;
   showBanner(state, text);
-  $("service").textContent = board ? board.address : "";
-  $("summary").textContent = board ? summary(board) : "";
-  $("empty").hidden = !board || board.sources.length > 0;
+  $("service").textContent = dashboard ? dashboard.address : "";
+  $("summary").textContent = dashboard ? summary(dashboard) : "";
+  $("empty").hidden = !dashboard || dashboard.sources.length > 0;
 }
 
-// What keeps the page from being live, in words; empty if nothing does.
-function serviceNow() {
-  if (link.state !== "open" && (board || link.tries > 0)) {
-    const why = link.reason || "the viewer can't be reached";
-    return ["silent", `Not connected: ${why}. Trying again.`];
+// Return the state and the text of the banner; the text is empty while the service is live.
+function serviceState() {
+  if (connection.state !== "open" && (dashboard || connection.attempts > 0)) {
+    const reason = connection.reason || "the viewer can't be reached";
+    return ["silent", `Not connected: ${reason}. Trying again.`];
   }
-  if (!board || board.state === "live") return ["live", ""];
-  const reason = board.reason ? `: ${board.reason}` : "";
-  if (board.state === "connecting") return ["connecting", `Waiting for ${board.address}.`];
-  if (board.state === "silent") return ["silent", `Out of touch${reason}. It is waited for.`];
-  return [board.state, `The service has ${board.state}${reason}. It is waited for.`];
+  if (!dashboard || dashboard.state === "live") return ["live", ""];
+  const reason = dashboard.reason ? `: ${dashboard.reason}` : "";
+  if (dashboard.state === "connecting") return ["connecting", `Waiting for ${dashboard.address}.`];
+  if (dashboard.state === "silent") return ["silent", `Out of touch${reason}. It is waited for.`];
+  return [dashboard.state, `The service has ${dashboard.state}${reason}. It is waited for.`];
 }
 
 function summary({ sources, hidden }) {
@@ -80,60 +83,59 @@ function showBanner(state, text) {
 }
 
 let noticeTimer;
-function notice(text) {
+function showNotice(text) {
   $("notice").textContent = text;
   $("notice").hidden = false;
   clearTimeout(noticeTimer);
   noticeTimer = setTimeout(() => ($("notice").hidden = true), 4000);
 }
 
-// Switches
+// Toolbar
 
 function showSettings() {
   for (const layer of LAYERS) $(layer).setAttribute("aria-pressed", settings.layers[layer]);
   document.documentElement.dataset.theme = settings.theme;
   $("theme").setAttribute("aria-label", `colours: ${THEME_NAMES[settings.theme]}`);
   $("theme").title = `Colours: ${THEME_NAMES[settings.theme]} (t)`;
-  painter.postMessage({ kind: "layers", layers: settings.layers });
+  worker.postMessage({ kind: "layers", layers: settings.layers });
 }
 
 settings.addEventListener("change", showSettings);
-for (const layer of LAYERS) $(layer).addEventListener("click", () => settings.toggle(layer));
-$("theme").addEventListener("click", () => settings.nextTheme());
+for (const layer of LAYERS) $(layer).addEventListener("click", () => settings.toggleLayer(layer));
+$("theme").addEventListener("click", () => settings.selectNextTheme());
 $("help").addEventListener("click", () => $("keys").showModal());
 showSettings();
 
-// Keys
+// Keyboard shortcuts
 
-const KEYS = {
-  m: () => settings.toggle("masks"),
-  b: () => settings.toggle("boxes"),
-  l: () => settings.toggle("labels"),
-  i: () => settings.toggle("ids"),
-  t: () => settings.nextTheme(),
-  f: () => wall.current && tell("followNext", wall.current),
+const SHORTCUTS = {
+  m: () => settings.toggleLayer("masks"),
+  b: () => settings.toggleLayer("boxes"),
+  l: () => settings.toggleLayer("labels"),
+  i: () => settings.toggleLayer("ids"),
+  t: () => settings.selectNextTheme(),
+  f: () => grid.currentTile && postToWorker("followNext", grid.currentTile),
   "?": () => $("keys").showModal(),
-  Escape: leave,
-  ArrowLeft: () => wall.move("ArrowLeft"),
-  ArrowRight: () => wall.move("ArrowRight"),
-  ArrowUp: () => wall.move("ArrowUp"),
-  ArrowDown: () => wall.move("ArrowDown"),
+  Escape: stopFollowingOrShrink,
+  ArrowLeft: () => grid.moveFocus("ArrowLeft"),
+  ArrowRight: () => grid.moveFocus("ArrowRight"),
+  ArrowUp: () => grid.moveFocus("ArrowUp"),
+  ArrowDown: () => grid.moveFocus("ArrowDown"),
 };
 
-// Esc ends what was begun last: following first, then enlarging.
-function leave() {
-  const following = [...wall.tiles.values()].filter((tile) => tile.follow);
-  if (following.length) following.forEach((tile) => act.unfollow(tile));
-  else wall.enlarge(null);
+function stopFollowingOrShrink() {
+  const following = [...grid.tiles.values()].filter((tile) => tile.followed);
+  if (following.length) following.forEach((tile) => actions.unfollow(tile));
+  else grid.enlarge(null);
 }
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
-  const onTile = wall.focused && document.activeElement === wall.focused.element;
-  if (event.key === "Enter" && onTile) {
-    wall.enlarge(wall.focused.isEnlarged ? null : wall.focused);
-  } else if (Object.hasOwn(KEYS, event.key)) {
-    KEYS[event.key]();
+  const tile = grid.focusedTile;
+  if (event.key === "Enter" && tile && document.activeElement === tile.element) {
+    grid.enlarge(tile.isEnlarged ? null : tile);
+  } else if (Object.hasOwn(SHORTCUTS, event.key)) {
+    SHORTCUTS[event.key]();
   } else {
     return;
   }

@@ -1,4 +1,4 @@
-// The colours of identities: the same as in the service's own pictures (streamseg/annotate.py).
+// Colors of tracks, equal to those of annotated images (streamseg/visualization.py).
 
 export const PALETTE = [
   [0, 150, 255],
@@ -19,17 +19,18 @@ export const PALETTE = [
   [210, 135, 60],
 ];
 
-const pick = (key) => PALETTE[((key % PALETTE.length) + PALETTE.length) % PALETTE.length];
+const paletteColor = (key) =>
+  PALETTE[((key % PALETTE.length) + PALETTE.length) % PALETTE.length];
 
-// An instance has the colour of its track, or of its category where it isn't tracked.
-export const colourOf = ({ track, label }) => pick(track === -1 ? label : track);
+// Return the color of the track of an instance, or of its category if it is not tracked.
+export const instanceColor = ({ track, label }) => paletteColor(track === -1 ? label : track);
 
-export const colourOfLabel = (label) => pick(label);
+export const labelColor = (label) => paletteColor(label);
 
-export const muted = (colour) => colour.map((part) => Math.floor((part + 2 * 128) / 3));
+export const mutedColor = (color) => color.map((part) => Math.floor((part + 2 * 128) / 3));
 
 export const css = ([red, green, blue]) => `rgb(${red} ${green} ${blue})`;
 
-// Dark or white, whichever is read better on the colour (luma of ITU-R BT.601).
-export const inkOn = ([red, green, blue]) =>
+// Return dark or white, for contrast with the background (luma of ITU-R BT.601).
+export const textColor = ([red, green, blue]) =>
   0.299 * red + 0.587 * green + 0.114 * blue > 110 ? "rgb(16 16 16)" : "rgb(255 255 255)";

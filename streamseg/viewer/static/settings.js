@@ -1,6 +1,6 @@
-// What somebody chose: which layers are drawn, and light or dark. Remembered by the browser.
+// Settings of the user: visible layers and theme, stored in the browser.
 
-const KEY = "streamseg.viewer";
+const STORAGE_KEY = "streamseg.viewer";
 const THEMES = ["system", "light", "dark"];
 
 export const LAYERS = ["masks", "boxes", "labels", "ids"];
@@ -8,36 +8,36 @@ export const LAYERS = ["masks", "boxes", "labels", "ids"];
 export class Settings extends EventTarget {
   constructor() {
     super();
-    const kept = read();
-    this.layers = Object.fromEntries(LAYERS.map((name) => [name, kept[name] ?? name !== "boxes"]));
-    this.theme = THEMES.includes(kept.theme) ? kept.theme : "system";
+    const stored = readStored();
+    this.layers = Object.fromEntries(LAYERS.map((name) => [name, stored[name] ?? name !== "boxes"]));
+    this.theme = THEMES.includes(stored.theme) ? stored.theme : "system";
   }
 
-  toggle(layer) {
+  toggleLayer(layer) {
     this.layers = { ...this.layers, [layer]: !this.layers[layer] };
-    this.changed();
+    this.save();
   }
 
-  nextTheme() {
+  selectNextTheme() {
     this.theme = THEMES[(THEMES.indexOf(this.theme) + 1) % THEMES.length];
-    this.changed();
+    this.save();
   }
 
-  changed() {
+  save() {
     try {
-      localStorage.setItem(KEY, JSON.stringify({ ...this.layers, theme: this.theme }));
+      localStorage.setItem(STORAGE_KEY, JSON.stringify({ ...this.layers, theme: this.theme }));
     } catch (error) {
-      console.warn("the choice isn't remembered:", error.message); // storage is forbidden or full
+      console.warn("settings can't be stored:", error.message); // storage is forbidden or full
     }
     this.dispatchEvent(new Event("change"));
   }
 }
 
-function read() {
+function readStored() {
   try {
-    return JSON.parse(localStorage.getItem(KEY) ?? "{}") ?? {};
+    return JSON.parse(localStorage.getItem(STORAGE_KEY) ?? "{}") ?? {};
   } catch (error) {
-    console.warn("nothing is remembered:", error.message);
+    console.warn("stored settings can't be read:", error.message);
     return {};
   }
 }

@@ -1,196 +1,204 @@
-// One source on the page: its picture, its numbers, its counts, and who is followed in it.
+// Tile of one source: its image, numbers, class counts and followed track.
 //
-// Whatever comes from the service is put in as text, never as HTML.
+// Everything that comes from the service is inserted as text, never as HTML.
 
-import { colourOf, colourOfLabel, css } from "./palette.js";
-import { drawSpark } from "./spark.js";
-import { STATES, inView, milliseconds, number, reasons, seconds, sum } from "./words.js";
+import {
+  STATES, formatInView, formatMilliseconds, formatNumber, formatReasons, formatSeconds, sumCounts,
+} from "./formatting.js";
+import { css, instanceColor, labelColor } from "./palette.js";
+import { drawSparkline } from "./sparkline.js";
 
-const ROWS = 3; // of counts, unless enlarged
-const LOST_AFTER = 0.5; // seconds out of sight
+const MAX_COUNT_ROWS = 3; // unless the tile is enlarged
+const LOST_SECONDS = 0.5; // time without the followed track until it is shown as lost
 const template = document.querySelector("#tile");
 
 export class Tile {
-  // `act` takes what somebody did: enlarge, followAt, unfollow, announce.
-  constructor(source, act) {
+  // `actions` are functions for the user's actions: enlarge, followAt, unfollow, announce.
+  constructor(source, actions) {
     this.source = source;
-    this.act = act;
+    this.actions = actions;
     this.element = template.content.firstElementChild.cloneNode(true);
     this.element.dataset.source = source;
     this.part("name").textContent = source;
-    this.canvas = this.part("picture");
+    this.canvas = this.part("image");
     this.canvas.setAttribute("aria-label", `live picture of ${source}`);
-    this.canvas.addEventListener("click", (event) => this.click(event));
-    this.part("enlarge").addEventListener("click", () => act.enlarge(this));
-    this.part("unfollow").addEventListener("click", () => act.unfollow(this));
-    this.follow = null;
-    this.lost = false;
+    this.canvas.addEventListener("click", ({ offsetX, offsetY }) => {
+      const { clientWidth, clientHeight } = this.canvas;
+      actions.followAt(this, offsetX / clientWidth, offsetY / clientHeight);
+    });
+    this.part("enlarge").addEventListener("click", () => actions.enlarge(this));
+    this.part("unfollow").addEventListener("click", () => actions.unfollow(this));
+    this.followed = null;
+    this.isLost = false;
     this.view = null;
-    this.tookMs = 0;
-    this.painted = 0;
+    this.renderMs = 0;
+    this.frameCount = 0;
   }
 
   part(name) {
     return this.element.querySelector(`[data-part="${name}"]`);
   }
 
-  click({ offsetX, offsetY }) {
-    this.act.followAt(this, offsetX / this.canvas.clientWidth, offsetY / this.canvas.clientHeight);
-  }
-
-  // Show the latest numbers. `tripMs` is the way to the viewer and back.
-  show(view, tripMs) {
-    const before = this.view;
+  // Show the numbers of the source. `roundTripMs` is the round trip to the viewer.
+  update(view, roundTripMs) {
+    const previous = this.view;
     this.view = view;
-    this.tripMs = tripMs;
+    this.roundTripMs = roundTripMs;
     this.element.dataset.state = view.state;
-    this.showState(before);
+    this.showState(previous);
     this.showNumbers();
     this.showCounts();
     if (this.isEnlarged) this.showDetails();
-    const said = [this.source, STATES[view.state], view.reason, inView(view.in_view)];
-    this.element.setAttribute("aria-label", said.filter(Boolean).join(", "));
+    const description = [this.source, STATES[view.state], view.reason, formatInView(view.in_view)];
+    this.element.setAttribute("aria-label", description.filter(Boolean).join(", "));
   }
 
-  showState(before) {
+  showState(previous) {
     const { state, reason } = this.view;
-    this.write("state", STATES[state]);
-    this.part("veil").hidden = state === "live" && this.painted > 0;
-    this.write("veil-state", state === "live" ? "waiting for the first frame" : STATES[state]);
-    this.write("veil-reason", reason);
-    if (before && before.state !== state) {
-      this.act.announce(`${this.source}: ${STATES[state]}${reason ? `, ${reason}` : ""}`);
+    this.setText("state", STATES[state]);
+    this.part("cover").hidden = state === "live" && this.frameCount > 0;
+    this.setText("cover-state", state === "live" ? "waiting for the first frame" : STATES[state]);
+    this.setText("cover-reason", reason);
+    if (previous && previous.state !== state) {
+      this.actions.announce(`${this.source}: ${STATES[state]}${reason ? `, ${reason}` : ""}`);
     }
   }
 
   showNumbers() {
     const { fps, lost, dropped, failed } = this.view;
-    this.write("fps", fps.toFixed(fps < 10 ? 1 : 0));
-    this.write("latency", milliseconds(this.latencyMs));
-    this.write("dropped", number(sum(dropped) + sum(failed)));
-    this.write("lost", number(lost));
+    this.setText("fps", fps.toFixed(fps < 10 ? 1 : 0));
+    this.setText("latency", formatMilliseconds(this.latencyMs));
+    this.setText("dropped", formatNumber(sumCounts(dropped) + sumCounts(failed)));
+    this.setText("lost", formatNumber(lost));
   }
 
-  // From the camera's frame to the screen, as far as it is known.
+  // Time from capture to display; unknown parts count as 0.
   get latencyMs() {
-    const { age_ms: age, way_ms: way } = this.view;
-    return age === null ? null : age + (way ?? 0) + (this.tripMs ?? 0) / 2 + this.tookMs;
+    const { age_ms: ageMs, way_ms: transitMs } = this.view;
+    if (ageMs === null) return null;
+    return ageMs + (transitMs ?? 0) + (this.roundTripMs ?? 0) / 2 + this.renderMs;
   }
 
   showCounts() {
     const list = this.part("counts");
     const { classes } = this.view;
-    const shown = this.isEnlarged ? classes : classes.slice(0, ROWS);
-    while (list.children.length > shown.length) list.lastElementChild.remove();
-    while (list.children.length < shown.length) list.append(countRow());
-    shown.forEach((one, at) => fillCountRow(list.children[at], one));
-    const more = classes.length - shown.length;
-    this.write("more", more > 0 ? `and ${more} more` : "");
+    const visible = this.isEnlarged ? classes : classes.slice(0, MAX_COUNT_ROWS);
+    while (list.children.length > visible.length) list.lastElementChild.remove();
+    while (list.children.length < visible.length) list.append(createCountRow());
+    visible.forEach((classView, index) => fillCountRow(list.children[index], classView));
+    const hiddenCount = classes.length - visible.length;
+    this.setText("more", hiddenCount > 0 ? `and ${hiddenCount} more` : "");
     this.part("nothing").hidden = classes.length > 0;
   }
 
   showDetails() {
-    const { view } = this;
-    const timing = Object.entries(view.timing).map(([stage, ms]) => `${stage} ${milliseconds(ms)}`);
-    const rows = {
+    const { view, roundTripMs } = this;
+    const timing = Object.entries(view.timing)
+      .map(([stage, ms]) => `${stage} ${formatMilliseconds(ms)}`);
+    const details = {
       model: view.model || "–",
       frame: view.size ? `${view.size[1]} × ${view.size[0]}` : "–",
-      "to publication": within(view.age_ms, view.age_p95_ms),
+      "to publication": formatPercentile(view.age_ms, view.age_p95_ms),
       "to the viewer": view.age_ms !== null && view.way_ms === null
         ? "unknown: the clocks differ"
-        : milliseconds(view.way_ms),
-      "to this browser": milliseconds(this.tripMs === null ? null : this.tripMs / 2),
-      painting: milliseconds(this.tookMs),
+        : formatMilliseconds(view.way_ms),
+      "to this browser": formatMilliseconds(roundTripMs === null ? null : roundTripMs / 2),
+      painting: formatMilliseconds(this.renderMs),
       stages: timing.join(", ") || "–",
-      frames: `${number(view.decoded)} decoded, ${number(view.published)} published, ` +
-        `${number(view.in_flight)} on their way`,
-      dropped: reasons(view.dropped) || "none",
-      failed: reasons(view.failed) || "none",
-      reconnections: number(view.epoch),
+      frames: `${formatNumber(view.decoded)} decoded, ${formatNumber(view.published)} published, ` +
+        `${formatNumber(view.in_flight)} on their way`,
+      dropped: formatReasons(view.dropped) || "none",
+      failed: formatReasons(view.failed) || "none",
+      reconnections: formatNumber(view.epoch),
     };
-    const list = this.part("details");
-    list.replaceChildren(...Object.entries(rows).flatMap(([term, said]) => [
-      textElement("dt", term),
-      textElement("dd", said),
-    ]));
+    this.part("details").replaceChildren(
+      ...Object.entries(details).flatMap(([term, text]) => [
+        createTextElement("dt", term),
+        createTextElement("dd", text),
+      ]),
+    );
   }
 
-  // What the painter did.
-  showPainted({ failed, took, pictured, follow }) {
-    this.write("trouble", failed ? `this frame can't be shown: ${failed}` : pictured ? "" : "no picture: masks only");
-    if (failed) return;
-    this.painted += 1;
-    if (this.painted === 1 && this.view?.state === "live") this.part("veil").hidden = true;
-    this.tookMs = this.tookMs ? 0.9 * this.tookMs + 0.1 * took : took;
-    this.showFollow(follow);
+  // Show the report of the render worker about a frame.
+  showFrameReport({ error, renderMs, hasImage, followed }) {
+    const noImage = hasImage ? "" : "no picture: masks only";
+    this.setText("warning", error ? `this frame can't be shown: ${error}` : noImage);
+    if (error) return;
+    this.frameCount += 1;
+    if (this.frameCount === 1 && this.view?.state === "live") this.part("cover").hidden = true;
+    this.renderMs = this.renderMs ? 0.9 * this.renderMs + 0.1 * renderMs : renderMs;
+    this.showFollowed(followed);
   }
 
-
-  showFollow(follow) {
+  showFollowed(followed) {
     const chip = this.part("followed");
-    chip.hidden = !follow;
-    if (!follow) {
-      [this.follow, this.lost] = [null, false];
+    chip.hidden = !followed;
+    if (!followed) {
+      [this.followed, this.isLost] = [null, false];
       return;
     }
-    const lost = follow.lostFor > LOST_AFTER;
-    const who = `${follow.name} #${follow.track}`;
-    this.write("followed-who", who);
-    this.write("followed-how", howItIs(follow, lost));
-    chip.classList.toggle("lost", lost);
-    chip.style.setProperty("--colour", css(colourOf(follow)));
-    if (this.follow?.track !== follow.track) this.act.announce(`following ${who}`);
-    else if (lost !== this.lost) this.act.announce(lost ? `${who} is lost` : `${who} is back`);
-    [this.follow, this.lost] = [follow, lost];
+    const isLost = followed.lostSeconds > LOST_SECONDS;
+    const title = `${followed.name} #${followed.track}`;
+    this.setText("followed-title", title);
+    this.setText("followed-status", formatFollowedStatus(followed, isLost));
+    chip.classList.toggle("lost", isLost);
+    chip.style.setProperty("--track-color", css(instanceColor(followed)));
+    if (this.followed?.track !== followed.track) this.actions.announce(`following ${title}`);
+    else if (isLost !== this.isLost) this.actions.announce(`${title} is ${isLost ? "lost" : "back"}`);
+    [this.followed, this.isLost] = [followed, isLost];
   }
 
   get isEnlarged() {
     return this.element.classList.contains("enlarged");
   }
 
-  enlarge(enlarged) {
-    this.element.classList.toggle("enlarged", enlarged);
+  setEnlarged(isEnlarged) {
+    this.element.classList.toggle("enlarged", isEnlarged);
     const button = this.part("enlarge");
-    button.setAttribute("aria-pressed", enlarged);
-    button.setAttribute("aria-label", `${enlarged ? "shrink" : "enlarge"} ${this.source}`);
-    if (this.view) this.show(this.view, this.tripMs);
+    button.setAttribute("aria-pressed", isEnlarged);
+    button.setAttribute("aria-label", `${isEnlarged ? "shrink" : "enlarge"} ${this.source}`);
+    if (this.view) this.update(this.view, this.roundTripMs);
   }
 
-  write(name, text) {
+  setText(name, text) {
     const element = this.part(name);
     if (element.textContent !== text) element.textContent = text;
   }
 }
 
-function howItIs({ inView: time, lostFor, crossed }, lost) {
-  if (crossed) return "lost: the source began anew";
-  return lost ? `lost for ${seconds(lostFor)}` : `in view for ${seconds(time)}`;
+function formatFollowedStatus({ secondsInView, lostSeconds, isDisconnected }, isLost) {
+  if (isDisconnected) return "lost: the source began anew";
+  if (isLost) return `lost for ${formatSeconds(lostSeconds)}`;
+  return `in view for ${formatSeconds(secondsInView)}`;
 }
 
-const within = (usual, most) =>
-  usual === null ? "–" : `${milliseconds(usual)}, 95 % within ${milliseconds(most)}`;
+function formatPercentile(medianMs, p95Ms) {
+  if (medianMs === null) return "–";
+  return `${formatMilliseconds(medianMs)}, 95 % within ${formatMilliseconds(p95Ms)}`;
+}
 
-function countRow() {
+function createCountRow() {
   const row = document.createElement("li");
-  const swatch = textElement("span", "");
+  const swatch = createTextElement("span", "");
   swatch.className = "swatch";
-  row.append(swatch, textElement("span", ""), document.createElement("canvas"), textElement("b", ""));
+  const sparkline = document.createElement("canvas");
+  sparkline.setAttribute("aria-hidden", "true");
+  row.append(swatch, createTextElement("span", ""), sparkline, createTextElement("b", ""));
   return row;
 }
 
 function fillCountRow(row, { name, label, now, history }) {
-  const [swatch, title, spark, count] = row.children;
-  const colour = css(colourOfLabel(label));
-  swatch.style.backgroundColor = colour;
+  const [swatch, title, sparkline, count] = row.children;
+  const color = css(labelColor(label));
+  swatch.style.backgroundColor = color;
   title.textContent = name;
   title.title = name;
-  count.textContent = number(now);
-  spark.setAttribute("aria-hidden", "true");
-  drawSpark(spark, history, colour);
+  count.textContent = formatNumber(now);
+  drawSparkline(sparkline, history, color);
 }
 
-function textElement(kind, text) {
-  const element = document.createElement(kind);
+function createTextElement(tag, text) {
+  const element = document.createElement(tag);
   element.textContent = text;
   return element;
 }

@@ -28,7 +28,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def frames():
-    return gpu_check.clip_frames()
+    return gpu_check.load_clip_frames()
 
 
 def run(monkeypatch, *arguments):
@@ -60,7 +60,9 @@ def test_what_is_wrong_is_said_in_one_line(monkeypatch, arguments, said):
 
 
 def test_a_report_is_printed_and_written(monkeypatch, tmp_path, capsys, frames):
-    monkeypatch.setattr(gpu_check, "clip_frames", lambda: [f[::6, ::6].copy() for f in frames[:4]])
+    monkeypatch.setattr(
+        gpu_check, "load_clip_frames", lambda: [f[::6, ::6].copy() for f in frames[:4]]
+    )
     out = tmp_path / "report.json"
     run(
         monkeypatch,
@@ -85,7 +87,9 @@ def test_weights_that_differ_are_a_problem(monkeypatch, frames, capsys):
             there.network.neck.lateral[0].weight.mul_(1.1)
         return there
 
-    monkeypatch.setattr(gpu_check, "clip_frames", lambda: [f[::6, ::6].copy() for f in frames[:2]])
+    monkeypatch.setattr(
+        gpu_check, "load_clip_frames", lambda: [f[::6, ::6].copy() for f in frames[:2]]
+    )
     monkeypatch.setattr(gpu_check, "moved", broken)
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, "--device", "cpu", "--models", "nanomask", "--parts", "parity")

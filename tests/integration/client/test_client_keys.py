@@ -12,7 +12,7 @@ import pytest
 import zmq
 from support.publishers import eventually
 from support.subscribers import masks_json, status_json
-from support.viewers import page, viewer
+from support.viewers import open_client, viewer
 from zmq.utils import z85
 
 import streamseg
@@ -231,18 +231,18 @@ def test_viewer_refused_at_first_exits_and_refused_later_retries(server, own, mo
             Viewer(bind, port=0, **keys).run()
         publisher.allowed.add(key)
         stack = contextlib.ExitStack()
-        looker = stack.enter_context(page(stack.enter_context(viewer(bind, **keys))))
+        looker = stack.enter_context(open_client(stack.enter_context(viewer(bind, **keys))))
         assert publisher.masks.poll(5000)
         for source in ("gate", ""):
             status = [protocol.topic("status", source), status_json(source=source)]
             publisher.masks.send_multipart(status)
-        looker.board(lambda board: board["state"] == "live")
+        looker.wait_for_dashboard(lambda board: board["state"] == "live")
     with stack:
         with keyed_publisher(server, bind=bind):
-            looker.look("gate")  # images need a separate subscription
-            looker.board(lambda board: board["state"] == "silent")
+            looker.request_sources("gate")  # images need a separate subscription
+            looker.wait_for_dashboard(lambda board: board["state"] == "silent")
         with keyed_publisher(server, bind=bind) as publisher:
             publisher.allowed.add(key)
             assert publisher.masks.poll(8000), "it has not asked again"
             publisher.masks.send_multipart([b"status//", status_json(started="two")])
-            looker.board(lambda board: board["state"] == "live")
+            looker.wait_for_dashboard(lambda board: board["state"] == "live")

@@ -15,7 +15,7 @@ from support.commands import command, environment
 from support.ports import free_port
 from support.publishers import eventually, instances, jpeg, result, service
 from support.subscribers import Cable
-from support.viewers import page, source, viewer
+from support.viewers import open_client, source_view, viewer
 
 import streamseg
 from streamseg.cli.recorder import Recorder
@@ -125,14 +125,14 @@ def test_images_resume_after_a_restart_at_another_port(kind, tmp_path) -> None:
 
 def test_viewer_resumes_after_each_restart(tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
-    with viewer(bind) as shown, page(shown, looks=("gate",)) as looker:
+    with viewer(bind) as shown, open_client(shown, visible_sources=("gate",)) as looker:
         for start in range(2):
             with service(bind=bind) as running:
                 running.publisher.set_state("gate", "live", "", 0)
                 eventually(
                     lambda r=running: r.publisher.has_image_subscribers("video", "gate"), within=15
                 )
-                looker.board(lambda b: source(b).get("state") == "live")
+                looker.wait_for_dashboard(lambda b: source_view(b).get("state") == "live")
                 running.put_and_wait(result(start))
                 running.show(result(start), None, jpeg())
                 message = looker.frame()[0]
@@ -184,7 +184,9 @@ def test_every_subscriber_resumes_after_a_killed_service_restarts(tmp_path) -> N
     kinds = ("sync", "async", "watch", "newest", "images", "newest images")
     with contextlib.ExitStack() as stack:
         readers = [stack.enter_context(reading(bind, kind, tmp_path)) for kind in kinds]
-        looker = stack.enter_context(page(stack.enter_context(viewer(bind)), looks=("gate",)))
+        looker = stack.enter_context(
+            open_client(stack.enter_context(viewer(bind)), visible_sources=("gate",))
+        )
         shown = set()
         for start in range(2):
             arguments = ("serve", "--source", live, "--set", "sources.0.name=gate", "--bind", bind)

@@ -1,4 +1,4 @@
-"""A config is taken whole or refused with the path of what is wrong."""
+"""Service config: validation messages, overrides, YAML limits, and names of sources."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from streamseg import config
 from streamseg.errors import ConfigError
 from streamseg.structures.results import SOURCE_NAME
 
-ONE = {"sources": [{"url": "a.mp4"}]}
+MINIMAL = {"sources": [{"url": "a.mp4"}]}
 
 
-def checked(raw: dict) -> config.Config:
+def validated(raw: dict) -> config.Config:
     return config.validate(raw, "x.yaml")
 
 
-def test_the_smallest_config_names_one_source() -> None:
-    assert checked(ONE).sources[0].name == "a"
+def test_minimal_config_has_one_source() -> None:
+    assert validated(MINIMAL).sources[0].name == "a"
 
 
 @pytest.mark.parametrize(
@@ -41,18 +41,18 @@ def test_the_smallest_config_names_one_source() -> None:
         ({"sources": [{"url": "a", "start": 3, "end": 2}]}, "end (2) must be after start (3)"),
         ({"sources": [{"url": "a", "stall_after": math.inf}]}, "stall_after: Expected `float` <="),
         ({"sources": [{"url": "a", "start": math.nan}]}, "start: Expected `float`"),
-        ({**ONE, "worker": {"max_batch": "8"}}, "worker.max_batch: Expected `int`, got `str`"),
-        ({**ONE, "workers": {}}, "workers: unknown key; did you mean 'worker'?"),
-        ({**ONE, "thresholds": {"score": 1.5}}, "thresholds.score: Expected `float` <= 1"),
+        ({**MINIMAL, "worker": {"max_batch": "8"}}, "worker.max_batch: Expected `int`, got `str`"),
+        ({**MINIMAL, "workers": {}}, "workers: unknown key; did you mean 'worker'?"),
+        ({**MINIMAL, "thresholds": {"score": 1.5}}, "thresholds.score: Expected `float` <= 1"),
         (
-            {**ONE, "thresholds": {"region": [[0, 0]]}},
+            {**MINIMAL, "thresholds": {"region": [[0, 0]]}},
             "thresholds: region needs at least three corners",
         ),
         (
-            {**ONE, "model": {"precision": "int4"}},
+            {**MINIMAL, "model": {"precision": "int4"}},
             "model.precision: Expected one of 'fp32', 'bf16', 'fp16'",
         ),
-        ({**ONE, "model": {"device": "gpu"}}, "model.device: Expected `str` matching regex"),
+        ({**MINIMAL, "model": {"device": "gpu"}}, "model.device: Expected `str` matching regex"),
         (
             {"sources": [{"url": "a", "name": "x"}, {"url": "b", "name": "x"}]},
             "the name 'x' is used twice",
@@ -63,37 +63,37 @@ def test_the_smallest_config_names_one_source() -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_with_its_path(raw: dict, message: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        checked(raw)
-    assert message in str(refused.value)
-    assert refused.value.exit_code == 2
+def test_invalid_value_is_reported_with_its_path(raw: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validated(raw)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
 
 
-def test_sources_get_names_from_their_urls_and_none_twice() -> None:
+def test_unique_source_names_are_derived_from_urls() -> None:
     urls = ["in/a b.mp4", "other/a b.mp4", "cam/*.jpg", "test:?size=64x48", "x.mp4"]
     raw = {"sources": [{"url": url} for url in urls] + [{"url": "y.mp4", "name": "x"}]}
-    names = [source.name for source in checked(raw).sources]
+    names = [source.name for source in validated(raw).sources]
     assert names == ["a-b", "a-b-2", "cam", "test", "x-2", "x"]
 
 
-def test_overrides_reach_into_sections_and_lists() -> None:
+def test_overrides_change_sections_and_list_items() -> None:
     raw = {"sources": [{"url": "a.mp4"}]}
     config.override(
         raw, ["worker.max_batch=8", "sources.0.stride=3", "thresholds.classes=[person, car]"]
     )
-    made = checked(raw)
-    assert made.worker.max_batch == 8
-    assert made.sources[0].stride == 3
-    assert made.thresholds.classes == ("person", "car")
+    result = validated(raw)
+    assert result.worker.max_batch == 8
+    assert result.sources[0].stride == 3
+    assert result.thresholds.classes == ("person", "car")
 
 
 @pytest.mark.parametrize(
-    "wrong", ["max_batch", "a..b=1", "sources.5.url=x", "sources.url.x=1", "a=["]
+    "text", ["max_batch", "a..b=1", "sources.5.url=x", "sources.url.x=1", "a=["]
 )
-def test_overrides_that_lead_nowhere_are_refused(wrong: str) -> None:
+def test_invalid_overrides_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
-        config.override({"sources": [{"url": "a.mp4"}]}, [wrong])
+        config.override({"sources": [{"url": "a.mp4"}]}, [text])
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_overrides_that_lead_nowhere_are_refused(wrong: str) -> None:
         (b"!!python/object/apply:os.system ['true']", "isn't YAML"),
     ],
 )
-def test_files_that_are_no_config_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_without_a_mapping_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=message) as refused:
+    with pytest.raises(ConfigError, match=message) as caught:
         config.load(file)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -149,20 +149,18 @@ def test_files_that_are_no_config_are_refused(tmp_path: Path, content: bytes, me
         ("#" * (2**20 + 1), "is larger than 1048576 bytes"),
     ],
 )
-def test_files_from_elsewhere_are_refused_at_once(
-    tmp_path: Path, content: str, message: str
-) -> None:
+def test_hostile_files_are_refused_quickly(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(content)
-    began = time.process_time()
-    with pytest.raises(ConfigError, match=message) as refused:
+    started_at = time.process_time()
+    with pytest.raises(ConfigError, match=message) as caught:
         config.validate(config.load(file), str(file))
-    assert time.process_time() - began < 3
-    assert len(str(refused.value)) < 400
-    assert "\n" not in str(refused.value)
+    assert time.process_time() - started_at < 3
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
 
 
-def test_aliases_and_merge_keys_that_people_write_are_taken(tmp_path: Path) -> None:
+def test_aliases_and_merge_keys_are_accepted(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(
         "sources:\n"
@@ -178,52 +176,52 @@ def test_aliases_and_merge_keys_that_people_write_are_taken(tmp_path: Path) -> N
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.sampled_from("ab0:-.,[]{}&*!|>'\"%@`#?\n \t\\<=~é"), max_size=60))
-def test_whatever_a_file_holds_it_is_a_mapping_or_refused_in_one_line(tmp_path, content) -> None:
+def test_random_file_is_a_mapping_or_refused_in_one_line(tmp_path, content) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(content, encoding="utf-8")
     try:
         assert isinstance(config.load(file), dict)
-    except ConfigError as refused:
-        assert "\n" not in str(refused)  # noqa: PT017 - what is no error is checked, too
+    except ConfigError as caught:
+        assert "\n" not in str(caught)  # noqa: PT017 - valid files are checked as well
 
 
 @pytest.mark.parametrize(
     "name", [".", "..", "a/b", "../a", "/a", "a\\b", "a b", "a\n", "", "x" * 65]
 )
-def test_a_source_can_not_be_called_what_its_folder_can_not_be(name: str) -> None:
+def test_source_name_that_is_no_folder_name_is_refused(name: str) -> None:
     if not name:
-        assert checked({"sources": [{"url": "a.mp4", "name": name}]}).sources[0].name == "a"
+        assert validated({"sources": [{"url": "a.mp4", "name": name}]}).sources[0].name == "a"
         return
     with pytest.raises(ConfigError, match=r"sources\[0\]: name: use 1 to 64 letters"):
-        checked({"sources": [{"url": "a", "name": name}]})
+        validated({"sources": [{"url": "a", "name": name}]})
 
 
 @pytest.mark.parametrize(
     "url", ["..", ".", "../..", "/", "a/..", "*", "rtsp://h/..", "test:/../.."]
 )
-def test_a_name_made_from_a_url_is_one_of_a_folder_within_out(url: str) -> None:
-    name = checked({"sources": [{"url": url}]}).sources[0].name
+def test_derived_source_name_is_a_folder_below_the_output_folder(url: str) -> None:
+    name = validated({"sources": [{"url": url}]}).sources[0].name
     assert (Path("out") / name).resolve().parent == Path("out").resolve()
     assert SOURCE_NAME.fullmatch(name)
 
 
-def test_names_that_some_file_systems_take_for_one_are_told_apart() -> None:
+def test_source_names_that_differ_only_in_case_are_refused_or_numbered() -> None:
     with pytest.raises(ConfigError, match="'Gate' and 'gate' differ only in case"):
-        checked({"sources": [{"url": "a", "name": "Gate"}, {"url": "b", "name": "gate"}]})
+        validated({"sources": [{"url": "a", "name": "Gate"}, {"url": "b", "name": "gate"}]})
     raw = {
         "sources": [{"url": "x/Gate.mp4"}, {"url": "y/gate.mp4"}, {"url": "b", "name": "GATE-2"}]
     }
-    assert [source.name for source in checked(raw).sources] == ["Gate", "gate-3", "GATE-2"]
+    assert [source.name for source in validated(raw).sources] == ["Gate", "gate-3", "GATE-2"]
 
 
-def test_an_override_does_not_nest_without_end() -> None:
+def test_nesting_of_overrides_is_limited() -> None:
     with pytest.raises(ConfigError, match="more than 32 nested keys"):
         config.override({}, [f"{'a.' * 20_000}b=1"])
     with pytest.raises(ConfigError, match=r"--set a: isn't YAML: line 1, .* nested deeper"):
         config.override({}, ["a=" + "[" * 20_000])
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.yaml: there is no such file"):
         config.load(tmp_path / "gone.yaml")
 
@@ -237,6 +235,6 @@ def test_every_attribute_of_every_section_is_documented() -> None:
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("configs/*.yaml")))
-def test_the_examples_are_valid(file: Path) -> None:
+def test_example_configs_are_valid(file: Path) -> None:
     raw = yaml.safe_load(file.read_text())
-    checked({"sources": [{"url": "a.mp4"}], **raw})
+    validated({"sources": [{"url": "a.mp4"}], **raw})

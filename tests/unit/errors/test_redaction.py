@@ -1,4 +1,4 @@
-"""No password and no token is in anything that is printed, whatever the mistake beside it."""
+"""Redaction: no printed text contains a password or token, whichever mistake is reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.commands import Run
 
 from streamseg.cli import logs
 from streamseg.cli.app import build_config
-from streamseg.config import SourceConfig, load, override, source_names, training, validate
+from streamseg.config import SourceConfig, assign_source_names, load, override, training, validate
 from streamseg.errors import ConfigError, StreamsegError
 from streamseg.errors.redaction import redact, redact_address
 from streamseg.service.http_client import HttpApiClient
@@ -78,17 +78,17 @@ secrets = st.text(
     min_size=8,
     max_size=16,
 )
-"""Without white space, which ends a URL in a text; there is another test of it."""
-as_given = st.sampled_from([str, lambda secret: quote(secret, safe="")])
+"""Secrets without white space, which ends a URL in a text; spaces have a test of their own."""
+encoders = st.sampled_from([str, lambda secret: quote(secret, safe="")])
 
 
-def forms(secret: str) -> tuple[str, ...]:
-    """How a secret may be written."""
+def encodings(secret: str) -> tuple[str, ...]:
+    """Return the forms in which a secret may be printed."""
     return secret, quote(secret, safe=""), quote(secret), repr(secret)[1:-1]
 
 
-def printed(action: object, *arguments: object) -> str:
-    """What a user sees of a failure, before anything else is redacted."""
+def error_message(action: object, *arguments: object) -> str:
+    """Return the message of the error that a call raises, before the logging redacts it."""
     try:
         action(*arguments)  # type: ignore[operator]
     except (StreamsegError, ValueError) as error:
@@ -99,74 +99,76 @@ def printed(action: object, *arguments: object) -> str:
 @settings(max_examples=150)
 @given(
     secrets,
-    as_given,
+    encoders,
     st.sampled_from([*LOGINS, *PARAMETERS]),
     st.sampled_from(["", "it's '", "x: "]),
 )
-def test_an_address_is_shown_without_its_secret(secret, given_as, place, before) -> None:
-    url = place.format(given_as(secret))
-    shown = [
+def test_addresses_are_printed_without_the_secret(secret, encode, template, prefix) -> None:
+    url = template.format(encode(secret))
+    texts = [
         redact_address(url),
-        redact(f"{before}{url}: no answer"),
+        redact(f"{prefix}{url}: no answer"),
         redact(redact_address(url)),
-        source_names([("", url)])[0],
+        assign_source_names([("", url)])[0],
         logs.TextFormatter().format(logging.makeLogRecord({"msg": "%s", "args": (url,)})),
         logs.JsonFormatter().format(logging.makeLogRecord({"msg": "x", "url": url})),
-        printed(lambda: open_source(SourceConfig(url=url, stream=3))),
+        error_message(lambda: open_source(SourceConfig(url=url, stream=3))),
     ]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", secret).strip("-.")
-    assume(not any(form in place for form in (*forms(secret), name)))
-    for text in shown:
-        assert not any(form in text for form in forms(secret)), text
-    assert len(name) < 6 or name not in shown[3]
+    assume(not any(form in template for form in (*encodings(secret), name)))
+    for text in texts:
+        assert not any(form in text for form in encodings(secret)), text
+    assert len(name) < 6 or name not in texts[3]
 
 
 @settings(max_examples=50)
 @given(st.lists(secrets, min_size=2, max_size=3), st.sampled_from(LOGINS[:4]))
-def test_a_password_with_spaces_in_it_is_hidden_as_a_whole(words, place) -> None:
-    url = place.format(" ".join(words))
+def test_passwords_with_spaces_are_hidden_completely(words, template) -> None:
+    url = template.format(" ".join(words))
     for text in (redact_address(url), redact(f"{url}: no answer")):
-        assert not any(word in text for word in words if word not in place), text
+        assert not any(word in text for word in words if word not in template), text
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     secrets,
-    as_given,
+    encoders,
     st.sampled_from([*LOGINS, *PARAMETERS, "A1!{}"]),
     st.sampled_from(MISTAKES),
 )
-def test_a_mistake_in_a_file_is_told_without_the_secret(
-    tmp_path, secret, given_as, place, mistake
+def test_errors_in_a_file_are_reported_without_the_secret(
+    tmp_path, secret, encode, template, mistake
 ) -> None:
-    value = place.format(given_as(secret))
+    value = template.format(encode(secret))
     content = mistake.replace("{}", value).replace("{{", "{").replace("}}", "}")
     file = tmp_path / "c.yaml"
     file.write_text(content, encoding="utf-8")
     texts = [
-        printed(lambda: validate(load(file), str(file))),
-        printed(training.load_training_config, file, []),
-        printed(training.load_evaluation_config, file, []),
+        error_message(lambda: validate(load(file), str(file))),
+        error_message(training.load_training_config, file, []),
+        error_message(training.load_evaluation_config, file, []),
     ]
     for text in texts:
-        assert not any(form in text for form in forms(secret)), text
+        assert not any(form in text for form in encodings(secret)), text
         assert "\n" not in text
 
 
 @settings(max_examples=100)
 @given(
     secrets,
-    as_given,
+    encoders,
     st.sampled_from([*LOGINS, *PARAMETERS, "A1!{}"]),
     st.sampled_from(
         ["sources.5.url=", "sources.0.url=[", "sources.0.url:", "", "sources.0.transport="]
     ),
 )
-def test_a_mistake_in_an_override_is_told_without_the_secret(secret, given_as, place, key) -> None:
+def test_errors_in_an_override_are_reported_without_the_secret(
+    secret, encode, template, key
+) -> None:
     raw = {"sources": [{"url": "x"}]}
-    text = printed(override, raw, [key + place.format(given_as(secret))])
-    text += printed(validate, raw, "the command")
-    assert not any(form in text for form in forms(secret)), text
+    text = error_message(override, raw, [key + template.format(encode(secret))])
+    text += error_message(validate, raw, "the command")
+    assert not any(form in text for form in encodings(secret)), text
 
 
 @pytest.mark.parametrize(
@@ -178,15 +180,15 @@ def test_a_mistake_in_an_override_is_told_without_the_secret(secret, given_as, p
         "http://h?token={}",
     ],
 )
-def test_a_name_made_from_a_url_has_no_secret_in_it(url: str) -> None:
-    assert SECRET not in source_names([("", url.format(SECRET))])[0]
+def test_derived_source_name_has_no_secret(url: str) -> None:
+    assert SECRET not in assign_source_names([("", url.format(SECRET))])[0]
 
 
-def test_where_a_secret_comes_from_is_not_quoted(tmp_path: Path) -> None:
-    """It may be the secret itself, written in the wrong place."""
-    for wrong in ({"password_env": SECRET}, {"password_file": SECRET}):
-        config = SourceConfig(url="rtsp://h/x", user="me", **wrong)
-        text = printed(open_source, config)
+def test_location_of_a_secret_is_not_quoted(tmp_path: Path) -> None:
+    """The secret itself may have been entered there by mistake."""
+    for location in ({"password_env": SECRET}, {"password_file": SECRET}):
+        config = SourceConfig(url="rtsp://h/x", user="me", **location)
+        text = error_message(open_source, config)
         assert text.startswith("rtsp://h/x: password: its ")
         assert SECRET not in text
 
@@ -195,14 +197,14 @@ def test_where_a_secret_comes_from_is_not_quoted(tmp_path: Path) -> None:
     "address",
     ["http://u:{}@h:1", "http://h:{}", "h:{}@x", "http://h/?token={}", "http://[{}", "http://{} x"],
 )
-def test_the_address_of_a_control_endpoint_is_not_quoted(address: str) -> None:
-    text = printed(HttpApiClient(address.format(SECRET)).sources)
+def test_invalid_address_of_the_http_api_is_not_quoted(address: str) -> None:
+    text = error_message(HttpApiClient(address.format(SECRET)).sources)
     assert "write http://HOST:PORT" in text
     assert SECRET not in text
 
 
 @pytest.mark.parametrize(
-    "call",
+    "arguments_with_secret",
     [
         ("serve", "--source", "rtsp://a:{}@h:99999/x"),
         ("serve", "rtsp://a:{}@h/x"),
@@ -218,19 +220,21 @@ def test_the_address_of_a_control_endpoint_is_not_quoted(address: str) -> None:
     ],
 )
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_a_wrong_call_is_told_without_the_secret(streamseg: Run, call, style) -> None:
-    arguments = [argument.format(SECRET) for argument in call]
+def test_invalid_command_is_reported_without_the_secret(
+    streamseg: Run, arguments_with_secret, style
+) -> None:
+    arguments = [argument.format(SECRET) for argument in arguments_with_secret]
     ended = streamseg("--log", style, *arguments)
     assert ended.returncode in (1, 2)
     assert ended.stderr
     assert SECRET not in ended.stdout + ended.stderr
 
 
-def test_a_traceback_has_no_secret_in_it(streamseg: Run, monkeypatch) -> None:
-    def fails(*_: object) -> None:
+def test_traceback_has_no_secret(streamseg: Run, monkeypatch) -> None:
+    def fail(*_: object) -> None:
         raise TypeError(f"rtsp://admin:{SECRET}@h/x?token={SECRET}")
 
-    monkeypatch.setattr("streamseg.config.load", fails)
+    monkeypatch.setattr("streamseg.config.load", fail)
     ended = streamseg("serve", "--source", "x")
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
@@ -238,17 +242,17 @@ def test_a_traceback_has_no_secret_in_it(streamseg: Run, monkeypatch) -> None:
     assert SECRET not in ended.stderr
 
 
-def test_options_beside_a_section_that_is_none_are_refused_as_the_section() -> None:
-    for wrong in ("model: nanomask", "sources: x"):
+def test_section_of_a_wrong_type_is_refused_although_options_set_its_values() -> None:
+    for line in ("model: nanomask", "sources: x"):
         raw = Path("c.yaml")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("streamseg.config.load", lambda _, wrong=wrong: dict([wrong.split(": ")]))
-            with pytest.raises(ConfigError, match=f"{wrong.split(':')[0]}: Expected"):
+            patch.setattr("streamseg.config.load", lambda _, line=line: dict([line.split(": ")]))
+            with pytest.raises(ConfigError, match=f"{line.split(':')[0]}: Expected"):
                 build_config(raw, [], [{"url": "y"}], "nanomask", None)
 
 
 @pytest.mark.parametrize("piece", ["a", "a://", "a:/x?", "_", "@:", "a://b:", "?key", "%3A", "a@ "])
-def test_redacting_takes_time_in_proportion_to_the_text(piece: str) -> None:
-    began = time.process_time()
+def test_redaction_takes_linear_time(piece: str) -> None:
+    started_at = time.process_time()
     redact(piece * (64 * 1024 // len(piece)) + "@")
-    assert time.process_time() - began < 2
+    assert time.process_time() - started_at < 2

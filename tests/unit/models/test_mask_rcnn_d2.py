@@ -138,7 +138,7 @@ def test_proposals_near_certainty_keep_the_order_of_their_logits(model):
 
 
 def pasted(probabilities, boxes, size):
-    """The textbook way: every mask sampled for the whole frame."""
+    """Sample every mask for the whole frame (the baseline)."""
     x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=1)
     x = (torch.arange(size[1]) + 0.5 - x1) / (x2 - x1) * 2 - 1
     y = (torch.arange(size[0]) + 0.5 - y1) / (y2 - y1) * 2 - 1

@@ -277,7 +277,7 @@ def test_what_the_network_says_is_worked_up_in_fp32_where_it_runs_in_bf16(light,
 
 
 def resized_whole(probabilities, shape, size, threshold):
-    """The textbook way: every map as large as the frame."""
+    """Resize every map to the frame (the baseline)."""
     height, width = probabilities.shape[1:]
     large = interpolate(
         probabilities[None], (4 * height, 4 * width), mode="bilinear", align_corners=False
@@ -329,7 +329,7 @@ def test_a_pixel_at_the_threshold_is_decided_by_the_full_frame():
 
 
 @pytest.mark.alone
-def test_masks_in_a_large_frame_take_a_fifth_of_the_textbook_way_at_most():
+def test_masks_in_a_large_frame_take_a_fifth_of_the_baseline_at_most():
     """Of twenty instances, the largest of which have a fifth of the frame."""
     shape, size = (432, 768), (1080, 1920)
     y, x = np.mgrid[:112, :192]
@@ -351,8 +351,8 @@ def test_masks_in_a_large_frame_take_a_fifth_of_the_textbook_way_at_most():
             start = time.perf_counter()
             way()
             taken.append(time.perf_counter() - start)
-    ours, textbook = (statistics.median(taken) for taken in seconds)
-    assert ours <= textbook / 5
+    ours, baseline = (statistics.median(taken) for taken in seconds)
+    assert ours <= baseline / 5
 
 
 def test_no_instances_are_no_masks():

@@ -12,7 +12,7 @@ from support.media import MEDIA
 from support.still_images import encode_image, smooth_image
 
 from streamseg.cli import main
-from streamseg.config import SourceConfig, source_names
+from streamseg.config import SourceConfig, assign_source_names
 from streamseg.errors import NoFramesError
 from streamseg.protocol.encoding import escape_undecodable
 from streamseg.sources import Input, assign_output_folders, find_inputs, open_source
@@ -35,7 +35,7 @@ def find_urls_and_folders(path, **options):
 
 
 def assign_folders(inputs):
-    names = source_names([("", each.url) for each in inputs])
+    names = assign_source_names([("", each.url) for each in inputs])
     return [str(each.folder) for each in assign_output_folders(inputs, names)]
 
 
@@ -123,7 +123,7 @@ def test_output_folders_are_unique(urls, folders):
 
 
 def test_source_names_are_unique_within_64_characters():
-    names = source_names([("", "x" * 100)] * 1100)
+    names = assign_source_names([("", "x" * 100)] * 1100)
     assert len({name.casefold() for name in names}) == 1100
     assert max(map(len, names)) <= 64
 

@@ -1,4 +1,4 @@
-"""Rows of COCO files become the masks that pycocotools makes of them."""
+"""Conversion of COCO rows to instances; masks must equal those of pycocotools."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ polygons = st.integers(3, 9).flatmap(
 )
 
 
-def decoded(segmentation, size=SIZE):
-    """What pycocotools' own COCO class does (``annToRLE``), and the bitmap."""
+def pycocotools_bitmap(segmentation, size=SIZE):
+    """Decode a segmentation like the COCO class of pycocotools (``annToRLE``)."""
     if isinstance(segmentation, list):
         rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
     elif isinstance(segmentation["counts"], list):
@@ -39,25 +39,27 @@ def read(*segmentations, size=SIZE, **fields):
 
 
 @given(st.lists(polygons, min_size=1, max_size=4))
-def test_polygons_are_drawn_as_pycocotools_draws_them(parts):
-    found = read(parts)
-    np.testing.assert_array_equal(found.masks[0].to_array(), decoded(parts))
-    assert found.masks.from_box.tolist() == [False]
+def test_polygon_masks_equal_those_of_pycocotools(parts):
+    instances = read(parts)
+    np.testing.assert_array_equal(instances.masks[0].to_array(), pycocotools_bitmap(parts))
+    assert instances.masks.from_box.tolist() == [False]
 
 
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=30),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
 )
-def test_uncompressed_run_lengths_are_read_as_pycocotools_reads_them(runs, size):
+def test_uncompressed_rle_masks_equal_those_of_pycocotools(runs, size):
     pixels = size[0] * size[1]
-    cut = np.diff(np.minimum(np.cumsum([0, *runs]), pixels)).tolist()
-    filled = [*cut, pixels - sum(cut)]
+    runs_in_frame = np.diff(np.minimum(np.cumsum([0, *runs]), pixels)).tolist()
+    filled = [*runs_in_frame, pixels - sum(runs_in_frame)]
     rle = {"size": list(size), "counts": filled}
-    np.testing.assert_array_equal(read(rle, size=size).masks[0].to_array(), decoded(rle, size))
+    np.testing.assert_array_equal(
+        read(rle, size=size).masks[0].to_array(), pycocotools_bitmap(rle, size)
+    )
 
 
-def test_all_three_kinds_may_be_mixed_with_boxes_alone():
+def test_polygons_both_kinds_of_rle_and_boxes_can_be_mixed():
     compressed = coco_mask.merge(coco_mask.frPyObjects(SQUARE, *SIZE))
     text = {"size": list(SIZE), "counts": compressed["counts"].decode()}
     runs = {"size": list(SIZE), "counts": [50, 30, SIZE[0] * SIZE[1] - 80]}
@@ -70,28 +72,28 @@ def test_all_three_kinds_may_be_mixed_with_boxes_alone():
         ROW | {"segmentation": None, "score": None},
         ROW,
     ]
-    found = Instances.from_coco((row for row in rows), list(SIZE), NAMES)
+    instances = Instances.from_coco((row for row in rows), list(SIZE), NAMES)
     for row, expected in enumerate((SQUARE, text, text, runs)):
-        np.testing.assert_array_equal(found.masks[row].to_array(), decoded(expected))
-    assert found.masks.from_box.tolist() == [False] * 4 + [True] * 3
-    assert found.scores.tolist() == [0.5, 0.25, 1, 1, 1, 1, 1]
-    assert found.track_ids.tolist() == [-1, -1, -1, 7, -1, -1, -1]
-    assert found.names == ["bolt"] * 7
+        np.testing.assert_array_equal(instances.masks[row].to_array(), pycocotools_bitmap(expected))
+    assert instances.masks.from_box.tolist() == [False] * 4 + [True] * 3
+    assert instances.scores.tolist() == [0.5, 0.25, 1, 1, 1, 1, 1]
+    assert instances.track_ids.tolist() == [-1, -1, -1, 7, -1, -1, -1]
+    assert instances.names == ["bolt"] * 7
     x, y, width, height = coco_mask.toBbox(compressed)
-    assert found.boxes[2].tolist() == [x, y, x + width, y + height]
-    assert found.boxes[0].tolist() == [1, 2, 11, 10]
+    assert instances.boxes[2].tolist() == [x, y, x + width, y + height]
+    assert instances.boxes[0].tolist() == [1, 2, 11, 10]
 
 
-def test_one_polygon_and_arrays_are_read_as_what_they_can_only_mean():
-    expected = decoded(SQUARE)
-    for spelled in (SQUARE[0], tuple(SQUARE[0]), np.array(SQUARE), [np.array(SQUARE[0])]):
-        np.testing.assert_array_equal(read(spelled).masks[0].to_array(), expected)
+def test_flat_polygons_and_arrays_are_accepted():
+    expected = pycocotools_bitmap(SQUARE)
+    for segmentation in (SQUARE[0], tuple(SQUARE[0]), np.array(SQUARE), [np.array(SQUARE[0])]):
+        np.testing.assert_array_equal(read(segmentation).masks[0].to_array(), expected)
 
 
-def test_what_was_read_is_what_was_written():
-    found = read(SQUARE, {"size": list(SIZE), "counts": [50, 30, SIZE[0] * SIZE[1] - 80]})
-    again = Instances.from_coco(found.to_coco(1), SIZE, NAMES)
-    assert again.to_coco(1) == found.to_coco(1)
+def test_to_coco_and_from_coco_are_inverse():
+    instances = read(SQUARE, {"size": list(SIZE), "counts": [50, 30, SIZE[0] * SIZE[1] - 80]})
+    converted = Instances.from_coco(instances.to_coco(1), SIZE, NAMES)
+    assert converted.to_coco(1) == instances.to_coco(1)
     assert len(Instances.from_coco([], SIZE, NAMES)) == 0
 
 
@@ -125,7 +127,7 @@ def test_what_was_read_is_what_was_written():
     ],
     ids=str,
 )
-def test_a_segmentation_that_is_none_is_refused_with_its_row(segmentation):
+def test_invalid_segmentation_is_refused_with_its_row(segmentation):
     with pytest.raises(MaskError, match=r"^row 1: [^\n]+$"):
         Instances.from_coco([ROW, ROW | {"segmentation": segmentation}], SIZE, NAMES)
 
@@ -148,11 +150,11 @@ def test_a_segmentation_that_is_none_is_refused_with_its_row(segmentation):
         ({"track_id": "a"}, "track_id"),
     ],
 )
-def test_a_field_of_a_wrong_kind_is_refused_with_its_row(change, message):
-    with pytest.raises(ArgumentError, match=message) as refused:
+def test_invalid_field_is_refused_with_its_row(change, message):
+    with pytest.raises(ArgumentError, match=message) as caught:
         Instances.from_coco([ROW | change], SIZE, NAMES)
-    assert "row 0" in str(refused.value)
-    assert isinstance(refused.value, ValueError)
+    assert "row 0" in str(caught.value)
+    assert isinstance(caught.value, ValueError)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +173,6 @@ def test_a_field_of_a_wrong_kind_is_refused_with_its_row(change, message):
         ([ROW], SIZE, ["bolt"]),
     ],
 )
-def test_wrong_arguments_are_refused(rows, size, names):
+def test_invalid_arguments_are_refused(rows, size, names):
     with pytest.raises(StreamsegError):
         Instances.from_coco(rows, size, names)

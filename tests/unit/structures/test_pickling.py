@@ -1,10 +1,11 @@
-"""Results, trackers and configs pickle, copy, and go through queues and process pools."""
+"""Pickling and copying of results, trackers, configs and errors; queues and process pools."""
 
 import copy
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
+from io import BytesIO
 from types import MappingProxyType
 
 import msgspec
@@ -22,7 +23,7 @@ SIZE = (40, 60)
 PROTOCOLS = range(2, pickle.HIGHEST_PROTOCOL + 1)
 
 
-def instances(rows=3):
+def make_instances(rows=3):
     rng = np.random.default_rng(rows)
     bitmaps = rng.random((rows, *SIZE)) > 0.7
     masks = Masks.from_arrays(bitmaps)
@@ -37,79 +38,82 @@ def instances(rows=3):
     )
 
 
-def result():
-    found = instances()
+def make_result():
+    instances = make_instances()
     image = np.arange(np.prod(SIZE) * 3, dtype=np.uint8).reshape(*SIZE, 3)
     frame = Frame("gate", 7, 1, 0.28, 1.5, 2.5, image, "a.jpg", Fraction(4, 3))
-    parts = (Segment(1, 3, "cat", True, found.masks[1]),)
-    return Result(frame, found, "nanomask", MappingProxyType({"forward": 1.5}), parts)
+    segments = (Segment(1, 3, "cat", True, instances.masks[1]),)
+    return Result(frame, instances, "nanomask", MappingProxyType({"forward": 1.5}), segments)
 
 
-def assert_same(there, here):
-    assert there.to_coco(1) == here.to_coco(1)
-    assert there.names == here.names
-    assert dict(there.categories) == dict(here.categories)
+def assert_equal(copied, original):
+    assert copied.to_coco(1) == original.to_coco(1)
+    assert copied.names == original.names
+    assert dict(copied.categories) == dict(original.categories)
     for column in ("boxes", "scores", "labels", "track_ids", "features"):
-        np.testing.assert_array_equal(getattr(there, column), getattr(here, column))
-    assert there.masks == here.masks
-    np.testing.assert_array_equal(there.masks.windows, here.masks.windows)
-    np.testing.assert_array_equal(there.masks.from_box, here.masks.from_box)
+        np.testing.assert_array_equal(getattr(copied, column), getattr(original, column))
+    assert copied.masks == original.masks
+    np.testing.assert_array_equal(copied.masks.windows, original.masks.windows)
+    np.testing.assert_array_equal(copied.masks.from_box, original.masks.from_box)
 
 
-WAYS = {f"pickle {n}": lambda value, n=n: pickle.loads(pickle.dumps(value, n)) for n in PROTOCOLS}
-WAYS |= {"copy": copy.copy, "deepcopy": copy.deepcopy}
+COPIERS = {
+    f"pickle {n}": lambda value, n=n: pickle.loads(pickle.dumps(value, n)) for n in PROTOCOLS
+}
+COPIERS |= {"copy": copy.copy, "deepcopy": copy.deepcopy}
+every_copier = pytest.mark.parametrize("make_copy", COPIERS.values(), ids=COPIERS)
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_a_result_comes_back_the_same(way):
-    here = result()
-    there = way(here)
-    assert_same(there.instances, here.instances)
-    assert there.frame.pixel_aspect == Fraction(4, 3)
-    assert there.frame.item == "a.jpg"
-    np.testing.assert_array_equal(there.frame.image, here.frame.image)
-    assert not there.frame.image.flags.writeable
-    assert there.timing == {"forward": 1.5}
-    assert there.segments[0].mask == here.segments[0].mask
-    assert there.segments[0].name == "cat"
+@every_copier
+def test_copied_result_equals_the_original(make_copy):
+    original = make_result()
+    copied = make_copy(original)
+    assert_equal(copied.instances, original.instances)
+    assert copied.frame.pixel_aspect == Fraction(4, 3)
+    assert copied.frame.item == "a.jpg"
+    np.testing.assert_array_equal(copied.frame.image, original.frame.image)
+    assert not copied.frame.image.flags.writeable
+    assert copied.timing == {"forward": 1.5}
+    assert copied.segments[0].mask == original.segments[0].mask
+    assert copied.segments[0].name == "cat"
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_arrays_that_are_read_only_stay_so_and_the_others_too(way):
-    here = instances()
-    here.boxes.flags.writeable = False
-    there = way(here)
-    assert not there.boxes.flags.writeable
-    assert there.scores.flags.writeable
+@every_copier
+def test_copied_arrays_keep_their_writeable_flags(make_copy):
+    original = make_instances()
+    original.boxes.flags.writeable = False
+    copied = make_copy(original)
+    assert not copied.boxes.flags.writeable
+    assert copied.scores.flags.writeable
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-@pytest.mark.parametrize("kind", ["crops", "run lengths", "both", "boxes", "none"])
-def test_masks_come_back_whatever_they_were_made_from(way, kind):
-    masks = instances().masks
-    if kind == "run lengths":
+@every_copier
+@pytest.mark.parametrize("form", ["crops", "run lengths", "both", "boxes", "none"])
+def test_copied_masks_equal_the_original_in_every_form(make_copy, form):
+    masks = make_instances().masks
+    if form == "run lengths":
         masks = Masks.from_rle(masks.counts, SIZE)
-    elif kind == "both":
+    elif form == "both":
         assert masks.counts
-    elif kind == "boxes":
+    elif form == "boxes":
         masks = Masks.from_boxes(masks.boxes, SIZE)
-    elif kind == "none":
+    elif form == "none":
         masks = Masks.empty(SIZE)
-    there = way(masks)
-    assert there == masks
-    np.testing.assert_array_equal(there.to_arrays(), masks.to_arrays())
-    assert (there.from_box == masks.from_box).all()
+    copied = make_copy(masks)
+    assert copied == masks
+    np.testing.assert_array_equal(copied.to_arrays(), masks.to_arrays())
+    assert (copied.from_box == masks.from_box).all()
 
 
-def test_one_mask_takes_none_of_the_others_along():
-    masks = instances(50).masks
+def test_pickled_mask_contains_only_its_own_row():
+    masks = make_instances(50).masks
     assert len(pickle.dumps(masks[3])) < len(pickle.dumps(masks)) / 20
     assert pickle.loads(pickle.dumps(masks[3])) == masks[3]
 
 
-def test_what_a_subscriber_received_comes_back_with_its_image():
-    here = result()
-    recorded = protocol.recorded_message(here, 5)
+def test_copied_received_result_has_its_image():
+    result = make_result()
+    recorded = protocol.recorded_message(result, 5)
     message = msgspec.convert(
         {
             **msgspec.to_builtins(recorded),
@@ -122,54 +126,54 @@ def test_what_a_subscriber_received_comes_back_with_its_image():
         },
         protocol.MasksMessage,
     )
-    from io import BytesIO
-
     jpeg = BytesIO()
-    Image.fromarray(here.frame.image).save(jpeg, "JPEG")
-    received = Received(message, here.instances, None, jpeg.getvalue())
-    for way in WAYS.values():
-        there = way(received)
-        assert there.message == message
-        assert_same(there.instances, here.instances)
-        np.testing.assert_array_equal(there.frame, received.frame)
+    Image.fromarray(result.frame.image).save(jpeg, "JPEG")
+    received = Received(message, result.instances, None, jpeg.getvalue())
+    for make_copy in COPIERS.values():
+        copied = make_copy(received)
+        assert copied.message == message
+        assert_equal(copied.instances, result.instances)
+        np.testing.assert_array_equal(copied.frame, received.frame)
 
 
-def test_a_copied_tracker_goes_on_with_the_same_identities():
-    found = instances()
+@pytest.mark.parametrize("copier", ["pickle 5", "pickle 2", "deepcopy"])
+def test_copied_tracker_continues_with_the_same_track_ids(copier):
+    make_copy = COPIERS[copier]
+    instances = make_instances()
     tracker = Tracker(lost_track_seconds=1.0)
-    tracker.update(found, 0.0)
-    for way in (WAYS["pickle 5"], WAYS["pickle 2"], copy.deepcopy):
-        there = way(tracker)
-        assert there.settings == tracker.settings
-        for pts in (0.1, 0.2):
-            expected = copy.deepcopy(tracker).update(found, pts).track_ids
-            np.testing.assert_array_equal(way(there).update(found, pts).track_ids, expected)
+    tracker.update(instances, 0.0)
+    copied = make_copy(tracker)
+    assert copied.settings == tracker.settings
+    for pts in (0.1, 0.2):
+        expected = copy.deepcopy(tracker).update(instances, pts).track_ids
+        track_ids = make_copy(copied).update(instances, pts).track_ids
+        np.testing.assert_array_equal(track_ids, expected)
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_a_config_comes_back_the_same(way):
+@every_copier
+def test_copied_config_equals_the_original(make_copy):
     raw = {
         "sources": [{"url": "a.mp4", "thresholds": {"score": 0.3}}],
         "model": {"class_names": {1: "bolt"}},
     }
     config = validate(raw, "here")
-    assert way(config) == config
+    assert make_copy(config) == config
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_an_error_of_a_stage_comes_back_with_its_cause(way):
-    there = way(StageError("source:gate", SourceError("gate: gone")))
-    assert str(there) == "source:gate: gate: gone"
-    assert isinstance(there.__cause__, SourceError)
+@every_copier
+def test_copied_stage_error_has_its_cause(make_copy):
+    copied = make_copy(StageError("source:gate", SourceError("gate: gone")))
+    assert str(copied) == "source:gate: gate: gone"
+    assert isinstance(copied.__cause__, SourceError)
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_results_go_through_queues_and_process_pools(method):
+def test_results_pass_through_queues_and_process_pools(method):
     context = multiprocessing.get_context(method)
     queue = context.SimpleQueue()
-    queue.put(result())
-    assert_same(queue.get().instances, instances())
+    queue.put(make_result())
+    assert_equal(queue.get().instances, make_instances())
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        there = pool.submit(copy.deepcopy, instances()).result(timeout=60)
-    assert_same(there, instances())
+        copied = pool.submit(copy.deepcopy, make_instances()).result(timeout=60)
+    assert_equal(copied, make_instances())

@@ -1,4 +1,4 @@
-"""Wrong calls of the Python interface: each gives one of the project's errors, in one line."""
+"""Invalid calls of the Python API: each raises an error of the package, in one line."""
 
 import pickle
 import subprocess
@@ -10,61 +10,70 @@ import pytest
 import torch
 
 import streamseg
-from streamseg import Frame, Instances, Mask, Masks, Tracker, connect, load_model
+from streamseg import (
+    Frame,
+    Instances,
+    Mask,
+    Masks,
+    Tracker,
+    annotate,
+    connect,
+    load_model,
+    open_source,
+)
 from streamseg.config import SourceConfig, Thresholds, load, override, validate
 from streamseg.errors import ArgumentError, ConfigError, MissingExtraError, StreamsegError
-from streamseg.sources import open_source
 
 CROP = np.ones((2, 2), bool)
 BOX = Masks.from_boxes([[1, 2, 3, 4]], (4, 5))
 ADDRESS = "tcp://127.0.0.1:59999"
 
 
-def model(*arguments, **options):
+def loading(*arguments, **options):
     return lambda: load_model(*arguments, **options)
 
 
 def instances(**columns):
-    right = {"boxes": [[1, 2, 3, 4]], "scores": [1], "labels": [1], "masks": BOX, "categories": {}}
-    return lambda: Instances(**{**right, **columns})
+    valid = {"boxes": [[1, 2, 3, 4]], "scores": [1], "labels": [1], "masks": BOX, "categories": {}}
+    return lambda: Instances(**{**valid, **columns})
 
 
 def frame(**fields):
-    right = {"source": "a", "index": 0, "epoch": 0, "pts": 0.0, "captured_at": 0.0}
-    right |= {"monotonic": 0.0, "image": np.zeros((2, 2, 3), np.uint8)}
-    return lambda: Frame(**{**right, **fields})
+    valid = {"source": "a", "index": 0, "epoch": 0, "pts": 0.0, "captured_at": 0.0}
+    valid |= {"monotonic": 0.0, "image": np.zeros((2, 2, 3), np.uint8)}
+    return lambda: Frame(**{**valid, **fields})
 
 
-def subscriber(*arguments, **options):
+def connecting(*arguments, **options):
     return lambda: connect(*arguments, **options).close()
 
 
-def received(timeout):
+def receiving(timeout):
     def receive():
-        with connect(ADDRESS) as results:
-            results.receive(timeout)
+        with connect(ADDRESS) as subscriber:
+            subscriber.receive(timeout)
 
     return receive
 
 
-def pickled():
-    with connect(ADDRESS) as results:
-        pickle.dumps(results)
+def pickle_subscriber():
+    with connect(ADDRESS) as subscriber:
+        pickle.dumps(subscriber)
 
 
 CALLS = {
-    "load_model(None)": model(None),
-    "load_model, weights None": model("nanomask", None),
-    "load_model, weights a state dict": model("nanomask", {}),
-    "load_model, weights with NUL": model("nanomask", "a\0b"),
-    "load_model, a long path": model("nanomask", "x" * 5000),
-    "load_model, a folder": model("nanomask", "/"),
-    "load_model, a device file": model("nanomask", "/dev/zero"),
-    "load_model, device a number": model("nanomask", "none", device=5),
-    "load_model, input_size a text": model("nanomask", "none", input_size="416"),
-    "load_model, score a text": model("nanomask", "none", score="x"),
-    "load_model, classes a text": model("nanomask", "none", classes="person"),
-    "load_model, region of two": model("nanomask", "none", region=[(0, 0), (1, 1)]),
+    "load_model(None)": loading(None),
+    "load_model, weights None": loading("nanomask", None),
+    "load_model, weights a state dict": loading("nanomask", {}),
+    "load_model, weights with NUL": loading("nanomask", "a\0b"),
+    "load_model, a long path": loading("nanomask", "x" * 5000),
+    "load_model, a folder": loading("nanomask", "/"),
+    "load_model, a device file": loading("nanomask", "/dev/zero"),
+    "load_model, device a number": loading("nanomask", "none", device=5),
+    "load_model, input_size a text": loading("nanomask", "none", input_size="416"),
+    "load_model, score a text": loading("nanomask", "none", score="x"),
+    "load_model, classes a text": loading("nanomask", "none", classes="person"),
+    "load_model, region of two": loading("nanomask", "none", region=[(0, 0), (1, 1)]),
     "Tracker, a text": lambda: Tracker(lost_track_seconds="2"),
     "Tracker, None": lambda: Tracker(lost_track_seconds=None),
     "Tracker, new_track_threshold a text": lambda: Tracker(new_track_threshold="high"),
@@ -106,21 +115,26 @@ CALLS = {
     "Mask.from_box": lambda: Mask.from_box(None, (4, 5)),
     "Frame, source a number": frame(source=5),
     "Frame, no image": frame(image=None),
-    "Frame, grey image": frame(image=np.zeros((2, 2), np.uint8)),
+    "Frame, gray image": frame(image=np.zeros((2, 2), np.uint8)),
     "Frame, pts a text": frame(pts="0"),
-    "connect(None)": subscriber(None),
-    "connect, a path": subscriber(Path("/tmp")),
-    "connect, no port": subscriber("tcp://127.0.0.1"),
-    "connect, sources a text": subscriber(ADDRESS, "gate"),
-    "connect, sources a number": subscriber(ADDRESS, 5),
-    "connect, a source None": subscriber(ADDRESS, [None]),
-    "connect, frames True": subscriber(ADDRESS, frames=True),
-    "connect, timeout a text": subscriber(ADDRESS, timeout="5"),
-    "connect, max_pixels a text": subscriber(ADDRESS, max_pixels="many"),
-    "connect, frames_address a number": subscriber(ADDRESS, frames="plain", frames_address=5),
-    "receive, a text": received("1"),
-    "a subscriber, pickled": pickled,
-    "receive, NaN": received(float("nan")),
+    "annotate, no image": lambda: annotate(None, instances()()),
+    "annotate, float image": lambda: annotate(np.zeros((4, 5, 3)), instances()()),
+    "annotate, gray image": lambda: annotate(np.zeros((4, 5), np.uint8), instances()()),
+    "annotate, a list": lambda: annotate(np.zeros((4, 5, 3), np.uint8), []),
+    "annotate, another size": lambda: annotate(np.zeros((9, 9, 3), np.uint8), instances()()),
+    "connect(None)": connecting(None),
+    "connect, a path": connecting(Path("/tmp")),
+    "connect, no port": connecting("tcp://127.0.0.1"),
+    "connect, sources a text": connecting(ADDRESS, "gate"),
+    "connect, sources a number": connecting(ADDRESS, 5),
+    "connect, a source None": connecting(ADDRESS, [None]),
+    "connect, frames True": connecting(ADDRESS, frames=True),
+    "connect, timeout a text": connecting(ADDRESS, timeout="5"),
+    "connect, max_pixels a text": connecting(ADDRESS, max_pixels="many"),
+    "connect, frames_address a number": connecting(ADDRESS, frames="plain", frames_address=5),
+    "receive, a text": receiving("1"),
+    "a subscriber, pickled": pickle_subscriber,
+    "receive, NaN": receiving(float("nan")),
     "config.load, a missing text": lambda: load("missing.yaml"),
     "config.load, a number": lambda: load(5),
     "config.load, NUL": lambda: load("a\0b"),
@@ -143,14 +157,20 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_a_wrong_call_gives_an_error_of_the_project_in_one_line(call):
-    with pytest.raises(StreamsegError) as refused:
+def test_invalid_call_raises_a_package_error_in_one_line(call):
+    with pytest.raises(StreamsegError) as caught:
         call()
-    assert "\n" not in str(refused.value)
-    assert len(str(refused.value)) < 6000
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 6000
 
 
-def test_errors_are_what_python_calls_them_too():
+@pytest.mark.parametrize("name", [name for name in streamseg.__all__ if name != "serve"])
+def test_public_name_is_importable_and_documented(name):
+    assert name in dir(streamseg)
+    assert name == "__version__" or getattr(streamseg, name).__doc__
+
+
+def test_errors_are_also_builtin_errors():
     with pytest.raises(IndexError):
         BOX[5]
     with pytest.raises(ValueError, match="boxes"):
@@ -161,24 +181,20 @@ def test_errors_are_what_python_calls_them_too():
         validate({"sources": [{"url": "a", "start": 2, "end": 1}]}, "here")
 
 
-def test_numbers_of_numpy_and_devices_of_torch_are_taken_as_what_they_are():
-    made = load_model(
+def test_numpy_numbers_and_torch_devices_are_accepted():
+    model = load_model(
         "nanomask",
         "none",
         device=torch.device("cpu"),
         input_size=np.int64(64),
         score=np.float32(0.25),
     )
-    assert (made.input_size, made.thresholds.score) == (64, 0.25)
-    assert (
-        Tracker(
-            np.float32(1), min_hits=np.int64(2), new_track_threshold=np.float64(0.7)
-        ).settings.min_hits
-        == 2
-    )
+    assert (model.input_size, model.thresholds.score) == (64, 0.25)
+    tracker = Tracker(np.float32(1), min_hits=np.int64(2), new_track_threshold=np.float64(0.7))
+    assert tracker.settings.min_hits == 2
 
 
-def test_an_integer_picks_one_row_and_a_loop_goes_over_rows():
+def test_integer_index_and_iteration_give_single_rows():
     three = instances(
         boxes=np.arange(12).reshape(3, 4), scores=[3, 2, 1], labels=[1, 2, 3], masks=BOX[[0, 0, 0]]
     )()
@@ -187,34 +203,38 @@ def test_an_integer_picks_one_row_and_a_loop_goes_over_rows():
     assert [row.labels.item() for row in three] == [1, 2, 3]
 
 
-WITHOUT = """
+WITHOUT_EXTRA = """
 import sys
 for name in ("torch", "scipy", "av"):
     sys.modules[name] = None
 import streamseg
 from streamseg.errors import MissingExtraError
-for use in (lambda: streamseg.load_model("nanomask"), lambda: streamseg.Tracker()):
+for call in (lambda: streamseg.load_model("nanomask"), lambda: streamseg.Tracker()):
     try:
-        use()
+        call()
     except MissingExtraError as error:
         print(error, error.name, isinstance(error, ModuleNotFoundError))
 """
 
 
-def test_what_an_extra_has_is_named_where_it_is_missing():
-    ran = subprocess.run(
-        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=60, check=True
+def test_missing_extra_is_named_with_its_installation():
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRA],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
-    assert ran.stdout.splitlines() == [
+    assert ended.stdout.splitlines() == [
         "torch isn't installed: pip install 'streamseg[server]' torch True",
         "scipy isn't installed: pip install 'streamseg[server]' scipy True",
     ]
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
-        streamseg.nope  # noqa: B018 - that is the test
+        streamseg.nope  # noqa: B018 - the access raises
     assert issubclass(MissingExtraError, StreamsegError)
     assert issubclass(ArgumentError, ValueError)
 
 
-def test_a_message_that_quotes_what_a_peer_sent_is_one_printable_line():
+def test_control_characters_in_messages_are_escaped():
     error = StreamsegError("rtsp://h: \x1b[2Jgone\n\udcff")
     assert str(error) == r"rtsp://h: \x1b[2Jgone\n\udcff"

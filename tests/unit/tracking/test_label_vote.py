@@ -1,4 +1,4 @@
-"""The class of a track: a vote of its last observations, that changes nothing else."""
+"""Label vote: the class of a track, by its latest observations."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NAMES = {CAR: "car", TRUCK: "truck", BUS: "bus"}
 SIZE = (60, 80)
 
 Row = tuple[int, int, float]
-"""Track, label, score."""
+"""Track id, label and score."""
 
 
-def seen(*rows: Row) -> Instances:
+def instances_with(*rows: Row) -> Instances:
     boxes = np.array([(i, i, i + 20, i + 10) for i in range(len(rows))], np.float32).reshape(-1, 4)
     tracks, labels, scores = zip(*rows, strict=True) if rows else ((), (), ())
     return Instances(
@@ -38,14 +38,14 @@ def seen(*rows: Row) -> Instances:
     )
 
 
-def published(vote: LabelVote, *observations: tuple[int, float]) -> list[str]:
-    """The names that track 1 is published under, one for each (label, score)."""
+def published_names(vote: LabelVote, *observations: tuple[int, float]) -> list[str]:
+    """Return the name of track 1 after each observation (label, score)."""
     known = np.array([1])
-    return [vote.update(seen((1, *each)), known).names[0] for each in observations]
+    return [vote.update(instances_with((1, *each)), known).names[0] for each in observations]
 
 
-def test_the_label_with_the_most_weight_is_published():
-    assert published(LabelVote(10), (CAR, 0.6), (TRUCK, 0.5), (CAR, 0.5), (TRUCK, 0.7)) == [
+def test_label_with_the_largest_weight_is_chosen():
+    assert published_names(LabelVote(10), (CAR, 0.6), (TRUCK, 0.5), (CAR, 0.5), (TRUCK, 0.7)) == [
         "car",
         "car",
         "car",
@@ -53,41 +53,46 @@ def test_the_label_with_the_most_weight_is_published():
     ]
 
 
-def test_a_few_sure_observations_outweigh_many_weak_ones():
-    assert published(LabelVote(10), *[(CAR, 0.25)] * 3, (TRUCK, 0.875))[-1] == "truck"
+def test_one_high_score_outweighs_several_low_scores():
+    assert published_names(LabelVote(10), *[(CAR, 0.25)] * 3, (TRUCK, 0.875))[-1] == "truck"
 
 
-def test_only_the_last_observations_vote():
-    names = published(LabelVote(3), *[(CAR, 0.9)] * 20, *[(TRUCK, 0.4)] * 3)
+def test_only_the_latest_observations_are_counted():
+    names = published_names(LabelVote(3), *[(CAR, 0.9)] * 20, *[(TRUCK, 0.4)] * 3)
     assert names == ["car"] * 22 + ["truck"]
 
 
-def test_of_equal_weights_the_label_that_was_published_stays():
+def test_previous_label_wins_a_tie():
     assert (
-        published(LabelVote(10), (CAR, 0.5), (TRUCK, 0.5), (CAR, 0.5), (TRUCK, 0.5)) == ["car"] * 4
+        published_names(LabelVote(10), (CAR, 0.5), (TRUCK, 0.5), (CAR, 0.5), (TRUCK, 0.5))
+        == ["car"] * 4
     )
-    assert published(LabelVote(2), (CAR, 0.5), (TRUCK, 0.5), (BUS, 0.5)) == ["car", "car", "bus"]
+    assert published_names(LabelVote(2), (CAR, 0.5), (TRUCK, 0.5), (BUS, 0.5)) == [
+        "car",
+        "car",
+        "bus",
+    ]
 
 
-def test_all_but_the_label_stays_and_the_input_is_not_written_to():
+def test_only_labels_change_and_the_input_is_not_modified():
     vote = LabelVote(5)
-    vote.update(seen((1, CAR, 0.9), (2, BUS, 0.8)), np.array([1, 2]))
-    given = seen((1, TRUCK, 0.5), (-1, TRUCK, 0.9), (2, BUS, 0.7))
-    out = vote.update(given, np.array([1, 2]))
-    assert given.labels.tolist() == [TRUCK, TRUCK, BUS]
-    assert out.names == ["car", "truck", "bus"]  # a row without an identity keeps its own
-    assert out.scores.tolist() == given.scores.tolist()
-    assert out.track_ids.tolist() == given.track_ids.tolist()
-    assert out.masks == given.masks
-    np.testing.assert_array_equal(out.boxes, given.boxes)
+    vote.update(instances_with((1, CAR, 0.9), (2, BUS, 0.8)), np.array([1, 2]))
+    original = instances_with((1, TRUCK, 0.5), (-1, TRUCK, 0.9), (2, BUS, 0.7))
+    voted = vote.update(original, np.array([1, 2]))
+    assert original.labels.tolist() == [TRUCK, TRUCK, BUS]
+    assert voted.names == ["car", "truck", "bus"]  # an untracked row keeps its label
+    assert voted.scores.tolist() == original.scores.tolist()
+    assert voted.track_ids.tolist() == original.track_ids.tolist()
+    assert voted.masks == original.masks
+    np.testing.assert_array_equal(voted.boxes, original.boxes)
 
 
-def test_tracks_that_are_gone_are_forgotten():
+def test_votes_of_removed_tracks_are_deleted():
     vote = LabelVote(30)
     for track_id in range(1000):
-        vote.update(seen((track_id, CAR, 0.9)), np.array([track_id]))
+        vote.update(instances_with((track_id, CAR, 0.9)), np.array([track_id]))
     assert len(vote._ballots) == 1
-    vote.update(seen(), np.array([], np.int64))
+    vote.update(instances_with(), np.array([], np.int64))
     assert vote == LabelVote(30)
 
 
@@ -102,47 +107,46 @@ observations = st.lists(
 
 
 @given(observations, st.integers(1, 6))
-def test_it_is_the_vote_that_counting_exactly_gives(frames: list[list[Row]], last: int):
-    vote, history = LabelVote(last), {}
-    for eighths in frames:
-        rows = [(track_id, label, count / 8) for track_id, label, count in eighths]
-        out = vote.update(seen(*rows), np.arange(4))
-        for (track_id, label, score), name in zip(rows, out.names, strict=True):
-            votes, before = history.get(track_id, ([], None))
-            votes = [*votes, (label, Fraction(score))][-last:]
+def test_vote_equals_an_exact_count(frames: list[list[Row]], count: int):
+    vote, history = LabelVote(count), {}
+    for rows_in_eighths in frames:
+        rows = [(track_id, label, eighths / 8) for track_id, label, eighths in rows_in_eighths]
+        voted = vote.update(instances_with(*rows), np.arange(4))
+        for (track_id, label, score), name in zip(rows, voted.names, strict=True):
+            votes, previous = history.get(track_id, ([], None))
+            votes = [*votes, (label, Fraction(score))][-count:]
             weights = Counter()
             for each, weight in votes:
                 weights[each] += weight
             tied = [each for each in weights if weights[each] == max(weights.values())]
             latest = [each for each, _ in votes if each in tied][-1]
-            now = before if before in tied else latest
-            history[track_id] = votes, now
-            assert name == NAMES[now]
+            label_chosen = previous if previous in tied else latest
+            history[track_id] = votes, label_chosen
+            assert name == NAMES[label_chosen]
 
 
 @given(observations, st.integers(0, 12))
-def test_a_pickled_copy_goes_on_as_the_original(frames: list[list[Row]], cut: int):
+def test_pickled_copy_continues_like_the_original(frames: list[list[Row]], pickled_at: int):
     vote = LabelVote(4)
     for number, rows in enumerate(frames):
-        if number == cut:
+        if number == pickled_at:
             vote = pickle.loads(pickle.dumps(vote))
-        vote.update(seen(*((t, label, s / 8) for t, label, s in rows)), np.arange(4))
-    whole = LabelVote(4)
+        vote.update(instances_with(*((t, label, s / 8) for t, label, s in rows)), np.arange(4))
+    uninterrupted = LabelVote(4)
     for rows in frames:
-        whole.update(seen(*((t, label, s / 8) for t, label, s in rows)), np.arange(4))
-    assert vote == whole
-
-
-# The stage
+        uninterrupted.update(
+            instances_with(*((t, label, s / 8) for t, label, s in rows)), np.arange(4)
+        )
+    assert vote == uninterrupted
 
 
 def results(labels: list[int], source: str = "gate", epochs: list[int] | None = None):
-    """A van that stands still, taken for each of ``labels``."""
+    """Yield results of one stationary object, detected with each of ``labels``."""
     for index, label in enumerate(labels):
         image = np.zeros((*SIZE, 3), np.uint8)
         epoch = epochs[index] if epochs else 0
         frame = Frame(source, index, epoch, index / 10, 0.0, 0.0, image)
-        yield Result(frame, seen((-1, label, 0.8)), "test")
+        yield Result(frame, instances_with((-1, label, 0.8)), "test")
 
 
 def names_and_ids(stream, **settings: object) -> tuple[list[str], set[int]]:
@@ -151,24 +155,24 @@ def names_and_ids(stream, **settings: object) -> tuple[list[str], set[int]]:
     return [result.instances.names[0] for result in tracked], ids
 
 
-def test_one_object_has_one_identity_and_one_class_whatever_it_is_taken_for():
+def test_object_with_changing_labels_has_one_track_and_one_class():
     names, ids = names_and_ids(results([CAR, CAR, TRUCK, CAR, TRUCK, CAR]))
     assert names == ["car"] * 6
     assert ids == {1}
 
 
-def test_without_a_vote_each_class_is_an_object_of_its_own():
+def test_without_a_vote_each_class_is_another_track():
     names, ids = names_and_ids(results([CAR, CAR, TRUCK, TRUCK, CAR]), class_vote=0)
     assert names == ["car", "car", "truck", "truck", "car"]
     assert len(ids - {-1}) == 2
 
 
-def test_a_new_epoch_starts_a_new_vote():
+def test_vote_restarts_with_a_new_epoch():
     labels, epochs = [CAR] * 5 + [TRUCK], [0] * 5 + [1]
     assert names_and_ids(results(labels, epochs=epochs))[0] == ["car"] * 5 + ["truck"]
 
 
-def test_sources_vote_apart():
+def test_votes_of_sources_are_independent():
     gate, yard = results([CAR] * 4, "gate"), results([TRUCK] * 4, "yard")
     mixed = [result for pair in zip(gate, yard, strict=True) for result in pair]
     assert names_and_ids(mixed)[0] == ["car", "truck"] * 4

@@ -1,4 +1,4 @@
-"""Painting: the same pixels as the textbook way, legible, and never more than is asked for."""
+"""Annotated images: pixels of masks, positions of labels, colors, and encoding on demand."""
 
 import cv2
 import numpy as np
@@ -29,7 +29,7 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def instances_of(masks, *, boxes=None, tracks=None):
+def instances_from(masks, *, boxes=None, tracks=None):
     rows = len(masks)
     return Instances(
         masks.boxes if boxes is None else boxes,
@@ -50,13 +50,13 @@ def result_of(image, instances, source="gate"):
     return Result(Frame(source, 0, 0, 0.0, 0.0, 0.0, image), instances, "test")
 
 
-def textbook(image, bitmaps, row_colours, alpha):
-    """What everybody writes: every instance blended over the whole frame."""
+def blend_full_frames(image, bitmaps, colors, alpha):
+    """Blend each instance over the whole frame, one after the other."""
     out = image.copy()
-    for bitmap, colour in zip(bitmaps, row_colours, strict=True):
-        over = np.empty_like(out)
-        over[:] = colour
-        out[bitmap] = cv2.addWeighted(out, 1 - alpha, over, alpha, 0)[bitmap]
+    for bitmap, color in zip(bitmaps, colors, strict=True):
+        layer = np.empty_like(out)
+        layer[:] = color
+        out[bitmap] = cv2.addWeighted(out, 1 - alpha, layer, alpha, 0)[bitmap]
     return out
 
 
@@ -78,139 +78,143 @@ def random_masks(draw):
 
 @settings(max_examples=200, deadline=None)
 @given(random_masks(), st.floats(0, 1), st.integers(0, 99))
-def test_fill_has_the_pixels_of_add_weighted_over_full_frames(masks, alpha, seed):
+def test_fill_masks_equals_blending_of_full_frames(masks, alpha, seed):
     image = noise(*masks.size, seed)
-    instances = instances_of(masks)
+    instances = instances_from(masks)
     canvas = image.copy()
     fill_masks(canvas, instances, alpha)
-    expected = textbook(image, masks.to_arrays(), instance_colors(instances), alpha)
+    expected = blend_full_frames(image, masks.to_arrays(), instance_colors(instances), alpha)
     np.testing.assert_array_equal(canvas, expected)
 
 
-def test_fill_has_the_same_pixels_on_a_large_frame():
+def test_fill_masks_equals_blending_of_full_frames_at_1080p():
     size = (1080, 1920)
     rng = np.random.default_rng(4)
     bitmaps = np.stack(
         [disc(size, *rng.integers(0, size[::-1]), rng.integers(20, 300)) for _ in range(8)]
     )
     image = noise(*size)
-    instances = instances_of(Masks.from_arrays(bitmaps), tracks=np.arange(8))
+    instances = instances_from(Masks.from_arrays(bitmaps), tracks=np.arange(8))
     canvas = image.copy()
     fill_masks(canvas, instances, FILL_ALPHA)
     np.testing.assert_array_equal(
-        canvas, textbook(image, bitmaps, instance_colors(instances), FILL_ALPHA)
+        canvas, blend_full_frames(image, bitmaps, instance_colors(instances), FILL_ALPHA)
     )
 
 
-def test_paint_leaves_a_read_only_frame_as_it_was():
+def test_annotate_does_not_modify_the_image():
     image = noise(120, 160)
     before = image.copy()
     image.flags.writeable = False
-    painted = annotate(image, instances_of(Masks.from_arrays(disc((120, 160), 80, 60, 30)[None])))
+    annotated = annotate(
+        image, instances_from(Masks.from_arrays(disc((120, 160), 80, 60, 30)[None]))
+    )
     np.testing.assert_array_equal(image, before)
-    assert painted.dtype == np.uint8
-    assert painted.shape == image.shape
-    assert painted.flags.writeable
+    assert annotated.dtype == np.uint8
+    assert annotated.shape == image.shape
+    assert annotated.flags.writeable
 
 
-def test_paint_of_nothing_is_the_frame():
+def test_annotate_without_instances_returns_a_copy():
     image = noise(120, 160)
-    painted = annotate(image, Instances.empty((120, 160), NAMES))
-    np.testing.assert_array_equal(painted, image)
-    assert not np.shares_memory(painted, image)
+    annotated = annotate(image, Instances.empty((120, 160), NAMES))
+    np.testing.assert_array_equal(annotated, image)
+    assert not np.shares_memory(annotated, image)
 
 
-def test_a_mask_is_filled_and_has_an_outline_of_its_full_colour():
+def test_masks_are_filled_and_outlined_in_the_full_color():
     size = (240, 320)
     bitmap = disc(size, 160, 150, 50)
-    instances = instances_of(Masks.from_arrays(bitmap[None]), tracks=[2])
+    instances = instances_from(Masks.from_arrays(bitmap[None]), tracks=[2])
     image = np.full((*size, 3), 90, np.uint8)
-    painted = annotate(image, instances)
-    (colour,) = instance_colors(instances)
+    annotated = annotate(image, instances)
+    (color,) = instance_colors(instances)
     inner = cv2.erode(bitmap.view(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-    assert (painted[bitmap & ~inner] == colour).all()
+    assert (annotated[bitmap & ~inner] == color).all()
     np.testing.assert_array_equal(
-        painted[inner], textbook(image, bitmap[None], [colour], FILL_ALPHA)[inner]
+        annotated[inner], blend_full_frames(image, bitmap[None], [color], FILL_ALPHA)[inner]
     )
 
 
-def test_what_lies_outside_masks_and_tags_is_untouched():
+def test_pixels_outside_masks_and_labels_are_unchanged():
     size = (240, 320)
     image = noise(*size)
     bitmap = disc(size, 160, 150, 50)
-    painted = annotate(image, instances_of(Masks.from_arrays(bitmap[None])))
-    changed = (painted != image).any(axis=2) & ~bitmap
+    annotated = annotate(image, instances_from(Masks.from_arrays(bitmap[None])))
+    changed = (annotated != image).any(axis=2) & ~bitmap
     rows, columns = np.nonzero(changed)
-    assert 0 < changed.sum() < 40 * 150  # the tag
+    assert 0 < changed.sum() < 40 * 150  # the label
     assert rows.max() <= 101
     assert columns.min() >= 110
 
 
 @pytest.mark.parametrize("size", [(240, 320), (576, 768), (1080, 1920)])
 @pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_a_tag_is_whole_even_where_its_object_is_in_a_corner(size, corner):
+def test_label_of_an_object_in_a_corner_is_complete(size, corner):
     image = np.full((*size, 3), 90, np.uint8)
 
-    def painted_pixels(y, x):
+    def changed_pixels(y, x):
         one_pixel = Masks.from_crops([np.ones((1, 1), np.bool_)], [(x, y)], size)
-        return (annotate(image, instances_of(one_pixel, tracks=[4])) != image).any(axis=2).sum()
+        return (annotate(image, instances_from(one_pixel, tracks=[4])) != image).any(axis=2).sum()
 
-    beside_its_object = painted_pixels(size[0] // 2, size[1] // 2)
-    over_its_object = painted_pixels((size[0] - 1) * corner[0], (size[1] - 1) * corner[1])
-    assert beside_its_object > 14 * 60
-    assert over_its_object in (beside_its_object, beside_its_object - 1)
+    label_above_object = changed_pixels(size[0] // 2, size[1] // 2)
+    label_in_corner = changed_pixels((size[0] - 1) * corner[0], (size[1] - 1) * corner[1])
+    assert label_above_object > 14 * 60
+    assert label_in_corner in (label_above_object, label_above_object - 1)
 
 
-def test_tags_of_neighbours_cover_neither_each_other_nor_an_object():
+def test_labels_of_adjacent_objects_do_not_overlap():
     size = (576, 768)
     masks = Masks.from_boxes([[300 + 60 * i, 200, 340 + 60 * i, 320] for i in range(4)], size)
     image = np.zeros((*size, 3), np.uint8)
-    painted = annotate(image, instances_of(masks, tracks=range(4))).any(axis=2)
+    annotated = annotate(image, instances_from(masks, tracks=range(4))).any(axis=2)
     objects = masks.to_arrays().any(axis=0)
-    alone = [
-        annotate(image, instances_of(masks, tracks=range(4))[[i]]).any(axis=2) & ~objects
+    single_labels = [
+        annotate(image, instances_from(masks, tracks=range(4))[[i]]).any(axis=2) & ~objects
         for i in range(4)
     ]
-    np.testing.assert_array_equal(painted & objects, objects)
-    assert (painted & ~objects).sum() == sum(tag.sum() for tag in alone)
-    assert (sum(alone) > 1).any()  # each would rather be where another is
+    np.testing.assert_array_equal(annotated & objects, objects)
+    assert (annotated & ~objects).sum() == sum(label.sum() for label in single_labels)
+    assert (sum(single_labels) > 1).any()  # their preferred positions overlap
 
 
-def test_a_box_far_outside_the_frame_still_has_its_tag_inside():
+def test_label_of_a_box_far_beyond_the_frame_is_inside():
     masks = Masks.from_boxes([(-1e30, 5, 1e30, 9)], (60, 160))
     boxes = np.array([[-1e30, -1e30, 1e30, 1e30]], np.float32)
     image = np.zeros((60, 160, 3), np.uint8)
-    painted = annotate(image, instances_of(masks, boxes=boxes)).any(axis=2)
-    assert painted.sum() > 4 * 160 + 10 * 50
+    annotated = annotate(image, instances_from(masks, boxes=boxes)).any(axis=2)
+    assert annotated.sum() > 4 * 160 + 10 * 50
 
 
-def test_the_same_place_for_more_tags_than_fit_is_no_failure():
+def test_more_labels_than_fit_are_drawn_without_an_error():
     size = (60, 80)
     masks = Masks.from_boxes([(0, 0, 80, 60)] * 30, size)
-    assert (annotate(noise(*size), instances_of(masks)) > 0).any()
+    assert (annotate(noise(*size), instances_from(masks)) > 0).any()
 
 
-def test_label_texts_say_name_track_and_score():
+def test_label_text_has_name_track_id_and_score():
     masks = Masks.from_boxes([(0, 0, 5, 5)] * 3, (10, 10))
-    instances = instances_of(masks, tracks=[12, -1, 0])
+    instances = instances_from(masks, tracks=[12, -1, 0])
     assert list(_label_texts(instances)) == ["person 12  99%", "car  69%", "dog 0  40%"]
 
 
-def test_a_track_keeps_its_colour_whatever_its_row_and_untracked_rows_have_their_category_s():
+def test_color_is_that_of_the_track_or_of_the_category():
     masks = Masks.from_boxes([(0, 0, 5, 5)] * 3, (10, 10))
-    first = instance_colors(instances_of(masks, tracks=[7, 8, -1]))
-    second = instance_colors(instances_of(masks, tracks=[8, -1, 7]))
+    first = instance_colors(instances_from(masks, tracks=[7, 8, -1]))
+    second = instance_colors(instances_from(masks, tracks=[8, -1, 7]))
     assert (first[0], first[1]) == (second[2], second[0])
     assert first[2] == PALETTE[18 % len(PALETTE)]
     assert second[1] == PALETTE[3]
 
 
-def test_the_palette_has_no_two_alike():
-    apart = [np.abs(np.subtract(a, b)).sum() for i, a in enumerate(PALETTE) for b in PALETTE[:i]]
-    assert min(apart) >= 60
+def test_palette_colors_are_distinct():
+    distances = [
+        np.abs(np.subtract(a, b)).sum() for i, a in enumerate(PALETTE) for b in PALETTE[:i]
+    ]
+    assert min(distances) >= 60
 
 
-def test_stuff_lies_beneath_things_in_muted_colours():
+def test_stuff_is_drawn_below_things_in_muted_colors():
     size = (240, 320)
     image = np.full((*size, 3), 90, np.uint8)
     ground = np.zeros(size, np.bool_)
@@ -220,20 +224,20 @@ def test_stuff_lies_beneath_things_in_muted_colours():
         Segment(1, 100, "grass", False, Mask.from_array(ground)),
         Segment(2, 1, "person", True, Mask.from_array(disc(size, 20, 20, 10))),
     )
-    painted = annotate(image, instances_of(Masks.from_arrays(thing[None])), segments)
-    assert (painted[20, 20] == 90).all()  # things come from the instances
-    stuff = painted[230, 10].astype(int)
+    annotated = annotate(image, instances_from(Masks.from_arrays(thing[None])), segments)
+    assert (annotated[20, 20] == 90).all()  # things come from the instances
+    stuff = annotated[230, 10].astype(int)
     assert (stuff != 90).any()
     assert np.ptp(stuff) < np.ptp(PALETTE[100 % len(PALETTE)]) / 2
-    assert (painted[180, 160] != stuff).any()
+    assert (annotated[180, 160] != stuff).any()
 
 
-def test_instances_of_another_frame_are_refused():
+def test_instances_of_another_frame_size_are_refused():
     with pytest.raises(StreamsegError, match="don't fit"):
         annotate(noise(20, 20), Instances.empty((10, 10), NAMES))
 
 
-def test_a_jpeg_has_the_colours_of_the_image():
+def test_jpeg_has_the_colors_of_the_image():
     image = np.zeros((40, 60, 3), np.uint8)
     image[:] = (200, 30, 60)
     jpeg = encode_jpeg(image, 90)
@@ -242,52 +246,54 @@ def test_a_jpeg_has_the_colours_of_the_image():
     assert np.abs(decoded.astype(int) - image).max() <= 4
 
 
-def test_quality_is_heeded():
+def test_lower_quality_gives_a_smaller_jpeg():
     image = noise(64, 64)
     assert len(encode_jpeg(image, 20)) < len(encode_jpeg(image, 95))
 
 
-def test_an_image_too_large_for_jpeg_is_refused_in_one_line():
+def test_image_too_large_for_jpeg_is_refused():
     with pytest.raises(StreamsegError, match="can't be encoded as JPEG"):
         encode_jpeg(np.zeros((1, 70_000, 3), np.uint8), 80)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "annotated", "plain"),
+    ("requested", "has_annotated", "has_plain"),
     [({"frames"}, True, False), ({"video"}, False, True), ({"frames", "video"}, True, True)],
 )
-def test_only_the_pictures_that_somebody_wants_are_made(wanted, annotated, plain):
+def test_only_requested_images_are_encoded(requested, has_annotated, has_plain):
     image = noise(60, 80)
-    instances = instances_of(Masks.from_arrays(disc((60, 80), 40, 30, 20)[None]))
+    instances = instances_from(Masks.from_arrays(disc((60, 80), 40, 30, 20)[None]))
     result = result_of(image, instances)
     metrics = Metrics()
-    (picture,) = encode_images([result], lambda kind, source: kind in wanted, 80, metrics)
-    assert picture.result is result
-    assert picture.source == "gate"
-    assert picture.annotated == (encode_jpeg(annotate(image, instances), 80) if annotated else None)
-    assert picture.plain == (encode_jpeg(image, 80) if plain else None)
+    (encoded,) = encode_images([result], lambda kind, source: kind in requested, 80, metrics)
+    assert encoded.result is result
+    assert encoded.source == "gate"
+    assert encoded.annotated == (
+        encode_jpeg(annotate(image, instances), 80) if has_annotated else None
+    )
+    assert encoded.plain == (encode_jpeg(image, 80) if has_plain else None)
     assert (
         'streamseg_pictures_total{source="gate"} 1.0' in generate_latest(metrics.registry).decode()
     )
 
 
-def test_frames_that_nobody_wants_make_no_picture():
+def test_frames_without_subscribers_are_not_encoded():
     results = [
         result_of(noise(20, 20), Instances.empty((20, 20), NAMES), source) for source in "abab"
     ]
-    made = encode_images(results, lambda kind, source: source == "b", 80, Metrics())
-    assert [picture.source for picture in made] == ["b", "b"]
+    encoded_images = encode_images(results, lambda kind, source: source == "b", 80, Metrics())
+    assert [encoded.source for encoded in encoded_images] == ["b", "b"]
 
 
-def test_frames_that_no_jpeg_can_hold_have_no_pictures_and_end_nothing(caplog):
+def test_frames_too_large_for_jpeg_are_skipped(caplog):
     def result_of_width(width):
         frame = Frame("gate", 0, 0, 0.0, 0.0, 0.0, np.zeros((2, width, 3), np.uint8))
         return Result(frame, Instances.empty(frame.size, {}), "test")
 
     metrics = Metrics()
     results = [result_of_width(width) for width in (64, 65_501, 70_000, 65_500)]
-    made = list(encode_images(results, lambda kind, source: True, 80, metrics))
-    assert [picture.result.frame.size[1] for picture in made] == [64, 65_500]
+    encoded_images = list(encode_images(results, lambda kind, source: True, 80, metrics))
+    assert [encoded.result.frame.size[1] for encoded in encoded_images] == [64, 65_500]
     assert metrics.images_dropped_total() == 2
     assert caplog.messages == [
         "gate: frames of 65501 x 2 pixels have no images: JPEG sides are at most 65500"

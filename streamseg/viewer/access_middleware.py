@@ -1,4 +1,4 @@
-"""What browsers are told to refuse, and who isn't answered: around all that the viewer serves."""
+"""ASGI middleware of the viewer: checks of Host and Origin, and security headers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamseg.service.http_access import HostNames
 
-HEADERS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
     " img-src 'self'; connect-src 'self'; worker-src 'self'; base-uri 'none';"
     " form-action 'none'; frame-ancestors 'none'",
@@ -20,24 +20,31 @@ HEADERS = {
 }
 
 
-class Guard:
-    """ASGI middleware: answers only who asks by a known name, and adds the headers."""
+class AccessMiddleware:
+    """ASGI middleware that refuses unknown hosts and origins, and adds security headers.
+
+    Args:
+        app: the wrapped application.
+        names: host names of the server.
+    """
 
     def __init__(self, app: ASGIApp, names: HostNames) -> None:
         self._app = app
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on a request, or refuse it."""
+        """Forward a request to the application, or answer it with status 403."""
 
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        is_socket = scope["type"] == "websocket"
-        why = self._names.refusal(Headers(scope=scope), origin_needed=is_socket)
-        if not why:
-            await self._app(scope, receive, send_guarded)
+        # Browsers always send the origin of a WebSocket.
+        reason = self._names.refusal(
+            Headers(scope=scope), origin_needed=scope["type"] == "websocket"
+        )
+        if reason:
+            await PlainTextResponse(f"{reason}\n", 403)(scope, receive, send_with_headers)
         else:
-            await PlainTextResponse(f"{why}\n", 403)(scope, receive, send_guarded)
+            await self._app(scope, receive, send_with_headers)
