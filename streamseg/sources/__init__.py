@@ -15,7 +15,7 @@ from streamseg.config import SourceConfig, assign_source_names, to_source_config
 from streamseg.config.plugins import find_plugins
 from streamseg.errors import ConfigError, NoFramesError, SourceError, redact_address
 from streamseg.sources.base import Source, SourceControl, SourceReport
-from streamseg.sources.connection import is_live, live_source
+from streamseg.sources.connection import create_live_source, is_live_url
 from streamseg.sources.image_file import IMAGE_EXTENSIONS
 from streamseg.sources.image_sequence import ImageSequenceSource
 from streamseg.sources.inputs import (
@@ -76,12 +76,12 @@ def open_source(config: SourceConfig | str | os.PathLike[str], **options: Any) -
 
 def _open(config: SourceConfig) -> Source:
     name = assign_source_names([(config.name, config.url)])[0]
-    if not is_live(config.url):
+    if not is_live_url(config.url):
         _check_recorded(config)
     if config.url.startswith(TEST_SCHEME):
         return TestPattern(name, config)
-    if is_live(config.url):
-        return live_source(name, config)
+    if is_live_url(config.url):
+        return create_live_source(name, config)
     url = redact_address(config.url)
     if is_url(config.url):
         plugin = find_source_plugin(name, config)

@@ -1,8 +1,8 @@
 """Interface of a source, and the selection and counting of frames that all sources share.
 
 A source yields :class:`LazyFrame`: index and time of a frame, and a function that loads its image.
-``deliver`` selects frames (stride, frame rate, start and end), loads only those, counts them, and
-converts them to :class:`~streamseg.structures.results.Frame`.
+``deliver_frames`` selects frames (stride, frame rate, start and end), loads only those, counts
+them, and converts them to :class:`~streamseg.structures.results.Frame`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SourceReport:
         expected: number of frames in the file's metadata, or None.
         duration: duration in seconds in the file's metadata, or None.
         incomplete: why the recording is incomplete; empty if it seems complete.
-        trouble: error of the latest bad packet or image.
+        last_error: error of the latest bad packet or image.
         notes: remarks for the summary, one line each, at most ``MAX_NOTES``.
     """
 
@@ -61,7 +61,7 @@ class SourceReport:
     expected: int | None = None
     duration: float | None = None
     incomplete: str = ""
-    trouble: str = ""
+    last_error: str = ""
     notes: list[str] = field(default_factory=list)
 
     MAX_NOTES = 20
@@ -71,15 +71,15 @@ class SourceReport:
         """Number of frames that could be decoded."""
         return self.delivered + self.skipped
 
-    def note(self, remark: str) -> None:
-        """Add a remark, once."""
-        if remark not in self.notes and len(self.notes) < self.MAX_NOTES:
-            self.notes.append(remark)
+    def add_note(self, note: str) -> None:
+        """Add a note, once."""
+        if note not in self.notes and len(self.notes) < self.MAX_NOTES:
+            self.notes.append(note)
 
-    def count_bad(self, trouble: str) -> None:
+    def count_bad(self, error: str) -> None:
         """Count a packet or an image that could not be decoded."""
         self.bad += 1
-        self.trouble = trouble
+        self.last_error = error
 
 
 class SourceControl:
@@ -118,7 +118,7 @@ class SourceControl:
             self._paused = False
             self._changed.notify_all()
 
-    def hold(self) -> bool:
+    def wait_until_resumed(self) -> bool:
         """Wait while the source is paused; returns False if it was stopped."""
         with self._changed:
             self._changed.wait_for(lambda: not self.paused)
@@ -180,7 +180,7 @@ class LazyFrame:
     damaged: bool = False
 
 
-def deliver(
+def deliver_frames(
     name: str,
     config: SourceConfig,
     lazy_frames: Generator[LazyFrame, None, None],
@@ -189,15 +189,15 @@ def deliver(
     clock: RecordingClock | None = None,
 ) -> Generator[Frame, None, None]:
     """Yield the selected frames of a recording, then raise if something is wrong with it."""
-    with closing(selected(name, config, lazy_frames, report, clock)) as frames:
+    with closing(select_frames(name, config, lazy_frames, report, clock)) as frames:
         for frame in frames:
-            if not control.hold():
+            if not control.wait_until_resumed():
                 return
             yield frame
     _raise_problems(config, report)
 
 
-def selected(
+def select_frames(
     name: str,
     config: SourceConfig,
     lazy_frames: Generator[LazyFrame, None, None],
@@ -342,10 +342,12 @@ def _exact_rate(rate: float) -> float:
 def _raise_problems(config: SourceConfig, report: SourceReport) -> None:
     """Raise an error for an unreadable or incomplete source, after its last good frame."""
     url = redact_address(config.url)
-    met = report.good + report.bad
-    if report.good * 10 < met or not met:
-        found = f"{report.good} of {met} frames could be decoded" if met else "there is no frame"
-        raise NoFramesError(f"{url}: {found}{_because(report.trouble or report.incomplete)}")
+    total = report.good + report.bad
+    if report.good * 10 < total or not total:
+        problem = (
+            f"{report.good} of {total} frames could be decoded" if total else "there is no frame"
+        )
+        raise NoFramesError(f"{url}: {problem}{_because(report.last_error or report.incomplete)}")
     if not report.delivered and not report.bad:
         raise NoFramesError(f"{url}: no frame lies between start and end")
     if report.incomplete:

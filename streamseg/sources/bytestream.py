@@ -79,7 +79,7 @@ class ByteStream:
 
     def refuse_open(self, url: str, _flags: int, _options: Mapping[str, str]) -> io.BytesIO:
         """Refuse to open another address that a container refers to; PyAV's ``io_open``."""
-        self.failure = self.failure or SourceError(f"{redact(url)}: a stream may not lead to this")
+        self.failure = self.failure or SourceError(f"{redact(url)}: not allowed in a stream")
         return io.BytesIO()
 
     def pace_frames(
@@ -101,4 +101,4 @@ class ByteStream:
     def _check_frame_size(self) -> None:
         self._bytes_since_frame += len(self._buffer)
         if self._bytes_since_frame > MAX_FRAME_BYTES:
-            raise SourceError(f"{self.name}: there is no frame in {MAX_FRAME_BYTES} bytes")
+            raise SourceError(f"{self.name}: no frame in {MAX_FRAME_BYTES} bytes")

@@ -25,12 +25,12 @@ from msgspec.structs import replace
 
 from streamseg.config import SourceConfig, read_secret
 from streamseg.errors import ConfigError, NoAnswerError, SourceError, redact_address
-from streamseg.sources.base import SourceReport, decoder_limit, selected
+from streamseg.sources.base import SourceReport, decoder_limit, select_frames
 from streamseg.sources.bytestream import ByteStream
 from streamseg.sources.decoding import StartPosition, StreamDecoder
-from streamseg.sources.http import Http, host_of
+from streamseg.sources.http import HttpClient, parse_host
 from streamseg.sources.http_media import open_streams
-from streamseg.sources.live import Abandonment, Beginning, LiveSource
+from streamseg.sources.live import CancelEvent, ConnectionStart, LiveSource
 from streamseg.sources.udp import FORMATS as UDP_FORMATS
 from streamseg.sources.udp import UdpAddress, UdpReceiver
 from streamseg.sources.video_streams import choose_stream, ffmpeg_error_message
@@ -56,24 +56,24 @@ _HTTP = ("http", "https")
 _PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 _WITHOUT_TIMES = ("mpjpeg", "mjpeg")
 _UDP_OPTIONS = {"format_whitelist": UDP_FORMATS, "protocol_whitelist": _PROTOCOLS["udp"]}
-_REFUSALS: dict[type[Exception], str] = {
-    av.error.HTTPUnauthorizedError: "it refuses the user name or the password (401)",
-    av.error.HTTPForbiddenError: "it forbids this (403)",
-    av.error.HTTPNotFoundError: "there is no such stream (404)",
-    av.error.InvalidDataError: "what comes is no video that can be read",
-    av.error.EOFError: "it ends before there is any video that can be read",
+_OPEN_ERRORS: dict[type[Exception], str] = {
+    av.error.HTTPUnauthorizedError: "the server rejects the user name or the password (401)",
+    av.error.HTTPForbiddenError: "the server denies access (403)",
+    av.error.HTTPNotFoundError: "the stream was not found (404)",
+    av.error.InvalidDataError: "the data are not a video in a supported format",
+    av.error.EOFError: "the stream ended before any video data",
 }
-_MOVED = "it sends its readers to another address, and that isn't followed: use that address"
-_OTHER_FORMAT = "what comes has a format that isn't read over HTTP"
-_SILENCE = (av.error.TimeoutError, av.error.ExitError)
+_REDIRECTED = "the server redirects to another address, which isn't followed: use that address"
+_UNSUPPORTED_FORMAT = "its format isn't supported over HTTP"
+_TIMEOUT_ERRORS = (av.error.TimeoutError, av.error.ExitError)
 
 
-def is_live(url: str) -> bool:
+def is_live_url(url: str) -> bool:
     """Return whether the URL is that of a camera or a network stream."""
-    return _is_device(url) or _scheme_of(url) in (*_PROTOCOLS, *_HTTP)
+    return _is_device(url) or _get_scheme(url) in (*_PROTOCOLS, *_HTTP)
 
 
-def live_source(name: str, config: SourceConfig) -> LiveSource:
+def create_live_source(name: str, config: SourceConfig) -> LiveSource:
     """Create the source of a camera or a network stream, without connecting.
 
     Raises:
@@ -81,74 +81,76 @@ def live_source(name: str, config: SourceConfig) -> LiveSource:
     """
     url = redact_address(config.url)
     if config.start or config.end is not None:
-        raise ConfigError(f"{url}: start and end are for recordings, and this is live")
+        raise ConfigError(f"{url}: start and end are for recordings, not for live sources")
     if _is_device(config.url):
         if config.user:
-            raise ConfigError(f"{url}: a camera on this machine has no user to log in as")
+            raise ConfigError(f"{url}: a local camera has no login: remove user")
         return LiveSource(name, config, partial(_read_device, name, config))
     if config.input:
-        raise ConfigError(f"{url}: input is for cameras on this machine, /dev/video0")
+        raise ConfigError(f"{url}: input is for local cameras such as /dev/video0")
     _check_port(config.url)
-    if _scheme_of(config.url) == "udp":
+    if _get_scheme(config.url) == "udp":
         UdpAddress.parse(config.url)
     else:
-        host_of(config.url)
+        parse_host(config.url)
         _check_http_spaces(config.url)
-    _login(config)
+    _read_login(config)
     return LiveSource(name, config, partial(_read_network, name, config))
 
 
 def _check_port(url: str) -> None:
     """Refuse an invalid port, which FFmpeg would replace by another one."""
     try:
-        possible = urlsplit(url).port != 0
+        is_valid = urlsplit(url).port != 0
     except ValueError:
-        possible = False
-    if not possible:
-        raise ConfigError(f"{redact_address(url)}: ports are numbers from 1 to 65535")
+        is_valid = False
+    if not is_valid:
+        raise ConfigError(f"{redact_address(url)}: the port must be a number from 1 to 65535")
 
 
 def _check_http_spaces(url: str) -> None:
     """Refuse white space in an HTTP URL, which would end the URL in the request."""
-    if _scheme_of(url) in ("http", "https") and re.search(r"\s", _without_login(url)[0]):
-        raise ConfigError(f"{redact_address(url)}: has a space in it: write it as %20")
+    if _get_scheme(url) in ("http", "https") and re.search(r"\s", _split_login(url)[0]):
+        raise ConfigError(f"{redact_address(url)}: contains a space: write it as %20")
 
 
 def _read_network(
     name: str,
     config: SourceConfig,
-    beginning: Beginning,
+    start: ConnectionStart,
     report: SourceReport,
-    left: Abandonment,
-    again: bool,
+    cancel_event: CancelEvent,
+    should_probe: bool,
 ) -> Generator[Frame, None, None]:
     try:
-        login = _login(config)  # read each time, because passwords change
+        login = _read_login(config)  # read each time, because passwords change
     except ConfigError as error:
         raise SourceError(str(error)) from None
-    if _scheme_of(config.url) == "udp":
+    if _get_scheme(config.url) == "udp":
         with (
-            closing(UdpReceiver(name, UdpAddress.parse(config.url), report, left)) as receiver,
-            closing(_open(config, receiver, _UDP_OPTIONS)) as container,
+            closing(
+                UdpReceiver(name, UdpAddress.parse(config.url), report, cancel_event)
+            ) as receiver,
+            closing(_open_container(config, receiver, _UDP_OPTIONS)) as container,
         ):
-            yield from _frames(name, config, container, beginning, report, left)
+            yield from _read_frames(name, config, container, start, report, cancel_event)
         return
-    if again:
-        _probe(config.url)
-    if _scheme_of(config.url) in _HTTP:
-        yield from _read_http(name, config, login, beginning, report, left)
+    if should_probe:
+        _probe_host(config.url)
+    if _get_scheme(config.url) in _HTTP:
+        yield from _read_http(name, config, login, start, report, cancel_event)
         return
     with closing(_open_url(config, login)) as container:
-        yield from _frames(name, config, container, beginning, report, left)
+        yield from _read_frames(name, config, container, start, report, cancel_event)
 
 
 def _read_http(
     name: str,
     config: SourceConfig,
     login: tuple[str, str] | None,
-    beginning: Beginning,
+    start: ConnectionStart,
     report: SourceReport,
-    left: Abandonment,
+    cancel_event: CancelEvent,
 ) -> Generator[Frame, None, None]:
     """Yield the frames of the containers served at a URL.
 
@@ -157,29 +159,31 @@ def _read_http(
     Raises:
         SourceError: reading failed.
     """
-    url, inline = _without_login(config.url)
+    url, inline = _split_login(config.url)
     timeout = max(config.open_timeout, config.stall_after) + _GRACE
-    http = Http(url, config.hosts, login or inline, timeout, left)
-    left.on_set(http.abort)
+    http = HttpClient(url, config.hosts, login or inline, timeout, cancel_event)
+    cancel_event.on_set(http.abort)
     last: Frame | None = None
     with closing(http):
-        for stream in open_streams(http, url, config.stream, left, report.note):
+        for stream in open_streams(http, url, config.stream, cancel_event, report.add_note):
             if last is not None and stream.is_continuation:
-                beginning = Beginning(last.index + 1, last.epoch, last.pts)
+                start = ConnectionStart(last.index + 1, last.epoch, last.pts)
             elif last is not None:
-                beginning = Beginning(last.index + 1, last.epoch + 1)
-            with closing(_stream_frames(name, config, stream, beginning, report, left)) as frames:
+                start = ConnectionStart(last.index + 1, last.epoch + 1)
+            with closing(
+                _read_stream_frames(name, config, stream, start, report, cancel_event)
+            ) as frames:
                 for last in frames:
                     yield last
 
 
-def _stream_frames(
+def _read_stream_frames(
     name: str,
     config: SourceConfig,
     stream: ByteStream,
-    beginning: Beginning,
+    start: ConnectionStart,
     report: SourceReport,
-    left: Abandonment,
+    cancel_event: CancelEvent,
 ) -> Generator[Frame, None, None]:
     """Yield the frames of one container.
 
@@ -190,9 +194,11 @@ def _stream_frames(
     options = {"format_whitelist": ",".join(stream.formats)}
     try:
         with closing(
-            _open(config, stream, options, format=stream.only_format, io_open=stream.refuse_open)
+            _open_container(
+                config, stream, options, format=stream.only_format, io_open=stream.refuse_open
+            )
         ) as container:
-            yield from _frames(name, config, container, beginning, report, left, stream)
+            yield from _read_frames(name, config, container, start, report, cancel_event, stream)
     except SourceError:
         stream.raise_failure()
         raise
@@ -202,29 +208,29 @@ def _stream_frames(
 def _read_device(
     name: str,
     config: SourceConfig,
-    beginning: Beginning,
+    start: ConnectionStart,
     report: SourceReport,
-    left: Abandonment,
-    _again: bool,
+    cancel_event: CancelEvent,
+    _should_probe: bool,
 ) -> Generator[Frame, None, None]:
     path = Path(config.url)
     if DEVICE_FORMAT == "v4l2" and not (path.exists() and stat.S_ISCHR(path.stat().st_mode)):
-        raise SourceError(f"{path}: there is no such camera")
+        raise SourceError(f"{path}: no such camera")
     options = {str(key): value for key, value in config.input.items()}
-    with closing(_open(config, config.url, options, format=DEVICE_FORMAT)) as container:
-        yield from _frames(name, config, container, beginning, report, left)
+    with closing(_open_container(config, config.url, options, format=DEVICE_FORMAT)) as container:
+        yield from _read_frames(name, config, container, start, report, cancel_event)
 
 
-def _frames(
+def _read_frames(
     name: str,
     config: SourceConfig,
     container: InputContainer,
-    beginning: Beginning,
+    start: ConnectionStart,
     report: SourceReport,
-    left: Abandonment,
+    cancel_event: CancelEvent,
     source: ByteStream | None = None,
 ) -> Generator[Frame, None, None]:
-    """Yield the frames of a container until its end or until ``left`` is set.
+    """Yield the frames of a container until its end or until ``cancel_event`` is set.
 
     Raises:
         SourceError: reading failed.
@@ -234,21 +240,21 @@ def _frames(
         container,
         stream,
         config,
-        StartPosition(index=beginning.index, seconds=beginning.seconds, epoch=beginning.epoch),
+        StartPosition(index=start.index, seconds=start.seconds, epoch=start.epoch),
         0,
         report,
         use_arrival_times=container.format.name in _WITHOUT_TIMES,
-        stop_event=left,
+        stop_event=cancel_event,
     )
     frames = decoder.lazy_frames()
     paced = frames if source is None else source.pace_frames(frames)
-    yield from selected(name, config, paced, report)
+    yield from select_frames(name, config, paced, report)
     if decoder.read_error:
-        raise SourceError(f"it can't be read on: {decoder.read_error}")
+        raise SourceError(f"reading failed: {decoder.read_error}")
 
 
 def _open_url(config: SourceConfig, login: tuple[str, str] | None) -> InputContainer:
-    scheme = _scheme_of(config.url)
+    scheme = _get_scheme(config.url)
     options = {"protocol_whitelist": _PROTOCOLS[scheme]}
     if scheme in ("rtsp", "rtsps"):
         options |= {
@@ -258,12 +264,12 @@ def _open_url(config: SourceConfig, login: tuple[str, str] | None) -> InputConta
         }
     if scheme in ("rtmp", "rtmps"):
         options["analyzeduration"] = _RTMP_ANALYSED
-    return _open(config, _with_login(config.url, login), options)
+    return _open_container(config, _add_login(config.url, login), options)
 
 
-def _open(
+def _open_container(
     config: SourceConfig,
-    what: str | UdpReceiver | ByteStream,
+    source: str | UdpReceiver | ByteStream,
     options: dict[str, str],
     *,
     format: str | None = None,  # noqa: A002 - as in av.open
@@ -278,7 +284,7 @@ def _open(
     timeouts = (config.open_timeout + _GRACE, config.stall_after + _GRACE)
     try:
         return av.open(
-            what,
+            source,
             mode="r",
             format=format,
             options=options,
@@ -286,7 +292,7 @@ def _open(
             io_open=io_open,
             metadata_errors="replace",
         )
-    except _SILENCE:
+    except _TIMEOUT_ERRORS:
         raise NoAnswerError("no answer") from None
     except (av.error.FFmpegError, ValueError) as error:
         raise SourceError(_describe_open_error(config.url, error)) from None
@@ -294,14 +300,14 @@ def _open(
 
 def _describe_open_error(url: str, error: Exception) -> str:
     """Return why a URL can't be opened."""
-    if _scheme_of(url) in ("rtsp", "rtsps") and isinstance(error, av.error.ArgumentError):
-        return _MOVED
-    if _scheme_of(url) in _HTTP and isinstance(error, av.error.ArgumentError):
-        return _OTHER_FORMAT
-    return _REFUSALS.get(type(error)) or ffmpeg_error_message(error).lower()
+    if _get_scheme(url) in ("rtsp", "rtsps") and isinstance(error, av.error.ArgumentError):
+        return _REDIRECTED
+    if _get_scheme(url) in _HTTP and isinstance(error, av.error.ArgumentError):
+        return _UNSUPPORTED_FORMAT
+    return _OPEN_ERRORS.get(type(error)) or ffmpeg_error_message(error).lower()
 
 
-def _probe(url: str) -> None:
+def _probe_host(url: str) -> None:
     """Check whether the host accepts TCP connections.
 
     Raises:
@@ -310,13 +316,13 @@ def _probe(url: str) -> None:
     parts = urlsplit(url)
     port = parts.port or _PORTS[parts.scheme.lower()]
     try:
-        with socket.create_connection((host_of(url), port), timeout=PROBE_TIMEOUT):
+        with socket.create_connection((parse_host(url), port), timeout=PROBE_TIMEOUT):
             return
     except OSError as error:
         raise NoAnswerError(error.strerror or "no answer") from None
 
 
-def _login(config: SourceConfig) -> tuple[str, str] | None:
+def _read_login(config: SourceConfig) -> tuple[str, str] | None:
     """Return user name and password from the sources named in the config, or None.
 
     Raises:
@@ -325,12 +331,12 @@ def _login(config: SourceConfig) -> tuple[str, str] | None:
     if not config.user:
         return None
     where = config.name or redact_address(config.url)
-    if _without_login(config.url)[1] is not None:
-        raise ConfigError(f"{where}: the url and user both say who to log in as")
+    if _split_login(config.url)[1] is not None:
+        raise ConfigError(f"{where}: both the url and user contain a user name: remove one")
     return config.user, read_secret(config.password_env, config.password_file, f"{where}: password")
 
 
-def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
+def _split_login(url: str) -> tuple[str, tuple[str, str] | None]:
     """Return the URL without user name and password, and these."""
     parts = urlsplit(url)
     if "@" not in parts.netloc:
@@ -342,7 +348,7 @@ def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
     )
 
 
-def _with_login(url: str, login: tuple[str, str] | None) -> str:
+def _add_login(url: str, login: tuple[str, str] | None) -> str:
     if login is None:
         return url
     user, password = (quote(part, safe="") for part in login)
@@ -350,7 +356,7 @@ def _with_login(url: str, login: tuple[str, str] | None) -> str:
     return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.netloc}"))
 
 
-def _scheme_of(url: str) -> str:
+def _get_scheme(url: str) -> str:
     return url.partition("://")[0].lower() if "://" in url else ""
 
 

@@ -238,7 +238,7 @@ class StreamDecoder:
         try:
             orientation = read_display_orientation(frame)
         except DisplayMatrixError as error:
-            self._report.note(str(error))
+            self._report.add_note(str(error))
             return UPRIGHT
         if orientation is None and self._shape is not None and not frame.key_frame:
             return self._shape[2]
@@ -266,10 +266,10 @@ class StreamDecoder:
         decoded = self._packets - self._start.packets
         without_frame = decoded - self._discarded_packets - self._good_frames - self._bad_packets
         if without_frame > 0 and not self._start.packets:
-            report.note(f"{without_frame} packet(s) without a frame")
+            report.add_note(f"{without_frame} packet(s) without a frame")
         lost = self._timeline.lost_frames - self._repeated_frames - max(0, without_frame)
         if lost > 0:
-            report.note(f"{lost} frame(s) missing according to the timestamps")
+            report.add_note(f"{lost} frame(s) missing according to the timestamps")
 
     def _describe_missing(self) -> str:
         """Return why the recording is incomplete; empty if it is complete."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from streamseg.errors import SourceError, redact
 from streamseg.sources import mp4
 from streamseg.sources.bytestream import ByteStream
-from streamseg.sources.http import Body, Http, StatusError, join_url
+from streamseg.sources.http import HttpClient, ResponseBody, StatusError, join_url
 
 TYPES = ("mpegurl",)
 FORMATS = ("mpegts",)
@@ -141,24 +141,28 @@ class HlsReader:
         http: client for all requests.
         stream: index of the variant in a master playlist, otherwise of the video stream in the
             segments.
-        left: set when the reader is abandoned.
-        note: called with a remark about omitted segments.
+        cancel_event: set when the reader is abandoned.
+        add_note: called with a remark about omitted segments.
     """
 
     def __init__(
-        self, http: Http, stream: int, left: threading.Event, note: Callable[[str], None]
+        self,
+        http: HttpClient,
+        stream: int,
+        cancel_event: threading.Event,
+        add_note: Callable[[str], None],
     ) -> None:
         self._http = http
         self._stream = stream
-        self._left = left
-        self._note = note
+        self._cancel_event = cancel_event
+        self._add_note = add_note
         self._lost_segments = self._failed_reloads = 0
         self._loaded_at = 0.0
         self._init: tuple[Resource, bytes] | None = None
         self._upcoming: Segment | None = None
         self._is_continuation = False
 
-    def streams(self, body: Body) -> Iterator[ByteStream]:
+    def streams(self, body: ResponseBody) -> Iterator[ByteStream]:
         """Yield the containers; each discontinuity starts a new one.
 
         Args:
@@ -169,7 +173,7 @@ class HlsReader:
         """
         playlist = self._open(body)
         segments = self._segments(playlist)
-        pace = None if playlist.is_complete else _Pace(self._left).wait
+        pace = None if playlist.is_complete else _Pace(self._cancel_event).wait
         self._upcoming = next(segments, None)
         if self._upcoming is None:
             raise SourceError(f"{redact(playlist.url)}: the playlist has no segments")
@@ -184,7 +188,7 @@ class HlsReader:
                 name, pieces, formats, self._stream, pace, is_continuation=is_continuation
             )
 
-    def _open(self, body: Body) -> Playlist:
+    def _open(self, body: ResponseBody) -> Playlist:
         """Return the media playlist of the selected variant."""
         playlist = self._read(body)
         if not playlist.is_master:
@@ -197,10 +201,10 @@ class HlsReader:
         chosen = self._read(self._http.get(playlist.variants[self._stream]))
         self._stream = 0
         if chosen.is_master:
-            raise SourceError(f"{redact(chosen.url)}: a variant that is a master playlist itself")
+            raise SourceError(f"{redact(chosen.url)}: the variant is a master playlist")
         return chosen
 
-    def _read(self, body: Body) -> Playlist:
+    def _read(self, body: ResponseBody) -> Playlist:
         text = body.read_all(MAX_PLAYLIST_BYTES, "a playlist")
         self._loaded_at = time.monotonic()
         return parse(body.url, text)
@@ -212,7 +216,7 @@ class HlsReader:
             number = max(number, playlist.end - LIVE_DELAY)
         while True:
             if playlist.end < number:
-                raise SourceError(f"{redact(url)}: the playlist started again")
+                raise SourceError(f"{redact(url)}: the playlist was restarted")
             if number < playlist.first:  # too slow: the next segment isn't listed any more
                 number = max(playlist.first, playlist.end - LIVE_DELAY)
             if number < playlist.end:
@@ -228,7 +232,7 @@ class HlsReader:
         """Return whether to reload a live playlist; with ``wait``, wait until then."""
         interval = playlist.target_duration / 2 if wait else playlist.target_duration
         due = self._loaded_at + min(max(interval, MIN_RELOAD), MAX_RELOAD)
-        if wait and self._left.wait(due - time.monotonic()):
+        if wait and self._cancel_event.wait(due - time.monotonic()):
             raise SourceError(f"{redact(playlist.url)}: given up")
         return time.monotonic() >= due
 
@@ -239,7 +243,7 @@ class HlsReader:
         except SourceError:
             self._loaded_at = time.monotonic()
             self._failed_reloads += 1
-            if self._failed_reloads > MAX_FAILURES or self._left.is_set():
+            if self._failed_reloads > MAX_FAILURES or self._cancel_event.is_set():
                 raise
             return playlist
         self._failed_reloads = 0
@@ -251,7 +255,7 @@ class HlsReader:
         if playlist.is_master:
             raise SourceError(f"{redact(url)}: has become a master playlist")
         if not playlist.segments and not playlist.is_complete:
-            raise SourceError(f"{redact(url)}: the playlist has no segments any longer")
+            raise SourceError(f"{redact(url)}: the playlist has no segments any more")
         return playlist
 
     def _container(
@@ -276,7 +280,7 @@ class HlsReader:
         if segment.is_encrypted:
             raise SourceError(f"{url}: encrypted playlists can't be read")
         if segment.is_gap:
-            self._note("the playlist has gaps")
+            self._add_note("the playlist has gaps")
             return
         try:
             body = self._http.get(segment.media.url, segment.media.byte_range)
@@ -284,11 +288,11 @@ class HlsReader:
             self._lost_segments += 1
             if error.status in _FORBIDDEN_STATUS or self._lost_segments > MAX_FAILURES:
                 raise
-            self._note(f"a segment is left out: {error}")
+            self._add_note(f"segment skipped: {error}")
             return
         self._lost_segments = 0
         if _has_header(body.preface()):
-            raise SourceError(f"{url}: a segment that is a playlist itself")
+            raise SourceError(f"{url}: the segment is a playlist")
         yield from body.pieces()
 
     def _read_init(self, init: Resource) -> bytes:
@@ -301,8 +305,8 @@ class HlsReader:
 class _Pace:
     """Clock that delays the frames of a segment to their times in the stream."""
 
-    def __init__(self, left: threading.Event) -> None:
-        self._left = left
+    def __init__(self, cancel_event: threading.Event) -> None:
+        self._cancel_event = cancel_event
         self._epoch = -1
         self._offset = 0.0
 
@@ -312,7 +316,7 @@ class _Pace:
         if epoch != self._epoch or not 0 <= ahead <= _MAX_PACE:
             self._epoch, self._offset = epoch, time.monotonic() - pts
         else:
-            self._left.wait(ahead)
+            self._cancel_event.wait(ahead)
 
 
 def parse(url: str, data: bytes) -> Playlist:
@@ -422,7 +426,7 @@ class _Parser:
 
     def _integer(self, value: str) -> int:
         if not re.fullmatch(r"\d{1,18}", value.strip()):
-            raise SourceError(f"{redact(self._url)}: a number in the playlist is none")
+            raise SourceError(f"{redact(self._url)}: invalid number in the playlist")
         return int(value)
 
     def _check_count(self, count: int, limit: int, what: str) -> None:

@@ -31,9 +31,9 @@ _READ_BYTES = 64 * 1024
 _PREFACE_BYTES = 16
 """Number of bytes after leading white space that suffice to detect the format of a body."""
 _REASONS = {
-    401: "it refuses the user name or the password (401)",
-    403: "it forbids this (403)",
-    404: "there is nothing at this address (404)",
+    401: "the server rejects the user name or the password (401)",
+    403: "the server denies access (403)",
+    404: "the address was not found (404)",
 }
 _REDIRECTIONS = (301, 302, 303, 307, 308)
 _CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-")
@@ -51,7 +51,7 @@ class StatusError(SourceError):
         self.status = status
 
 
-class Http:
+class HttpClient:
     """HTTP client of one source, with at most one connection open.
 
     Args:
@@ -59,7 +59,7 @@ class Http:
         hosts: other allowed hosts.
         login: user name and password, or None.
         timeout: seconds without data after which a read fails.
-        left: set when the reader is abandoned; requests fail from then on.
+        cancel_event: set when the reader is abandoned; requests fail from then on.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Http:
         hosts: tuple[str, ...],
         login: tuple[str, str] | None,
         timeout: float,
-        left: threading.Event,
+        cancel_event: threading.Event,
     ) -> None:
-        self._hosts = {host_of(url), *(host.lower() for host in hosts)}
+        self._hosts = {parse_host(url), *(host.lower() for host in hosts)}
         self._timeout = timeout
-        self._left = left
+        self._cancel_event = cancel_event
         self._socket: socket.socket | None = None
-        self._body: Body | None = None
+        self._body: ResponseBody | None = None
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}),  # a proxy from the environment would get the password
             _HttpHandler(self._watch),
@@ -83,11 +83,11 @@ class Http:
         )
         if login is not None:
             passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
-            passwords.add_password(None, _root_of(url), *login)
+            passwords.add_password(None, _get_root_url(url), *login)
             self._opener.add_handler(_Digest(passwords))
             self._opener.add_handler(_Basic(passwords))
 
-    def get(self, url: str, byte_range: tuple[int, int] | None = None) -> Body:
+    def get(self, url: str, byte_range: tuple[int, int] | None = None) -> ResponseBody:
         """Request a URL and follow redirections; the previous body is closed.
 
         Args:
@@ -104,14 +104,14 @@ class Http:
         for _ in range(MAX_REDIRECTS + 1):
             response = self._request(url, byte_range)
             if response.status not in _REDIRECTIONS:
-                self._body = Body(url, response, self._left, byte_range)
+                self._body = ResponseBody(url, response, self._cancel_event, byte_range)
                 return self._body
             target = response.headers.get("Location")
             response.close()
             if not target:
-                raise SourceError(f"{redact(url)}: it redirects and names no address")
+                raise SourceError(f"{redact(url)}: the server redirects without an address")
             url = join_url(url, target)
-        raise SourceError(f"{redact(url)}: it redirects more than {MAX_REDIRECTS} times")
+        raise SourceError(f"{redact(url)}: the server redirects more than {MAX_REDIRECTS} times")
 
     def abort(self) -> None:
         """Shut the connection down, from any thread: a blocked read or handshake fails at once."""
@@ -127,13 +127,13 @@ class Http:
     def _watch(self, sock: socket.socket) -> None:
         """Record a new connection as the one to abort."""
         self._socket = sock
-        if self._left.is_set():
+        if self._cancel_event.is_set():
             _shut_down(sock)
 
     def _request(self, url: str, byte_range: tuple[int, int] | None) -> http.client.HTTPResponse:
         """Send one request; returns a response with status 200, 206 or a redirection."""
         check_allowed(url, self._hosts)
-        if self._left.is_set():
+        if self._cancel_event.is_set():
             raise SourceError(f"{redact(url)}: given up")
         request = urllib.request.Request(url, headers={"User-Agent": "streamseg"})  # noqa: S310 - checked
         if byte_range is not None:
@@ -143,23 +143,27 @@ class Http:
             response: http.client.HTTPResponse = self._opener.open(request, timeout=self._timeout)
         except urllib.error.HTTPError as error:
             error.close()
-            reason = _reason_of_status(error.code)
+            reason = _describe_status(error.code)
             raise StatusError(f"{redact(url)}: {reason}", error.code) from None
         except urllib.error.URLError as error:
             cause = error.reason if isinstance(error.reason, Exception) else error
-            raise _failure(url, cause) from None
+            raise _create_error(url, cause) from None
         except (http.client.HTTPException, OSError, ValueError) as error:
-            raise _failure(url, error) from None
+            raise _create_error(url, error) from None
         except LookupError:  # raised by urllib for an invalid challenge
-            raise SourceError(f"{redact(url)}: how it asks for a password can't be read") from None
+            raise SourceError(
+                f"{redact(url)}: the server's authentication challenge is invalid"
+            ) from None
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             response.close()
-            raise SourceError(f"{redact(url)}: it sends a compressed answer, unasked")
+            raise SourceError(
+                f"{redact(url)}: the server sent a compressed response that was not requested"
+            )
         return response
 
 
-class Body:
-    """Body of a response.
+class ResponseBody:
+    """Body of an HTTP response.
 
     Attributes:
         url: URL after redirections.
@@ -171,17 +175,17 @@ class Body:
         self,
         url: str,
         response: http.client.HTTPResponse,
-        left: threading.Event,
+        cancel_event: threading.Event,
         byte_range: tuple[int, int] | None = None,
     ) -> None:
         self.url = url
         self.content_type = response.headers.get_content_type()
-        self.boundary = _boundary_of(response.headers)
+        self.boundary = _read_boundary(response.headers)
         self._response = response
-        self._left = left
+        self._cancel_event = cancel_event
         self._preface = b""
         self._remaining = None if byte_range is None else byte_range[1]
-        self._skip = 0 if byte_range is None else self._bytes_before(byte_range[0])
+        self._skip = 0 if byte_range is None else self._count_bytes_before(byte_range[0])
 
     def preface(self) -> bytes:
         """Return the first bytes without consuming them.
@@ -190,7 +194,7 @@ class Body:
             SourceError: see ``read``.
         """
         while len(self._preface) < _READ_BYTES and len(self._preface.lstrip()) < _PREFACE_BYTES:
-            data = self._next()
+            data = self._read_next()
             if not data:
                 break
             self._preface += data
@@ -204,7 +208,7 @@ class Body:
             SourceError: the connection failed.
         """
         preface, self._preface = self._preface, b""
-        return preface or self._next()
+        return preface or self._read_next()
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes as they arrive, until the end.
@@ -232,7 +236,7 @@ class Body:
         """Close the connection."""
         self._response.close()
 
-    def _next(self) -> bytes:
+    def _read_next(self) -> bytes:
         """Return bytes of the requested range from the connection."""
         data = b""
         while not data and self._remaining != 0:
@@ -248,21 +252,21 @@ class Body:
         return data
 
     def _receive(self) -> bytes:
-        if self._left.is_set():
+        if self._cancel_event.is_set():
             raise SourceError(f"{redact(self.url)}: given up")
         try:
             return self._response.read1(_READ_BYTES)
         except (http.client.HTTPException, OSError, ValueError) as error:
-            raise _failure(self.url, error) from None
+            raise _create_error(self.url, error) from None
 
-    def _bytes_before(self, offset: int) -> int:
+    def _count_bytes_before(self, offset: int) -> int:
         """Return the number of bytes to skip before the range, if the server ignored it."""
         if self._response.status != HTTPStatus.PARTIAL_CONTENT:
             return offset
         found = _CONTENT_RANGE.match(self._response.headers.get("Content-Range", ""))
         if found is None or int(found[1]) != offset:
             self.close()
-            raise SourceError(f"{redact(self.url)}: it sends another part than was requested")
+            raise SourceError(f"{redact(self.url)}: the server sent another part than requested")
         return 0
 
 
@@ -315,7 +319,7 @@ class _HttpsHandler(urllib.request.HTTPSHandler):
 
 
 class _ErrorProcessor(urllib.request.HTTPErrorProcessor):
-    """Handles error statuses, but not redirections, which ``Http.get`` checks and follows."""
+    """Handles error statuses, but not redirections, which ``HttpClient.get`` checks and follows."""
 
     def http_response(self, request: urllib.request.Request, response: Any) -> Any:
         is_redirection = response.status in _REDIRECTIONS
@@ -348,18 +352,16 @@ def check_allowed(url: str, hosts: set[str]) -> None:
     """
     parts = urlsplit(url)
     if parts.scheme.lower() not in ("http", "https"):
-        raise SourceError(f"{redact(url)}: a stream over HTTP may not lead to this")
+        raise SourceError(f"{redact(url)}: not allowed in a stream over HTTP")
     if "@" in parts.netloc:
-        raise SourceError(
-            f"{redact(url)}: a stream may not lead to an address with a user name in it"
-        )
-    if host_of(url) not in hosts:
+        raise SourceError(f"{redact(url)}: a stream must not lead to an address with a user name")
+    if parse_host(url) not in hosts:
         raise SourceError(
             f"{redact(url)}: leads to another host: add it to the source's hosts if you trust it"
         )
 
 
-def host_of(url: str) -> str:
+def parse_host(url: str) -> str:
     """Return the host of a URL in lower case.
 
     Raises:
@@ -385,7 +387,7 @@ def join_url(base: str, target: str) -> str:
         path, query = (quote(text, safe=string.punctuation) for text in (parts.path, parts.query))
         return urlunsplit(parts._replace(path=path, query=query, fragment=""))
     except ValueError:
-        raise SourceError(f"{redact(base)}: leads to what is no address") from None
+        raise SourceError(f"{redact(base)}: leads to an invalid address") from None
 
 
 @functools.cache
@@ -408,32 +410,32 @@ def _shut_down(sock: socket.socket) -> None:
         return  # it is closed already
 
 
-def _boundary_of(headers: Message) -> str:
+def _read_boundary(headers: Message) -> str:
     boundary = headers.get_param("boundary")
     return boundary if isinstance(boundary, str) else ""
 
 
-def _root_of(url: str) -> str:
+def _get_root_url(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"
 
 
-def _reason_of_status(status: int) -> str:
+def _describe_status(status: int) -> str:
     """Describe an error status, without text from the server."""
     if status in _REASONS:
         return _REASONS[status]
     known = {each.value: each.phrase for each in HTTPStatus}
-    return f"it answers {status} {known.get(status, '')}".rstrip()
+    return f"the server responded {status} {known.get(status, '')}".rstrip()
 
 
-def _failure(url: str, error: Exception) -> SourceError:
+def _create_error(url: str, error: Exception) -> SourceError:
     """Return the error for a failed request, without text from the server."""
     if isinstance(error, TimeoutError):
         return NoAnswerError(f"{redact(url)}: no answer")
     if isinstance(error, http.client.RemoteDisconnected):
-        return SourceError(f"{redact(url)}: it closes the connection without an answer")
+        return SourceError(f"{redact(url)}: the server closed the connection without a response")
     if isinstance(error, http.client.IncompleteRead):
-        return SourceError(f"{redact(url)}: its answer breaks off")
+        return SourceError(f"{redact(url)}: the response is incomplete")
     if isinstance(error, (http.client.HTTPException, ValueError)):
-        return SourceError(f"{redact(url)}: its answer isn't HTTP, or is over the limits of HTTP")
+        return SourceError(f"{redact(url)}: the response isn't valid HTTP, or exceeds a limit")
     return SourceError(f"{redact(url)}: {getattr(error, 'strerror', None) or type(error).__name__}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from streamseg.errors import SourceError, redact
 from streamseg.sources import hls, mjpeg, mp4
 from streamseg.sources.bytestream import ByteStream
-from streamseg.sources.http import Body, Http
+from streamseg.sources.http import HttpClient, ResponseBody
 
 _FORMATS = (
     *("mpegts", "matroska", "flv", "live_flv", "mpeg", "avi", "asf", "ogg", "nut", "mxf"),
@@ -29,7 +29,11 @@ _REFUSED = {
 
 
 def open_streams(
-    http: Http, url: str, stream: int, left: threading.Event, note: Callable[[str], None]
+    http: HttpClient,
+    url: str,
+    stream: int,
+    cancel_event: threading.Event,
+    add_note: Callable[[str], None],
 ) -> Iterator[ByteStream]:
     """Yield the containers served at a URL, to be read one after the other.
 
@@ -37,8 +41,8 @@ def open_streams(
         http: client for all requests.
         url: URL of the source, without user name and password.
         stream: index of the video stream to read.
-        left: set when the reader is abandoned.
-        note: called with a remark about omitted content.
+        cancel_event: set when the reader is abandoned.
+        add_note: called with a remark about omitted content.
 
     Raises:
         SourceError: the format is not supported.
@@ -46,7 +50,7 @@ def open_streams(
     body = http.get(url)
     preface = body.preface()
     if hls.is_playlist(body.content_type, preface):
-        yield from hls.HlsReader(http, stream, left, note).streams(body)
+        yield from hls.HlsReader(http, stream, cancel_event, add_note).streams(body)
     elif _is_motion_jpeg(body, preface):
         images = mjpeg.split_jpegs(body.pieces(), body.boundary)
         yield ByteStream(redact(url), mjpeg.multipart(images), (mjpeg.FORMAT,), stream)
@@ -57,13 +61,13 @@ def open_streams(
         yield ByteStream(redact(url), body.pieces(), _FORMATS, stream)
 
 
-def _is_motion_jpeg(body: Body, preface: bytes) -> bool:
+def _is_motion_jpeg(body: ResponseBody, preface: bytes) -> bool:
     """Return whether the body consists of JPEGs, in multipart or concatenated form."""
     is_multipart = body.content_type.startswith("multipart/") or preface.lstrip().startswith(b"--")
     return is_multipart or body.content_type == "image/jpeg" or preface.startswith(_JPEG)
 
 
-def _check_format(body: Body, preface: bytes) -> None:
+def _check_format(body: ResponseBody, preface: bytes) -> None:
     """Refuse web pages and DASH manifests with a specific message.
 
     Raises:
@@ -75,5 +79,5 @@ def _check_format(body: Body, preface: bytes) -> None:
             raise SourceError(f"{redact(body.url)}: {what}")
 
 
-def _is_dash(body: Body, text: bytes) -> bool:
+def _is_dash(body: ResponseBody, text: bytes) -> bool:
     return _DASH in body.content_type or (text.startswith(b"<?xml") and b"<mpd" in text)

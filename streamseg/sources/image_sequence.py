@@ -16,7 +16,13 @@ from pathlib import Path
 
 from streamseg.config import SourceConfig
 from streamseg.errors import TooLargeError
-from streamseg.sources.base import BadImageError, LazyFrame, SourceControl, SourceReport, deliver
+from streamseg.sources.base import (
+    BadImageError,
+    LazyFrame,
+    SourceControl,
+    SourceReport,
+    deliver_frames,
+)
 from streamseg.sources.image_file import read_image_file
 from streamseg.structures.results import Frame, Image
 
@@ -48,7 +54,9 @@ class ImageSequenceSource:
     def frames(self) -> Generator[Frame, None, None]:
         """Yield the images as frames; see :class:`~streamseg.sources.base.Source`."""
         self.report = self._create_report()
-        yield from deliver(self.name, self._config, self._lazy_frames(), self.report, self.control)
+        yield from deliver_frames(
+            self.name, self._config, self._lazy_frames(), self.report, self.control
+        )
 
     def _create_report(self) -> SourceReport:
         return SourceReport(fps=1.0, expected=len(self._files), duration=float(len(self._files)))
@@ -80,7 +88,7 @@ class ImageSequenceSource:
                 )
                 self._multi_image_files += 1
             return image_file.pixels, _SQUARE_PIXELS
-        self.report.note(trouble)
+        self.report.add_note(trouble)
         raise BadImageError(trouble)
 
     def _report_multi_image_files(self) -> None:
@@ -88,7 +96,7 @@ class ImageSequenceSource:
             return
         file, images = self._first_multi_image
         others = self._multi_image_files - 1
-        self.report.note(
+        self.report.add_note(
             f"{file} holds {images} images: only the main image is used"
             + (f"; the same holds for {others} more file(s)" if others else "")
         )

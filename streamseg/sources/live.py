@@ -42,7 +42,7 @@ _QUEUE_SIZE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class ConnectionStart:
     """Start of the frames of a connection.
 
     Attributes:
@@ -56,7 +56,7 @@ class Beginning:
     seconds: float = -math.inf
 
 
-class Abandonment(threading.Event):
+class CancelEvent(threading.Event):
     """Event that is set when a reader is abandoned; it can abort a blocked read."""
 
     def __init__(self) -> None:
@@ -77,12 +77,12 @@ class Abandonment(threading.Event):
 
 
 Read: TypeAlias = Callable[
-    [Beginning, SourceReport, Abandonment, bool], Generator[Frame, None, None]
+    [ConnectionStart, SourceReport, CancelEvent, bool], Generator[Frame, None, None]
 ]
-"""``(beginning, report, left, again)``: opens a connection and yields its frames until its end.
+"""``(start, report, cancel_event, should_probe)``: opens a connection and yields its frames.
 
-Ends soon after ``left`` is set. ``again`` is true if the last connection was not answered or
-stalled. Raises SourceError or OSError.
+Ends soon after ``cancel_event`` is set. ``should_probe`` is true if the last connection was not
+answered or stalled. Raises SourceError or OSError.
 """
 OnState: TypeAlias = Callable[[State, str], None]
 
@@ -109,9 +109,9 @@ class LiveSource:
         self.on_state: OnState = lambda state, reason: log.info("%s: %s %s", name, state, reason)
         self._config = config
         self._read = read
-        self._next = Beginning()
+        self._next_start = ConnectionStart()
         self._blocked: list[threading.Thread] = []
-        self._reported = ""
+        self._last_logged = ""
 
     def frames(self) -> Generator[Frame, None, None]:
         """Yield the frames of successive connections until the source is stopped.
@@ -120,53 +120,55 @@ class LiveSource:
             SourceError: ``max_attempts`` consecutive attempts have failed.
         """
         failures = 0
-        unanswered = False
-        while self._may_connect():
+        was_unanswered = False
+        while self._wait_until_connectable():
             self.on_state("connecting", "")
             try:
-                for frame in self._connection(again=unanswered):
-                    failures, unanswered = 0, False
+                for frame in self._read_connection(should_probe=was_unanswered):
+                    failures, was_unanswered = 0, False
                     yield frame
             except Exception as error:  # noqa: BLE001 - reconnect after any error
                 failures += 1
-                unanswered = isinstance(error, (NoAnswerError, StalledError))
+                was_unanswered = isinstance(error, (NoAnswerError, StalledError))
                 if not isinstance(error, (SourceError, OSError)):
                     self._log_unexpected(error)
-                self._wait(failures, error)
+                self._wait_before_retry(failures, error)
 
-    def _log_unexpected(self, fault: Exception) -> None:
+    def _log_unexpected(self, error: Exception) -> None:
         """Log an unexpected exception, a bug of this program or a library, once."""
-        if repr(fault) != self._reported:
-            self._reported = repr(fault)
-            log.error("%s: unexpected", self.name, exc_info=fault)
+        if repr(error) != self._last_logged:
+            self._last_logged = repr(error)
+            log.error("%s: unexpected error", self.name, exc_info=error)
 
-    def _may_connect(self) -> bool:
+    def _wait_until_connectable(self) -> bool:
         """Wait while the source is paused or blocked; returns False if it was stopped."""
         while not self.control.stopped:
             self._blocked = [thread for thread in self._blocked if thread.is_alive()]
             if self.control.paused:
                 self.on_state("waiting", "paused")
-                self.control.hold()
+                self.control.wait_until_resumed()
             elif len(self._blocked) >= MAX_BLOCKED_READERS:
-                self.on_state("waiting", f"{len(self._blocked)} reads of it are blocked")
+                self.on_state("waiting", f"{len(self._blocked)} readers are blocked")
                 self.control.sleep(MAX_DELAY)
             else:
                 return True
         return False
 
-    def _connection(self, *, again: bool) -> Generator[Frame, None, None]:
+    def _read_connection(self, *, should_probe: bool) -> Generator[Frame, None, None]:
         """Yield the frames of a new connection until it fails, is abandoned, stopped or paused."""
-        reader = _Reader(self.name, self._read, self._next, self.report, again=again)
+        reader = _Reader(
+            self.name, self._read, self._next_start, self.report, should_probe=should_probe
+        )
         try:
             reader.start()
             for frame in reader.frames(self._config, self.control):
-                self._next = Beginning(frame.index + 1, frame.epoch + 1)
+                self._next_start = ConnectionStart(frame.index + 1, frame.epoch + 1)
                 yield frame
         finally:
             reader.abandon()
             self._blocked.append(reader.thread)
 
-    def _wait(self, failures: int, error: Exception) -> None:
+    def _wait_before_retry(self, failures: int, error: Exception) -> None:
         """Report the error and wait for the next attempt.
 
         Raises:
@@ -187,11 +189,17 @@ class _Reader:
     """Reader of one connection, in a separate thread."""
 
     def __init__(
-        self, name: str, read: Read, beginning: Beginning, report: SourceReport, *, again: bool
+        self,
+        name: str,
+        read: Read,
+        start: ConnectionStart,
+        report: SourceReport,
+        *,
+        should_probe: bool,
     ) -> None:
-        self._left = Abandonment()
+        self._cancel_event = CancelEvent()
         self._queue: queue.Queue[Frame | Exception | None] = queue.Queue(_QUEUE_SIZE)
-        self._frames = read(beginning, report, self._left, again)
+        self._frames = read(start, report, self._cancel_event, should_probe)
         self.thread = threading.Thread(target=self._run, name=f"reader:{name}", daemon=True)
 
     def start(self) -> None:
@@ -200,7 +208,7 @@ class _Reader:
 
     def abandon(self) -> None:
         """Stop waiting for the thread, which ends by itself."""
-        self._left.set()
+        self._cancel_event.set()
 
     def frames(self, config: SourceConfig, control: SourceControl) -> Generator[Frame, None, None]:
         """Yield the frames until the source is stopped or paused.
@@ -238,7 +246,7 @@ class _Reader:
 
     def _put(self, item: Frame | Exception | None) -> bool:
         """Put an item into the queue; returns False if the reader was abandoned."""
-        while not self._left.is_set():
+        while not self._cancel_event.is_set():
             try:
                 self._queue.put(item, timeout=POLL_INTERVAL)
             except queue.Full:

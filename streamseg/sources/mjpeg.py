@@ -57,14 +57,14 @@ def split_jpegs(pieces: Iterator[bytes], boundary: str = "") -> Iterator[bytes]:
     for piece in pieces:
         yield from splitter.feed(piece)
     if splitter.is_within_image:
-        raise SourceError("it ends in the middle of an image")
+        raise SourceError("the stream ended in the middle of an image")
 
 
 class _Splitter:
     """Incremental search for JPEG images.
 
-    ``_data[:_at]`` was searched. Within an image, ``_data`` starts at its first byte; outside,
-    after the last image or discarded data.
+    ``_data[:_position]`` was searched. Within an image, ``_data`` starts at its first byte;
+    outside, after the last image or discarded data.
     """
 
     def __init__(self, boundary: str) -> None:
@@ -73,9 +73,9 @@ class _Splitter:
         self._boundary_line = re.compile(rb"\r?\n--+" + token + rb"[ \t-]*\r?\n") if token else None
         self._tail = max(_LONGEST_BOUNDARY, 2 * len(token))
         self._data = bytearray()
-        self._at = 0
+        self._position = 0
         self._find = self._find_start
-        self._since_image = 0
+        self._bytes_since_image = 0
         self._has_parts = False
         self._is_first_of_part = False
         self._extra_images = 0
@@ -87,20 +87,20 @@ class _Splitter:
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Yield the images that end in a piece."""
-        self._since_image += len(piece)
+        self._bytes_since_image += len(piece)
         self._data += piece
         while True:
-            before = self._find, self._at
+            before = self._find, self._position
             image = self._find()
             if image is not None:
-                self._since_image = len(self._data)
-                if self._is_wanted():
+                self._bytes_since_image = len(self._data)
+                if self._accept_image():
                     yield image
-            elif (self._find, self._at) == before:
+            elif (self._find, self._position) == before:
                 break
-        if self._since_image > MAX_FRAME_BYTES:
+        if self._bytes_since_image > MAX_FRAME_BYTES:
             self._data.clear()  # tracebacks keep this object alive for a while
-            raise SourceError(f"there is no complete image in {MAX_FRAME_BYTES} bytes")
+            raise SourceError(f"no complete image in {MAX_FRAME_BYTES} bytes")
 
     def _find_start(self) -> bytes | None:
         """Find the first byte of an image, and a boundary before it."""
@@ -110,66 +110,66 @@ class _Splitter:
             self._has_parts = self._is_first_of_part = True
         if start >= 0:
             del self._data[:start]
-            self._at = len(_START) - 1
-            self._find = self._find_scan
+            self._position = len(_START) - 1
+            self._find = self._find_scan_data
         else:
             del self._data[: -self._tail]
         return None
 
-    def _find_scan(self) -> bytes | None:
+    def _find_scan_data(self) -> bytes | None:
         """Skip the segments of an image up to its entropy-coded data."""
         data = self._data
-        while self._at + 4 <= len(data):
-            marker = data[self._at + 1]
-            length = int.from_bytes(data[self._at + 2 : self._at + 4], "big")
-            if data[self._at] != _FILL or marker == _START_OF_IMAGE:
+        while self._position + 4 <= len(data):
+            marker = data[self._position + 1]
+            length = int.from_bytes(data[self._position + 2 : self._position + 4], "big")
+            if data[self._position] != _FILL or marker == _START_OF_IMAGE:
                 self._find = self._find_end  # damaged, but its end can still be found
                 return None
             if marker == _END_OF_IMAGE:
                 break
             if marker == _FILL:
-                self._at += 1
+                self._position += 1
             elif marker in _WITHOUT_LENGTH:
-                self._at += 2
+                self._position += 2
             else:
-                self._at += 2 + length
+                self._position += 2 + length
                 if marker == _START_OF_SCAN:
                     self._find = self._find_end
                     return None
-        if data[self._at : self._at + 2] == b"\xff\xd9":
-            return self._cut(self._at + 2)
+        if data[self._position : self._position + 2] == b"\xff\xd9":
+            return self._pop_image(self._position + 2)
         return None
 
     def _find_end(self) -> bytes | None:
         """Find the end of an image or its next segments."""
-        marker = _MARKER.search(self._data, self._at)
+        marker = _MARKER.search(self._data, self._position)
         known = marker.start() if marker else len(self._data)
         if self._boundary_line is not None:
-            since = max(2, self._at - self._tail)
+            since = max(2, self._position - self._tail)
             line = self._boundary_line.search(self._data, since, known)
             if line:
-                return self._cut(line.start())
+                return self._pop_image(line.start())
         if marker is None:
-            self._at = max(self._at, known - self._data.endswith(b"\xff"))
+            self._position = max(self._position, known - self._data.endswith(b"\xff"))
             return None
         code = self._data[marker.end() - 1]
         if code == _END_OF_IMAGE:
-            return self._cut(marker.end())
+            return self._pop_image(marker.end())
         if code == _START_OF_IMAGE:  # start of the next one: the end marker is missing
-            return self._cut(marker.end() - 2)
-        self._at = marker.end() - 2
-        self._find = self._find_scan
+            return self._pop_image(marker.end() - 2)
+        self._position = marker.end() - 2
+        self._find = self._find_scan_data
         return None
 
-    def _cut(self, end: int) -> bytes:
+    def _pop_image(self, end: int) -> bytes:
         """Remove and return the image, and search for the next one."""
         image = bytes(self._data[:end])
         del self._data[:end]
-        self._at = 0
+        self._position = 0
         self._find = self._find_start
         return image
 
-    def _is_wanted(self) -> bool:
+    def _accept_image(self) -> bool:
         """Return whether the image is the first of its part, or there are no parts."""
         if self._is_first_of_part or not self._has_parts:
             self._is_first_of_part = False

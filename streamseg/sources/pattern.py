@@ -23,7 +23,13 @@ import numpy as np
 
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError
-from streamseg.sources.base import LazyFrame, SourceControl, SourceReport, check_pixels, deliver
+from streamseg.sources.base import (
+    LazyFrame,
+    SourceControl,
+    SourceReport,
+    check_pixels,
+    deliver_frames,
+)
 from streamseg.structures.masks import BoolArray, Masks, Size
 from streamseg.structures.results import Frame, Image, Instances
 
@@ -167,7 +173,9 @@ class TestPattern:
     def frames(self) -> Generator[Frame, None, None]:
         """Yield the frames; see :class:`~streamseg.sources.base.Source`."""
         self.report = self._create_report()
-        yield from deliver(self.name, self._config, self._lazy_frames(), self.report, self.control)
+        yield from deliver_frames(
+            self.name, self._config, self._lazy_frames(), self.report, self.control
+        )
 
     def ground_truth(self, index: int) -> Instances:
         """Return the ground truth of a frame: visible masks, tight boxes and track ids."""

@@ -17,7 +17,7 @@ from streamseg.sources.base import (
     SourceControl,
     SourceReport,
     check_pixels,
-    deliver,
+    deliver_frames,
 )
 from streamseg.structures.results import Frame, Image
 
@@ -84,7 +84,7 @@ class PluginSource:
             SourceError: the plug-in fails or yields something else than times and images.
         """
         self.report = SourceReport()
-        return deliver(self.name, self._config, self._read(), self.report, self.control)
+        return deliver_frames(self.name, self._config, self._read(), self.report, self.control)
 
     def _read(self) -> Generator[LazyFrame, None, None]:
         frames = self._implementation.frames()

@@ -34,10 +34,10 @@ TAKEOVER_AFTER = 1.0
 QUEUE_BYTES = 8 * 1024 * 1024
 """Size of the queue for a slow decoder, in bytes; the oldest datagrams are dropped."""
 KERNEL_BUFFER_BYTES = 1024 * 1024
-_LARGEST_DATAGRAM = 65_535
-_CHECK_EVERY = 0.1
+_MAX_DATAGRAM_BYTES = 65_535
+_POLL_INTERVAL = 0.1
 """Seconds between checks whether the connection was abandoned."""
-_TUNING = frozenset({"fifo_size", "overrun_nonfatal", "reuse", "pkt_size"})
+_IGNORED_OPTIONS = frozenset({"fifo_size", "overrun_nonfatal", "reuse", "pkt_size"})
 """Common options of FFmpeg's UDP protocol that are accepted but not needed."""
 
 _Address = tuple[str, int]
@@ -73,15 +73,15 @@ class UdpAddress:
         if not parts.port:
             raise ConfigError(f"{shown}: has no port: write udp://HOST:PORT")
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        unknown = sorted(set(options) - {"localaddr", "sources", "buffer_size"} - _TUNING)
+        unknown = sorted(set(options) - {"localaddr", "sources", "buffer_size"} - _IGNORED_OPTIONS)
         if unknown:
             raise ConfigError(
-                f"{shown}: has an option that isn't known; known are localaddr, sources and "
+                f"{shown}: has an unknown option; known options are localaddr, sources and "
                 "buffer_size"
             )
         buffer_size = options.get("buffer_size", str(KERNEL_BUFFER_BYTES))
         if not (buffer_size.isdecimal() and 0 < int(buffer_size[:10]) < 2**30):
-            raise ConfigError(f"{shown}: buffer_size is a number of bytes, up to 1 GiB")
+            raise ConfigError(f"{shown}: buffer_size must be a number of bytes below 1 GiB")
         senders = tuple(sender for sender in options.get("sources", "").split(",") if sender)
         interface = options.get("localaddr", "")
         return cls(parts.hostname or "", parts.port, interface, senders, int(buffer_size))
@@ -94,25 +94,25 @@ class UdpReceiver:
         name: name of the source.
         address: address to bind, and accepted senders.
         report: gets notes about ignored senders.
-        left: set when the reader is abandoned; reads end then.
+        cancel_event: set when the reader is abandoned; reads end then.
 
     Raises:
         SourceError: the address can't be bound.
     """
 
     def __init__(
-        self, name: str, address: UdpAddress, report: SourceReport, left: threading.Event
+        self, name: str, address: UdpAddress, report: SourceReport, cancel_event: threading.Event
     ) -> None:
         self.name = f"udp port {address.port}"
         self._source = name
         self._report = report
-        self._left = left
+        self._cancel_event = cancel_event
         self._changed = threading.Condition()
         self._queue: deque[bytes] = deque()
-        self._queued = 0
+        self._queued_bytes = 0
         self._sender: _Address | None = None
-        self._last_at = 0.0
-        self._fault: SourceError | None = None
+        self._last_received_at = 0.0
+        self._error: SourceError | None = None
         self._closed = False
         try:
             self._socket, self._allowed = _listen(address)
@@ -132,12 +132,12 @@ class UdpReceiver:
             while not self._queue:
                 if self._closed:
                     return b""
-                fault = SourceError("given up") if self._left.is_set() else self._fault
-                if fault is not None:
+                error = SourceError("given up") if self._cancel_event.is_set() else self._error
+                if error is not None:
                     self._closed = True
-                    raise fault
-                self._changed.wait(_CHECK_EVERY)
-            return self._take(size)
+                    raise error
+                self._changed.wait(_POLL_INTERVAL)
+            return self._pop_bytes(size)
 
     def close(self) -> None:
         """Release the port."""
@@ -146,67 +146,67 @@ class UdpReceiver:
         self._thread.join()
         self._socket.close()
 
-    def _take(self, size: int) -> bytes:
-        taken = []
+    def _pop_bytes(self, size: int) -> bytes:
+        chunks = []
         while self._queue and size > 0:
             datagram = self._queue.popleft()
             if len(datagram) > size:
                 self._queue.appendleft(datagram[size:])
                 datagram = datagram[:size]
             size -= len(datagram)
-            self._queued -= len(datagram)
-            taken.append(datagram)
-        return b"".join(taken)
+            self._queued_bytes -= len(datagram)
+            chunks.append(datagram)
+        return b"".join(chunks)
 
     def _receive(self) -> None:
-        self._socket.settimeout(_CHECK_EVERY)
-        while not (self._closed or self._left.is_set() or self._fault):
+        self._socket.settimeout(_POLL_INTERVAL)
+        while not (self._closed or self._cancel_event.is_set() or self._error):
             try:
-                datagram, sender = self._socket.recvfrom(_LARGEST_DATAGRAM)
+                datagram, sender = self._socket.recvfrom(_MAX_DATAGRAM_BYTES)
             except TimeoutError:
                 continue
             except OSError as error:
                 self._fail(f"can't receive: {(error.strerror or str(error)).lower()}")
                 return
-            if datagram and self._is_of_sender(sender[:2]):
-                self._put(datagram)
+            if datagram and self._accept_sender(sender[:2]):
+                self._enqueue(datagram)
 
-    def _is_of_sender(self, sender: _Address) -> bool:
+    def _accept_sender(self, sender: _Address) -> bool:
         """Return whether a datagram is from the sender of this connection, by default the first."""
         if self._allowed and ipaddress.ip_address(sender[0].partition("%")[0]) not in self._allowed:
-            self._note_other(sender)
+            self._report_ignored_sender(sender)
             return False
         now = time.monotonic()
         if self._sender is None:
             self._sender = sender
-        elif sender != self._sender and now - self._last_at < TAKEOVER_AFTER:
-            self._note_other(sender)
+        elif sender != self._sender and now - self._last_received_at < TAKEOVER_AFTER:
+            self._report_ignored_sender(sender)
             return False
         elif sender != self._sender:
             self._fail(f"another sender took over: {sender[0]} port {sender[1]}")
             return False
-        self._last_at = now
+        self._last_received_at = now
         return True
 
-    def _note_other(self, sender: _Address) -> None:
+    def _report_ignored_sender(self, sender: _Address) -> None:
         """Log an ignored sender, once."""
-        remark = f"{self.name}: {sender[0]} sends there, too, and is left out"
-        if remark not in self._report.notes and len(self._report.notes) < self._report.MAX_NOTES:
-            log.warning("%s: %s", self._source, remark)
-        self._report.note(remark)
+        note = f"{self.name}: {sender[0]} is another sender and is ignored"
+        if note not in self._report.notes and len(self._report.notes) < self._report.MAX_NOTES:
+            log.warning("%s: %s", self._source, note)
+        self._report.add_note(note)
 
-    def _put(self, datagram: bytes) -> None:
+    def _enqueue(self, datagram: bytes) -> None:
         with self._changed:
             self._queue.append(datagram)
-            self._queued += len(datagram)
-            while self._queued > QUEUE_BYTES:
-                self._queued -= len(self._queue.popleft())
-                self._report.note(f"{self.name}: datagrams were dropped: decoding is too slow")
+            self._queued_bytes += len(datagram)
+            while self._queued_bytes > QUEUE_BYTES:
+                self._queued_bytes -= len(self._queue.popleft())
+                self._report.add_note(f"{self.name}: datagrams were dropped: decoding is too slow")
             self._changed.notify()
 
     def _fail(self, reason: str) -> None:
         with self._changed:
-            self._fault = SourceError(reason)
+            self._error = SourceError(reason)
             self._changed.notify()
 
 
@@ -258,7 +258,7 @@ def _join(sock: socket.socket, group: str, interface: str) -> None:
         membership = socket.inet_aton(group) + socket.inet_aton(interface or "0.0.0.0")  # noqa: S104 - any
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
         return
-    plain, _, scope = group.partition("%")
+    group_address, _, scope = group.partition("%")
     index = socket.if_nametoindex(scope) if scope and not scope.isdecimal() else int(scope or 0)
-    membership = socket.inet_pton(socket.AF_INET6, plain) + struct.pack("@I", index)
+    membership = socket.inet_pton(socket.AF_INET6, group_address) + struct.pack("@I", index)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)

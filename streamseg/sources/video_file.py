@@ -25,7 +25,7 @@ from streamseg.sources.base import (
     SourceControl,
     SourceReport,
     decoder_limit,
-    deliver,
+    deliver_frames,
 )
 from streamseg.sources.container_checks import (
     count_missing_bytes,
@@ -91,7 +91,7 @@ class VideoFileSource:
         beginning = self._find_beginning() if has_limits else 0.0
         lazy_frames = self._lazy_frames(first_part, beginning, report)
         clock = RecordingClock(beginning, tick)
-        yield from deliver(self.name, config, lazy_frames, report, self.control, clock)
+        yield from deliver_frames(self.name, config, lazy_frames, report, self.control, clock)
 
     def _lazy_frames(
         self, part: StreamPart, beginning: float, report: SourceReport

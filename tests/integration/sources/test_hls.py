@@ -242,25 +242,25 @@ def elsewhere() -> Iterator[socket.socket]:
 
 
 BAD = {
-    "self": (HEAD + "#EXT-X-STREAM-INF:BANDWIDTH=1\nlist.m3u8\n", "master playlist itself"),
-    "nested": (listed("0.ts", "list.m3u8"), "a segment that is a playlist itself"),
-    "ffconcat": (listed("concat.ts"), "before there is any video"),
-    "data": (listed("data:video/mp2t;base64,AAAA"), "may not lead to this"),
-    "file": (listed("file:///etc/passwd"), "may not lead to this"),
-    "path": (listed("concat:/etc/passwd"), "may not lead to this"),
+    "self": (HEAD + "#EXT-X-STREAM-INF:BANDWIDTH=1\nlist.m3u8\n", "variant is a master playlist"),
+    "nested": (listed("0.ts", "list.m3u8"), "the segment is a playlist"),
+    "ffconcat": (listed("concat.ts"), "ended before any video data"),
+    "data": (listed("data:video/mp2t;base64,AAAA"), "not allowed in a stream over HTTP"),
+    "file": (listed("file:///etc/passwd"), "not allowed in a stream over HTTP"),
+    "path": (listed("concat:/etc/passwd"), "not allowed in a stream over HTTP"),
     "host": (listed("{elsewhere}/0.ts"), "leads to another host"),
     "host of a map": (listed('#EXT-X-MAP:URI="{elsewhere}/0"', "1.m4s"), "leads to another host"),
     "host of a variant": (
         HEAD + "#EXT-X-STREAM-INF:\n{elsewhere}/a.m3u8\n",
         "leads to another host",
     ),
-    "user": (listed("http://me:s3cret@127.0.0.1/0.ts"), "with a user name in it"),
-    "brackets": (listed("http://[1:2/0.ts"), "no address|no host"),
+    "user": (listed("http://me:s3cret@127.0.0.1/0.ts"), "to an address with a user name"),
+    "brackets": (listed("http://[1:2/0.ts"), "invalid address|no host"),
     "key": (listed('#EXT-X-KEY:METHOD=AES-128,URI="{elsewhere}/k"', "0.ts"), "encrypted"),
     "long": (HEAD + "x" * (hls.MAX_PLAYLIST_BYTES + 1), f"over {hls.MAX_PLAYLIST_BYTES} bytes"),
     "many": (listed(*["0.ts"] * 2001), "over 2000 segments"),
     "variants": (HEAD + "#EXT-X-STREAM-INF:\na\n" * 1001, "over 1000 variants"),
-    "number": (listed("#EXT-X-MEDIA-SEQUENCE:1e999", "0.ts"), "a number in the playlist is none"),
+    "number": (listed("#EXT-X-MEDIA-SEQUENCE:1e999", "0.ts"), "invalid number in the playlist"),
     "garbage": ("\0\1\2garbage", "doesn't begin with #EXTM3U"),
     "empty": ("", "doesn't begin with #EXTM3U"),
     "nothing": (listed(), "has no segments"),
@@ -292,10 +292,10 @@ def test_a_playlist_that_can_t_be_read_is_refused_in_one_line(
     [
         (b'<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"/>', "a DASH manifest"),
         (b"\n<!DOCTYPE html><html>log in first</html>", "a web page"),
-        (b"ffconcat version 1.0\nfile http://127.0.0.2:9/x\n", "format that isn't read over HTTP"),
+        (b"ffconcat version 1.0\nfile http://127.0.0.2:9/x\n", "format isn't supported over HTTP"),
         (
             b"v=0\r\no=- 0 0 IN IP4 127.0.0.2\r\ns=x\r\nt=0 0\r\nm=video 9 RTP/AVP 96\r\n",
-            "no video|format that",
+            "not a video|format isn't supported",
         ),
     ],
 )

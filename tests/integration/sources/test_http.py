@@ -13,8 +13,8 @@ from support.cameras import HttpCamera, http_camera, jpeg, raw_camera
 from support.live_sources import watching
 
 from streamseg.errors import NoAnswerError, SourceError
-from streamseg.sources.http import Http
-from streamseg.sources.live import Abandonment
+from streamseg.sources.http import HttpClient
+from streamseg.sources.live import CancelEvent
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -71,10 +71,10 @@ def test_a_mended_camera_is_used_at_once_wherever_the_old_connection_is_stuck(wh
 
 def test_a_tls_handshake_that_does_not_go_on_is_aborted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        left = Abandonment()
+        cancel_event = CancelEvent()
         url = f"https://127.0.0.1:{server.getsockname()[1]}/"
-        client = Http(url, (), None, 30, left)
-        left.on_set(client.abort)
+        client = HttpClient(url, (), None, 30, cancel_event)
+        cancel_event.on_set(client.abort)
         errors: list[Exception] = []
 
         def get() -> None:
@@ -88,7 +88,7 @@ def test_a_tls_handshake_that_does_not_go_on_is_aborted() -> None:
         connection, _ = server.accept()
         with connection:
             connection.recv(1000)
-            left.set()
+            cancel_event.set()
             thread.join(5)
         assert not thread.is_alive()
         assert len(errors) == 1
@@ -96,10 +96,10 @@ def test_a_tls_handshake_that_does_not_go_on_is_aborted() -> None:
 
 def test_what_is_requested_after_the_reader_is_given_up_is_not_requested() -> None:
     with raw_camera(send_frames) as url:
-        left = Abandonment()
-        left.set()
+        cancel_event = CancelEvent()
+        cancel_event.set()
         with pytest.raises(SourceError, match="given up"):
-            Http(url, (), None, 5, left).get(url)
+            HttpClient(url, (), None, 5, cancel_event).get(url)
 
 
 @pytest.fixture
@@ -112,14 +112,14 @@ def page() -> Iterator[HttpCamera]:
 @pytest.mark.parametrize(
     ("location", "why"),
     [
-        (b"/cam", "it redirects more than 10 times"),
-        (b"/\xe4 b\r\nX: y", "it redirects more than 10 times"),
-        (b"", "it redirects and names no address"),
-        (b"http://[", "leads to what is no address"),
+        (b"/cam", "the server redirects more than 10 times"),
+        (b"/\xe4 b\r\nX: y", "the server redirects more than 10 times"),
+        (b"", "the server redirects without an address"),
+        (b"http://[", "leads to an invalid address"),
         (b"http://127.0.0.2:9/", "leads to another host"),
-        (b"http://a:s3cret@127.0.0.1/", "may not lead to an address with a user name"),
-        (b"file:///etc/passwd", "may not lead to this"),
-        (b"data:,x", "may not lead to this"),
+        (b"http://a:s3cret@127.0.0.1/", "must not lead to an address with a user name"),
+        (b"file:///etc/passwd", "not allowed in a stream over HTTP"),
+        (b"data:,x", "not allowed in a stream over HTTP"),
     ],
 )
 def test_a_redirection_that_leads_nowhere_is_one_line_of_our_own(code, location, why) -> None:
@@ -128,7 +128,7 @@ def test_a_redirection_that_leads_nowhere_is_one_line_of_our_own(code, location,
         connection.sendall(head + location + b"\r\nContent-Length: 0\r\n\r\n")
 
     with raw_camera(answer) as url:
-        client = Http(url, (), None, 5, Abandonment())
+        client = HttpClient(url, (), None, 5, CancelEvent())
         with pytest.raises(SourceError) as caught:
             client.get(url)
     assert why in str(caught.value)
@@ -140,21 +140,21 @@ def test_a_redirection_that_leads_nowhere_is_one_line_of_our_own(code, location,
 @pytest.mark.parametrize(
     ("answered", "why"),
     [
-        (b"HTTP/1.1 500 own\tw\xf6rds\r\n\r\n", "it answers 500 Internal Server Error"),
-        (b"HTTP/1.1 799 own words\r\n\r\n", "it answers 799"),
-        (b"HTTP/1.1 304 own words\r\n\r\n", "it answers 304 Not Modified"),
-        (b"ICY 200 own words\r\n\r\n", "its answer isn't HTTP"),
-        (b"own words", "its answer isn't HTTP"),
-        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "over the limits of HTTP"),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", "over the limits of HTTP"),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "a compressed answer"),
-        (b"", "closes the connection without an answer"),
+        (b"HTTP/1.1 500 own\tw\xf6rds\r\n\r\n", "the server responded 500 Internal Server Error"),
+        (b"HTTP/1.1 799 own words\r\n\r\n", "the server responded 799"),
+        (b"HTTP/1.1 304 own words\r\n\r\n", "the server responded 304 Not Modified"),
+        (b"ICY 200 own words\r\n\r\n", "the response isn't valid HTTP"),
+        (b"own words", "the response isn't valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "or exceeds a limit"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", "or exceeds a limit"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "a compressed response"),
+        (b"", "closed the connection without a response"),
     ],
 )
 def test_an_answer_that_is_of_no_use_is_said_in_our_own_words(answered, why) -> None:
     sends = lambda connection: connection.sendall(answered)  # noqa: E731
     with raw_camera(sends) as url, pytest.raises(SourceError) as caught:
-        Http(url, (), None, 5, Abandonment()).get(url)
+        HttpClient(url, (), None, 5, CancelEvent()).get(url)
     assert why in str(caught.value)
     assert "own" not in str(caught.value)
 
@@ -162,14 +162,17 @@ def test_an_answer_that_is_of_no_use_is_said_in_our_own_words(answered, why) -> 
 def test_an_answer_that_breaks_off_is_said_so() -> None:
     chunk = OK + b"Transfer-Encoding: chunked\r\n\r\n9999\r\nabc"
     with raw_camera(lambda connection: connection.sendall(chunk)) as url:
-        body = Http(url, (), None, 5, Abandonment()).get(url)
-        with contextlib.closing(body), pytest.raises(SourceError, match="its answer breaks off"):
+        body = HttpClient(url, (), None, 5, CancelEvent()).get(url)
+        with (
+            contextlib.closing(body),
+            pytest.raises(SourceError, match="the response is incomplete"),
+        ):
             body.read_all(100, "anything")
 
 
 def test_silence_is_no_answer() -> None:
     with raw_camera(lambda connection: time.sleep(2)) as url, pytest.raises(NoAnswerError):
-        Http(url, (), None, 0.3, Abandonment()).get(url)
+        HttpClient(url, (), None, 0.3, CancelEvent()).get(url)
 
 
 def test_a_part_that_is_not_the_one_requested_is_refused(page) -> None:
@@ -177,10 +180,10 @@ def test_a_part_that_is_not_the_one_requested_is_refused(page) -> None:
         connection.sendall(b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 7-9/10\r\n\r\nabc")
 
     with raw_camera(answer) as url, pytest.raises(SourceError, match="another part"):
-        Http(url, (), None, 5, Abandonment()).get(url, (5, 3))
+        HttpClient(url, (), None, 5, CancelEvent()).get(url, (5, 3))
     page.pages["/x"] = "text/plain", b"0123456789"
     for page.has_ranges in (True, False):
-        body = Http(page.root, (), None, 5, Abandonment()).get(f"{page.root}/x", (5, 3))
+        body = HttpClient(page.root, (), None, 5, CancelEvent()).get(f"{page.root}/x", (5, 3))
         with contextlib.closing(body):
             assert body.preface() == b"567"
             assert body.read_all(3, "it") == b"567"
@@ -189,5 +192,5 @@ def test_a_part_that_is_not_the_one_requested_is_refused(page) -> None:
 def test_addresses_with_what_http_can_t_have_are_quoted(page) -> None:
     page.pages["/k%C3%BCche%201?a=%C3%A4%20b"] = "text/plain", b"x"
     url = f"{page.root}/k\xfcche 1?a=\xe4 b#there"
-    with contextlib.closing(Http(page.root, (), None, 5, Abandonment()).get(url)) as body:
+    with contextlib.closing(HttpClient(page.root, (), None, 5, CancelEvent()).get(url)) as body:
         assert body.read_all(1, "it") == b"x"

@@ -20,7 +20,7 @@ from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError, NoAnswerError, SourceError, StalledError
 from streamseg.sources import LiveSource, connection, http, live, open_source
 from streamseg.sources.base import SourceReport
-from streamseg.sources.live import Beginning
+from streamseg.sources.live import ConnectionStart
 from streamseg.structures.results import Frame
 
 pytestmark = pytest.mark.timeout(60)
@@ -147,7 +147,7 @@ def test_who_asks_for_a_password_in_a_way_that_is_none_is_tried_again(page) -> N
     seen = watching(page.root.replace("//", "//me:secret@") + "/cam")
     try:
         seen.until(lambda: seen.states().count("waiting") >= 2)
-        assert "how it asks for a password can't be read" in seen.said[1][2]
+        assert "the server's authentication challenge is invalid" in seen.said[1][2]
     finally:
         seen.close()
 
@@ -256,8 +256,8 @@ def test_mjpeg_that_falls_silent_is_stalled(page) -> None:
     ("leads_to", "why"),
     [
         ("http://127.0.0.2:9/x", "another host"),
-        ("file:///etc/passwd", "may not lead"),
-        ("ftp://127.0.0.1/x", "may not lead"),
+        ("file:///etc/passwd", "not allowed in a stream over HTTP"),
+        ("ftp://127.0.0.1/x", "not allowed in a stream over HTTP"),
     ],
 )
 def test_a_redirection_may_not_leave_the_source_s_host(page, leads_to, why) -> None:
@@ -314,7 +314,7 @@ def test_an_rtsp_redirection_is_not_followed_and_takes_no_password_elsewhere(mov
     seen = watching(url, max_attempts=1)
     seen.until(lambda: seen.error is not None)
     seen.close()
-    assert "another address, and that isn't followed" in str(seen.error)
+    assert "another address, which isn't followed" in str(seen.error)
     assert first.asked
     assert second.asked == []
 
@@ -343,7 +343,7 @@ def test_the_system_s_certificates_are_read_once_whatever_is_connected_to(monkey
     for scheme in ("http", "https", "https"):
         url = f"{scheme}://127.0.0.1:9/"
         with pytest.raises(SourceError, match="refused"):
-            http.Http(url, (), None, 1.0, threading.Event()).get(url)
+            http.HttpClient(url, (), None, 1.0, threading.Event()).get(url)
     assert len(read) == 1
 
 
@@ -381,7 +381,7 @@ def test_hls_is_read_through_its_playlist(page) -> None:
         ("rtsp://127.0.0.1:9/x", "refused"),
         ("http://127.0.0.1:9/x", "refused"),
         ("rtmp://127.0.0.1:9/x", "refused|i/o error|input/output"),
-        ("/dev/video99", "/dev/video99: there is no such camera"),
+        ("/dev/video99", "/dev/video99: no such camera"),
         ("/dev/null", "inappropriate ioctl"),
     ],
 )
@@ -402,7 +402,7 @@ def test_a_camera_that_is_unplugged_is_looked_for_again_and_again() -> None:
         seen.close()
     assert set(seen.states()) == {"connecting", "waiting"}
     waited = [why for _, state, why in seen.said if state == "waiting"]
-    assert all(why.startswith("/dev/video99: there is no such camera; next") for why in waited)
+    assert all(why.startswith("/dev/video99: no such camera; next") for why in waited)
 
 
 def test_a_camera_is_opened_as_the_device_that_it_is(monkeypatch) -> None:
@@ -423,8 +423,8 @@ def test_a_camera_is_opened_as_the_device_that_it_is(monkeypatch) -> None:
         ({"url": "rtsp://h/x", "start": 3.0}, "for recordings"),
         ({"url": "rtsp://h/x", "user": "a", "password_env": "NOT_SET_ANYWHERE"}, "isn't set"),
         ({"url": "rtsp://h/x", "user": "a", "password_file": "/nowhere/at/all"}, "can't be read"),
-        ({"url": "rtsp://b:c@h/x", "user": "a"}, "both say"),
-        ({"url": "rtsp://h/x", "input": {"framerate": "5"}}, "cameras on this machine"),
+        ({"url": "rtsp://b:c@h/x", "user": "a"}, "both the url and user contain a user name"),
+        ({"url": "rtsp://h/x", "input": {"framerate": "5"}}, "for local cameras"),
         ({"url": "test:", "stall_after": 1.0}, "live sources only"),
         ({"url": "srt://h/x"}, "can't be opened"),
         ({"url": "rtsp://h:99999/x"}, "from 1 to 65535"),
@@ -449,10 +449,10 @@ def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end
     release = threading.Event()
     begun = itertools.count()
 
-    def blocked(beginning: Beginning, report: SourceReport, left: object, again: object):
+    def blocked(start: ConnectionStart, report: SourceReport, cancel: object, should_probe: object):
         next(begun)
         release.wait()
-        yield frame(beginning.index, beginning.epoch)
+        yield frame(start.index, start.epoch)
 
     made = SourceConfig(url="rtsp://h/x", open_timeout=0.2, stall_after=0.2)
     seen = Watcher(LiveSource("cam", made, blocked))
@@ -471,10 +471,10 @@ def test_a_mistake_in_the_program_is_logged_once_and_loses_no_camera(monkeypatch
     monkeypatch.setattr(live, "MAX_DELAY", 0.02)
     begun = itertools.count()
 
-    def broken(beginning: Beginning, report: SourceReport, left: object, again: object):
+    def broken(start: ConnectionStart, report: SourceReport, cancel: object, should_probe: object):
         if next(begun) < 4:
             raise IndexError("what nobody thought of")
-        yield frame(beginning.index, beginning.epoch)
+        yield frame(start.index, start.epoch)
 
     seen = Watcher(LiveSource("cam", SourceConfig(url="rtsp://h/x"), broken))
     try:
@@ -487,14 +487,14 @@ def test_a_mistake_in_the_program_is_logged_once_and_loses_no_camera(monkeypatch
 
 
 @pytest.mark.parametrize("silence", [NoAnswerError, StalledError])
-def test_after_silence_a_host_is_knocked_at_first(silence) -> None:
+def test_after_silence_a_host_is_probed_first(silence) -> None:
     asked: list[object] = []
 
-    def silent(beginning: Beginning, report: SourceReport, left: object, again: object):
-        asked.append(again)
+    def silent(start: ConnectionStart, report: SourceReport, cancel: object, should_probe: object):
+        asked.append(should_probe)
         if len(asked) < 3:
             raise silence("nothing came")
-        yield frame(beginning.index, beginning.epoch)
+        yield frame(start.index, start.epoch)
 
     seen = Watcher(LiveSource("cam", SourceConfig(url="rtsp://h/x"), silent))
     try:

@@ -143,7 +143,7 @@ def test_a_second_sender_is_left_out_and_logged_once(port, caplog) -> None:
     assert all(int(frame.image[65:75].mean()) > 180 for _, frame in seen.came)
     assert seen.source.report.damaged == seen.source.report.bad == 0
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == f"cam: udp port {port}: 127.0.0.1 sends there, too, and is left out"
+    assert line == f"cam: udp port {port}: 127.0.0.1 is another sender and is ignored"
 
 
 @pytest.mark.slow
@@ -239,16 +239,16 @@ def test_a_playlist_by_udp_opens_no_file(tmp_path) -> None:
         assert opened.streams.video, "it is one that FFmpeg follows"
     options = {**connection._UDP_OPTIONS, "safe": "0"}
     with pytest.raises(SourceError):
-        connection._open(SourceConfig(url="udp://:5000"), io.BytesIO(playlist), options)
+        connection._open_container(SourceConfig(url="udp://:5000"), io.BytesIO(playlist), options)
 
 
 @pytest.mark.parametrize(
     ("url", "why"),
     [
         ("udp://127.0.0.1", "has no port: write udp://HOST:PORT"),
-        ("udp://h:0", "ports are numbers"),
-        ("udp://h:5000?multicast=1", "an option that isn't known; known are localaddr"),
-        ("udp://h:5000?buffer_size=many", "buffer_size is a number"),
+        ("udp://h:0", "the port must be a number"),
+        ("udp://h:5000?multicast=1", "an unknown option; known options are localaddr"),
+        ("udp://h:5000?buffer_size=many", "buffer_size must be a number"),
     ],
 )
 def test_addresses_that_can_t_be_are_refused(url, why) -> None:
