@@ -188,7 +188,7 @@ def test_a_frozen_detector_leaves_the_masks_to_be_trained(network):
 
 
 def test_a_loss_that_is_unknown_is_refused(network):
-    with pytest.raises(ConfigError, match=r"losses\.giou: there is no such loss"):
+    with pytest.raises(ConfigError, match=r"losses\.giou: no such loss"):
         NanoMaskCriterion(network, {"giou": 1.0})
 
 
