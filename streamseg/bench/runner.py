@@ -137,10 +137,10 @@ class Bench:
     def _throughput(
         self, model: Segmenter, title: str, frames: int, rounds: int, batch: int
     ) -> list[dict[str, Any]]:
-        pictures = not isinstance(model, MaskRCNN)
+        with_images = not isinstance(model, MaskRCNN)
         with as_file(CLIP) as clip:
             rows = throughput.measure(
-                model, clip, frames=frames, rounds=rounds, pictures=pictures, batch=batch
+                model, clip, frames=frames, rounds=rounds, with_images=with_images, batch=batch
             )
         self._table(
             f"{title}: {frames} frames",

@@ -65,7 +65,7 @@ class _Run:
 
 
 def measure(
-    model: Segmenter, path: Path, *, frames: int, rounds: int, pictures: bool, batch: int
+    model: Segmenter, path: Path, *, frames: int, rounds: int, with_images: bool, batch: int
 ) -> list[ThroughputRow]:
     """Measure interleaved rounds of the three methods over the first frames of a video.
 
@@ -74,14 +74,14 @@ def measure(
         path: video file.
         frames: maximum number of frames.
         rounds: number of rounds after a warm-up round.
-        pictures: whether the subscriber of streamseg receives annotated images, or masks only.
+        with_images: whether the subscriber of streamseg receives annotated images, or masks only.
         batch: batch size of streamseg and of the model alone.
     """
     images = [f.image for f in islice(open_source(SourceConfig(url=str(path))).frames(), frames)]
     runs: dict[str, list[_Run]] = {"baseline": [], "streamseg": [], "model alone": []}
     for _ in range(rounds + 1):
         runs["model alone"].append(_alone(model, images, batch))
-        runs["streamseg"].append(_streamseg(model, path, len(images), pictures, batch))
+        runs["streamseg"].append(_streamseg(model, path, len(images), with_images, batch))
         runs["baseline"].append(_baseline(model, path, len(images)))
     counted = {way: each[1:] for way, each in runs.items()}
     alone = [run.fps for run in counted["model alone"]]
@@ -97,7 +97,7 @@ def _alone(model: Segmenter, images: list[Image], batch: int) -> _Run:
     return _Run(len(images), seconds, {}, {"predict": seconds / len(images) * 1000})
 
 
-def _streamseg(model: Segmenter, path: Path, frames: int, pictures: bool, batch: int) -> _Run:
+def _streamseg(model: Segmenter, path: Path, frames: int, with_images: bool, batch: int) -> _Run:
     config = Config(
         sources=(SourceConfig(url=str(path), name="bench", end=_end(path, frames)),),
         thresholds=model.thresholds,
@@ -106,7 +106,7 @@ def _streamseg(model: Segmenter, path: Path, frames: int, pictures: bool, batch:
     )
     service = Service(config, model)
     service.start()
-    subscriber = _subscriber(service.endpoints["masks"], pictures)
+    subscriber = _subscriber(service.endpoints["masks"], with_images)
     summary = service.wait()
     out, _ = subscriber.communicate(timeout=60)
     if summary.frames != frames:
@@ -121,8 +121,8 @@ def _baseline(model: Segmenter, path: Path, frames: int) -> _Run:
     return _Run(run.frames, run.seconds, {"p50": float(p50), "p99": float(p99)}, timing)
 
 
-def _subscriber(address: str, pictures: bool) -> subprocess.Popen[str]:
-    code = SUBSCRIBER.format("frames='annotated'" if pictures else "")
+def _subscriber(address: str, with_images: bool) -> subprocess.Popen[str]:
+    code = SUBSCRIBER.format("frames='annotated'" if with_images else "")
     return subprocess.Popen(  # noqa: S603 - our own client, in our own interpreter
         [sys.executable, "-c", code, address], stdout=subprocess.PIPE, text=True
     )

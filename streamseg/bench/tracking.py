@@ -52,14 +52,14 @@ class Scene:
         fps: frames per second.
         truth_ids: F arrays, int64 (G,), ground-truth track ids.
         found: detections of the F frames, N rows each.
-        likeness: F arrays, float64 (G, N), mask or box IoU of ground truth and detections.
+        overlaps: F arrays, float64 (G, N), mask or box IoU of ground truth and detections.
     """
 
     name: str
     fps: float
     truth_ids: tuple[IntArray, ...]
     found: tuple[Instances, ...]
-    likeness: tuple[npt.NDArray[np.float64], ...]
+    overlaps: tuple[npt.NDArray[np.float64], ...]
 
     def dropping(self, rate: float, seed: int) -> Scene:
         """Return a copy in which each detection is dropped with probability ``rate``."""
@@ -68,8 +68,8 @@ class Scene:
         return replace(
             self,
             found=tuple(found[rows] for found, rows in zip(self.found, kept, strict=True)),
-            likeness=tuple(
-                overlap[:, rows] for overlap, rows in zip(self.likeness, kept, strict=True)
+            overlaps=tuple(
+                overlap[:, rows] for overlap, rows in zip(self.overlaps, kept, strict=True)
             ),
         )
 
@@ -277,5 +277,5 @@ def _tracked_sequence(scene: Scene, ids: list[IntArray]) -> TrackedSequence:
     return TrackedSequence(
         scene.truth_ids,
         tuple(frame[there] for frame, there in zip(ids, kept, strict=True)),
-        tuple(overlap[:, there] for overlap, there in zip(scene.likeness, kept, strict=True)),
+        tuple(overlap[:, there] for overlap, there in zip(scene.overlaps, kept, strict=True)),
     )

@@ -1,1 +1,1 @@
-"""Where results go: onto the network, to an MQTT broker, and into files."""
+"""Sinks of results: ZeroMQ, MQTT, files and plug-ins."""

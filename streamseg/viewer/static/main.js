@@ -95,7 +95,7 @@ function showNotice(text) {
 function showSettings() {
   for (const layer of LAYERS) $(layer).setAttribute("aria-pressed", settings.layers[layer]);
   document.documentElement.dataset.theme = settings.theme;
-  $("theme").setAttribute("aria-label", `colours: ${THEME_NAMES[settings.theme]}`);
+  $("theme").setAttribute("aria-label", `theme: ${THEME_NAMES[settings.theme]}`);
   $("theme").title = `Colours: ${THEME_NAMES[settings.theme]} (t)`;
   worker.postMessage({ kind: "layers", layers: settings.layers });
 }

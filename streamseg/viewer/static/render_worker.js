@@ -62,7 +62,7 @@ async function renderFrame(source, { message, jpeg }) {
 function decodeImage(jpeg, [height, width]) {
   const [jpegHeight, jpegWidth] = jpegSize(jpeg);
   if (jpegHeight !== height || jpegWidth !== width) {
-    throw new Error(`a picture of ${jpegWidth} x ${jpegHeight}, not ${width} x ${height}`);
+    throw new Error(`an image of ${jpegWidth} x ${jpegHeight}, not ${width} x ${height}`);
   }
   return createImageBitmap(new Blob([jpeg], { type: "image/jpeg" }));
 }

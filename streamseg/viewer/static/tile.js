@@ -21,7 +21,7 @@ export class Tile {
     this.element.dataset.source = source;
     this.part("name").textContent = source;
     this.canvas = this.part("image");
-    this.canvas.setAttribute("aria-label", `live picture of ${source}`);
+    this.canvas.setAttribute("aria-label", `live image of ${source}`);
     this.canvas.addEventListener("click", ({ offsetX, offsetY }) => {
       const { clientWidth, clientHeight } = this.canvas;
       actions.followAt(this, offsetX / clientWidth, offsetY / clientHeight);
@@ -121,7 +121,7 @@ export class Tile {
 
   // Show the report of the render worker about a frame.
   showFrameReport({ error, renderMs, hasImage, followed }) {
-    const noImage = hasImage ? "" : "no picture: masks only";
+    const noImage = hasImage ? "" : "no image: masks only";
     this.setText("warning", error ? `this frame can't be shown: ${error}` : noImage);
     if (error) return;
     this.frameCount += 1;
@@ -167,7 +167,7 @@ export class Tile {
 }
 
 function formatFollowedStatus({ secondsInView, lostSeconds, isDisconnected }, isLost) {
-  if (isDisconnected) return "lost: the source began anew";
+  if (isDisconnected) return "lost: the source reconnected";
   if (isLost) return `lost for ${formatSeconds(lostSeconds)}`;
   return `in view for ${formatSeconds(secondsInView)}`;
 }

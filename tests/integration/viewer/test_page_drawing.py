@@ -196,7 +196,7 @@ def test_clicked_instance_is_followed_until_it_is_lost(open_page) -> None:
         camera.instances = instances
         expect(part(page, "followed-status")).to_contain_text("in view for")
         camera.epoch = 1
-        expect(part(page, "followed-status")).to_contain_text("began anew")
+        expect(part(page, "followed-status")).to_contain_text("reconnected")
         # The id may now belong to another object, so nothing is dimmed.
         wait_for_color(page, first, (np.array(PALETTE[5]) + GRAY) / 2)
         page.keyboard.press("Escape")
@@ -249,7 +249,7 @@ def test_masks_are_drawn_on_a_dark_background_without_an_image(open_page) -> Non
         page = open_page(shown.url)
         wait_for_image(page)
         set_layers(page, labels=False, ids=False)
-        expect(part(page, "warning")).to_have_text("no picture: masks only")
+        expect(part(page, "warning")).to_have_text("no image: masks only")
         background = np.array([20, 24, 31])
         wait_for_color(page, centers(instances)[0], (np.array(PALETTE[5]) + background) / 2)
 

@@ -400,7 +400,7 @@ def test_kitti_sequences_keep_their_ids(row: int, min_precision: float):
     truths = np.split(truth_ids, np.cumsum([len(ids) for ids in scene.truth_ids])[:-1])
     for i, (found, truth) in enumerate(zip(scene.found, truths, strict=True)):
         ids = tracker.update(found, i / scene.fps).track_ids.tolist()
-        names = truth[scene.likeness[i].argmax(axis=0)].tolist() if ids else []
+        names = truth[scene.overlaps[i].argmax(axis=0)].tolist() if ids else []
         pairs += zip(names, ids, strict=True)
     assert len(pairs) > 900
     precision = _identity_precision(pairs)
