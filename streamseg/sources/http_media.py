@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from streamseg.errors import SourceError, redact
-from streamseg.sources import hls, mjpeg, mp4
+from streamseg.sources import hls, hls_playlist, mjpeg, mp4
 from streamseg.sources.bytestream import ByteStream
 from streamseg.sources.http import HttpClient, ResponseBody
 
@@ -49,7 +49,7 @@ def open_streams(
     """
     body = http.get(url)
     preface = body.preface()
-    if hls.is_playlist(body.content_type, preface):
+    if hls_playlist.is_playlist(body.content_type, preface):
         yield from hls.HlsReader(http, stream, cancel_event, add_note).streams(body)
     elif _is_motion_jpeg(body, preface):
         images = mjpeg.split_jpegs(body.pieces(), body.boundary)

@@ -20,7 +20,7 @@ from support.cameras import HttpCamera, http_camera
 from support.live_sources import Watcher, resident, watching
 
 from streamseg.errors import SourceError
-from streamseg.sources import hls
+from streamseg.sources import hls, hls_playlist
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -274,7 +274,7 @@ BAD = {
 def test_a_playlist_that_can_t_be_read_is_refused_in_one_line(
     page, elsewhere, name, monkeypatch, capfd
 ) -> None:
-    monkeypatch.setattr(hls, "MAX_SEGMENTS", 2000)
+    monkeypatch.setattr(hls_playlist, "MAX_SEGMENTS", 2000)
     text, why = BAD[name]
     page.pages["/concat.ts"] = "text/plain", b"ffconcat version 1.0\nfile /etc/passwd\n"
     page.pages["/large"] = "video/mp4", bytes(2**20 + 1)
@@ -336,7 +336,7 @@ def test_what_would_lead_elsewhere_is_refused_by_its_format(page, body, why) -> 
 def test_any_playlist_is_parsed_or_refused_in_one_line(lines) -> None:
     data = ("#EXTM3U\n" + "\n".join(lines)).encode("utf-8", "surrogatepass")
     try:
-        playlist = hls.parse("http://h/a.m3u8", data)
+        playlist = hls_playlist.parse_playlist("http://h/a.m3u8", data)
     except SourceError as error:
         line = str(error)
         assert "\n" not in line
