@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from dataclasses import replace
 
@@ -10,7 +9,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from support.parity import NOISE, assert_same_instances, assert_same_tensor, fixture, picture
+from support.parity import (
+    NOISE,
+    assert_same_instances,
+    assert_same_tensor,
+    fixture,
+    in_double_precision,
+    picture,
+)
 from torch.nn.functional import interpolate
 
 from streamseg.config import Thresholds
@@ -172,9 +178,7 @@ def assert_alike(found, expected):
 
 
 def test_result_of_an_image_does_not_depend_on_the_batch(light):
-    """In float64: in float32, rounding moves pixels over the threshold, and with them scores."""
-    exact = light.with_network(copy.deepcopy(light.network).double())
-    exact.network.register_forward_pre_hook(lambda _, arguments: (arguments[0].double(),))
+    exact = in_double_precision(light)
     image = blobs(64, 90, seed=3)
     (alone,) = exact.predict([image])
     others = [blobs(64, 90, seed=5), blobs(8, 400, seed=4)]  # the first one shares its forward
