@@ -406,7 +406,7 @@ def test_a_live_playlist_that_is_wrong_for_a_moment_costs_no_frame(page, monkeyp
 
 
 @pytest.mark.slow
-def test_a_live_stream_that_starts_again_or_is_away_comes_back_in_another_epoch(
+def test_live_playlist_that_restarts_or_disappears_begins_a_new_epoch(
     page, monkeypatch
 ) -> None:
     monkeypatch.setattr(hls, "MAX_RELOAD", 0.2)
@@ -417,7 +417,7 @@ def test_a_live_stream_that_starts_again_or_is_away_comes_back_in_another_epoch(
         seen.until(lambda: seen.frames_of(0) >= 35)
         live.began = time.monotonic()
         seen.until(lambda: seen.frames_of(1) >= 5)
-        assert any("started again" in why for _, _, why in seen.said)
+        assert any("restarted" in why for _, _, why in seen.said)
         del page.makes["/live.m3u8"]
         seen.until(lambda: any("(404)" in why for _, _, why in seen.said))
         Live(page)
