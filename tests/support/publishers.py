@@ -188,9 +188,3 @@ def raw_peer(endpoint: str, *, handshake: bytes = b"") -> socket.socket:
         while len(answer) < len(GREETING) and (some := peer.recv(len(GREETING) - len(answer))):
             answer += some
     return peer
-
-
-def rss() -> int:
-    """Return the resident memory of this process in bytes."""
-    with open("/proc/self/statm") as statm:  # noqa: PTH123
-        return int(statm.read().split()[1]) * 4096

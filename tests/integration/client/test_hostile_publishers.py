@@ -13,7 +13,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.publishers import eventually, jpeg, rss
+from support.processes import read_resident_memory
+from support.publishers import eventually, jpeg
 from support.subscribers import fed, lying_publisher, masks_json, status_json
 
 import streamseg
@@ -53,11 +54,11 @@ def test_idle_subscriber_queues_a_bounded_number_of_messages() -> None:
     with lying_publisher(queued=10) as (sock, at), streamseg.connect(at, timeout=1) as sub:
         assert sock.recv()
         noise = os.urandom(1_000_000)
-        before = rss()
+        before = read_resident_memory()
         for _ in range(200):
             sock.send_multipart([b"masks/gate/", noise])
             time.sleep(0.002)
-        assert rss() - before < (client.MASKS_QUEUED + 10 + 15) * len(noise)
+        assert read_resident_memory() - before < (client.MASKS_QUEUED + 10 + 15) * len(noise)
         with pytest.raises(ReceiveTimeout):
             sub.receive()
         assert sub.rejected >= client.MASKS_QUEUED

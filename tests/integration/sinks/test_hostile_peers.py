@@ -20,7 +20,8 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.publishers import GREETING, Service, eventually, raw_peer, ready, result, rss, service
+from support.processes import read_resident_memory
+from support.publishers import GREETING, Service, eventually, raw_peer, ready, result, service
 
 import streamseg
 from streamseg.errors import ReceiveTimeout
@@ -197,7 +198,7 @@ def test_subscribers_over_the_limit_do_not_displace_connected_ones(folder) -> No
 def test_floods_of_distinct_topics_are_survived_with_little_memory(folder) -> None:
     chunk = b"".join(b"\x00\x31\x01" + os.urandom(48) for _ in range(1000))
     with service_and_subscriber(folder, with_keys=False) as (running, sub):
-        before = rss()
+        before = read_resident_memory()
         for number in range(8):
             with contextlib.ExitStack() as clients:
                 for _ in range(8):
@@ -209,7 +210,7 @@ def test_floods_of_distinct_topics_are_survived_with_little_memory(folder) -> No
                         peer.sendall(chunk * 10)
             running.put(result(number))
             assert sub.receive().index == number
-        assert rss() - before < 150_000_000
+        assert read_resident_memory() - before < 150_000_000
         subscriptions = running.publisher._subscriptions[running.publisher._masks]
         eventually(lambda: len(subscriptions._counts) <= 2, within=30)
         assert sub.gaps == {"gate": 0}

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 import zmq
 from support.ports import free_port
+from support.processes import read_resident_memory
 from support.publishers import (
     GREETING,
     Service,
@@ -28,7 +29,6 @@ from support.publishers import (
     raw_peer,
     ready,
     result,
-    rss,
     service,
 )
 
@@ -573,7 +573,7 @@ def test_a_subscriber_that_never_reads_uses_no_more_memory_than_its_queue() -> N
         for i in range(400):
             running.show(result(i), None, image)
             eventually(lambda: len(running.publisher.images) == 0)
-            memory.append(rss())
+            memory.append(read_resident_memory())
     bound = endpoints.FRAMES_QUEUED * len(image)
     assert memory[-1] - memory[0] < bound + 20_000_000
     assert memory[-1] - memory[100] < 5_000_000, "memory still grows"
@@ -639,13 +639,13 @@ def test_a_flooding_client_is_disconnected_and_its_memory_released(kind, attack)
         chunk = b"".join(b"\x00\x40\x01" + os.urandom(63) for _ in range(700))
     with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
         running.wait_for_subscribers()
-        before = rss()
+        before = read_resident_memory()
         with raw_peer(
             running.publisher.endpoints[kind], handshake=GREETING + ready(b"SUB")
         ) as peer:
             sent = flood(peer, chunk, total=400_000_000)
         assert sent < 400_000_000, "it was never disconnected"
-        assert rss() - before < 150_000_000
+        assert read_resident_memory() - before < 150_000_000
         running.put(result())
         assert sub.receive().index == 0
         eventually(

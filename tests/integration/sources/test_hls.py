@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.cameras import HttpCamera, http_camera
-from support.live_sources import Watcher, resident, watching
+from support.live_sources import SourceReader, start_reader
+from support.processes import read_resident_memory
 
 from streamseg.errors import SourceError
 from streamseg.sources import hls, hls_playlist
@@ -106,25 +107,25 @@ def page() -> Iterator[HttpCamera]:
         yield made
 
 
-def read(page: HttpCamera, text: str | bytes, kind: str = PLAYLIST, **options) -> Watcher:
+def read(page: HttpCamera, text: str | bytes, kind: str = PLAYLIST, **options) -> SourceReader:
     """What comes of a playlist until its end."""
     page.pages["/list.m3u8"] = kind, text.encode() if isinstance(text, str) else text
-    seen = watching(f"{page.root}/list.m3u8", **{"max_attempts": 1, **options})
+    reader = start_reader(f"{page.root}/list.m3u8", **{"max_attempts": 1, **options})
     try:
-        seen.until(lambda: seen.error)
+        reader.wait_until(lambda: reader.error)
     finally:
-        seen.close()
-    return seen
+        reader.close()
+    return reader
 
 
-def epochs(seen: Watcher) -> list[int]:
+def epochs(reader: SourceReader) -> list[int]:
     """How many frames each epoch has; times never go back within one."""
     found: dict[int, list[float]] = {}
-    for _, frame in seen.came:
+    for _, frame in reader.received:
         found.setdefault(frame.epoch, []).append(frame.pts)
     assert all(times == sorted(times) for times in found.values())
     assert list(found) == sorted(found)
-    indices = [frame.index for _, frame in seen.came]
+    indices = [frame.index for _, frame in reader.received]
     assert indices == sorted(set(indices))
     return [len(times) for times in found.values()]
 
@@ -181,10 +182,10 @@ GOOD: dict[str, tuple[str, list[int]]] = {
 def test_all_frames_of_a_recorded_playlist_come(page, name, has_ranges) -> None:
     text, wanted = GOOD[name]
     page.has_ranges = has_ranges
-    seen = read(page, text)
-    assert "the stream ended" in str(seen.error)
-    assert epochs(seen) == wanted
-    assert seen.source.report.bad == 0
+    reader = read(page, text)
+    assert "the stream ended" in str(reader.error)
+    assert epochs(reader) == wanted
+    assert reader.source.report.bad == 0
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "audio/x-mpegurl"])
@@ -200,8 +201,8 @@ def test_a_playlist_of_any_type_is_read_in_the_variant_that_is_chosen(page, kind
     )
     for stream, size in enumerate([(120, 160), (64, 96)]):
         page.asked.clear()
-        seen = read(page, master, kind, stream=stream)
-        assert {frame.size for _, frame in seen.came} == {size}
+        reader = read(page, master, kind, stream=stream)
+        assert {frame.size for _, frame in reader.received} == {size}
         assert len(page.asked) == 3, "nothing is requested that isn't read"
     assert "has no video stream 2: there are 2" in str(read(page, master, kind, stream=2).error)
 
@@ -210,19 +211,19 @@ def test_what_a_playlist_leads_to_is_relative_to_where_it_really_is(page) -> Non
     page.pages["/deep/er/real.m3u8"] = PLAYLIST, listed("../../0.ts?a=b c", "/1.ts").encode()
     page.pages["/0.ts?a=b%20c"] = page.pages["/0.ts"]
     page.leads_to = "/deep/er/real.m3u8"
-    seen = watching(f"{page.root}/away/x", max_attempts=1)
-    seen.until(lambda: seen.error)
-    seen.close()
-    assert epochs(seen) == [20]
+    reader = start_reader(f"{page.root}/away/x", max_attempts=1)
+    reader.wait_until(lambda: reader.error)
+    reader.close()
+    assert epochs(reader) == [20]
 
 
 def test_a_long_stream_of_fragments_is_read_by_one_demuxer_after_the_other(
     page, monkeypatch
 ) -> None:
     text = GOOD["fragmented MP4"][0]
-    whole = read(page, text).came
+    whole = read(page, text).received
     monkeypatch.setattr(hls, "MAX_FRAGMENTS", 1)
-    pieces = read(page, text).came
+    pieces = read(page, text).received
     assert [(f.index, f.epoch, f.pts) for _, f in pieces] == [
         (f.index, f.epoch, f.pts) for _, f in whole
     ]
@@ -275,20 +276,20 @@ def test_a_playlist_that_can_t_be_read_is_refused_in_one_line(
     page, elsewhere, name, monkeypatch, capfd
 ) -> None:
     monkeypatch.setattr(hls_playlist, "MAX_SEGMENTS", 2000)
-    text, why = BAD[name]
+    text, reason = BAD[name]
     page.pages["/concat.ts"] = "text/plain", b"ffconcat version 1.0\nfile /etc/passwd\n"
     page.pages["/large"] = "video/mp4", bytes(2**20 + 1)
     address = f"http://127.0.0.2:{elsewhere.getsockname()[1]}"
-    seen = read(page, text.replace("{elsewhere}", address))
-    assert seen.error is not None
-    assert seen.error.args[0].count("\n") == 0
-    assert "s3cret" not in str(seen.error)
-    assert re.search(why, str(seen.error))
+    reader = read(page, text.replace("{elsewhere}", address))
+    assert reader.error is not None
+    assert reader.error.args[0].count("\n") == 0
+    assert "s3cret" not in str(reader.error)
+    assert re.search(reason, str(reader.error))
     assert capfd.readouterr().err == "", "PyAV prints what it can't raise"
 
 
 @pytest.mark.parametrize(
-    ("body", "why"),
+    ("body", "reason"),
     [
         (b'<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"/>', "a DASH manifest"),
         (b"\n<!DOCTYPE html><html>log in first</html>", "a web page"),
@@ -299,12 +300,12 @@ def test_a_playlist_that_can_t_be_read_is_refused_in_one_line(
         ),
     ],
 )
-def test_what_would_lead_elsewhere_is_refused_by_its_format(page, body, why) -> None:
+def test_what_would_lead_elsewhere_is_refused_by_its_format(page, body, reason) -> None:
     page.pages["/x"] = "application/octet-stream", body
-    seen = watching(f"{page.root}/x", max_attempts=1)
-    seen.until(lambda: seen.error)
-    seen.close()
-    assert re.search(why, str(seen.error))
+    reader = start_reader(f"{page.root}/x", max_attempts=1)
+    reader.wait_until(lambda: reader.error)
+    reader.close()
+    assert re.search(reason, str(reader.error))
 
 
 @given(
@@ -375,15 +376,15 @@ class Live:
 
 def test_frames_of_a_live_playlist_come_at_their_pace_and_not_by_segments(page) -> None:
     Live(page)
-    seen = watching(f"{page.root}/live.m3u8")
+    reader = start_reader(f"{page.root}/live.m3u8")
     try:
-        seen.until(lambda: seen.frames_of(0) >= 80)
+        reader.wait_until(lambda: reader.count_frames(0) >= 80)
     finally:
-        seen.close()
-    arrivals = np.diff([at for at, _ in seen.came])
+        reader.close()
+    arrivals = np.diff([at for at, _ in reader.received])
     assert np.percentile(arrivals, 90) < 2.5 / RATE
     assert np.percentile(arrivals, 10) > 0.3 / RATE
-    times = [frame.pts for _, frame in seen.came]
+    times = [frame.pts for _, frame in reader.received]
     assert np.allclose(np.diff(times), 1 / RATE)
 
 
@@ -391,40 +392,38 @@ def test_frames_of_a_live_playlist_come_at_their_pace_and_not_by_segments(page) 
 def test_a_live_playlist_that_is_wrong_for_a_moment_costs_no_frame(page, monkeypatch) -> None:
     monkeypatch.setattr(hls, "MAX_RELOAD", 0.2)
     live = Live(page)
-    seen = watching(f"{page.root}/live.m3u8")
+    reader = start_reader(f"{page.root}/live.m3u8")
     try:
         for text in ("", "garbage", HEAD, HEAD + "#EXT-X-STREAM-INF:\nx\n"):
-            known = len(seen.came)
-            seen.until(lambda known=known: len(seen.came) >= known + 20)
+            known = len(reader.received)
+            reader.wait_until(lambda known=known: len(reader.received) >= known + 20)
             live.text = text
             time.sleep(0.3)
             live.text = None
-        seen.until(lambda: seen.frames_of(0) >= 120)
+        reader.wait_until(lambda: reader.count_frames(0) >= 120)
     finally:
-        seen.close()
-    assert np.allclose(np.diff([frame.pts for _, frame in seen.came][:120]), 1 / RATE)
+        reader.close()
+    assert np.allclose(np.diff([frame.pts for _, frame in reader.received][:120]), 1 / RATE)
 
 
 @pytest.mark.slow
-def test_live_playlist_that_restarts_or_disappears_begins_a_new_epoch(
-    page, monkeypatch
-) -> None:
+def test_live_playlist_that_restarts_or_disappears_begins_a_new_epoch(page, monkeypatch) -> None:
     monkeypatch.setattr(hls, "MAX_RELOAD", 0.2)
     monkeypatch.setattr(hls, "MIN_RELOAD", 0.1)
     live = Live(page)
-    seen = watching(f"{page.root}/live.m3u8")
+    reader = start_reader(f"{page.root}/live.m3u8")
     try:
-        seen.until(lambda: seen.frames_of(0) >= 35)
+        reader.wait_until(lambda: reader.count_frames(0) >= 35)
         live.began = time.monotonic()
-        seen.until(lambda: seen.frames_of(1) >= 5)
-        assert any("restarted" in why for _, _, why in seen.said)
+        reader.wait_until(lambda: reader.count_frames(1) >= 5)
+        assert reader.has_reason("restarted")
         del page.makes["/live.m3u8"]
-        seen.until(lambda: any("(404)" in why for _, _, why in seen.said))
+        reader.wait_until(lambda: reader.has_reason("(404)"))
         Live(page)
-        seen.until(lambda: seen.frames_of(2) >= 5)
+        reader.wait_until(lambda: reader.count_frames(2) >= 5)
     finally:
-        seen.close()
-    epochs(seen)
+        reader.close()
+    epochs(reader)
 
 
 @pytest.mark.slow
@@ -437,15 +436,15 @@ def test_an_hour_of_segments_grows_neither_memory_nor_open_files(page) -> None:
     for number, segment in enumerate(segments):
         page.pages[f"/{number}.ts"] = "video/mp2t", segment
     page.makes["/live.m3u8"] = hour(page, count)
-    seen = watching(f"{page.root}/live.m3u8")
-    seen.came = newest = Newest()
+    reader = start_reader(f"{page.root}/live.m3u8")
+    reader.received = newest = Newest()
     try:
-        seen.until(lambda: newest.count >= count // 2, within=40)
-        before = resident(), open_files()
-        seen.until(lambda: newest.count >= 2 * count - 200, within=40)
-        after = resident(), open_files()
+        reader.wait_until(lambda: newest.count >= count // 2, within=40)
+        before = read_resident_memory(), open_files()
+        reader.wait_until(lambda: newest.count >= 2 * count - 200, within=40)
+        after = read_resident_memory(), open_files()
     finally:
-        seen.close()
+        reader.close()
     assert newest.epochs == {0}
     assert after[0] - before[0] < 8 * 2**20
     assert after[1] - before[1] < 8, "the server's own connections are among them"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.cameras import HttpCamera, http_camera, jpeg, raw_camera
-from support.live_sources import watching
+from support.live_sources import start_reader
 
 from streamseg.errors import NoAnswerError, SourceError
 from streamseg.sources.http import HttpClient
@@ -60,13 +60,15 @@ def test_a_mended_camera_is_used_at_once_wherever_the_old_connection_is_stuck(wh
         send_frames(connection)
 
     with raw_camera(answer) as url:
-        seen = watching(url, open_timeout=0.5, stall_after=0.5)
+        reader = start_reader(url, open_timeout=0.5, stall_after=0.5)
         try:
-            assert seen.until(lambda: seen.came) < 3
-            assert not any(thread.is_alive() for thread in seen.source._blocked)
+            assert reader.wait_until(lambda: reader.received) < 3
+            assert not any(thread.is_alive() for thread in reader.source._blocked)
         finally:
-            seen.close()
-    assert "no frame within 0.5 s" in next(why for _, state, why in seen.said if why)
+            reader.close()
+    assert "no frame within 0.5 s" in next(
+        reason for _, state, reason in reader.state_changes if reason
+    )
 
 
 def test_a_tls_handshake_that_does_not_go_on_is_aborted() -> None:
@@ -110,7 +112,7 @@ def page() -> Iterator[HttpCamera]:
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize(
-    ("location", "why"),
+    ("location", "reason"),
     [
         (b"/cam", "the server redirects more than 10 times"),
         (b"/\xe4 b\r\nX: y", "the server redirects more than 10 times"),
@@ -122,7 +124,7 @@ def page() -> Iterator[HttpCamera]:
         (b"data:,x", "not allowed in a stream over HTTP"),
     ],
 )
-def test_a_redirection_that_leads_nowhere_is_one_line_of_our_own(code, location, why) -> None:
+def test_a_redirection_that_leads_nowhere_is_one_line_of_our_own(code, location, reason) -> None:
     def answer(connection: socket.socket) -> None:
         head = b"HTTP/1.1 %d the camera's own words\r\nLocation: " % code
         connection.sendall(head + location + b"\r\nContent-Length: 0\r\n\r\n")
@@ -131,14 +133,14 @@ def test_a_redirection_that_leads_nowhere_is_one_line_of_our_own(code, location,
         client = HttpClient(url, (), None, 5, CancelEvent())
         with pytest.raises(SourceError) as caught:
             client.get(url)
-    assert why in str(caught.value)
+    assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "own words" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("answered", "why"),
+    ("answered", "reason"),
     [
         (b"HTTP/1.1 500 own\tw\xf6rds\r\n\r\n", "the server responded 500 Internal Server Error"),
         (b"HTTP/1.1 799 own words\r\n\r\n", "the server responded 799"),
@@ -151,11 +153,11 @@ def test_a_redirection_that_leads_nowhere_is_one_line_of_our_own(code, location,
         (b"", "closed the connection without a response"),
     ],
 )
-def test_an_answer_that_is_of_no_use_is_said_in_our_own_words(answered, why) -> None:
+def test_an_answer_that_is_of_no_use_is_said_in_our_own_words(answered, reason) -> None:
     sends = lambda connection: connection.sendall(answered)  # noqa: E731
     with raw_camera(sends) as url, pytest.raises(SourceError) as caught:
         HttpClient(url, (), None, 5, CancelEvent()).get(url)
-    assert why in str(caught.value)
+    assert reason in str(caught.value)
     assert "own" not in str(caught.value)
 
 

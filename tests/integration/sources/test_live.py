@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import pytest
 from support.cameras import HttpCamera, RtspCamera, http_camera, recorded_ts, rtsp_camera
-from support.live_sources import Watcher, watching
+from support.live_sources import SourceReader, start_reader
 
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError, NoAnswerError, SourceError, StalledError
@@ -39,94 +39,96 @@ def page() -> Iterator[HttpCamera]:
 
 
 def test_an_rtsp_camera_whose_connection_is_dropped_comes_back_in_the_next_epoch(camera) -> None:
-    seen = watching(camera.url)
+    reader = start_reader(camera.url)
     try:
-        seen.until(lambda: seen.frames_of(0) >= 5)
+        reader.wait_until(lambda: reader.count_frames(0) >= 5)
         camera.tell("drop")
-        assert seen.until(lambda: seen.frames_of(1) >= 5) < 5
+        assert reader.wait_until(lambda: reader.count_frames(1) >= 5) < 5
     finally:
-        seen.close()
-    indices = [frame.index for _, frame in seen.came]
+        reader.close()
+    indices = [frame.index for _, frame in reader.received]
     assert indices == sorted(set(indices)), "an index is given once, over all connections"
-    assert "the stream ended" in next(why for _, state, why in seen.said if state == "waiting")
-    assert seen.came[0][1].size == (240, 320)
+    assert "the stream ended" in next(
+        reason for _, state, reason in reader.state_changes if state == "waiting"
+    )
+    assert reader.received[0][1].size == (240, 320)
 
 
 def test_a_killed_server_is_found_again_within_five_seconds_of_its_return() -> None:
     with rtsp_camera() as first:
-        seen = watching(first.url)
+        reader = start_reader(first.url)
         try:
-            seen.until(lambda: seen.frames_of(0) >= 5)
+            reader.wait_until(lambda: reader.count_frames(0) >= 5)
             first.tell("kill")
-            seen.until(lambda: any("refused" in why for _, _, why in seen.said))
+            reader.wait_until(lambda: reader.has_reason("refused"))
             time.sleep(1)
             with rtsp_camera(port=first.port):
-                assert seen.until(lambda: seen.frames_of(1) >= 1) < 5
+                assert reader.wait_until(lambda: reader.count_frames(1) >= 1) < 5
         finally:
-            seen.close()
+            reader.close()
 
 
 def test_a_frozen_server_is_noticed_in_time_although_its_socket_stays_open(camera) -> None:
-    seen = watching(camera.url)
+    reader = start_reader(camera.url)
     try:
-        seen.until(lambda: seen.frames_of(0) >= 10)
+        reader.wait_until(lambda: reader.count_frames(0) >= 10)
         camera.freeze()
-        seen.until(lambda: "stalled" in seen.states())
-        last = seen.came[-1][0]
-        when = next(at for at, state, _ in seen.said if state == "stalled")
+        reader.wait_until(lambda: "stalled" in reader.states())
+        last = reader.received[-1][0]
+        when = next(at for at, state, _ in reader.state_changes if state == "stalled")
         assert 1.5 <= when - last < 2.5
         camera.thaw()
-        assert seen.until(lambda: seen.frames_of(1) >= 5) < 5
+        assert reader.wait_until(lambda: reader.count_frames(1) >= 5) < 5
     finally:
         camera.thaw()
-        seen.close()
+        reader.close()
 
 
 def test_a_stream_that_is_away_for_a_while_is_said_so_and_found_again(camera) -> None:
-    seen = watching(camera.url)
+    reader = start_reader(camera.url)
     try:
-        seen.until(lambda: seen.frames_of(0) >= 5)
+        reader.wait_until(lambda: reader.count_frames(0) >= 5)
         camera.tell("gone")
-        seen.until(lambda: any("404" in why for _, _, why in seen.said))
+        reader.wait_until(lambda: reader.has_reason("404"))
         camera.tell("back")
-        assert seen.until(lambda: seen.frames_of(1) >= 5) < 5
+        assert reader.wait_until(lambda: reader.count_frames(1) >= 5) < 5
     finally:
-        seen.close()
+        reader.close()
 
 
 @pytest.mark.parametrize("asks", [(), ("--digest",)])
 def test_a_refused_password_is_said_and_never_shown(monkeypatch, tmp_path, asks) -> None:
     with rtsp_camera("--password", "right", *asks) as camera:
-        seen = watching(camera.url.replace("//", "//user:wr0ng@"))
+        reader = start_reader(camera.url.replace("//", "//user:wr0ng@"))
         try:
-            seen.until(lambda: any("401" in why for _, _, why in seen.said))
-            assert not any("wr0ng" in why for _, _, why in seen.said)
+            reader.wait_until(lambda: reader.has_reason("401"))
+            assert not reader.has_reason("wr0ng")
         finally:
-            seen.close()
+            reader.close()
         monkeypatch.setenv("CAMERA_PASSWORD", "right")
         (tmp_path / "secret").write_text("right\n")
         ways = {"password_env": "CAMERA_PASSWORD"}, {"password_file": str(tmp_path / "secret")}
         for way in ways:
-            seen = watching(camera.url, user="user", **way)
+            reader = start_reader(camera.url, user="user", **way)
             try:
-                seen.until(lambda seen=seen: seen.frames_of(0) >= 3)
+                reader.wait_until(lambda reader=reader: reader.count_frames(0) >= 3)
             finally:
-                seen.close()
+                reader.close()
 
 
 def test_a_password_that_is_changed_in_its_file_is_used_at_the_next_attempt(page, tmp_path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("old")
     page.login = ("me", "new")
-    seen = watching(f"{page.root}/cam", user="me", password_file=str(secret))
+    reader = start_reader(f"{page.root}/cam", user="me", password_file=str(secret))
     try:
-        seen.until(lambda: any("401" in why for _, _, why in seen.said))
+        reader.wait_until(lambda: reader.has_reason("401"))
         secret.unlink()
-        seen.until(lambda: any("can't be read" in why for _, _, why in seen.said))
+        reader.wait_until(lambda: reader.has_reason("can't be read"))
         secret.write_text("new")
-        seen.until(lambda: seen.frames_of(0) >= 3)
+        reader.wait_until(lambda: reader.count_frames(0) >= 3)
     finally:
-        seen.close()
+        reader.close()
 
 
 def test_no_proxy_of_the_environment_is_told_of_a_camera(page, monkeypatch) -> None:
@@ -134,22 +136,22 @@ def test_no_proxy_of_the_environment_is_told_of_a_camera(page, monkeypatch) -> N
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.root)
         monkeypatch.setenv("no_proxy", "")
-        seen = watching(f"{page.root}/cam")
+        reader = start_reader(f"{page.root}/cam")
         try:
-            seen.until(lambda: seen.frames_of(0) >= 3)
+            reader.wait_until(lambda: reader.count_frames(0) >= 3)
         finally:
-            seen.close()
+            reader.close()
         assert proxy.asked == []
 
 
 def test_who_asks_for_a_password_in_a_way_that_is_none_is_tried_again(page) -> None:
     page.login, page.scheme = ("me", "secret"), "Digest realm=,"
-    seen = watching(page.root.replace("//", "//me:secret@") + "/cam")
+    reader = start_reader(page.root.replace("//", "//me:secret@") + "/cam")
     try:
-        seen.until(lambda: seen.states().count("waiting") >= 2)
-        assert "the server's authentication challenge is invalid" in seen.said[1][2]
+        reader.wait_until(lambda: reader.states().count("waiting") >= 2)
+        assert "the server's authentication challenge is invalid" in reader.state_changes[1][2]
     finally:
-        seen.close()
+        reader.close()
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "Digest"])
@@ -157,71 +159,73 @@ def test_a_page_that_asks_for_a_password_gets_it_and_others_do_not(page, scheme,
     (tmp_path / "secret").write_text("p@ss:word")
     login = {"user": "me", "password_file": str(tmp_path / "secret")}
     page.login, page.scheme = ("me", "p@ss:word"), scheme
-    seen = watching(f"{page.root}/cam", **login)
+    reader = start_reader(f"{page.root}/cam", **login)
     try:
-        seen.until(lambda: seen.frames_of(0) >= 3)
+        reader.wait_until(lambda: reader.count_frames(0) >= 3)
     finally:
-        seen.close()
+        reader.close()
     page.login = ("me", "another")
-    seen = watching(f"{page.root}/cam", max_attempts=1, **login)
-    seen.until(lambda: seen.error is not None)
-    seen.close()
-    assert "401" in str(seen.error)
-    assert "p@ss" not in str(seen.error)
+    reader = start_reader(f"{page.root}/cam", max_attempts=1, **login)
+    reader.wait_until(lambda: reader.error is not None)
+    reader.close()
+    assert "401" in str(reader.error)
+    assert "p@ss" not in str(reader.error)
     with http_camera() as elsewhere:
         page.login, page.leads_to = None, f"{elsewhere.root}/cam"
         elsewhere.login = ("me", "never to be known")
-        seen = watching(f"{page.root}/away/x", max_attempts=1, **login)
-        seen.until(lambda: seen.error is not None)
-        seen.close()
+        reader = start_reader(f"{page.root}/away/x", max_attempts=1, **login)
+        reader.wait_until(lambda: reader.error is not None)
+        reader.close()
         assert set(elsewhere.credentials) <= {""}, "another port is another server"
 
 
 def test_rtsp_cameras_that_send_jpegs_are_read() -> None:
     with rtsp_camera("--codec", "mjpeg") as camera:
-        seen = watching(camera.url)
+        reader = start_reader(camera.url)
         try:
-            seen.until(lambda: seen.frames_of(0) >= 5)
+            reader.wait_until(lambda: reader.count_frames(0) >= 5)
         finally:
-            seen.close()
-    assert seen.came[0][1].size == (240, 320)
+            reader.close()
+    assert reader.received[0][1].size == (240, 320)
 
 
 def test_a_camera_whose_pictures_grow_over_the_limit_is_said_so_and_tried_again(camera) -> None:
-    seen = watching(camera.url, max_pixels=100_000)
+    reader = start_reader(camera.url, max_pixels=100_000)
     try:
-        seen.until(lambda: seen.frames_of(0) >= 5)
+        reader.wait_until(lambda: reader.count_frames(0) >= 5)
         camera.tell("size 480x360")
-        seen.until(lambda: any("480 x 360 is over the limit" in why for _, _, why in seen.said))
+        reader.wait_until(lambda: reader.has_reason("480 x 360 is over the limit"))
         camera.tell("size 320x240")
-        assert seen.until(lambda: seen.frames_of(1) >= 5) < 5
+        assert reader.wait_until(lambda: reader.count_frames(1) >= 5) < 5
     finally:
-        seen.close()
-    assert {frame.size for _, frame in seen.came} == {(240, 320)}
+        reader.close()
+    assert {frame.size for _, frame in reader.received} == {(240, 320)}
 
 
 def test_a_paused_camera_is_let_go_of_and_resumed_in_the_next_epoch(camera) -> None:
-    seen = watching(camera.url)
+    reader = start_reader(camera.url)
     try:
-        seen.until(lambda: seen.frames_of(0) >= 3)
-        seen.source.control.pause()
-        seen.until(lambda: ("waiting", "paused") in [(s, why) for _, s, why in seen.said])
-        known = len(seen.came)
+        reader.wait_until(lambda: reader.count_frames(0) >= 3)
+        reader.source.control.pause()
+        reader.wait_until(
+            lambda: ("waiting", "paused") in [(s, reason) for _, s, reason in reader.state_changes]
+        )
+        known = len(reader.received)
         time.sleep(1)
-        assert len(seen.came) == known
-        seen.source.control.resume()
-        seen.until(lambda: seen.frames_of(1) >= 3)
+        assert len(reader.received) == known
+        reader.source.control.resume()
+        reader.wait_until(lambda: reader.count_frames(1) >= 3)
     finally:
-        seen.close()
+        reader.close()
 
 
 def test_stopping_ends_a_source_at_once_whatever_it_waits_for(camera) -> None:
     camera.freeze()
     try:
-        seen = watching(camera.url, open_timeout=30, stall_after=30)
+        reader = start_reader(camera.url, open_timeout=30, stall_after=30)
         time.sleep(0.5)
         began = time.monotonic()
-        seen.close()
+        reader.close()
         assert time.monotonic() - began < 8
     finally:
         camera.thaw()
@@ -229,12 +233,12 @@ def test_stopping_ends_a_source_at_once_whatever_it_waits_for(camera) -> None:
 
 def test_mjpeg_over_http_has_the_times_at_which_its_pictures_came(page) -> None:
     page.fps = 10
-    seen = watching(f"{page.root}/cam")
+    reader = start_reader(f"{page.root}/cam")
     try:
-        seen.until(lambda: len(seen.came) >= 21)
+        reader.wait_until(lambda: len(reader.received) >= 21)
     finally:
-        seen.close()
-    times = [frame.pts for _, frame in seen.came][:21]
+        reader.close()
+    times = [frame.pts for _, frame in reader.received][:21]
     assert times == sorted(times)
     sent = np.median(np.diff(page.sent[:21]))
     assert np.median(np.diff(times)) == pytest.approx(sent, rel=0.3)
@@ -243,29 +247,29 @@ def test_mjpeg_over_http_has_the_times_at_which_its_pictures_came(page) -> None:
 
 def test_mjpeg_that_falls_silent_is_stalled(page) -> None:
     page.fps = 0.1  # one picture, and then nothing for long
-    seen = watching(f"{page.root}/cam", open_timeout=1)
+    reader = start_reader(f"{page.root}/cam", open_timeout=1)
     try:
-        seen.until(lambda: len(seen.said) >= 2)
-        assert seen.said[1][1] == "stalled"
-        assert "no frame for 1.5 s" in seen.said[1][2]
+        reader.wait_until(lambda: len(reader.state_changes) >= 2)
+        assert reader.state_changes[1][1] == "stalled"
+        assert "no frame for 1.5 s" in reader.state_changes[1][2]
     finally:
-        seen.close()
+        reader.close()
 
 
 @pytest.mark.parametrize(
-    ("leads_to", "why"),
+    ("leads_to", "reason"),
     [
         ("http://127.0.0.2:9/x", "another host"),
         ("file:///etc/passwd", "not allowed in a stream over HTTP"),
         ("ftp://127.0.0.1/x", "not allowed in a stream over HTTP"),
     ],
 )
-def test_a_redirection_may_not_leave_the_source_s_host(page, leads_to, why) -> None:
+def test_a_redirection_may_not_leave_the_source_s_host(page, leads_to, reason) -> None:
     page.leads_to = leads_to
-    seen = watching(f"{page.root}/away/x", max_attempts=1)
-    seen.until(lambda: seen.error is not None)
-    assert why in str(seen.error)
-    seen.close()
+    reader = start_reader(f"{page.root}/away/x", max_attempts=1)
+    reader.wait_until(lambda: reader.error is not None)
+    assert reason in str(reader.error)
+    reader.close()
 
 
 @pytest.mark.parametrize(
@@ -274,10 +278,10 @@ def test_a_redirection_may_not_leave_the_source_s_host(page, leads_to, why) -> N
 def test_a_playlist_can_t_read_files_or_reach_other_hosts(page, leads_to) -> None:
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{leads_to}\n#EXT-X-ENDLIST\n"
     page.pages["/list.m3u8"] = ("application/vnd.apple.mpegurl", playlist.encode())
-    seen = watching(f"{page.root}/list.m3u8", max_attempts=1)
-    seen.until(lambda: seen.error is not None)
-    assert not seen.came
-    seen.close()
+    reader = start_reader(f"{page.root}/list.m3u8", max_attempts=1)
+    reader.wait_until(lambda: reader.error is not None)
+    assert not reader.received
+    reader.close()
 
 
 class _Moved(socketserver.StreamRequestHandler):
@@ -311,10 +315,10 @@ def moved() -> Iterator[list[socketserver.ThreadingTCPServer]]:
 def test_an_rtsp_redirection_is_not_followed_and_takes_no_password_elsewhere(moved) -> None:
     first, second = moved
     url = f"rtsp://user:s3cret@127.0.0.1:{first.server_address[1]}/cam"
-    seen = watching(url, max_attempts=1)
-    seen.until(lambda: seen.error is not None)
-    seen.close()
-    assert "another address, which isn't followed" in str(seen.error)
+    reader = start_reader(url, max_attempts=1)
+    reader.wait_until(lambda: reader.error is not None)
+    reader.close()
+    assert "another address, which isn't followed" in str(reader.error)
     assert first.asked
     assert second.asked == []
 
@@ -322,11 +326,11 @@ def test_an_rtsp_redirection_is_not_followed_and_takes_no_password_elsewhere(mov
 def test_a_transport_stream_of_few_frames_a_second_is_opened_at_once(page) -> None:
     recorded_ts()  # takes a moment, once
     page.fps = 5
-    seen = watching(f"{page.root}/ts")
+    reader = start_reader(f"{page.root}/ts")
     try:
-        assert seen.until(lambda: seen.frames_of(0) >= 1) < 3
+        assert reader.wait_until(lambda: reader.count_frames(0) >= 1) < 3
     finally:
-        seen.close()
+        reader.close()
 
 
 def test_the_system_s_certificates_are_read_once_whatever_is_connected_to(monkeypatch) -> None:
@@ -348,17 +352,17 @@ def test_the_system_s_certificates_are_read_once_whatever_is_connected_to(monkey
 
 
 def test_a_stream_that_is_cut_in_the_middle_of_a_gop_goes_on_at_the_next_keyframe(page) -> None:
-    seen = watching(f"{page.root}/ts")
+    reader = start_reader(f"{page.root}/ts")
     try:
-        seen.until(lambda: seen.frames_of(0) >= 5)
+        reader.wait_until(lambda: reader.count_frames(0) >= 5)
         page.begins_at = 7
         page.cuts += 1
-        assert seen.until(lambda: seen.frames_of(1) >= 5) < 5
+        assert reader.wait_until(lambda: reader.count_frames(1) >= 5) < 5
     finally:
-        seen.close()
-    first = next(frame for _, frame in seen.came if frame.epoch == 1)
+        reader.close()
+    first = next(frame for _, frame in reader.received if frame.epoch == 1)
     assert first.pts == pytest.approx(2.0), "the keyframe after the half GOP"
-    assert seen.source.report.damaged == 0
+    assert reader.source.report.damaged == 0
 
 
 def test_hls_is_read_through_its_playlist(page) -> None:
@@ -367,16 +371,16 @@ def test_hls_is_read_through_its_playlist(page) -> None:
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\na.ts\n#EXT-X-ENDLIST\n"
     page.pages["/list.m3u8"] = ("application/vnd.apple.mpegurl", playlist.encode())
     page.pages["/a.ts"] = ("video/mp2t", (MEDIA / "a.ts").read_bytes())
-    seen = watching(f"{page.root}/list.m3u8")
+    reader = start_reader(f"{page.root}/list.m3u8")
     try:
-        seen.until(lambda: seen.frames_of(0) >= 50)
+        reader.wait_until(lambda: reader.count_frames(0) >= 50)
     finally:
-        seen.close()
+        reader.close()
     assert {"/list.m3u8", "/a.ts"} <= set(page.asked)
 
 
 @pytest.mark.parametrize(
-    ("url", "why"),
+    ("url", "reason"),
     [
         ("rtsp://127.0.0.1:9/x", "refused"),
         ("http://127.0.0.1:9/x", "refused"),
@@ -385,40 +389,40 @@ def test_hls_is_read_through_its_playlist(page) -> None:
         ("/dev/null", "inappropriate ioctl"),
     ],
 )
-def test_a_source_that_isn_t_there_is_given_up_after_max_attempts(url, why) -> None:
-    seen = watching(url, max_attempts=2)
-    seen.until(lambda: seen.error is not None)
-    seen.close()
-    assert "given up after 2 attempts" in str(seen.error)
-    assert re.search(why, str(seen.error).lower())
-    assert seen.states().count("connecting") == 2
+def test_a_source_that_isn_t_there_is_given_up_after_max_attempts(url, reason) -> None:
+    reader = start_reader(url, max_attempts=2)
+    reader.wait_until(lambda: reader.error is not None)
+    reader.close()
+    assert "given up after 2 attempts" in str(reader.error)
+    assert re.search(reason, str(reader.error).lower())
+    assert reader.states().count("connecting") == 2
 
 
 def test_a_camera_that_is_unplugged_is_looked_for_again_and_again() -> None:
-    seen = watching("/dev/video99")
+    reader = start_reader("/dev/video99")
     try:
-        seen.until(lambda: seen.states().count("connecting") >= 3)
+        reader.wait_until(lambda: reader.states().count("connecting") >= 3)
     finally:
-        seen.close()
-    assert set(seen.states()) == {"connecting", "waiting"}
-    waited = [why for _, state, why in seen.said if state == "waiting"]
-    assert all(why.startswith("/dev/video99: no such camera; next") for why in waited)
+        reader.close()
+    assert set(reader.states()) == {"connecting", "waiting"}
+    waited = [reason for _, state, reason in reader.state_changes if state == "waiting"]
+    assert all(reason.startswith("/dev/video99: no such camera; next") for reason in waited)
 
 
 def test_a_camera_is_opened_as_the_device_that_it_is(monkeypatch) -> None:
     """There is none here: what opens it gets FFmpeg's own test device, by the same way."""
     monkeypatch.setattr(connection, "DEVICE_FORMAT", "lavfi")
     made = SourceConfig(url="testsrc2=size=320x240:rate=25", input={"framerate": "25"})
-    seen = Watcher(LiveSource("cam", made, partial(connection._read_device, "cam", made)))
+    reader = SourceReader(LiveSource("cam", made, partial(connection._read_device, "cam", made)))
     try:
-        seen.until(lambda: seen.frames_of(0) >= 10)
+        reader.wait_until(lambda: reader.count_frames(0) >= 10)
     finally:
-        seen.close()
-    assert seen.came[0][1].size == (240, 320)
+        reader.close()
+    assert reader.received[0][1].size == (240, 320)
 
 
 @pytest.mark.parametrize(
-    ("options", "why"),
+    ("options", "reason"),
     [
         ({"url": "rtsp://h/x", "start": 3.0}, "for recordings"),
         ({"url": "rtsp://h/x", "user": "a", "password_env": "NOT_SET_ANYWHERE"}, "isn't set"),
@@ -431,8 +435,8 @@ def test_a_camera_is_opened_as_the_device_that_it_is(monkeypatch) -> None:
         ({"url": "http://h:abc/x"}, "from 1 to 65535"),
     ],
 )
-def test_options_that_can_t_hold_are_refused(options, why) -> None:
-    with pytest.raises((ConfigError, SourceError), match=why):
+def test_options_that_can_t_hold_are_refused(options, reason) -> None:
+    with pytest.raises((ConfigError, SourceError), match=reason):
         open_source(SourceConfig(**options))
 
 
@@ -455,15 +459,15 @@ def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end
         yield frame(start.index, start.epoch)
 
     made = SourceConfig(url="rtsp://h/x", open_timeout=0.2, stall_after=0.2)
-    seen = Watcher(LiveSource("cam", made, blocked))
+    reader = SourceReader(LiveSource("cam", made, blocked))
     try:
-        seen.until(lambda: any("blocked" in why for _, _, why in seen.said))
+        reader.wait_until(lambda: reader.has_reason("blocked"))
         time.sleep(0.6)
         assert next(begun) == 3
-        assert "stalled" not in seen.states(), "no connection is given up meanwhile"
+        assert "stalled" not in reader.states(), "no connection is given up meanwhile"
     finally:
         release.set()
-        seen.close()
+        reader.close()
 
 
 def test_a_mistake_in_the_program_is_logged_once_and_loses_no_camera(monkeypatch, caplog) -> None:
@@ -476,14 +480,14 @@ def test_a_mistake_in_the_program_is_logged_once_and_loses_no_camera(monkeypatch
             raise IndexError("what nobody thought of")
         yield frame(start.index, start.epoch)
 
-    seen = Watcher(LiveSource("cam", SourceConfig(url="rtsp://h/x"), broken))
+    reader = SourceReader(LiveSource("cam", SourceConfig(url="rtsp://h/x"), broken))
     try:
-        seen.until(lambda: seen.came)
+        reader.wait_until(lambda: reader.received)
     finally:
-        seen.close()
+        reader.close()
     (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
     assert record.exc_info is not None
-    assert any("what nobody thought of" in why for _, _, why in seen.said)
+    assert reader.has_reason("what nobody thought of")
 
 
 @pytest.mark.parametrize("silence", [NoAnswerError, StalledError])
@@ -496,9 +500,9 @@ def test_after_silence_a_host_is_probed_first(silence) -> None:
             raise silence("nothing came")
         yield frame(start.index, start.epoch)
 
-    seen = Watcher(LiveSource("cam", SourceConfig(url="rtsp://h/x"), silent))
+    reader = SourceReader(LiveSource("cam", SourceConfig(url="rtsp://h/x"), silent))
     try:
-        seen.until(lambda: len(asked) >= 4)
+        reader.wait_until(lambda: len(asked) >= 4)
     finally:
-        seen.close()
+        reader.close()
     assert asked[:4] == [False, True, True, False]

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 from support.cameras import raw_camera
-from support.live_sources import resident, watching
+from support.live_sources import start_reader
+from support.processes import read_resident_memory
 
 from streamseg.errors import SourceError
 from streamseg.sources import bytestream, live, mjpeg
@@ -144,12 +145,12 @@ def test_cameras_with_any_spelling_give_the_pictures_that_pillow_decodes(spellin
         connection.sendall(head + how.join(IMAGES))
 
     with raw_camera(answer) as url:
-        seen = watching(url, max_attempts=1)
-        seen.until(lambda: seen.error)
-        seen.close()
-    assert "the stream ended" in str(seen.error)
-    assert len(seen.came) == len(IMAGES)
-    for (_, frame), image in zip(seen.came, IMAGES, strict=True):
+        reader = start_reader(url, max_attempts=1)
+        reader.wait_until(lambda: reader.error)
+        reader.close()
+    assert "the stream ended" in str(reader.error)
+    assert len(reader.received) == len(IMAGES)
+    for (_, frame), image in zip(reader.received, IMAGES, strict=True):
         truth = np.asarray(Pillow.open(io.BytesIO(image)).convert("RGB"), np.int16)
         assert np.abs(frame.image - truth).mean() < 2.5
 
@@ -265,27 +266,27 @@ def test_a_camera_whose_picture_does_not_end_has_one_reason_each_time(
             connection.sendall(bytes(65536))
 
     with raw_camera(answer) as url:
-        seen = watching(url, max_attempts=2)
-        seen.until(lambda: seen.error)
-        seen.close()
-    assert "in 1048576 bytes" in str(seen.error)
-    assert "\n" not in str(seen.error)
+        reader = start_reader(url, max_attempts=2)
+        reader.wait_until(lambda: reader.error)
+        reader.close()
+    assert "in 1048576 bytes" in str(reader.error)
+    assert "\n" not in str(reader.error)
 
 
 @pytest.mark.slow
 def test_attempts_at_an_image_without_end_do_not_add_up_in_memory(monkeypatch) -> None:
     monkeypatch.setattr(live, "MAX_DELAY", 0.05)
-    peaks = [resident()]
+    peaks = [read_resident_memory()]
 
     def answer(connection) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n\r\n")
         connection.sendall(b"\xff\xd8\xff\xe0\x00\x04ab\xff\xda\0\2")
         while True:
             connection.sendall(b"\x55" * 65536)
-            peaks.append(resident())
+            peaks.append(read_resident_memory())
 
     with raw_camera(answer) as url:
-        seen = watching(url, max_attempts=8)
-        seen.until(lambda: seen.error, within=40)
-        seen.close()
+        reader = start_reader(url, max_attempts=8)
+        reader.wait_until(lambda: reader.error, within=40)
+        reader.close()
     assert max(peaks) - peaks[0] < 2.5 * mjpeg.MAX_FRAME_BYTES

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.cameras import raw_camera
-from support.live_sources import resident, watching
+from support.live_sources import start_reader
+from support.processes import read_resident_memory
 
 from streamseg.config import SourceConfig
 from streamseg.errors import NoFramesError, SourceError
@@ -106,13 +107,13 @@ def test_tables_that_claim_more_than_a_stream_holds_are_refused(name) -> None:
 @pytest.mark.parametrize("name", sorted(BOMBS.keys() - {"many runs"}))
 def test_a_few_bytes_that_claim_millions_of_samples_take_no_memory(name) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\n\r\n"
-    before = peak = resident()
+    before = peak = read_resident_memory()
     with raw_camera(lambda connection: connection.sendall(head + BOMBS[name])) as url:
-        seen = watching(url, max_attempts=1)
-        while seen.error is None:
-            peak = max(peak, resident())
-        seen.close()
-    assert "claims over 2000000 samples" in str(seen.error)
+        reader = start_reader(url, max_attempts=1)
+        while reader.error is None:
+            peak = max(peak, read_resident_memory())
+        reader.close()
+    assert "claims over 2000000 samples" in str(reader.error)
     assert peak - before < 200 * 2**20
 
 
@@ -120,10 +121,10 @@ def test_a_few_bytes_that_claim_millions_of_samples_take_no_memory(name) -> None
 def test_a_file_that_claims_millions_of_samples_takes_no_memory(tmp_path, name) -> None:
     path = tmp_path / "bomb.mp4"
     path.write_bytes(BOMBS[name])
-    before = resident()
+    before = read_resident_memory()
     with pytest.raises(NoFramesError, match=r"bomb\.mp4: an MP4 that claims over 2000000 samples"):
         open_source(SourceConfig(url=str(path)))
-    assert resident() - before < 50 * 2**20
+    assert read_resident_memory() - before < 50 * 2**20
 
 
 @pytest.mark.parametrize("data", WHOLE)
@@ -136,7 +137,7 @@ def test_a_sound_file_is_read_whatever_follows_its_boxes(tmp_path, data, tail) -
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
+    ("data", "reason"),
     [
         (b"\0\0\0\x08ftyp\0\0\0\x04moov", "damaged"),
         (b"\0\0\0\x01moov\0\0\0\0\0\0\0\x08", "damaged"),
@@ -145,8 +146,8 @@ def test_a_sound_file_is_read_whatever_follows_its_boxes(tmp_path, data, tail) -
         (b"\0\0\0\x14moov\0\0\0\x0ccmov\0\0\0\0", "compressed"),
     ],
 )
-def test_boxes_that_can_t_be_checked_are_refused(data, why) -> None:
-    with pytest.raises(SourceError, match=why):
+def test_boxes_that_can_t_be_checked_are_refused(data, reason) -> None:
+    with pytest.raises(SourceError, match=reason):
         list(check_tables(iter([data])))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from support.live_sources import watching
+from support.live_sources import start_reader
 from support.ports import free_port
 
 from streamseg.sources.live import MAX_DELAY
@@ -114,32 +114,34 @@ def publishing(url: str) -> Iterator[Publisher]:
 
 
 def test_a_stream_is_read_and_its_killed_server_found_again(server: RtmpServer) -> None:
-    seen = watching(server.url)
+    reader = start_reader(server.url)
     try:
         with publishing(server.url):
-            seen.until(lambda: seen.frames_of(0) >= 5)
+            reader.wait_until(lambda: reader.count_frames(0) >= 5)
             server.kill()
-            seen.until(lambda: seen.states()[-1] != "live" and len(seen.said) > 1)
+            reader.wait_until(
+                lambda: reader.states()[-1] != "live" and len(reader.state_changes) > 1
+            )
         server.start()
         with publishing(server.url):
-            assert seen.until(lambda: seen.frames_of(1) >= 1) < 5 + MAX_DELAY
+            assert reader.wait_until(lambda: reader.count_frames(1) >= 1) < 5 + MAX_DELAY
     finally:
-        seen.close()
-    assert seen.came[0][1].size == (120, 160)
+        reader.close()
+    assert reader.received[0][1].size == (120, 160)
 
 
 def test_a_publisher_that_falls_silent_is_a_stall_and_one_that_ends_is_waited_for(
     server: RtmpServer,
 ) -> None:
-    seen = watching(server.url)
+    reader = start_reader(server.url)
     try:
         with publishing(server.url) as publisher:
-            seen.until(lambda: seen.frames_of(0) >= 5)
+            reader.wait_until(lambda: reader.count_frames(0) >= 5)
             publisher.silent.set()
-            seen.until(lambda: "stalled" in seen.states())
-            stalled = next(at for at, state, _ in seen.said if state == "stalled")
-            assert stalled - seen.came[-1][0] < 2.5
+            reader.wait_until(lambda: "stalled" in reader.states())
+            stalled = next(at for at, state, _ in reader.state_changes if state == "stalled")
+            assert stalled - reader.received[-1][0] < 2.5
         with publishing(server.url):
-            assert seen.until(lambda: seen.frames_of(1) >= 1) < 5 + MAX_DELAY
+            assert reader.wait_until(lambda: reader.count_frames(1) >= 1) < 5 + MAX_DELAY
     finally:
-        seen.close()
+        reader.close()

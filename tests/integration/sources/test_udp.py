@@ -15,7 +15,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from support.live_sources import watching
+from support.live_sources import start_reader
 
 from streamseg.config import SourceConfig
 from streamseg.errors import ConfigError, SourceError
@@ -111,53 +111,57 @@ def port() -> int:
 def test_a_camera_that_begins_late_and_falls_silent_is_seen_each_time_it_sends(port) -> None:
     with socket.create_server(("127.0.0.1", port)) as nobody:
         nobody.settimeout(0)
-        seen = watching(f"udp://127.0.0.1:{port}", open_timeout=1, stall_after=0.5)
+        reader = start_reader(f"udp://127.0.0.1:{port}", open_timeout=1, stall_after=0.5)
         try:
-            seen.until(lambda: seen.states().count("waiting") == 1)
+            reader.wait_until(lambda: reader.states().count("waiting") == 1)
             with sending(port):
-                seen.until(lambda: len(seen.came) >= 10)
-            seen.until(lambda: "stalled" in seen.states())
-            seen.until(lambda: seen.states().count("waiting") == 2)
-            known = len(seen.came)
+                reader.wait_until(lambda: len(reader.received) >= 10)
+            reader.wait_until(lambda: "stalled" in reader.states())
+            reader.wait_until(lambda: reader.states().count("waiting") == 2)
+            known = len(reader.received)
             with sending(port):
-                assert seen.until(lambda: len(seen.came) >= known + 10) < 5
+                assert reader.wait_until(lambda: len(reader.received) >= known + 10) < 5
         finally:
-            seen.close()
+            reader.close()
         with pytest.raises(BlockingIOError):
             nobody.accept()  # UDP has no connection that could be tried first
-    reasons = [why.partition(";")[0] for _, state, why in seen.said if state != "connecting"]
+    reasons = [
+        reason.partition(";")[0]
+        for _, state, reason in reader.state_changes
+        if state != "connecting"
+    ]
     assert reasons == ["no frame within 1 s", "no frame for 0.5 s", "no frame within 1 s"]
-    assert all(is_whole(frame.image) for _, frame in seen.came)
+    assert all(is_whole(frame.image) for _, frame in reader.received)
 
 
 def test_a_second_sender_is_left_out_and_logged_once(port, caplog) -> None:
-    seen = watching(f"udp://127.0.0.1:{port}")
+    reader = start_reader(f"udp://127.0.0.1:{port}")
     try:
         with sending(port):
-            seen.until(lambda: len(seen.came) >= 5)
+            reader.wait_until(lambda: len(reader.received) >= 5)
             with sending(port, recording(level=90)), sending(port, recording(level=90), first=7):
-                known = len(seen.came)
-                seen.until(lambda: len(seen.came) >= known + 30)
+                known = len(reader.received)
+                reader.wait_until(lambda: len(reader.received) >= known + 30)
     finally:
-        seen.close()
-    assert all(int(frame.image[65:75].mean()) > 180 for _, frame in seen.came)
-    assert seen.source.report.damaged == seen.source.report.bad == 0
+        reader.close()
+    assert all(int(frame.image[65:75].mean()) > 180 for _, frame in reader.received)
+    assert reader.source.report.damaged == reader.source.report.bad == 0
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == f"cam: udp port {port}: 127.0.0.1 is another sender and is ignored"
 
 
 @pytest.mark.slow
 def test_a_sender_that_comes_back_from_another_port_begins_an_epoch(port) -> None:
-    seen = watching(f"udp://127.0.0.1:{port}", stall_after=5)
+    reader = start_reader(f"udp://127.0.0.1:{port}", stall_after=5)
     try:
         with sending(port):
-            seen.until(lambda: len(seen.came) >= 5)
+            reader.wait_until(lambda: len(reader.received) >= 5)
         with sending(port, recording(level=90)):
-            seen.until(lambda: seen.frames_of(1) >= 5)
+            reader.wait_until(lambda: reader.count_frames(1) >= 5)
     finally:
-        seen.close()
-    assert any("another sender took over: 127.0.0.1 port" in why for _, _, why in seen.said)
-    for _, frame in seen.came:
+        reader.close()
+    assert reader.has_reason("another sender took over: 127.0.0.1 port")
+    for _, frame in reader.received:
         level = int(frame.image[65:75].mean())
         assert level > 180 if frame.epoch == 0 else level < 120
 
@@ -165,13 +169,13 @@ def test_a_sender_that_comes_back_from_another_port_begins_an_epoch(port) -> Non
 @pytest.mark.parametrize("codec", [pytest.param("libx264", marks=pytest.mark.slow), "mpeg4"])
 def test_a_stream_that_is_joined_between_key_frames_gives_whole_frames_only(port, codec) -> None:
     pieces = recording(codec, gop=40)
-    seen = watching(f"udp://127.0.0.1:{port}")
+    reader = start_reader(f"udp://127.0.0.1:{port}")
     try:
         with sending(port, pieces, first=15):
-            seen.until(lambda: len(seen.came) >= 30)
+            reader.wait_until(lambda: len(reader.received) >= 30)
     finally:
-        seen.close()
-    assert all(is_whole(frame.image) for _, frame in seen.came)
+        reader.close()
+    assert all(is_whole(frame.image) for _, frame in reader.received)
 
 
 @pytest.mark.parametrize(
@@ -211,10 +215,10 @@ def test_of_an_address_elsewhere_only_its_host_is_received(port, url) -> None:
 def test_a_port_that_somebody_has_is_said_and_is_free_again_after_a_connection(port) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", port))
-        seen = watching(f"udp://127.0.0.1:{port}", max_attempts=1)
-        seen.until(lambda: seen.error is not None)
-        seen.close()
-    assert f"can't listen on udp port {port}: address already in use" in str(seen.error)
+        reader = start_reader(f"udp://127.0.0.1:{port}", max_attempts=1)
+        reader.wait_until(lambda: reader.error is not None)
+        reader.close()
+    assert f"can't listen on udp port {port}: address already in use" in str(reader.error)
     for _ in range(3):
         address = UdpAddress.parse(f"udp://127.0.0.1:{port}")
         UdpReceiver("cam", address, SourceReport(), threading.Event()).close()
@@ -243,7 +247,7 @@ def test_a_playlist_by_udp_opens_no_file(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "why"),
+    ("url", "reason"),
     [
         ("udp://127.0.0.1", "has no port: write udp://HOST:PORT"),
         ("udp://h:0", "the port must be a number"),
@@ -251,8 +255,8 @@ def test_a_playlist_by_udp_opens_no_file(tmp_path) -> None:
         ("udp://h:5000?buffer_size=many", "buffer_size must be a number"),
     ],
 )
-def test_addresses_that_can_t_be_are_refused(url, why) -> None:
-    with pytest.raises(ConfigError, match=why):
+def test_addresses_that_can_t_be_are_refused(url, reason) -> None:
+    with pytest.raises(ConfigError, match=reason):
         open_source(SourceConfig(url=url))
 
 
@@ -260,14 +264,14 @@ def test_addresses_that_can_t_be_are_refused(url, why) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("silence", [2, 10])
 def test_a_silence_of_any_length_is_one_epoch(port, silence) -> None:
-    seen = watching(f"udp://127.0.0.1:{port}")
+    reader = start_reader(f"udp://127.0.0.1:{port}")
     try:
         with sending(port):
-            seen.until(lambda: len(seen.came) >= 10)
+            reader.wait_until(lambda: len(reader.received) >= 10)
         time.sleep(silence)
-        known = len(seen.came)
+        known = len(reader.received)
         with sending(port):
-            assert seen.until(lambda: len(seen.came) >= known + 10) < 6
+            assert reader.wait_until(lambda: len(reader.received) >= known + 10) < 6
     finally:
-        seen.close()
-    assert seen.said[1][1] == "stalled"
+        reader.close()
+    assert reader.state_changes[1][1] == "stalled"

@@ -9,7 +9,8 @@ import time
 
 import pytest
 from support.ports import free_port
-from support.publishers import eventually, instances, jpeg, result, rss, service
+from support.processes import read_resident_memory
+from support.publishers import eventually, instances, jpeg, result, service
 from support.viewers import is_image_requested, open_client, port_of, source_view, viewer
 
 from streamseg.viewer import Viewer, dashboard_state, relay
@@ -190,11 +191,11 @@ def test_memory_for_a_browser_that_does_not_read_is_bounded() -> None:
         ):
             stalled.socket.recv(5)
             eventually(lambda: is_image_requested(running), 5)
-            memory_before = rss()
+            memory_before = read_resident_memory()
             for index in range(60):
                 running.show(result(index, found=found), None, image)
                 assert fast.frame()[0]["frame"] == index
-            assert rss() - memory_before < 60e6  # 120 MB were published
+            assert read_resident_memory() - memory_before < 60e6  # 120 MB were published
 
 
 def test_viewer_waits_for_an_ended_service() -> None:
