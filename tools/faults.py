@@ -34,10 +34,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.camera_faults import FAULTS, FPS, STALL_AFTER, USUAL, Fault
+from support.camera_faults import DEFAULT_OPTIONS, FAULTS, FPS, STALL_AFTER, Fault
 from support.cameras import rtsp_camera
 from support.ports import free_port
-from support.recording_subscriber import Observer, balanced
+from support.recording_subscriber import RecordingSubscriber, is_balanced
 
 from streamseg.service.http_client import HttpApiClient
 
@@ -85,7 +85,7 @@ class Running:
 
     pid: int
     control: HttpApiClient
-    observer: Observer
+    observer: RecordingSubscriber
     others: tuple[str, ...]
 
 
@@ -141,7 +141,7 @@ def service() -> Iterator[Running]:
     """Run a service with the healthy cameras, and wait until all are live."""
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        cameras = [held.enter_context(rtsp_camera(*USUAL)) for _ in range(OTHERS)]
+        cameras = [held.enter_context(rtsp_camera(*DEFAULT_OPTIONS)) for _ in range(OTHERS)]
         names = tuple(f"other-{number}" for number in range(OTHERS))
         port = free_port()
         config = {
@@ -155,9 +155,11 @@ def service() -> Iterator[Running]:
         process = held.enter_context(_process(file, folder / "service.log"))
         address = f"http://127.0.0.1:{port + 3}"
         _wait_ready(address, process, folder / "service.log")
-        observer = Observer(f"tcp://127.0.0.1:{port}")
+        observer = RecordingSubscriber(f"tcp://127.0.0.1:{port}")
         held.callback(observer.close)
-        observer.until(lambda: all(observer.is_live(n) for n in names), LIVE_WITHIN, "all are live")
+        observer.wait_until(
+            lambda: all(observer.is_live(n) for n in names), LIVE_WITHIN, "all are live"
+        )
         yield Running(process.pid, HttpApiClient(address), observer, names)
 
 
@@ -190,7 +192,7 @@ def measure(fault: Fault, running: Running, seconds: int, tolerance: float) -> O
     """Measure the time before, during and after a fault, each of ``seconds`` seconds."""
     observer, name = running.observer, fault.name
     running.control.add({"url": fault.url, "name": name, **fault.options})
-    observer.until(lambda: observer.is_live(name), PATIENCE, f"{name} is live")
+    observer.wait_until(lambda: observer.is_live(name), PATIENCE, f"{name} is live")
     time.sleep(1.0)
     outcome = Outcome(name)
     cpu, well = read_cpu(running.pid), time.monotonic()
@@ -213,11 +215,11 @@ def measure(fault: Fault, running: Running, seconds: int, tolerance: float) -> O
     return outcome
 
 
-def _back(observer: Observer, name: str, epoch: int, right: float) -> float | None:
+def _back(observer: RecordingSubscriber, name: str, epoch: int, right: float) -> float | None:
     """Return the seconds from the end of the fault to the first result in a new epoch."""
     with contextlib.suppress(TimeoutError):
-        observer.until(lambda: observer.first_of(name, epoch + 1), PATIENCE, "it is back")
-    first = observer.first_of(name, epoch + 1)
+        observer.wait_until(lambda: observer.first_result(name, epoch + 1), PATIENCE, "it is back")
+    first = observer.first_result(name, epoch + 1)
     return None if first is None else first.at - right
 
 
@@ -233,7 +235,9 @@ def _compare(outcome: Outcome, running: Running, well: float, wrong: float, seco
     outcome.mean_ratio = min(row[2] for row in rows)
 
 
-def _collect_states(outcome: Outcome, observer: Observer, wrong: float, right: float) -> None:
+def _collect_states(
+    outcome: Outcome, observer: RecordingSubscriber, wrong: float, right: float
+) -> None:
     """Collect the reported states, and the delay of the first one that reports the fault."""
     said = observer.states_between(outcome.name, wrong, right)
     for state in said:
@@ -246,7 +250,9 @@ def _collect_states(outcome: Outcome, observer: Observer, wrong: float, right: f
         outcome.noticed = first.at - last
 
 
-def _find_problems(outcome: Outcome, fault: Fault, observer: Observer, tolerance: float) -> None:
+def _find_problems(
+    outcome: Outcome, fault: Fault, observer: RecordingSubscriber, tolerance: float
+) -> None:
     problems = outcome.problems
     if outcome.mean_ratio < 1 - tolerance:
         problems.append(f"the others' rate became {outcome.mean_ratio:.3f} of what it was")
@@ -257,7 +263,7 @@ def _find_problems(outcome: Outcome, fault: Fault, observer: Observer, tolerance
     if fault.reconnects and (outcome.back is None or outcome.back > BACK_WITHIN):
         problems.append("it came back too late" if outcome.back else "it didn't come back")
     for name in (*FAULTS.keys() & observer.latest.keys(), outcome.name):
-        if not balanced(observer.latest[name]):
+        if not is_balanced(observer.latest[name]):
             problems.append(f"the account of {name} doesn't balance")
 
 

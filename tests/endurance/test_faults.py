@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
-from support.camera_faults import FAULTS, FPS, STALL_AFTER, USUAL, Fault
+from support.camera_faults import DEFAULT_OPTIONS, FAULTS, FPS, STALL_AFTER, Fault
 from support.cameras import rtsp_camera
 from support.paths import ROOT
-from support.recording_subscriber import Observer, ReceivedState, balanced
+from support.recording_subscriber import ReceivedState, RecordingSubscriber, is_balanced
 
 from streamseg import load_model
 from streamseg.config import Config, PublishConfig, SourceConfig, WorkerConfig
@@ -44,7 +44,7 @@ WINDOW = 4
 class Storm:
     """What came of it; times are monotonic seconds, by the name of the fault."""
 
-    observer: Observer
+    observer: RecordingSubscriber
     wrong: dict[str, float]
     right: dict[str, float]
     epochs: dict[str, int]
@@ -53,7 +53,7 @@ class Storm:
         return self.observer.states_between(name, self.wrong[name], self.right[name])
 
 
-def serving(sources: list[SourceConfig], model: object, held: ExitStack) -> Observer:
+def serving(sources: list[SourceConfig], model: object, held: ExitStack) -> RecordingSubscriber:
     """A service of these; stopped with ``held``, before which nothing may be lost."""
     config = Config(
         sources=tuple(sources),
@@ -61,7 +61,7 @@ def serving(sources: list[SourceConfig], model: object, held: ExitStack) -> Obse
         publish=PublishConfig(bind="tcp://127.0.0.1:*"),
     )
     service = Service(config, model)
-    observer = Observer(service.endpoints["masks"])
+    observer = RecordingSubscriber(service.endpoints["masks"])
     held.callback(observer.close)
     service.start()
 
@@ -78,7 +78,9 @@ def storm() -> Iterator[Storm]:
     """Every fault begins and ends, while two cameras are well."""
     with ExitStack() as held:
         with ThreadPoolExecutor() as starting:
-            well = list(starting.map(lambda _: held.enter_context(rtsp_camera(*USUAL)), OTHERS))
+            well = list(
+                starting.map(lambda _: held.enter_context(rtsp_camera(*DEFAULT_OPTIONS)), OTHERS)
+            )
             faults: list[Fault] = list(starting.map(lambda name: FAULTS[name](), AT_ONCE))
         for fault in faults:
             held.callback(fault.close)
@@ -87,11 +89,11 @@ def storm() -> Iterator[Storm]:
         observer = serving(sources, load_model("nanomask", input_size=64), held)
         names = [source.name for source in sources]
         ready = lambda name: observer.is_live(name) and len(observer.results.get(name, [])) > FPS  # noqa: E731
-        observer.until(lambda: all(map(ready, names)), 20, "all are live")
+        observer.wait_until(lambda: all(map(ready, names)), 20, "all are live")
         yield _pass_over(observer, faults)
 
 
-def _pass_over(observer: Observer, faults: list[Fault]) -> Storm:
+def _pass_over(observer: RecordingSubscriber, faults: list[Fault]) -> Storm:
     storm = Storm(observer, {}, {}, {})
     for fault in faults:
         storm.wrong[fault.name] = time.monotonic()
@@ -105,7 +107,9 @@ def _pass_over(observer: Observer, faults: list[Fault]) -> Storm:
         after = storm.epochs[fault.name] + 1
         with suppress(TimeoutError):  # the tests say it better
             if fault.reconnects:
-                observer.until(lambda f=fault, e=after: observer.first_of(f.name, e), 10, "back")
+                observer.wait_until(
+                    lambda f=fault, e=after: observer.first_result(f.name, e), 10, "back"
+                )
     time.sleep(1.1)  # the next status has the last accounts
     return storm
 
@@ -123,7 +127,7 @@ def test_a_fault_is_noticed_in_time_and_said_in_words(storm: Storm, name: str) -
 
 @pytest.mark.parametrize("name", COME_BACK)
 def test_a_camera_is_back_within_five_seconds_of_its_return(storm: Storm, name: str) -> None:
-    first = storm.observer.first_of(name, storm.epochs[name] + 1)
+    first = storm.observer.first_result(name, storm.epochs[name] + 1)
     assert first is not None
     assert first.at - storm.right[name] < 5
     assert storm.observer.is_live(name)
@@ -177,7 +181,7 @@ def test_the_others_keep_their_rate_whatever_happens(storm: Storm, name: str) ->
 def test_every_frame_is_accounted_for_whatever_happens(storm: Storm, name: str) -> None:
     status = storm.observer.latest[name]
     assert status.published > 0
-    assert balanced(status)
+    assert is_balanced(status)
 
 
 def test_packets_that_are_lost_and_a_line_that_is_dead() -> None:
@@ -213,7 +217,7 @@ def test_sixteen_cameras_have_equal_shares_of_a_model_that_is_too_slow_for_them(
             )
         sources = [SourceConfig(url=c.url, name=n) for c, n in zip(cameras, names, strict=True)]
         observer = serving(sources, model, held)
-        observer.until(lambda: all(map(observer.is_live, names)), 30, "all are live")
+        observer.wait_until(lambda: all(map(observer.is_live, names)), 30, "all are live")
         time.sleep(1)
         begin = time.monotonic()
         time.sleep(6)
@@ -222,5 +226,5 @@ def test_sixteen_cameras_have_equal_shares_of_a_model_that_is_too_slow_for_them(
         statuses = [observer.latest[name] for name in names]
     assert min(counts.values()) > 6, counts
     assert max(counts.values()) <= 1.5 * min(counts.values()), counts
-    assert all(s.state == "live" and balanced(s) for s in statuses)
+    assert all(s.state == "live" and is_balanced(s) for s in statuses)
     assert any(s.dropped.get("overtaken") for s in statuses), "the model was fast enough"

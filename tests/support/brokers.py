@@ -17,7 +17,7 @@ from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
-from support.cameras import needs
+from support.cameras import require_program
 from support.ports import free_port
 
 SERVER = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
@@ -89,7 +89,7 @@ def mosquitto(
     logins: dict[str, str] | None = None,
     tls: tuple[Path, Path] | None = None,
 ) -> Iterator[Mosquitto]:
-    needs(SERVER is not None, "mosquitto")
+    require_program("mosquitto", is_installed=SERVER is not None)
     broker = Mosquitto(folder, logins=logins, tls=tls)
     try:
         yield broker

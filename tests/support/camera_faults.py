@@ -1,6 +1,6 @@
-"""What goes wrong with cameras, one class each: real servers, and the moment it begins and ends.
+"""Camera faults, one class per fault: a real server, and methods that start and end the fault.
 
-``tools/faults.py`` measures with them, ``test_faults.py`` tests with them.
+They are used by ``tools/faults.py`` and by ``test_faults.py``.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from support.cameras import HttpCamera, RtspCamera, http_camera, rtsp_camera
 from support.chaos_proxy import ChaosProxy
 
 FPS = 10
-USUAL = ("--fps", str(FPS), "--gop", "10")
+DEFAULT_OPTIONS = ("--fps", str(FPS), "--gop", "10")
 STALL_AFTER, OPEN_TIMEOUT = 1.5, 5.0
-LOST = 10
-"""Of a hundred packets."""
+LOSS_PERCENT = 10
+"""Share of packets that the loss faults drop, in percent."""
 
 
 class Fault(ABC):
-    """A camera, and what will be wrong with it from ``begin`` to ``end``.
+    """Camera that has a fault from ``begin`` to ``end``.
 
     Attributes:
-        name: what it is called on the command line and in the table.
-        reason: a regular expression for what the service says meanwhile; empty if it isn't to
-            notice.
-        stalls: whether the connection stays open, so that only the silence tells.
-        reconnects: whether the camera is to come back in a new epoch.
-        privileged: whether it needs a network namespace of its own.
-        options: the source's, beside its url.
+        name: name on the command line and in the table.
+        reason: regular expression of the reason that the service must publish during the fault;
+            empty if the service must not detect it.
+        stalls: whether the connection stays open, so that the fault is detected by a timeout.
+        reconnects: whether the source must continue in a new epoch.
+        privileged: whether the fault needs a network namespace of its own.
+        url: address of the camera.
+        options: further options of the source.
     """
 
     name: ClassVar[str]
@@ -45,57 +46,57 @@ class Fault(ABC):
             "stall_after": STALL_AFTER,
             "open_timeout": OPEN_TIMEOUT,
         }
-        self._held = ExitStack()
+        self._resources = ExitStack()
         self.prepare()
 
     @abstractmethod
     def prepare(self) -> None:
-        """Start the camera, and set ``url``."""
+        """Start the camera and set ``url``."""
 
     @abstractmethod
     def begin(self) -> None:
-        """From now on it is wrong."""
+        """Start the fault."""
 
     @abstractmethod
     def end(self) -> None:
-        """From now on it is right again."""
+        """End the fault."""
 
     def close(self) -> None:
-        """Let go of everything."""
-        self._held.close()
+        """Stop the camera and release all resources."""
+        self._resources.close()
 
-    def _rtsp(self, *options: str, port: int | None = None) -> RtspCamera:
-        camera = self._held.enter_context(rtsp_camera(*USUAL, *options, port=port))
+    def _start_camera(self, *options: str, port: int | None = None) -> RtspCamera:
+        camera = self._resources.enter_context(rtsp_camera(*DEFAULT_OPTIONS, *options, port=port))
         self.url = camera.url
         return camera
 
 
-class Killed(Fault):
-    """The server is killed in the middle of its stream, and started again."""
+class ServerKilled(Fault):
+    """The server is killed while it streams, and started again."""
 
     name = "killed"
     reason = "ended|refused"
 
     def prepare(self) -> None:
-        self._camera = self._rtsp()
+        self._camera = self._start_camera()
 
     def begin(self) -> None:
-        self._camera.tell("kill")
+        self._camera.send_command("kill")
 
     def end(self) -> None:
-        self._camera = self._rtsp(port=self._camera.port)
+        self._camera = self._start_camera(port=self._camera.port)
 
 
-class Frozen(Fault):
-    """The server is stopped with its sockets open."""
+class ServerFrozen(Fault):
+    """The server process is suspended (SIGSTOP); its sockets stay open."""
 
     name = "frozen"
     reason = "no frame for"
     stalls = True
 
     def prepare(self) -> None:
-        self._camera = self._rtsp()
-        self._held.callback(self._camera.thaw)
+        self._camera = self._start_camera()
+        self._resources.callback(self._camera.thaw)
 
     def begin(self) -> None:
         self._camera.freeze()
@@ -104,30 +105,30 @@ class Frozen(Fault):
         self._camera.thaw()
 
 
-class Gone(Fault):
-    """The server is there, and the stream isn't."""
+class StreamRemoved(Fault):
+    """The server runs without the stream."""
 
     name = "gone"
     reason = "404"
 
     def prepare(self) -> None:
-        self._camera = self._rtsp()
+        self._camera = self._start_camera()
 
     def begin(self) -> None:
-        self._camera.tell("gone")
+        self._camera.send_command("remove")
 
     def end(self) -> None:
-        self._camera.tell("back")
+        self._camera.send_command("restore")
 
 
-class Refused(Fault):
-    """Somebody changes the camera's password, and changes it back."""
+class CredentialsRefused(Fault):
+    """The password of the camera is changed, and changed back."""
 
     name = "refused-credentials"
     reason = "401"
 
     def prepare(self) -> None:
-        self._camera = self._rtsp("--password", "right")
+        self._camera = self._start_camera("--password", "right")
         self.url = self.url.replace("//", "//user:right@")
 
     def begin(self) -> None:
@@ -139,36 +140,36 @@ class Refused(Fault):
     def _restart(self, password: str) -> None:
         url = self.url
         self._camera.close()
-        self._camera = self._rtsp("--password", password, port=self._camera.port)
+        self._camera = self._start_camera("--password", password, port=self._camera.port)
         self.url = url
 
 
-class Resolution(Fault):
-    """The camera's pictures become larger within the connection, and small again."""
+class ResolutionChange(Fault):
+    """The frames become larger within the connection, and smaller again."""
 
     name = "resolution"
 
     def prepare(self) -> None:
-        self._camera = self._rtsp()
+        self._camera = self._start_camera()
 
     def begin(self) -> None:
-        self._camera.tell("size 480x360")
+        self._camera.send_command("resize 480x360")
 
     def end(self) -> None:
-        self._camera.tell("size 320x240")
+        self._camera.send_command("resize 320x240")
 
 
-class Proxied(Fault):
-    """What the proxy before a camera does."""
+class ProxyFault(Fault):
+    """Fault of a proxy between service and camera."""
 
     def prepare(self) -> None:
-        self._proxy = ChaosProxy(self._rtsp().port)
-        self._held.callback(self._proxy.close)
+        self._proxy = ChaosProxy(self._start_camera().port)
+        self._resources.callback(self._proxy.close)
         self.url = f"rtsp://127.0.0.1:{self._proxy.port}/cam"
 
 
-class ClosedPort(Proxied):
-    """Connections are cut and the port is closed."""
+class ClosedPort(ProxyFault):
+    """Connections are reset and the port is closed."""
 
     name = "refused-port"
     reason = "refused"
@@ -180,23 +181,23 @@ class ClosedPort(Proxied):
         self._proxy.listen()
 
 
-class Reset(Proxied):
-    """Each connection is reset after some 40 kB, in the middle of a frame."""
+class ConnectionReset(ProxyFault):
+    """Each connection is reset after about 40 kB, in the middle of a frame."""
 
     name = "reset"
     reason = "ended|read on|reset"
 
     def begin(self) -> None:
-        self._proxy.cut_after = 40_000
+        self._proxy.reset_after = 40_000
         self._proxy.reset()
 
     def end(self) -> None:
-        self._proxy.cut_after = None
+        self._proxy.reset_after = None
         self._proxy.reset()
 
 
-class Delay(Proxied):
-    """Everything comes half a second late, more or less."""
+class Delay(ProxyFault):
+    """All data are delayed by 0.1 to 0.4 s."""
 
     name = "delay"
     reconnects = False
@@ -208,8 +209,8 @@ class Delay(Proxied):
         self._proxy.latency = self._proxy.jitter = 0.0
 
 
-class Rate(Proxied):
-    """The line carries a tenth of what the camera sends."""
+class RateLimit(ProxyFault):
+    """The connection carries a tenth of the camera's bit rate."""
 
     name = "rate-limit"
     reason = "no frame"
@@ -220,89 +221,93 @@ class Rate(Proxied):
 
     def end(self) -> None:
         self._proxy.rate = None
-        self._proxy.reset()  # what has piled up on such a line isn't waited for
+        self._proxy.reset()  # discards the backlog of the slow connection
 
 
 class HalfGop(Fault):
-    """The stream is cut in the middle of a GOP, and begins in the middle of one."""
+    """The stream ends in the middle of a GOP, and continues in the middle of another."""
 
     name = "half-gop"
     reason = "ended"
 
     def prepare(self) -> None:
-        self._page: HttpCamera = self._held.enter_context(http_camera(FPS))
-        self.url = f"{self._page.root}/ts"
+        self._server: HttpCamera = self._resources.enter_context(http_camera(FPS))
+        self.url = f"{self._server.root}/ts"
 
     def begin(self) -> None:
-        self._page.begins_at = 7
-        self._page.cuts += 1
+        self._server.first_frame = 7
+        self._server.generation += 1
 
     def end(self) -> None:
-        self._page.begins_at = 13
-        self._page.cuts += 1
+        self._server.first_frame = 13
+        self._server.generation += 1
 
 
-class Firewalled(Fault):
-    """What nftables does to packets in a network namespace of our own."""
+class PacketLoss(Fault):
+    """Packets are dropped by nftables in a separate network namespace."""
 
     privileged = True
-    share: ClassVar[int]
+    loss_percent: ClassVar[int]
     transport: ClassVar[str]
 
     def prepare(self) -> None:
-        self._camera = self._rtsp()
+        self._camera = self._start_camera()
         self.options["transport"] = self.transport
 
     def begin(self) -> None:
         port = self._camera.port
-        drop = "drop" if self.share == 100 else f"numgen random mod 100 < {self.share} drop"
+        drop = (
+            "drop"
+            if self.loss_percent == 100
+            else f"numgen random mod 100 < {self.loss_percent} drop"
+        )
         rules = {
             "tcp": [f"tcp sport {port} {drop}", f"tcp dport {port} {drop}"],
             "udp": [f"meta l4proto udp {drop}"],
         }[self.transport]
-        nft("add table inet faults")
-        nft("add chain inet faults in { type filter hook input priority 0; }")
+        run_nft("add table inet faults")
+        run_nft("add chain inet faults in { type filter hook input priority 0; }")
         for rule in rules:
-            nft(f"add rule inet faults in {rule}")
+            run_nft(f"add rule inet faults in {rule}")
 
     def end(self) -> None:
-        nft("delete table inet faults")
+        run_nft("delete table inet faults")
 
 
-class LossUdp(Firewalled):
-    """One packet in ten is lost, and RTP doesn't send it again."""
+class UdpPacketLoss(PacketLoss):
+    """One packet in ten is lost, and RTP does not retransmit it."""
 
     name = "loss-udp"
     transport = "udp"
-    share = LOST
+    loss_percent = LOSS_PERCENT
     reconnects = False
 
 
-class LossTcp(Firewalled):
-    """One packet in ten is lost, and TCP sends it again."""
+class TcpPacketLoss(PacketLoss):
+    """One packet in ten is lost, and TCP retransmits it."""
 
     name = "loss-tcp"
     transport = "tcp"
-    share = LOST
+    loss_percent = LOSS_PERCENT
     reconnects = False
 
 
-class BlackUdp(Firewalled):
-    """No media come any more, while the control connection stays."""
+class UdpBlackHole(PacketLoss):
+    """All RTP packets are dropped; the control connection stays open."""
 
     name = "black-udp"
     transport = "udp"
-    share = 100
+    loss_percent = 100
     reason = "no frame for"
     stalls = True
 
 
-class BlackTcp(Firewalled):
-    """Nothing comes any more, not even a refusal."""
+class TcpBlackHole(PacketLoss):
+    """All packets are dropped, without a reset."""
 
     name = "black-tcp"
     transport = "tcp"
-    share = 100
+    loss_percent = 100
     reason = "no frame for"
     stalls = True
 
@@ -310,12 +315,13 @@ class BlackTcp(Firewalled):
 FAULTS: dict[str, type[Fault]] = {
     fault.name: fault
     for fault in (
-        *(Killed, Frozen, Gone, Refused, ClosedPort, Reset, Delay, Rate, HalfGop, Resolution),
-        *(LossUdp, LossTcp, BlackUdp, BlackTcp),
+        *(ServerKilled, ServerFrozen, StreamRemoved, CredentialsRefused, ClosedPort),
+        *(ConnectionReset, Delay, RateLimit, HalfGop, ResolutionChange),
+        *(UdpPacketLoss, TcpPacketLoss, UdpBlackHole, TcpBlackHole),
     )
 }
 
 
-def nft(rule: str) -> None:
-    """Change the firewall of this namespace."""
-    subprocess.run(["nft", rule], check=True)
+def run_nft(command: str) -> None:
+    """Run a command of nftables in this network namespace."""
+    subprocess.run(["nft", command], check=True)

@@ -1,5 +1,4 @@
-"""Cameras for tests: a real RTSP server that can be told to misbehave, and HTTP: MJPEG, and
-transport streams that are always in the middle of something."""
+"""RTSP and HTTP cameras: servers whose faults, credentials and redirections tests control."""
 
 from __future__ import annotations
 
@@ -30,22 +29,22 @@ from support.ports import free_port
 SERVER = TESTS / "support" / "rtsp_server.py"
 NONCE = "0123456789abcdef"
 SYSTEM_PYTHON = "/usr/bin/python3"
-"""GStreamer's bindings are Debian's, and so is the Python that they are for."""
+"""Debian's Python, because its GStreamer bindings are installed for no other interpreter."""
 
 
-def needs(found: bool, what: str) -> None:
+def require_program(name: str, *, is_installed: bool) -> None:
     """Skip a test whose program isn't installed; in CI, which installs it, fail."""
-    if not found:
-        assert not os.environ.get("CI"), f"{what} isn't installed"
-        pytest.skip(f"{what} isn't installed: see .ci/run")
+    if not is_installed:
+        assert not os.environ.get("CI"), f"{name} isn't installed"
+        pytest.skip(f"{name} isn't installed: see .ci/run")
 
 
 class PortTakenError(Exception):
-    """Somebody was quicker."""
+    """Another process has bound the port."""
 
 
 class RtspCamera:
-    """A camera that tests control; ``tell`` what its server reads: kill, drop, gone, back, size."""
+    """RTSP camera in a process of its own; ``rtsp_server.py`` documents its commands."""
 
     def __init__(self, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -62,9 +61,9 @@ class RtspCamera:
             self.close()
             raise PortTakenError(self.port)
 
-    def tell(self, word: str) -> None:
+    def send_command(self, command: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(word + "\n")
+        self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
 
     def freeze(self) -> None:
@@ -78,7 +77,7 @@ class RtspCamera:
         self._process.communicate()
 
 
-def _started(options: tuple[str, ...], port: int | None) -> RtspCamera:
+def _start_rtsp_camera(options: tuple[str, ...], port: int | None) -> RtspCamera:
     for _ in range(4):
         with contextlib.suppress(PortTakenError):
             return RtspCamera(*options, port=port)
@@ -93,18 +92,19 @@ def rtsp_camera(*options: str, port: int | None = None) -> Iterator[RtspCamera]:
         check=False,
         stderr=subprocess.DEVNULL,
     )
-    needs(has_server.returncode == 0, "the RTSP server of GStreamer")
-    camera = _started(options, port)
+    require_program("the RTSP server of GStreamer", is_installed=has_server.returncode == 0)
+    camera = _start_rtsp_camera(options, port)
     try:
         yield camera
     finally:
         camera.close()
 
 
-def jpeg(grey: int = 128, size: tuple[int, int] = (64, 48)) -> bytes:
-    into = io.BytesIO()
-    Pillow.new("RGB", size, (grey, grey, grey)).save(into, "JPEG")
-    return into.getvalue()
+def encode_gray_jpeg(level: int = 128, size: tuple[int, int] = (64, 48)) -> bytes:
+    """Encode a gray image of a size (width, height)."""
+    file = io.BytesIO()
+    Pillow.new("RGB", size, (level, level, level)).save(file, "JPEG")
+    return file.getvalue()
 
 
 def md5(text: str) -> str:
@@ -112,8 +112,8 @@ def md5(text: str) -> str:
 
 
 @functools.cache
-def recorded_ts(seconds: int = 60, fps: int = 10, gop: int = 20) -> tuple[bytes, ...]:
-    """A moving square as H.264 in a transport stream, cut into what belongs to each frame."""
+def encode_transport_stream(seconds: int = 60, fps: int = 10, gop: int = 20) -> tuple[bytes, ...]:
+    """Return an MPEG transport stream of a moving square in H.264, in one piece per frame."""
     file = io.BytesIO()
     pieces: list[bytes] = []
     with av.open(file, "w", format="mpegts", options={"flush_packets": "1"}) as container:
@@ -124,131 +124,138 @@ def recorded_ts(seconds: int = 60, fps: int = 10, gop: int = 20) -> tuple[bytes,
         for index in range(seconds * fps):
             image = np.full((240, 320, 3), 60, np.uint8)
             image[100:140, index % 280 : index % 280 + 40] = 200
-            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-            picture.pts = index
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = index
             before = file.tell()
-            container.mux(stream.encode(picture))
+            container.mux(stream.encode(frame))
             pieces.append(file.getvalue()[before:])
     return tuple(pieces)
 
 
-class _Mjpeg(http.server.BaseHTTPRequestHandler):
-    """``/cam``: pictures for ever; ``/ts``: a transport stream; ``/away/HOST``: a redirection."""
+class _RequestHandler(http.server.BaseHTTPRequestHandler):
+    """Serve MJPEG at ``/cam``, a transport stream at ``/ts`` and redirections at ``/away/…``."""
 
     protocol_version = "HTTP/1.0"
 
     def do_GET(self) -> None:
         server = self.server
         assert isinstance(server, HttpCamera)
-        server.asked.append(self.path)
-        if server.login is not None and not self._may(server.login):
+        server.requested_paths.append(self.path)
+        if server.login is not None and not self._is_authorized(server.login):
             self.send_response(401)
             self.send_header("WWW-Authenticate", f'{server.scheme} realm="cam", nonce="{NONCE}"')
             self.end_headers()
-        elif self.path in server.makes:
-            self._send(*server.makes[self.path]())
-        elif self.path in server.pages:
-            self._send(*server.pages[self.path])
+        elif self.path in server.response_factories:
+            self._send(*server.response_factories[self.path]())
+        elif self.path in server.responses:
+            self._send(*server.responses[self.path])
         elif self.path.startswith("/away/"):
             self.send_response(302)
-            self.send_header("Location", server.leads_to)
+            self.send_header("Location", server.redirect_target)
             self.end_headers()
         elif self.path == "/cam":
-            self._stream(server)
+            self._send_mjpeg(server)
         elif self.path == "/ts":
-            self._transport(server)
+            self._send_transport_stream(server)
         else:
             self.send_error(404)
 
-    def _send(self, kind: str, body: bytes) -> None:
-        """A page, or the part of it that is asked for."""
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if wanted and self.server.has_ranges:
-            first, last = int(wanted[1]), int(wanted[2])
+    def _send(self, content_type: str, body: bytes) -> None:
+        """Send a response, or the byte range of it that the request names."""
+        requested = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if requested and self.server.supports_ranges:
+            first, last = int(requested[1]), int(requested[2])
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")
             body = body[first : last + 1]
         else:
             self.send_response(200)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.end_headers()
         self.wfile.write(body)
 
-    def _may(self, login: tuple[str, str]) -> bool:
-        """Whether the request is of that user with that password, by either scheme."""
+    def _is_authorized(self, login: tuple[str, str]) -> bool:
+        """Return whether the request has the user name and password, in Basic or Digest."""
         scheme, _, rest = self.headers.get("Authorization", "").partition(" ")
         self.server.credentials.append(scheme)
         if scheme == "Basic":
             return base64.b64decode(rest).decode() == ":".join(login)
-        said = dict(re.findall(r'(\w+)="?([^",]*)', rest))
-        known = md5(f"{login[0]}:cam:{login[1]}"), NONCE, md5(f"GET:{self.path}")
-        return said.get("response") == md5(":".join(known))
+        fields = dict(re.findall(r'(\w+)="?([^",]*)', rest))
+        parts = md5(f"{login[0]}:cam:{login[1]}"), NONCE, md5(f"GET:{self.path}")
+        return fields.get("response") == md5(":".join(parts))
 
-    def _stream(self, server: HttpCamera) -> None:
+    def _send_mjpeg(self, server: HttpCamera) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
         with contextlib.suppress(OSError):
             while not server.silent.is_set():
-                picture = jpeg()
+                image = encode_gray_jpeg()
                 head = (
-                    f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                    f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
                 )
-                server.sent.append(time.monotonic())
-                self.wfile.write(head.encode() + picture + b"\r\n")
+                server.send_times.append(time.monotonic())
+                self.wfile.write(head.encode() + image + b"\r\n")
                 time.sleep(1 / server.fps)
 
-    def _transport(self, server: HttpCamera) -> None:
-        """From where a camera is by now, which is in the middle of a GOP."""
+    def _send_transport_stream(self, server: HttpCamera) -> None:
+        """Send the stream from ``server.first_frame`` on, until ``server.generation`` changes."""
         self.send_response(200)
         self.send_header("Content-Type", "video/mp2t")
         self.end_headers()
-        cuts = server.cuts
+        generation = server.generation
         with contextlib.suppress(OSError):
-            for piece in itertools.islice(recorded_ts(), server.begins_at, None):
-                if server.silent.is_set() or server.cuts != cuts:
+            for piece in itertools.islice(encode_transport_stream(), server.first_frame, None):
+                if server.silent.is_set() or server.generation != generation:
                     return
                 self.wfile.write(piece)
                 time.sleep(1 / server.fps)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Discard log messages."""
 
 
 class HttpCamera(http.server.ThreadingHTTPServer):
-    """MJPEG at ``/cam``, ``recorded_ts`` at ``/ts``, what a test puts into ``pages``: path to
-    (type, body), or into ``makes``: path to what makes these.
+    """HTTP server with MJPEG at ``/cam``, a transport stream at ``/ts`` and other responses.
 
     Attributes:
-        has_ranges: whether a request for a part of a page gets that part.
-        login: who may ask, user and password; None is everybody.
-        scheme: how they are asked for, ``Basic`` or ``Digest``.
-        credentials: the scheme of each request, or nothing.
-        begins_at: the frame that ``/ts`` begins with.
-        cuts: what streams by ``/ts`` ends when this changes.
+        fps: frames per second of the streams.
+        silent: set to end the streams before their next frame.
+        first_frame: index of the first frame of ``/ts``.
+        generation: connections to ``/ts`` are closed when this changes.
+        login: required user name and password; None allows every request.
+        scheme: requested authentication scheme, ``Basic`` or ``Digest``.
+        credentials: authentication scheme of each request; empty for none.
+        requested_paths: path of each request.
+        send_times: time at which each MJPEG frame was sent, in monotonic seconds.
+        responses: content type and body, by path.
+        response_factories: functions that return content type and body, by path.
+        supports_ranges: whether range requests get a partial response.
+        redirect_target: location that ``/away/…`` redirects to.
+        root: URL of the server, without a path.
     """
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(self, fps: float = 20) -> None:
-        super().__init__(("127.0.0.1", 0), _Mjpeg)
+        super().__init__(("127.0.0.1", 0), _RequestHandler)
         self.fps = fps
         self.silent = threading.Event()
-        self.begins_at = self.cuts = 0
+        self.first_frame = self.generation = 0
         self.login: tuple[str, str] | None = None
         self.scheme = "Basic"
         self.credentials: list[str] = []
-        self.asked: list[str] = []
-        self.sent: list[float] = []
-        self.pages: dict[str, tuple[str, bytes]] = {}
-        self.makes: dict[str, Callable[[], tuple[str, bytes]]] = {}
-        self.has_ranges = True
-        self.leads_to = ""
+        self.requested_paths: list[str] = []
+        self.send_times: list[float] = []
+        self.responses: dict[str, tuple[str, bytes]] = {}
+        self.response_factories: dict[str, Callable[[], tuple[str, bytes]]] = {}
+        self.supports_ranges = True
+        self.redirect_target = ""
         self.root = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
-        """A reader that leaves is no error; anything else is."""
+        """Ignore clients that disconnect; raise any other error."""
         if not isinstance(sys.exc_info()[1], OSError):
             raise  # noqa: PLE0704 - socketserver calls this while it handles an exception
 
@@ -268,24 +275,24 @@ def http_camera(fps: float = 20) -> Iterator[HttpCamera]:
 
 @contextlib.contextmanager
 def raw_camera(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A camera that answers each request by ``answer(connection)``, and then hangs up; its URL."""
+    """Serve requests with ``answer(connection)``, then close the connection; yield the URL."""
 
     def serve(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            if connection.recv(65536):  # else it was only knocked at
+            if connection.recv(65536):  # empty if the client only probed the port
                 answer(connection)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
             while True:
-                connection, _ = door.accept()
+                connection, _ = listener.accept()
                 threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as door:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         thread = threading.Thread(target=accept)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{door.getsockname()[1]}/cam"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/cam"
         finally:
-            door.shutdown(socket.SHUT_RDWR)
+            listener.shutdown(socket.SHUT_RDWR)
             thread.join()

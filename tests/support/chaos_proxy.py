@@ -1,6 +1,6 @@
-"""A TCP proxy on loopback that tests control: it delays, slows down, resets, and refuses.
+"""TCP proxy on loopback that delays, throttles, resets and refuses connections.
 
-What comes from the camera's side is tormented; requests pass as they are.
+Only data from the server to the client are affected; requests are forwarded unchanged.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import struct
 import threading
 import weakref
 
-_AT_ONCE = 16 * 1024
+_CHUNK_BYTES = 16 * 1024
 
 
 class ChaosProxy:
-    """127.0.0.1:``port`` leads to 127.0.0.1:``target``; the attributes may be set at any time.
+    """Proxy from 127.0.0.1:``port`` to 127.0.0.1:``target``; attributes may be set at any time.
 
     Attributes:
-        port: where it listens.
-        latency: seconds that each piece waits.
-        jitter: up to so many seconds more.
-        rate: bytes a second, None is as fast as it goes.
-        cut_after: bytes after which a connection is reset, None is never.
-        accepted: connections so far.
+        port: port that accepts connections.
+        latency: delay of each chunk, in seconds.
+        jitter: maximum of a random additional delay, in seconds.
+        rate: bytes per second; None for no limit.
+        reset_after: bytes after which a connection is reset; None for never.
+        accepted: number of accepted connections.
     """
 
     def __init__(self, target: int) -> None:
         self.latency = 0.0
         self.jitter = 0.0
         self.rate: float | None = None
-        self.cut_after: int | None = None
+        self.reset_after: int | None = None
         self.accepted = 0
         self.port = 0
         self._target = target
@@ -47,20 +47,20 @@ class ChaosProxy:
         self.listen()
 
     def listen(self) -> None:
-        """Take connections, at first and after ``refuse``."""
+        """Accept connections again after ``refuse``."""
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(5)
 
     def refuse(self) -> None:
-        """Reset what there is, and take no connection more."""
+        """Reset all connections and refuse new ones."""
         asyncio.run_coroutine_threadsafe(self._refuse(), self._loop).result(5)
 
     def reset(self) -> None:
-        """Cut every connection with a RST."""
+        """Reset all connections (RST)."""
         self._loop.call_soon_threadsafe(self._reset)
 
     def close(self) -> None:
-        """End, and leave nothing open."""
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
+        """Close all connections and stop the thread."""
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()
@@ -73,11 +73,11 @@ class ChaosProxy:
         if self._server is not None:
             for listener in self._server.sockets:
                 self._loop.remove_reader(listener)
-            await asyncio.sleep(0)  # what is accepted when a server closes is never closed (3.11)
+            await asyncio.sleep(0)  # Python 3.11 never closes connections accepted during close()
             self._server.close()
         self._reset()
 
-    async def _end(self) -> None:
+    async def _close(self) -> None:
         """Close every connection, also those that are being accepted or opened."""
         self._closing = True
         await self._refuse()
@@ -101,39 +101,40 @@ class ChaosProxy:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         try:
-            there, to_there = await asyncio.open_connection("127.0.0.1", self._target)
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.close()
             return
-        self._transports.add(to_there.transport)
-        both = {writer, to_there}
-        self._writers |= both
+        self._transports.add(server_writer.transport)
+        writers = {writer, server_writer}
+        self._writers |= writers
         try:
             await asyncio.gather(
-                self._pump(reader, to_there, down=False), self._pump(there, writer, down=True)
+                self._pump(reader, server_writer, from_server=False),
+                self._pump(server_reader, writer, from_server=True),
             )
         finally:
-            self._writers -= both
-            for end in both:
-                end.close()
+            self._writers -= writers
+            for each in writers:
+                each.close()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, down: bool
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_server: bool
     ) -> None:
-        passed = 0
+        forwarded = 0
         with contextlib.suppress(OSError):
-            while data := await reader.read(_AT_ONCE):
-                if down:
-                    await self._torment(len(data))
-                    passed += len(data)
-                    if self.cut_after is not None and passed > self.cut_after:
+            while data := await reader.read(_CHUNK_BYTES):
+                if from_server:
+                    await self._delay(len(data))
+                    forwarded += len(data)
+                    if self.reset_after is not None and forwarded > self.reset_after:
                         _abort(writer)
                         break
                 writer.write(data)
                 await writer.drain()
         writer.close()
 
-    async def _torment(self, size: int) -> None:
+    async def _delay(self, size: int) -> None:
         if self.latency or self.jitter:
             await asyncio.sleep(self.latency + random.random() * self.jitter)
         if self.rate is not None:

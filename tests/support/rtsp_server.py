@@ -1,8 +1,8 @@
-"""An RTSP camera that tests control; run by Debian's Python, which has GStreamer's bindings.
+"""RTSP server that tests control; run by Debian's Python, which has GStreamer's bindings.
 
-Says ``ready`` once it listens. Then it reads words on stdin: ``kill`` exits at once, ``drop``
-closes every connection, ``gone`` and ``back`` take the stream away and bring it back, and
-``size WxH`` makes what is being streamed larger or smaller, within the connection.
+It prints ``ready`` when it accepts connections. Then it reads commands from stdin: ``kill`` exits
+at once, ``disconnect`` closes all connections, ``remove`` and ``restore`` unmount and mount the
+stream, and ``resize WxH`` changes the frame size within the connection.
 """
 
 import argparse
@@ -21,36 +21,40 @@ PATH = "/cam"
 USER = "user"
 
 
-def raw(size: str, fps: int) -> str:
-    """What the pictures are before they are encoded."""
+def raw_caps(size: str, fps: int) -> str:
+    """Return the caps of the frames before they are encoded."""
     width, height = size.split("x")
     return f"video/x-raw,width={width},height={height},framerate={fps}/1,format=I420"
 
 
-def factory(options: argparse.Namespace) -> GstRtspServer.RTSPMediaFactory:
-    """A ball that moves about, encoded for little delay; one slice a frame, for the payloader puts
-    a header before each, and that makes them frames of their own."""
-    made = GstRtspServer.RTSPMediaFactory()
-    encoded = {
+def create_factory(options: argparse.Namespace) -> GstRtspServer.RTSPMediaFactory:
+    """Create a low-latency stream of a moving ball.
+
+    One encoder thread makes one slice per frame. The payloader writes a header before each slice,
+    so that decoders would take several slices for several frames.
+    """
+    factory = GstRtspServer.RTSPMediaFactory()
+    encoders = {
         "h264": f"x264enc tune=zerolatency speed-preset=ultrafast threads=1 "
         f"key-int-max={options.gop} ! rtph264pay name=pay0 pt=96 config-interval=-1",
         "mjpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26",
     }
-    made.set_launch(
+    factory.set_launch(
         f"( videotestsrc is-live=true pattern=ball num-buffers={options.frames} ! "
-        f"capsfilter name=size caps={raw(options.size, options.fps)} ! {encoded[options.codec]} )"
+        f"capsfilter name=size caps={raw_caps(options.size, options.fps)} ! "
+        f"{encoders[options.codec]} )"
     )
-    made.set_shared(True)
+    factory.set_shared(True)
     if options.password:
         permissions = GstRtspServer.RTSPPermissions()
         permissions.add_permission_for_role(USER, "media.factory.access", True)
         permissions.add_permission_for_role(USER, "media.factory.construct", True)
-        made.set_permissions(permissions)
-    return made
+        factory.set_permissions(permissions)
+    return factory
 
 
-def login(password: str, *, digest: bool) -> GstRtspServer.RTSPAuth:
-    """Only ``USER`` with this password may watch."""
+def create_auth(password: str, *, digest: bool) -> GstRtspServer.RTSPAuth:
+    """Create an authentication that allows ``USER`` with this password only."""
     token = GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", USER)
     auth = GstRtspServer.RTSPAuth()
@@ -63,7 +67,7 @@ def login(password: str, *, digest: bool) -> GstRtspServer.RTSPAuth:
 
 
 class Camera:
-    """The server, and what tests tell it."""
+    """RTSP server; each public method is a command."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -71,50 +75,50 @@ class Camera:
         self._server.set_address("127.0.0.1")
         self._server.set_service(options.port)
         if options.password:
-            self._server.set_auth(login(options.password, digest=options.digest))
+            self._server.set_auth(create_auth(options.password, digest=options.digest))
         self._mounts = self._server.get_mount_points()
         self._filters: list[Gst.Element] = []
-        self.back()
+        self.restore()
         if self._server.attach(None) == 0:
             sys.exit(f"port {options.port} is taken")
 
-    def drop(self) -> None:
+    def disconnect(self) -> None:
         self._server.client_filter(lambda *_: GstRtspServer.RTSPFilterResult.REMOVE)
 
-    def gone(self) -> None:
+    def remove(self) -> None:
         self._mounts.remove_factory(PATH)
-        self.drop()
+        self.disconnect()
 
-    def back(self) -> None:
-        made = factory(self._options)
-        made.connect("media-configure", self._configured)
-        self._mounts.add_factory(PATH, made)
+    def restore(self) -> None:
+        factory = create_factory(self._options)
+        factory.connect("media-configure", self._add_filter)
+        self._mounts.add_factory(PATH, factory)
 
-    def size(self, size: str) -> None:
-        caps = Gst.Caps.from_string(raw(size, self._options.fps))
+    def resize(self, size: str) -> None:
+        caps = Gst.Caps.from_string(raw_caps(size, self._options.fps))
         self._filters[-1].set_property("caps", caps)
 
-    def _configured(self, _: object, media: GstRtspServer.RTSPMedia) -> None:
+    def _add_filter(self, _: object, media: GstRtspServer.RTSPMedia) -> None:
         self._filters.append(media.get_element().get_by_name("size"))
 
 
-def obey(camera: Camera) -> None:
-    """Read words; act on them in the server's own thread."""
+def read_commands(camera: Camera) -> None:
+    """Read commands from stdin and run them in the server's thread."""
     for line in sys.stdin:
-        word, *rest = line.split()
-        if word == "kill":
+        command, *arguments = line.split()
+        if command == "kill":
             os._exit(9)
-        does = {
-            "drop": camera.drop,
-            "gone": camera.gone,
-            "back": camera.back,
-            "size": camera.size,
+        methods = {
+            "disconnect": camera.disconnect,
+            "remove": camera.remove,
+            "restore": camera.restore,
+            "resize": camera.resize,
         }
-        GLib.idle_add(does[word], *rest)
+        GLib.idle_add(methods[command], *arguments)
 
 
 def main() -> None:
-    """Serve until told to end."""
+    """Serve until the process is killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", required=True)
     parser.add_argument("--size", default="320x240")
@@ -128,7 +132,7 @@ def main() -> None:
 
     Gst.init(None)
     camera = Camera(options)
-    threading.Thread(target=obey, args=(camera,), daemon=True).start()
+    threading.Thread(target=read_commands, args=(camera,), daemon=True).start()
     print("ready", flush=True)
     GLib.MainLoop().run()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.cameras import http_camera, needs, rtsp_camera
+from support.cameras import http_camera, require_program, rtsp_camera
 from support.deployment import CONTROL_PORT, DEPLOY, PATTERN, ROOT, checked, served
 
 from streamseg import connect
@@ -33,7 +33,7 @@ from streamseg.service.supervisor import REPORT_EVERY, Supervisor
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
     """Unit whose program exists on this machine."""
-    needs(shutil.which("systemd-analyze") is not None, "systemd-analyze")
+    require_program("systemd-analyze", is_installed=shutil.which("systemd-analyze") is not None)
     text = (DEPLOY / "streamseg.service").read_text()
     assert text.count("/opt/streamseg/bin/streamseg") == 1
     file = tmp_path / "streamseg.service"
@@ -87,7 +87,7 @@ def test_the_command_of_the_unit_exists(streamseg, tmp_path: Path) -> None:
 
 def test_hadolint_accepts_the_dockerfile() -> None:
     program = Path(sys.executable).with_name("hadolint")
-    needs(program.exists(), "hadolint")
+    require_program("hadolint", is_installed=program.exists())
     assert checked(program, "--no-color", DEPLOY / "Dockerfile") == ""
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.cameras import needs
+from support.cameras import require_program
 from support.deployment import CONTROL_PORT, DEPLOY, PATTERN, ROOT, checked, served
 from support.paths import TESTS
 from support.ports import free_port
@@ -115,7 +115,7 @@ def test_panels_of_the_dashboard_do_not_overlap() -> None:
 
 
 def promtool(*arguments: object) -> str:
-    needs(shutil.which("promtool") is not None, "promtool")
+    require_program("promtool", is_installed=shutil.which("promtool") is not None)
     return checked("promtool", *arguments)
 
 
@@ -161,7 +161,7 @@ def test_the_prometheus_target_is_the_address_of_the_http_api() -> None:
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[tuple[Supervisor, str]]:
     """A service, and a real Prometheus that asks it every second."""
-    needs(shutil.which("prometheus") is not None, "prometheus")
+    require_program("prometheus", is_installed=shutil.which("prometheus") is not None)
     with served(*(SourceConfig(url=PATTERN, name=name) for name in ("gate", "yard"))) as supervisor:
         config = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
         target = str(supervisor.http_api_address).removeprefix("http://")

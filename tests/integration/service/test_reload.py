@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from support.cameras import free_port
+from support.ports import free_port
 
 from streamseg import connect, load_model
 from streamseg.config import Config, PublishConfig, SourceConfig, Thresholds

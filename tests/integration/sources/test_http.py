@@ -1,4 +1,4 @@
-"""HTTP sources: deadlines over whole requests, redirections, and reasons in our own words."""
+"""HTTP client of sources: deadlines, redirections, ranges and error messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from support.cameras import HttpCamera, http_camera, jpeg, raw_camera
+from support.cameras import HttpCamera, encode_gray_jpeg, http_camera, raw_camera
 from support.live_sources import start_reader
 
 from streamseg.errors import NoAnswerError, SourceError
@@ -22,22 +22,22 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=b\r\
 
 
 def send_frames(connection: socket.socket) -> None:
-    image = jpeg()
+    image = encode_gray_jpeg()
     connection.sendall(OK + b"\r\n")
     for _ in range(200):
         connection.sendall(b"--b\r\nContent-Length: %d\r\n\r\n" % len(image) + image + b"\r\n")
         time.sleep(0.05)
 
 
-def drip(connection: socket.socket, head: bytes) -> None:
-    """Send a byte at a time, so that no single read is ever late."""
+def send_slowly(connection: socket.socket, head: bytes) -> None:
+    """Send single bytes without end, so that no single read times out."""
     connection.sendall(head)
     while True:
         connection.sendall(b".")
         time.sleep(0.1)
 
 
-STUCK = {
+INCOMPLETE_RESPONSES = {
     "status": b"",
     "headers": OK + b"X-Wait: ",
     "before a redirection": b"HTTP/1.1 302 Found\r\nLocation: /",
@@ -49,14 +49,14 @@ STUCK = {
 }
 
 
-@pytest.mark.parametrize("where", STUCK)
-def test_a_mended_camera_is_used_at_once_wherever_the_old_connection_is_stuck(where) -> None:
-    asked = []
+@pytest.mark.parametrize("name", INCOMPLETE_RESPONSES)
+def test_source_reconnects_after_a_response_that_does_not_end(name) -> None:
+    connections = []
 
     def answer(connection: socket.socket) -> None:
-        asked.append(connection)
-        if len(asked) <= 1:
-            drip(connection, STUCK[where])
+        connections.append(connection)
+        if len(connections) <= 1:
+            send_slowly(connection, INCOMPLETE_RESPONSES[name])
         send_frames(connection)
 
     with raw_camera(answer) as url:
@@ -71,7 +71,7 @@ def test_a_mended_camera_is_used_at_once_wherever_the_old_connection_is_stuck(wh
     )
 
 
-def test_a_tls_handshake_that_does_not_go_on_is_aborted() -> None:
+def test_incomplete_tls_handshake_is_aborted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         cancel_event = CancelEvent()
         url = f"https://127.0.0.1:{server.getsockname()[1]}/"
@@ -96,7 +96,7 @@ def test_a_tls_handshake_that_does_not_go_on_is_aborted() -> None:
         assert len(errors) == 1
 
 
-def test_what_is_requested_after_the_reader_is_given_up_is_not_requested() -> None:
+def test_cancelled_client_sends_no_request() -> None:
     with raw_camera(send_frames) as url:
         cancel_event = CancelEvent()
         cancel_event.set()
@@ -105,9 +105,9 @@ def test_what_is_requested_after_the_reader_is_given_up_is_not_requested() -> No
 
 
 @pytest.fixture
-def page() -> Iterator[HttpCamera]:
-    with http_camera() as made:
-        yield made
+def server() -> Iterator[HttpCamera]:
+    with http_camera() as server:
+        yield server
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -124,9 +124,11 @@ def page() -> Iterator[HttpCamera]:
         (b"data:,x", "not allowed in a stream over HTTP"),
     ],
 )
-def test_a_redirection_that_leads_nowhere_is_one_line_of_our_own(code, location, reason) -> None:
+def test_invalid_redirection_is_refused_in_one_line_without_server_text(
+    code, location, reason
+) -> None:
     def answer(connection: socket.socket) -> None:
-        head = b"HTTP/1.1 %d the camera's own words\r\nLocation: " % code
+        head = b"HTTP/1.1 %d leaked text\r\nLocation: " % code
         connection.sendall(head + location + b"\r\nContent-Length: 0\r\n\r\n")
 
     with raw_camera(answer) as url:
@@ -135,33 +137,33 @@ def test_a_redirection_that_leads_nowhere_is_one_line_of_our_own(code, location,
             client.get(url)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert "own words" not in str(caught.value)
+    assert "leaked text" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("answered", "reason"),
+    ("response", "reason"),
     [
-        (b"HTTP/1.1 500 own\tw\xf6rds\r\n\r\n", "the server responded 500 Internal Server Error"),
-        (b"HTTP/1.1 799 own words\r\n\r\n", "the server responded 799"),
-        (b"HTTP/1.1 304 own words\r\n\r\n", "the server responded 304 Not Modified"),
-        (b"ICY 200 own words\r\n\r\n", "the response isn't valid HTTP"),
-        (b"own words", "the response isn't valid HTTP"),
+        (b"HTTP/1.1 500 leaked\tt\xe4xt\r\n\r\n", "the server responded 500 Internal Server Error"),
+        (b"HTTP/1.1 799 leaked text\r\n\r\n", "the server responded 799"),
+        (b"HTTP/1.1 304 leaked text\r\n\r\n", "the server responded 304 Not Modified"),
+        (b"ICY 200 leaked text\r\n\r\n", "the response isn't valid HTTP"),
+        (b"leaked text", "the response isn't valid HTTP"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "or exceeds a limit"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", "or exceeds a limit"),
         (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "a compressed response"),
         (b"", "closed the connection without a response"),
     ],
 )
-def test_an_answer_that_is_of_no_use_is_said_in_our_own_words(answered, reason) -> None:
-    sends = lambda connection: connection.sendall(answered)  # noqa: E731
-    with raw_camera(sends) as url, pytest.raises(SourceError) as caught:
+def test_invalid_response_is_reported_without_server_text(response, reason) -> None:
+    send = lambda connection: connection.sendall(response)  # noqa: E731
+    with raw_camera(send) as url, pytest.raises(SourceError) as caught:
         HttpClient(url, (), None, 5, CancelEvent()).get(url)
     assert reason in str(caught.value)
-    assert "own" not in str(caught.value)
+    assert "leaked" not in str(caught.value)
 
 
-def test_an_answer_that_breaks_off_is_said_so() -> None:
+def test_incomplete_response_is_reported() -> None:
     chunk = OK + b"Transfer-Encoding: chunked\r\n\r\n9999\r\nabc"
     with raw_camera(lambda connection: connection.sendall(chunk)) as url:
         body = HttpClient(url, (), None, 5, CancelEvent()).get(url)
@@ -172,27 +174,27 @@ def test_an_answer_that_breaks_off_is_said_so() -> None:
             body.read_all(100, "anything")
 
 
-def test_silence_is_no_answer() -> None:
+def test_missing_response_raises_no_answer_error() -> None:
     with raw_camera(lambda connection: time.sleep(2)) as url, pytest.raises(NoAnswerError):
         HttpClient(url, (), None, 0.3, CancelEvent()).get(url)
 
 
-def test_a_part_that_is_not_the_one_requested_is_refused(page) -> None:
+def test_byte_range_is_read_and_another_range_refused(server) -> None:
     def answer(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 7-9/10\r\n\r\nabc")
 
     with raw_camera(answer) as url, pytest.raises(SourceError, match="another part"):
         HttpClient(url, (), None, 5, CancelEvent()).get(url, (5, 3))
-    page.pages["/x"] = "text/plain", b"0123456789"
-    for page.has_ranges in (True, False):
-        body = HttpClient(page.root, (), None, 5, CancelEvent()).get(f"{page.root}/x", (5, 3))
+    server.responses["/x"] = "text/plain", b"0123456789"
+    for server.supports_ranges in (True, False):
+        body = HttpClient(server.root, (), None, 5, CancelEvent()).get(f"{server.root}/x", (5, 3))
         with contextlib.closing(body):
             assert body.preface() == b"567"
             assert body.read_all(3, "it") == b"567"
 
 
-def test_addresses_with_what_http_can_t_have_are_quoted(page) -> None:
-    page.pages["/k%C3%BCche%201?a=%C3%A4%20b"] = "text/plain", b"x"
-    url = f"{page.root}/k\xfcche 1?a=\xe4 b#there"
-    with contextlib.closing(HttpClient(page.root, (), None, 5, CancelEvent()).get(url)) as body:
+def test_invalid_characters_of_an_address_are_quoted(server) -> None:
+    server.responses["/k%C3%BCche%201?a=%C3%A4%20b"] = "text/plain", b"x"
+    url = f"{server.root}/k\xfcche 1?a=\xe4 b#there"
+    with contextlib.closing(HttpClient(server.root, (), None, 5, CancelEvent()).get(url)) as body:
         assert body.read_all(1, "it") == b"x"

@@ -1,4 +1,4 @@
-"""Live sources: real RTSP and HTTP servers, killed, frozen, moved away and brought back."""
+"""Live sources: reconnection, timeouts and authentication, with real RTSP and HTTP servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-from support.cameras import HttpCamera, RtspCamera, http_camera, recorded_ts, rtsp_camera
+from support.cameras import (
+    HttpCamera,
+    RtspCamera,
+    encode_transport_stream,
+    http_camera,
+    rtsp_camera,
+)
 from support.live_sources import SourceReader, start_reader
 
 from streamseg.config import SourceConfig
@@ -28,38 +34,38 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture
 def camera() -> Iterator[RtspCamera]:
-    with rtsp_camera() as made:
-        yield made
+    with rtsp_camera() as camera:
+        yield camera
 
 
 @pytest.fixture
-def page() -> Iterator[HttpCamera]:
-    with http_camera() as made:
-        yield made
+def server() -> Iterator[HttpCamera]:
+    with http_camera() as server:
+        yield server
 
 
-def test_an_rtsp_camera_whose_connection_is_dropped_comes_back_in_the_next_epoch(camera) -> None:
+def test_rtsp_source_reconnects_in_a_new_epoch(camera) -> None:
     reader = start_reader(camera.url)
     try:
         reader.wait_until(lambda: reader.count_frames(0) >= 5)
-        camera.tell("drop")
+        camera.send_command("disconnect")
         assert reader.wait_until(lambda: reader.count_frames(1) >= 5) < 5
     finally:
         reader.close()
     indices = [frame.index for _, frame in reader.received]
-    assert indices == sorted(set(indices)), "an index is given once, over all connections"
+    assert indices == sorted(set(indices)), "indices are unique across connections"
     assert "the stream ended" in next(
         reason for _, state, reason in reader.state_changes if state == "waiting"
     )
     assert reader.received[0][1].size == (240, 320)
 
 
-def test_a_killed_server_is_found_again_within_five_seconds_of_its_return() -> None:
+def test_source_reconnects_within_five_seconds_of_a_server_restart() -> None:
     with rtsp_camera() as first:
         reader = start_reader(first.url)
         try:
             reader.wait_until(lambda: reader.count_frames(0) >= 5)
-            first.tell("kill")
+            first.send_command("kill")
             reader.wait_until(lambda: reader.has_reason("refused"))
             time.sleep(1)
             with rtsp_camera(port=first.port):
@@ -68,15 +74,15 @@ def test_a_killed_server_is_found_again_within_five_seconds_of_its_return() -> N
             reader.close()
 
 
-def test_a_frozen_server_is_noticed_in_time_although_its_socket_stays_open(camera) -> None:
+def test_stall_of_a_suspended_server_is_detected_although_its_socket_stays_open(camera) -> None:
     reader = start_reader(camera.url)
     try:
         reader.wait_until(lambda: reader.count_frames(0) >= 10)
         camera.freeze()
         reader.wait_until(lambda: "stalled" in reader.states())
-        last = reader.received[-1][0]
-        when = next(at for at, state, _ in reader.state_changes if state == "stalled")
-        assert 1.5 <= when - last < 2.5
+        last_frame_at = reader.received[-1][0]
+        stalled_at = next(at for at, state, _ in reader.state_changes if state == "stalled")
+        assert 1.5 <= stalled_at - last_frame_at < 2.5
         camera.thaw()
         assert reader.wait_until(lambda: reader.count_frames(1) >= 5) < 5
     finally:
@@ -84,21 +90,23 @@ def test_a_frozen_server_is_noticed_in_time_although_its_socket_stays_open(camer
         reader.close()
 
 
-def test_a_stream_that_is_away_for_a_while_is_said_so_and_found_again(camera) -> None:
+def test_missing_stream_is_reported_and_reconnected(camera) -> None:
     reader = start_reader(camera.url)
     try:
         reader.wait_until(lambda: reader.count_frames(0) >= 5)
-        camera.tell("gone")
+        camera.send_command("remove")
         reader.wait_until(lambda: reader.has_reason("404"))
-        camera.tell("back")
+        camera.send_command("restore")
         assert reader.wait_until(lambda: reader.count_frames(1) >= 5) < 5
     finally:
         reader.close()
 
 
-@pytest.mark.parametrize("asks", [(), ("--digest",)])
-def test_a_refused_password_is_said_and_never_shown(monkeypatch, tmp_path, asks) -> None:
-    with rtsp_camera("--password", "right", *asks) as camera:
+@pytest.mark.parametrize("scheme_options", [(), ("--digest",)])
+def test_refused_password_is_reported_without_the_password(
+    monkeypatch, tmp_path, scheme_options
+) -> None:
+    with rtsp_camera("--password", "right", *scheme_options) as camera:
         reader = start_reader(camera.url.replace("//", "//user:wr0ng@"))
         try:
             reader.wait_until(lambda: reader.has_reason("401"))
@@ -107,20 +115,20 @@ def test_a_refused_password_is_said_and_never_shown(monkeypatch, tmp_path, asks)
             reader.close()
         monkeypatch.setenv("CAMERA_PASSWORD", "right")
         (tmp_path / "secret").write_text("right\n")
-        ways = {"password_env": "CAMERA_PASSWORD"}, {"password_file": str(tmp_path / "secret")}
-        for way in ways:
-            reader = start_reader(camera.url, user="user", **way)
+        options = {"password_env": "CAMERA_PASSWORD"}, {"password_file": str(tmp_path / "secret")}
+        for password in options:
+            reader = start_reader(camera.url, user="user", **password)
             try:
                 reader.wait_until(lambda reader=reader: reader.count_frames(0) >= 3)
             finally:
                 reader.close()
 
 
-def test_a_password_that_is_changed_in_its_file_is_used_at_the_next_attempt(page, tmp_path) -> None:
+def test_changed_password_file_is_read_at_the_next_attempt(server, tmp_path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("old")
-    page.login = ("me", "new")
-    reader = start_reader(f"{page.root}/cam", user="me", password_file=str(secret))
+    server.login = ("me", "new")
+    reader = start_reader(f"{server.root}/cam", user="me", password_file=str(secret))
     try:
         reader.wait_until(lambda: reader.has_reason("401"))
         secret.unlink()
@@ -131,22 +139,22 @@ def test_a_password_that_is_changed_in_its_file_is_used_at_the_next_attempt(page
         reader.close()
 
 
-def test_no_proxy_of_the_environment_is_told_of_a_camera(page, monkeypatch) -> None:
+def test_proxy_environment_variables_are_ignored(server, monkeypatch) -> None:
     with http_camera() as proxy:
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.root)
         monkeypatch.setenv("no_proxy", "")
-        reader = start_reader(f"{page.root}/cam")
+        reader = start_reader(f"{server.root}/cam")
         try:
             reader.wait_until(lambda: reader.count_frames(0) >= 3)
         finally:
             reader.close()
-        assert proxy.asked == []
+        assert proxy.requested_paths == []
 
 
-def test_who_asks_for_a_password_in_a_way_that_is_none_is_tried_again(page) -> None:
-    page.login, page.scheme = ("me", "secret"), "Digest realm=,"
-    reader = start_reader(page.root.replace("//", "//me:secret@") + "/cam")
+def test_invalid_authentication_challenge_is_reported_and_retried(server) -> None:
+    server.login, server.scheme = ("me", "secret"), "Digest realm=,"
+    reader = start_reader(server.root.replace("//", "//me:secret@") + "/cam")
     try:
         reader.wait_until(lambda: reader.states().count("waiting") >= 2)
         assert "the server's authentication challenge is invalid" in reader.state_changes[1][2]
@@ -155,31 +163,31 @@ def test_who_asks_for_a_password_in_a_way_that_is_none_is_tried_again(page) -> N
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "Digest"])
-def test_a_page_that_asks_for_a_password_gets_it_and_others_do_not(page, scheme, tmp_path) -> None:
+def test_password_is_sent_to_its_own_server_only(server, scheme, tmp_path) -> None:
     (tmp_path / "secret").write_text("p@ss:word")
     login = {"user": "me", "password_file": str(tmp_path / "secret")}
-    page.login, page.scheme = ("me", "p@ss:word"), scheme
-    reader = start_reader(f"{page.root}/cam", **login)
+    server.login, server.scheme = ("me", "p@ss:word"), scheme
+    reader = start_reader(f"{server.root}/cam", **login)
     try:
         reader.wait_until(lambda: reader.count_frames(0) >= 3)
     finally:
         reader.close()
-    page.login = ("me", "another")
-    reader = start_reader(f"{page.root}/cam", max_attempts=1, **login)
+    server.login = ("me", "another")
+    reader = start_reader(f"{server.root}/cam", max_attempts=1, **login)
     reader.wait_until(lambda: reader.error is not None)
     reader.close()
     assert "401" in str(reader.error)
     assert "p@ss" not in str(reader.error)
     with http_camera() as elsewhere:
-        page.login, page.leads_to = None, f"{elsewhere.root}/cam"
-        elsewhere.login = ("me", "never to be known")
-        reader = start_reader(f"{page.root}/away/x", max_attempts=1, **login)
+        server.login, server.redirect_target = None, f"{elsewhere.root}/cam"
+        elsewhere.login = ("me", "unknown")
+        reader = start_reader(f"{server.root}/away/x", max_attempts=1, **login)
         reader.wait_until(lambda: reader.error is not None)
         reader.close()
         assert set(elsewhere.credentials) <= {""}, "another port is another server"
 
 
-def test_rtsp_cameras_that_send_jpegs_are_read() -> None:
+def test_mjpeg_over_rtsp_is_read() -> None:
     with rtsp_camera("--codec", "mjpeg") as camera:
         reader = start_reader(camera.url)
         try:
@@ -189,20 +197,20 @@ def test_rtsp_cameras_that_send_jpegs_are_read() -> None:
     assert reader.received[0][1].size == (240, 320)
 
 
-def test_a_camera_whose_pictures_grow_over_the_limit_is_said_so_and_tried_again(camera) -> None:
+def test_resolution_over_the_limit_is_reported_and_retried(camera) -> None:
     reader = start_reader(camera.url, max_pixels=100_000)
     try:
         reader.wait_until(lambda: reader.count_frames(0) >= 5)
-        camera.tell("size 480x360")
+        camera.send_command("resize 480x360")
         reader.wait_until(lambda: reader.has_reason("480 x 360 is over the limit"))
-        camera.tell("size 320x240")
+        camera.send_command("resize 320x240")
         assert reader.wait_until(lambda: reader.count_frames(1) >= 5) < 5
     finally:
         reader.close()
     assert {frame.size for _, frame in reader.received} == {(240, 320)}
 
 
-def test_a_paused_camera_is_let_go_of_and_resumed_in_the_next_epoch(camera) -> None:
+def test_paused_source_disconnects_and_resumes_in_a_new_epoch(camera) -> None:
     reader = start_reader(camera.url)
     try:
         reader.wait_until(lambda: reader.count_frames(0) >= 3)
@@ -210,44 +218,44 @@ def test_a_paused_camera_is_let_go_of_and_resumed_in_the_next_epoch(camera) -> N
         reader.wait_until(
             lambda: ("waiting", "paused") in [(s, reason) for _, s, reason in reader.state_changes]
         )
-        known = len(reader.received)
+        count = len(reader.received)
         time.sleep(1)
-        assert len(reader.received) == known
+        assert len(reader.received) == count
         reader.source.control.resume()
         reader.wait_until(lambda: reader.count_frames(1) >= 3)
     finally:
         reader.close()
 
 
-def test_stopping_ends_a_source_at_once_whatever_it_waits_for(camera) -> None:
+def test_stop_interrupts_a_source_that_waits_for_its_server(camera) -> None:
     camera.freeze()
     try:
         reader = start_reader(camera.url, open_timeout=30, stall_after=30)
         time.sleep(0.5)
-        began = time.monotonic()
+        stopped_at = time.monotonic()
         reader.close()
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - stopped_at < 8
     finally:
         camera.thaw()
 
 
-def test_mjpeg_over_http_has_the_times_at_which_its_pictures_came(page) -> None:
-    page.fps = 10
-    reader = start_reader(f"{page.root}/cam")
+def test_mjpeg_timestamps_are_arrival_times(server) -> None:
+    server.fps = 10
+    reader = start_reader(f"{server.root}/cam")
     try:
         reader.wait_until(lambda: len(reader.received) >= 21)
     finally:
         reader.close()
     times = [frame.pts for _, frame in reader.received][:21]
     assert times == sorted(times)
-    sent = np.median(np.diff(page.sent[:21]))
-    assert np.median(np.diff(times)) == pytest.approx(sent, rel=0.3)
-    assert page.asked == ["/cam"], "asked for once: some cameras have one connection to give"
+    interval = np.median(np.diff(server.send_times[:21]))
+    assert np.median(np.diff(times)) == pytest.approx(interval, rel=0.3)
+    assert server.requested_paths == ["/cam"], "one request: some cameras allow only one connection"
 
 
-def test_mjpeg_that_falls_silent_is_stalled(page) -> None:
-    page.fps = 0.1  # one picture, and then nothing for long
-    reader = start_reader(f"{page.root}/cam", open_timeout=1)
+def test_mjpeg_without_new_frames_is_stalled(server) -> None:
+    server.fps = 0.1  # one frame every ten seconds
+    reader = start_reader(f"{server.root}/cam", open_timeout=1)
     try:
         reader.wait_until(lambda: len(reader.state_changes) >= 2)
         assert reader.state_changes[1][1] == "stalled"
@@ -257,54 +265,57 @@ def test_mjpeg_that_falls_silent_is_stalled(page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("leads_to", "reason"),
+    ("location", "reason"),
     [
         ("http://127.0.0.2:9/x", "another host"),
         ("file:///etc/passwd", "not allowed in a stream over HTTP"),
         ("ftp://127.0.0.1/x", "not allowed in a stream over HTTP"),
     ],
 )
-def test_a_redirection_may_not_leave_the_source_s_host(page, leads_to, reason) -> None:
-    page.leads_to = leads_to
-    reader = start_reader(f"{page.root}/away/x", max_attempts=1)
+def test_redirection_to_another_host_or_scheme_is_refused(server, location, reason) -> None:
+    server.redirect_target = location
+    reader = start_reader(f"{server.root}/away/x", max_attempts=1)
     reader.wait_until(lambda: reader.error is not None)
     assert reason in str(reader.error)
     reader.close()
 
 
 @pytest.mark.parametrize(
-    "leads_to", ["file:///etc/hostname", "http://127.0.0.2:9/a.ts", "crypto+http://127.0.0.1/a.ts"]
+    "segment", ["file:///etc/hostname", "http://127.0.0.2:9/a.ts", "crypto+http://127.0.0.1/a.ts"]
 )
-def test_a_playlist_can_t_read_files_or_reach_other_hosts(page, leads_to) -> None:
-    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{leads_to}\n#EXT-X-ENDLIST\n"
-    page.pages["/list.m3u8"] = ("application/vnd.apple.mpegurl", playlist.encode())
-    reader = start_reader(f"{page.root}/list.m3u8", max_attempts=1)
+def test_playlist_with_files_or_other_hosts_is_refused(server, segment) -> None:
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{segment}\n#EXT-X-ENDLIST\n"
+    server.responses["/list.m3u8"] = ("application/vnd.apple.mpegurl", playlist.encode())
+    reader = start_reader(f"{server.root}/list.m3u8", max_attempts=1)
     reader.wait_until(lambda: reader.error is not None)
     assert not reader.received
     reader.close()
 
 
-class _Moved(socketserver.StreamRequestHandler):
-    """An RTSP server that sends whoever asks to the address of ``server.leads_to``."""
+class _RedirectingHandler(socketserver.StreamRequestHandler):
+    """Redirect RTSP clients to ``server.redirect_target``."""
 
     def handle(self) -> None:
         while lines := list(iter(lambda: self.rfile.readline().strip(), b"")):
-            self.server.asked.append(lines)
+            self.server.requests.append(lines)
             number = next(line for line in lines if line.lower().startswith(b"cseq"))
-            answer = b"RTSP/1.0 302 Moved\r\nLocation: " + self.server.leads_to
+            answer = b"RTSP/1.0 302 Moved\r\nLocation: " + self.server.redirect_target
             if lines[0].startswith(b"OPTIONS"):
                 answer = b"RTSP/1.0 200 OK"
             self.wfile.write(answer + b"\r\n" + number + b"\r\n\r\n")
 
 
 @pytest.fixture
-def moved() -> Iterator[list[socketserver.ThreadingTCPServer]]:
-    """Two servers on two hosts; the first leads to the second."""
+def redirecting_servers() -> Iterator[list[socketserver.ThreadingTCPServer]]:
+    """Run servers on two hosts that redirect to the second one."""
     socketserver.ThreadingTCPServer.daemon_threads = True
-    servers = [socketserver.ThreadingTCPServer((h, 0), _Moved) for h in ("127.0.0.1", "127.0.0.2")]
+    servers = [
+        socketserver.ThreadingTCPServer((h, 0), _RedirectingHandler)
+        for h in ("127.0.0.1", "127.0.0.2")
+    ]
     for server in servers:
-        server.asked = []
-        server.leads_to = b"rtsp://127.0.0.2:%d/cam" % servers[1].server_address[1]
+        server.requests = []
+        server.redirect_target = b"rtsp://127.0.0.2:%d/cam" % servers[1].server_address[1]
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     yield servers
     for server in servers:
@@ -312,51 +323,51 @@ def moved() -> Iterator[list[socketserver.ThreadingTCPServer]]:
         server.server_close()
 
 
-def test_an_rtsp_redirection_is_not_followed_and_takes_no_password_elsewhere(moved) -> None:
-    first, second = moved
+def test_rtsp_redirection_is_not_followed(redirecting_servers) -> None:
+    first, second = redirecting_servers
     url = f"rtsp://user:s3cret@127.0.0.1:{first.server_address[1]}/cam"
     reader = start_reader(url, max_attempts=1)
     reader.wait_until(lambda: reader.error is not None)
     reader.close()
     assert "another address, which isn't followed" in str(reader.error)
-    assert first.asked
-    assert second.asked == []
+    assert first.requests
+    assert second.requests == []
 
 
-def test_a_transport_stream_of_few_frames_a_second_is_opened_at_once(page) -> None:
-    recorded_ts()  # takes a moment, once
-    page.fps = 5
-    reader = start_reader(f"{page.root}/ts")
+def test_transport_stream_with_a_low_frame_rate_is_opened_quickly(server) -> None:
+    encode_transport_stream()  # cached, so that encoding is not measured
+    server.fps = 5
+    reader = start_reader(f"{server.root}/ts")
     try:
         assert reader.wait_until(lambda: reader.count_frames(0) >= 1) < 3
     finally:
         reader.close()
 
 
-def test_the_system_s_certificates_are_read_once_whatever_is_connected_to(monkeypatch) -> None:
-    read: list[ssl.SSLContext] = []
-    original = ssl.create_default_context
+def test_system_certificates_are_loaded_once(monkeypatch) -> None:
+    contexts: list[ssl.SSLContext] = []
+    create_default_context = ssl.create_default_context
 
-    def reads(*args, **kwargs):
-        read.append(original(*args, **kwargs))
-        return read[-1]
+    def record_context(*args, **kwargs):
+        contexts.append(create_default_context(*args, **kwargs))
+        return contexts[-1]
 
     for name in ("create_default_context", "_create_default_https_context"):
-        monkeypatch.setattr(ssl, name, reads)
+        monkeypatch.setattr(ssl, name, record_context)
     http._tls_context.cache_clear()
     for scheme in ("http", "https", "https"):
         url = f"{scheme}://127.0.0.1:9/"
         with pytest.raises(SourceError, match="refused"):
             http.HttpClient(url, (), None, 1.0, threading.Event()).get(url)
-    assert len(read) == 1
+    assert len(contexts) == 1
 
 
-def test_a_stream_that_is_cut_in_the_middle_of_a_gop_goes_on_at_the_next_keyframe(page) -> None:
-    reader = start_reader(f"{page.root}/ts")
+def test_reconnection_within_a_gop_continues_at_the_next_keyframe(server) -> None:
+    reader = start_reader(f"{server.root}/ts")
     try:
         reader.wait_until(lambda: reader.count_frames(0) >= 5)
-        page.begins_at = 7
-        page.cuts += 1
+        server.first_frame = 7
+        server.generation += 1
         assert reader.wait_until(lambda: reader.count_frames(1) >= 5) < 5
     finally:
         reader.close()
@@ -365,18 +376,18 @@ def test_a_stream_that_is_cut_in_the_middle_of_a_gop_goes_on_at_the_next_keyfram
     assert reader.source.report.damaged == 0
 
 
-def test_hls_is_read_through_its_playlist(page) -> None:
+def test_hls_playlist_is_read(server) -> None:
     from support.paths import MEDIA
 
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\na.ts\n#EXT-X-ENDLIST\n"
-    page.pages["/list.m3u8"] = ("application/vnd.apple.mpegurl", playlist.encode())
-    page.pages["/a.ts"] = ("video/mp2t", (MEDIA / "a.ts").read_bytes())
-    reader = start_reader(f"{page.root}/list.m3u8")
+    server.responses["/list.m3u8"] = ("application/vnd.apple.mpegurl", playlist.encode())
+    server.responses["/a.ts"] = ("video/mp2t", (MEDIA / "a.ts").read_bytes())
+    reader = start_reader(f"{server.root}/list.m3u8")
     try:
         reader.wait_until(lambda: reader.count_frames(0) >= 50)
     finally:
         reader.close()
-    assert {"/list.m3u8", "/a.ts"} <= set(page.asked)
+    assert {"/list.m3u8", "/a.ts"} <= set(server.requested_paths)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +400,7 @@ def test_hls_is_read_through_its_playlist(page) -> None:
         ("/dev/null", "inappropriate ioctl"),
     ],
 )
-def test_a_source_that_isn_t_there_is_given_up_after_max_attempts(url, reason) -> None:
+def test_unavailable_source_fails_after_max_attempts(url, reason) -> None:
     reader = start_reader(url, max_attempts=2)
     reader.wait_until(lambda: reader.error is not None)
     reader.close()
@@ -398,22 +409,24 @@ def test_a_source_that_isn_t_there_is_given_up_after_max_attempts(url, reason) -
     assert reader.states().count("connecting") == 2
 
 
-def test_a_camera_that_is_unplugged_is_looked_for_again_and_again() -> None:
+def test_unplugged_camera_is_retried() -> None:
     reader = start_reader("/dev/video99")
     try:
         reader.wait_until(lambda: reader.states().count("connecting") >= 3)
     finally:
         reader.close()
     assert set(reader.states()) == {"connecting", "waiting"}
-    waited = [reason for _, state, reason in reader.state_changes if state == "waiting"]
-    assert all(reason.startswith("/dev/video99: no such camera; next") for reason in waited)
+    reasons = [reason for _, state, reason in reader.state_changes if state == "waiting"]
+    assert all(reason.startswith("/dev/video99: no such camera; next") for reason in reasons)
 
 
-def test_a_camera_is_opened_as_the_device_that_it_is(monkeypatch) -> None:
-    """There is none here: what opens it gets FFmpeg's own test device, by the same way."""
+def test_local_camera_is_opened_with_the_device_format(monkeypatch) -> None:
+    """FFmpeg's virtual test device takes the place of a camera."""
     monkeypatch.setattr(connection, "DEVICE_FORMAT", "lavfi")
-    made = SourceConfig(url="testsrc2=size=320x240:rate=25", input={"framerate": "25"})
-    reader = SourceReader(LiveSource("cam", made, partial(connection._read_device, "cam", made)))
+    config = SourceConfig(url="testsrc2=size=320x240:rate=25", input={"framerate": "25"})
+    reader = SourceReader(
+        LiveSource("cam", config, partial(connection._read_device, "cam", config))
+    )
     try:
         reader.wait_until(lambda: reader.count_frames(0) >= 10)
     finally:
@@ -435,74 +448,74 @@ def test_a_camera_is_opened_as_the_device_that_it_is(monkeypatch) -> None:
         ({"url": "http://h:abc/x"}, "from 1 to 65535"),
     ],
 )
-def test_options_that_can_t_hold_are_refused(options, reason) -> None:
+def test_invalid_options_are_refused(options, reason) -> None:
     with pytest.raises((ConfigError, SourceError), match=reason):
         open_source(SourceConfig(**options))
 
 
-def frame(index: int, epoch: int) -> Frame:
+def make_frame(index: int, epoch: int) -> Frame:
     now = time.time(), time.monotonic()
     return Frame("cam", index, epoch, index / 25, *now, np.zeros((4, 4, 3), np.uint8))
 
 
-def test_readers_that_block_for_ever_are_left_alone_and_not_added_to_without_end(
-    monkeypatch,
-) -> None:
+def test_number_of_blocked_readers_is_limited(monkeypatch) -> None:
     monkeypatch.setattr(live, "FIRST_DELAY", 0.1)
     monkeypatch.setattr(live, "MAX_DELAY", 0.2)
     release = threading.Event()
-    begun = itertools.count()
+    attempts = itertools.count()
 
-    def blocked(start: ConnectionStart, report: SourceReport, cancel: object, should_probe: object):
-        next(begun)
+    def block(start: ConnectionStart, report: SourceReport, cancel: object, should_probe: object):
+        next(attempts)
         release.wait()
-        yield frame(start.index, start.epoch)
+        yield make_frame(start.index, start.epoch)
 
-    made = SourceConfig(url="rtsp://h/x", open_timeout=0.2, stall_after=0.2)
-    reader = SourceReader(LiveSource("cam", made, blocked))
+    config = SourceConfig(url="rtsp://h/x", open_timeout=0.2, stall_after=0.2)
+    reader = SourceReader(LiveSource("cam", config, block))
     try:
         reader.wait_until(lambda: reader.has_reason("blocked"))
         time.sleep(0.6)
-        assert next(begun) == 3
-        assert "stalled" not in reader.states(), "no connection is given up meanwhile"
+        assert next(attempts) == 3
+        assert "stalled" not in reader.states(), "no further connection is abandoned"
     finally:
         release.set()
         reader.close()
 
 
-def test_a_mistake_in_the_program_is_logged_once_and_loses_no_camera(monkeypatch, caplog) -> None:
+def test_unexpected_exception_is_logged_once_and_the_source_is_retried(monkeypatch, caplog) -> None:
     monkeypatch.setattr(live, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(live, "MAX_DELAY", 0.02)
-    begun = itertools.count()
+    attempts = itertools.count()
 
-    def broken(start: ConnectionStart, report: SourceReport, cancel: object, should_probe: object):
-        if next(begun) < 4:
-            raise IndexError("what nobody thought of")
-        yield frame(start.index, start.epoch)
+    def fail(start: ConnectionStart, report: SourceReport, cancel: object, should_probe: object):
+        if next(attempts) < 4:
+            raise IndexError("unexpected")
+        yield make_frame(start.index, start.epoch)
 
-    reader = SourceReader(LiveSource("cam", SourceConfig(url="rtsp://h/x"), broken))
+    reader = SourceReader(LiveSource("cam", SourceConfig(url="rtsp://h/x"), fail))
     try:
         reader.wait_until(lambda: reader.received)
     finally:
         reader.close()
     (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
     assert record.exc_info is not None
-    assert reader.has_reason("what nobody thought of")
+    assert reader.has_reason("unexpected")
 
 
-@pytest.mark.parametrize("silence", [NoAnswerError, StalledError])
-def test_after_silence_a_host_is_probed_first(silence) -> None:
-    asked: list[object] = []
+@pytest.mark.parametrize("error", [NoAnswerError, StalledError])
+def test_host_is_probed_after_a_timeout(error) -> None:
+    probes: list[object] = []
 
-    def silent(start: ConnectionStart, report: SourceReport, cancel: object, should_probe: object):
-        asked.append(should_probe)
-        if len(asked) < 3:
-            raise silence("nothing came")
-        yield frame(start.index, start.epoch)
+    def time_out(
+        start: ConnectionStart, report: SourceReport, cancel: object, should_probe: object
+    ):
+        probes.append(should_probe)
+        if len(probes) < 3:
+            raise error("no data")
+        yield make_frame(start.index, start.epoch)
 
-    reader = SourceReader(LiveSource("cam", SourceConfig(url="rtsp://h/x"), silent))
+    reader = SourceReader(LiveSource("cam", SourceConfig(url="rtsp://h/x"), time_out))
     try:
-        reader.wait_until(lambda: len(asked) >= 4)
+        reader.wait_until(lambda: len(probes) >= 4)
     finally:
         reader.close()
-    assert asked[:4] == [False, True, True, False]
+    assert probes[:4] == [False, True, True, False]

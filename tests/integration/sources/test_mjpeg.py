@@ -1,4 +1,4 @@
-"""Motion JPEG over HTTP: every way in which cameras separate their images."""
+"""Motion JPEG over HTTP: the formats of cameras, incomplete images and memory limits."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ pytestmark = pytest.mark.timeout(60)
 END = b"\xff\xd9"
 
 
-def pixels(number: int, size: tuple[int, int] = (96, 64)) -> np.ndarray:
-    """A smooth picture, so that what JPEG loses is little, with a bar that tells the number."""
+def make_image(number: int, size: tuple[int, int] = (96, 64)) -> np.ndarray:
+    """Return a smooth image, which JPEG changes little, with a bar at a position for ``number``."""
     x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
     image = np.stack([200 * x, 200 * y, 100 + 50 * x * y], axis=-1)
     image[:, 8 * number : 8 * number + 8] = 240
     return image.astype(np.uint8)
 
 
-def encoded(number: int, **options: object) -> bytes:
-    into = io.BytesIO()
-    Pillow.fromarray(pixels(number)).save(into, "JPEG", quality=92, **options)
-    return into.getvalue()
+def encode_jpeg(number: int, **options: object) -> bytes:
+    file = io.BytesIO()
+    Pillow.fromarray(make_image(number)).save(file, "JPEG", quality=92, **options)
+    return file.getvalue()
 
 
-def with_thumbnail(number: int) -> bytes:
-    """As cameras write it: a whole JPEG within the first segment."""
-    image, thumbnail = encoded(number), encoded(number + 1)
+def encode_jpeg_with_thumbnail(number: int) -> bytes:
+    """Encode a JPEG whose first segment contains another JPEG, as cameras write it."""
+    image, thumbnail = encode_jpeg(number), encode_jpeg(number + 1)
     body = b"Exif\0\0" + thumbnail
     return image[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + image[2:]
 
 
 IMAGES = [
-    encoded(0),
-    encoded(1, progressive=True),
-    with_thumbnail(2),
-    encoded(3, restart_marker_blocks=2),
-    encoded(4, comment=b"--frame\r\nContent-Length: 7\r\n\r\n\xff\xd8"),
-    encoded(5).replace(b"\xff\xda", b"\xff\xff\xff\xda", 1),  # fill bytes before a marker
+    encode_jpeg(0),
+    encode_jpeg(1, progressive=True),
+    encode_jpeg_with_thumbnail(2),
+    encode_jpeg(3, restart_marker_blocks=2),
+    encode_jpeg(4, comment=b"--frame\r\nContent-Length: 7\r\n\r\n\xff\xd8"),
+    encode_jpeg(5).replace(b"\xff\xda", b"\xff\xff\xff\xda", 1),  # fill bytes before a marker
 ]
 
 
 @dataclass(frozen=True)
-class Spelling:
-    """How a camera separates its images.
+class StreamFormat:
+    """Format in which a camera separates its images.
 
     Attributes:
-        content_type: of the answer.
-        boundary: that the content type names.
-        join: makes the body.
+        content_type: content type of the response.
+        boundary: boundary that the content type declares.
+        join: function that joins images to a body.
     """
 
     content_type: str
@@ -69,80 +69,93 @@ class Spelling:
     join: Callable[[list[bytes]], bytes]
 
 
-def parts(head: str, *, line: str = "--frame", end: str = "\r\n", after: str = "\r\n"):
+def join_parts(head: str, *, line: str = "--frame", end: str = "\r\n", after: str = "\r\n"):
     def join(images: list[bytes]) -> bytes:
-        made = []
+        parts = []
         for image in images:
             lines = [line, *head.format(len(image)).split("|")] if head else [line]
-            made.append((end.join(lines) + end + end).encode() + image + after.encode())
-        return b"".join(made)
+            parts.append((end.join(lines) + end + end).encode() + image + after.encode())
+        return b"".join(parts)
 
     return join
 
 
 REPLACE = "multipart/x-mixed-replace; boundary=frame"
 TYPE, LENGTH = "Content-Type: image/jpeg", "Content-Length: {}"
-SPELLINGS = {
-    "usual": Spelling(REPLACE, "frame", parts(f"{TYPE}|{LENGTH}")),
-    "jpg": Spelling(REPLACE, "frame", parts(f"Content-Type: image/jpg|{LENGTH}")),
-    "parameter": Spelling(REPLACE, "frame", parts(f"{TYPE}; charset=utf-8|{LENGTH}")),
-    "no type": Spelling(REPLACE, "frame", parts(LENGTH)),
-    "no length": Spelling(REPLACE, "frame", parts(TYPE)),
-    "no header": Spelling(REPLACE, "frame", parts("")),
-    "wrong length": Spelling(REPLACE, "frame", parts(f"{TYPE}|Content-Length: 17")),
-    "huge length": Spelling(REPLACE, "frame", parts(f"{TYPE}|Content-Length: 2000000000")),
-    "no number": Spelling(REPLACE, "frame", parts(f"{TYPE}|Content-Length: many")),
-    "small letters": Spelling(REPLACE, "frame", parts("content-type:image/jpeg|content-length:{}")),
-    "more headers": Spelling(REPLACE, "frame", parts(f"X-Time: 1.5|{TYPE}|X-D8: \xd8|{LENGTH}")),
-    "line feeds": Spelling(REPLACE, "frame", parts(f"{TYPE}|{LENGTH}", end="\n", after="\n")),
-    "no line end behind": Spelling(REPLACE, "frame", parts(f"{TYPE}|{LENGTH}", after="")),
-    "blank lines behind": Spelling(REPLACE, "frame", parts(TYPE, after="\r\n\r\n\r\n")),
-    "quotes": Spelling(
-        'Multipart/X-Mixed-Replace; Boundary="a b"', "a b", parts(TYPE, line="--a b")
+FORMATS = {
+    "usual": StreamFormat(REPLACE, "frame", join_parts(f"{TYPE}|{LENGTH}")),
+    "jpg": StreamFormat(REPLACE, "frame", join_parts(f"Content-Type: image/jpg|{LENGTH}")),
+    "parameter": StreamFormat(REPLACE, "frame", join_parts(f"{TYPE}; charset=utf-8|{LENGTH}")),
+    "no type": StreamFormat(REPLACE, "frame", join_parts(LENGTH)),
+    "no length": StreamFormat(REPLACE, "frame", join_parts(TYPE)),
+    "no header": StreamFormat(REPLACE, "frame", join_parts("")),
+    "wrong length": StreamFormat(REPLACE, "frame", join_parts(f"{TYPE}|Content-Length: 17")),
+    "huge length": StreamFormat(REPLACE, "frame", join_parts(f"{TYPE}|Content-Length: 2000000000")),
+    "no number": StreamFormat(REPLACE, "frame", join_parts(f"{TYPE}|Content-Length: many")),
+    "small letters": StreamFormat(
+        REPLACE, "frame", join_parts("content-type:image/jpeg|content-length:{}")
     ),
-    "dashes in the name": Spelling(
-        "multipart/x-mixed-replace;boundary=--frame", "--frame", parts(TYPE)
+    "more headers": StreamFormat(
+        REPLACE, "frame", join_parts(f"X-Time: 1.5|{TYPE}|X-D8: \xd8|{LENGTH}")
     ),
-    "more dashes": Spelling(
-        "multipart/x-mixed-replace;boundary=--frame", "--frame", parts(TYPE, line="----frame")
+    "line feeds": StreamFormat(
+        REPLACE, "frame", join_parts(f"{TYPE}|{LENGTH}", end="\n", after="\n")
     ),
-    "another boundary": Spelling(REPLACE, "frame", parts(TYPE, line="--other")),
-    "no boundary": Spelling("multipart/x-mixed-replace", "", parts(f"{TYPE}|{LENGTH}")),
-    "mixed": Spelling("multipart/mixed; boundary=frame", "frame", parts(f"{TYPE}|{LENGTH}")),
-    "no parts in multipart": Spelling(REPLACE, "frame", b"".join),
-    "images alone": Spelling("image/jpeg", "", b"".join),
-    "unknown bytes": Spelling("application/octet-stream", "", b"".join),
-    "unknown parts": Spelling("text/plain", "", parts(f"{TYPE}|{LENGTH}")),
-    "preamble": Spelling(
-        REPLACE, "frame", lambda images: b"hello\r\n\r\n" + parts(f"{TYPE}|{LENGTH}")(images)
+    "no line end after an image": StreamFormat(
+        REPLACE, "frame", join_parts(f"{TYPE}|{LENGTH}", after="")
+    ),
+    "blank lines after an image": StreamFormat(
+        REPLACE, "frame", join_parts(TYPE, after="\r\n\r\n\r\n")
+    ),
+    "quotes": StreamFormat(
+        'Multipart/X-Mixed-Replace; Boundary="a b"', "a b", join_parts(TYPE, line="--a b")
+    ),
+    "dashes in the name": StreamFormat(
+        "multipart/x-mixed-replace;boundary=--frame", "--frame", join_parts(TYPE)
+    ),
+    "more dashes": StreamFormat(
+        "multipart/x-mixed-replace;boundary=--frame", "--frame", join_parts(TYPE, line="----frame")
+    ),
+    "another boundary": StreamFormat(REPLACE, "frame", join_parts(TYPE, line="--other")),
+    "no boundary": StreamFormat("multipart/x-mixed-replace", "", join_parts(f"{TYPE}|{LENGTH}")),
+    "mixed": StreamFormat(
+        "multipart/mixed; boundary=frame", "frame", join_parts(f"{TYPE}|{LENGTH}")
+    ),
+    "no parts in multipart": StreamFormat(REPLACE, "frame", b"".join),
+    "images alone": StreamFormat("image/jpeg", "", b"".join),
+    "unknown bytes": StreamFormat("application/octet-stream", "", b"".join),
+    "unknown parts": StreamFormat("text/plain", "", join_parts(f"{TYPE}|{LENGTH}")),
+    "preamble": StreamFormat(
+        REPLACE, "frame", lambda images: b"hello\r\n\r\n" + join_parts(f"{TYPE}|{LENGTH}")(images)
     ),
 }
 
 
-def cut(body: bytes, sizes: list[int]) -> Iterator[bytes]:
-    """A body in pieces of these sizes, again and again."""
-    at, turn = 0, 0
-    while at < len(body):
-        yield body[at : at + sizes[turn % len(sizes)]]
-        at += sizes[turn % len(sizes)]
+def split(body: bytes, sizes: list[int]) -> Iterator[bytes]:
+    """Yield pieces of a body with the given sizes, repeatedly."""
+    offset, turn = 0, 0
+    while offset < len(body):
+        yield body[offset : offset + sizes[turn % len(sizes)]]
+        offset += sizes[turn % len(sizes)]
         turn += 1
 
 
-@given(
-    spelling=st.sampled_from(sorted(SPELLINGS)), sizes=st.lists(st.integers(20, 9000), min_size=1)
-)
-def test_images_are_found_byte_for_byte_wherever_they_are_cut(spelling, sizes) -> None:
-    how = SPELLINGS[spelling]
-    assert list(split_jpegs(cut(how.join(IMAGES), sizes), how.boundary)) == IMAGES
+@given(name=st.sampled_from(sorted(FORMATS)), sizes=st.lists(st.integers(20, 9000), min_size=1))
+def test_images_are_extracted_for_any_chunk_sizes(name, sizes) -> None:
+    stream_format = FORMATS[name]
+    assert (
+        list(split_jpegs(split(stream_format.join(IMAGES), sizes), stream_format.boundary))
+        == IMAGES
+    )
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_cameras_with_any_spelling_give_the_pictures_that_pillow_decodes(spelling) -> None:
-    how = SPELLINGS[spelling]
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: {how.content_type}\r\n\r\n".encode()
+@pytest.mark.parametrize("name", FORMATS)
+def test_decoded_images_equal_those_of_pillow_in_each_format(name) -> None:
+    stream_format = FORMATS[name]
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {stream_format.content_type}\r\n\r\n".encode()
 
     def answer(connection) -> None:
-        connection.sendall(head + how.join(IMAGES))
+        connection.sendall(head + stream_format.join(IMAGES))
 
     with raw_camera(answer) as url:
         reader = start_reader(url, max_attempts=1)
@@ -151,52 +164,54 @@ def test_cameras_with_any_spelling_give_the_pictures_that_pillow_decodes(spellin
     assert "the stream ended" in str(reader.error)
     assert len(reader.received) == len(IMAGES)
     for (_, frame), image in zip(reader.received, IMAGES, strict=True):
-        truth = np.asarray(Pillow.open(io.BytesIO(image)).convert("RGB"), np.int16)
-        assert np.abs(frame.image - truth).mean() < 2.5
+        expected = np.asarray(Pillow.open(io.BytesIO(image)).convert("RGB"), np.int16)
+        assert np.abs(frame.image - expected).mean() < 2.5
 
 
-def test_an_image_is_given_out_as_soon_as_its_last_byte_is_there() -> None:
-    body = SPELLINGS["usual"].join(IMAGES[:1])
-    came: list[bytes] = []
+def test_image_is_returned_as_soon_as_it_is_complete() -> None:
+    body = FORMATS["usual"].join(IMAGES[:1])
+    images: list[bytes] = []
 
     def pieces() -> Iterator[bytes]:
-        whole = body.index(END, len(body) - 8) + len(END)
-        yield body[: whole - 1]
-        assert came == []
-        yield body[whole - 1 : whole]
-        assert came == IMAGES[:1]
+        end = body.index(END, len(body) - 8) + len(END)
+        yield body[: end - 1]
+        assert images == []
+        yield body[end - 1 : end]
+        assert images == IMAGES[:1]
 
     for image in split_jpegs(pieces(), "frame"):
-        came.append(image)  # noqa: PERF402 - pieces() looks at it in between
+        images.append(image)  # noqa: PERF402 - pieces() checks the list in between
 
 
-def test_a_second_image_in_a_part_is_left_out() -> None:
-    both = [image + encoded(9) for image in IMAGES]
-    for spelling in ("usual", "no length", "no boundary"):
-        how = SPELLINGS[spelling]
-        assert list(split_jpegs(iter([how.join(both)]), how.boundary)) == IMAGES
+def test_second_image_of_a_part_is_ignored() -> None:
+    both = [image + encode_jpeg(9) for image in IMAGES]
+    for name in ("usual", "no length", "no boundary"):
+        stream_format = FORMATS[name]
+        assert list(split_jpegs(iter([stream_format.join(both)]), stream_format.boundary)) == IMAGES
 
 
-def test_one_boundary_and_then_images_alone_are_images_without_parts() -> None:
-    many = [encoded(number % 8) for number in range(20)]
-    body = SPELLINGS["usual"].join(many[:1]) + b"".join(many[1:])
+def test_images_after_a_single_boundary_are_read_without_parts() -> None:
+    images = [encode_jpeg(number % 8) for number in range(20)]
+    body = FORMATS["usual"].join(images[:1]) + b"".join(images[1:])
     found = list(split_jpegs(iter([body]), "frame"))
-    assert found[0] == many[0]
-    assert found[-10:] == many[-10:]
+    assert found[0] == images[0]
+    assert found[-10:] == images[-10:]
 
 
-@pytest.mark.parametrize("spelling", ["usual", "line feeds", "another boundary"])
-def test_images_without_an_end_marker_end_where_the_next_part_begins(spelling) -> None:
-    how = SPELLINGS[spelling]
+@pytest.mark.parametrize("name", ["usual", "line feeds", "another boundary"])
+def test_image_without_an_end_marker_ends_at_the_next_part(name) -> None:
+    stream_format = FORMATS[name]
     cropped = [image.removesuffix(END) for image in IMAGES]
-    found = list(split_jpegs(iter([how.join([*cropped, IMAGES[0]])]), how.boundary))
+    found = list(
+        split_jpegs(iter([stream_format.join([*cropped, IMAGES[0]])]), stream_format.boundary)
+    )
     assert len(found) == len(IMAGES) + 1
     for image, crop in zip(found[:-1], cropped, strict=True):
         assert image.startswith(crop)
-        assert len(image) - len(crop) == 0 or spelling == "another boundary"
+        assert len(image) - len(crop) == 0 or name == "another boundary"
 
 
-def test_what_breaks_off_within_an_image_is_no_image() -> None:
+def test_incomplete_image_is_an_error() -> None:
     with pytest.raises(SourceError, match="middle of an image"):
         list(split_jpegs(iter([IMAGES[0][:-10]]), ""))
 
@@ -211,7 +226,7 @@ def test_what_breaks_off_within_an_image_is_no_image() -> None:
         b"\xff\xd8\xff\xfe\xff\xff",
     ],
 )
-def test_memory_is_bounded_whatever_comes_without_end(piece, monkeypatch) -> None:
+def test_memory_is_limited_for_images_without_end(piece, monkeypatch) -> None:
     monkeypatch.setattr(mjpeg, "MAX_FRAME_BYTES", 2**20)
     read = 0
 
@@ -235,7 +250,7 @@ def test_memory_is_bounded_whatever_comes_without_end(piece, monkeypatch) -> Non
         )
     )
 )
-def test_any_bytes_give_images_or_one_line(data) -> None:
+def test_arbitrary_bytes_give_images_or_an_error_of_one_line(data) -> None:
     found = []
     try:
         found.extend(split_jpegs(iter(data), "frame"))
@@ -247,10 +262,8 @@ def test_any_bytes_give_images_or_one_line(data) -> None:
 @pytest.mark.parametrize(
     "content_type", [REPLACE, "image/jpeg", "video/mp4", "image/png", "video/x-flv"]
 )
-def test_a_camera_whose_picture_does_not_end_has_one_reason_each_time(
-    content_type, monkeypatch
-) -> None:
-    begins = {
+def test_images_without_end_have_an_error_of_one_line(content_type, monkeypatch) -> None:
+    headers = {
         "video/mp4": b"\0\0\0\x18ftypisom\0\0\0\0isomiso2" + b"\x7f\xff\xff\xf0mdat",
         "image/png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x40\0\0\0\x40\x08\2\0\0\0"
         b"\x25\x0b\xe6\x89\x7f\xff\xff\0IDAT",
@@ -261,7 +274,7 @@ def test_a_camera_whose_picture_does_not_end_has_one_reason_each_time(
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\n\r\n".encode()
 
     def answer(connection) -> None:
-        connection.sendall(head + begins.get(content_type, b"--frame\r\n\r\n\xff\xd8\xff\xe0"))
+        connection.sendall(head + headers.get(content_type, b"--frame\r\n\r\n\xff\xd8\xff\xe0"))
         while True:
             connection.sendall(bytes(65536))
 
@@ -274,7 +287,7 @@ def test_a_camera_whose_picture_does_not_end_has_one_reason_each_time(
 
 
 @pytest.mark.slow
-def test_attempts_at_an_image_without_end_do_not_add_up_in_memory(monkeypatch) -> None:
+def test_attempts_to_read_images_without_end_leak_no_memory(monkeypatch) -> None:
     monkeypatch.setattr(live, "MAX_DELAY", 0.05)
     peaks = [read_resident_memory()]
 

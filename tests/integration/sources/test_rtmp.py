@@ -1,4 +1,4 @@
-"""RTMP through a real server: nginx with its RTMP module, where that is installed."""
+"""RTMP sources, with nginx and its RTMP module as server."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ pytestmark = [
 
 
 class Publisher:
-    """A camera that sends to the server until told to end, or to say nothing."""
+    """Camera that publishes to the server until it is closed; ``silent`` pauses it."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self.silent = threading.Event()
         self._thread = threading.Thread(target=self._publish)
         self._thread.start()
 
     def close(self) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
     def _publish(self) -> None:
@@ -57,18 +57,18 @@ class Publisher:
             stream.options = {"preset": "ultrafast", "tune": "zerolatency"}
             stream.codec_context.gop_size = FPS
             for index in itertools.count():
-                if self._over.wait(1 / FPS):
+                if self._stopped.wait(1 / FPS):
                     return
                 if self.silent.is_set():
                     continue
                 image = np.full((120, 160, 3), index % 250, np.uint8)
-                picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-                picture.pts = index
-                container.mux(stream.encode(picture))
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts = index
+                container.mux(stream.encode(frame))
 
 
 class RtmpServer:
-    """nginx, in a folder of its own."""
+    """nginx with its configuration and files in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -99,13 +99,13 @@ class RtmpServer:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RtmpServer]:
-    made = RtmpServer(tmp_path)
-    yield made
-    made.kill()
+    server = RtmpServer(tmp_path)
+    yield server
+    server.kill()
 
 
 @contextlib.contextmanager
-def publishing(url: str) -> Iterator[Publisher]:
+def run_publisher(url: str) -> Iterator[Publisher]:
     publisher = Publisher(url)
     try:
         yield publisher
@@ -113,35 +113,35 @@ def publishing(url: str) -> Iterator[Publisher]:
         publisher.close()
 
 
-def test_a_stream_is_read_and_its_killed_server_found_again(server: RtmpServer) -> None:
+def test_source_reconnects_after_a_server_restart(server: RtmpServer) -> None:
     reader = start_reader(server.url)
     try:
-        with publishing(server.url):
+        with run_publisher(server.url):
             reader.wait_until(lambda: reader.count_frames(0) >= 5)
             server.kill()
             reader.wait_until(
                 lambda: reader.states()[-1] != "live" and len(reader.state_changes) > 1
             )
         server.start()
-        with publishing(server.url):
+        with run_publisher(server.url):
             assert reader.wait_until(lambda: reader.count_frames(1) >= 1) < 5 + MAX_DELAY
     finally:
         reader.close()
     assert reader.received[0][1].size == (120, 160)
 
 
-def test_a_publisher_that_falls_silent_is_a_stall_and_one_that_ends_is_waited_for(
+def test_silent_publisher_is_a_stall_and_a_new_publisher_is_read(
     server: RtmpServer,
 ) -> None:
     reader = start_reader(server.url)
     try:
-        with publishing(server.url) as publisher:
+        with run_publisher(server.url) as publisher:
             reader.wait_until(lambda: reader.count_frames(0) >= 5)
             publisher.silent.set()
             reader.wait_until(lambda: "stalled" in reader.states())
-            stalled = next(at for at, state, _ in reader.state_changes if state == "stalled")
-            assert stalled - reader.received[-1][0] < 2.5
-        with publishing(server.url):
+            stalled_at = next(at for at, state, _ in reader.state_changes if state == "stalled")
+            assert stalled_at - reader.received[-1][0] < 2.5
+        with run_publisher(server.url):
             assert reader.wait_until(lambda: reader.count_frames(1) >= 1) < 5 + MAX_DELAY
     finally:
         reader.close()

@@ -1,4 +1,4 @@
-"""Cameras that send by UDP: late, silent for a while, two at a time, from the middle of a GOP."""
+"""UDP sources: late, interrupted and competing senders, and streams joined within a GOP."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from streamseg.sources.udp import UdpAddress, UdpReceiver
 pytestmark = pytest.mark.timeout(60)
 FPS = 20
 PAYLOAD = 1316
-"""Seven packets of a transport stream, as most senders have it."""
+"""Bytes per datagram: seven packets of a transport stream, as most senders use."""
 
 
 @functools.cache
-def recording(codec: str = "libx264", gop: int = 10, level: int = 200) -> tuple[bytes, ...]:
-    """Four seconds of a red corner on grey, cut into what belongs to each frame."""
+def encode_recording(codec: str = "libx264", gop: int = 10, level: int = 200) -> tuple[bytes, ...]:
+    """Encode four seconds of a gray image with a red corner; return one piece per frame."""
     file, pieces = io.BytesIO(), []
     with av.open(file, "w", format="mpegts", options={"flush_packets": "1"}) as container:
         stream = container.add_stream(codec, rate=FPS)
@@ -42,28 +42,28 @@ def recording(codec: str = "libx264", gop: int = 10, level: int = 200) -> tuple[
             image = np.full((120, 160, 3), level, np.uint8)
             image[:60, :80] = (220, 30, 30)
             image[80:100, index : index + 20] = 10
-            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-            picture.pts, picture.time_base = index, Fraction(1, FPS)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, FPS)
             before = file.tell()
-            container.mux(stream.encode(picture))
+            container.mux(stream.encode(frame))
             pieces.append(file.getvalue()[before:])
     return tuple(pieces)
 
 
-def is_whole(image: np.ndarray) -> bool:
-    """Whether a frame has its corner, which no made-up reference has."""
+def is_complete(image: np.ndarray) -> bool:
+    """Return whether a frame has its red corner, which FFmpeg cannot conceal."""
     corner = image[10:50, 10:70].mean((0, 1))
     return bool(np.abs(corner - (220, 30, 30)).max() < 40)
 
 
 class Sender:
-    """Sends a recording again and again, at its pace, from a port of its own."""
+    """Sends a recording repeatedly, at its frame rate, from a port of its own."""
 
     def __init__(self, port: int, pieces: tuple[bytes, ...], host: str, first: int) -> None:
-        self._to = host, port
+        self._target = host, port
         self._pieces = pieces
         self._first = first
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         if host.startswith("239."):
@@ -76,25 +76,25 @@ class Sender:
         for piece in itertools.islice(itertools.cycle(self._pieces), self._first, None):
             for at in range(0, len(piece), PAYLOAD):
                 with contextlib.suppress(ConnectionRefusedError):
-                    self._socket.sendto(piece[at : at + PAYLOAD], self._to)
-            if self._over.wait(1 / FPS):
+                    self._socket.sendto(piece[at : at + PAYLOAD], self._target)
+            if self._stopped.wait(1 / FPS):
                 return
 
     def close(self) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
         self._socket.close()
 
 
 @contextlib.contextmanager
-def sending(
+def run_sender(
     port: int,
     pieces: tuple[bytes, ...] | None = None,
     *,
     host: str = "127.0.0.1",
     first: int = 0,
 ) -> Iterator[Sender]:
-    sender = Sender(port, pieces or recording(), host, first)
+    sender = Sender(port, pieces or encode_recording(), host, first)
     try:
         yield sender
     finally:
@@ -103,45 +103,48 @@ def sending(
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
-def test_a_camera_that_begins_late_and_falls_silent_is_seen_each_time_it_sends(port) -> None:
-    with socket.create_server(("127.0.0.1", port)) as nobody:
-        nobody.settimeout(0)
+def test_late_and_interrupted_sender_is_received(port) -> None:
+    with socket.create_server(("127.0.0.1", port)) as tcp_server:
+        tcp_server.settimeout(0)
         reader = start_reader(f"udp://127.0.0.1:{port}", open_timeout=1, stall_after=0.5)
         try:
             reader.wait_until(lambda: reader.states().count("waiting") == 1)
-            with sending(port):
+            with run_sender(port):
                 reader.wait_until(lambda: len(reader.received) >= 10)
             reader.wait_until(lambda: "stalled" in reader.states())
             reader.wait_until(lambda: reader.states().count("waiting") == 2)
-            known = len(reader.received)
-            with sending(port):
-                assert reader.wait_until(lambda: len(reader.received) >= known + 10) < 5
+            count = len(reader.received)
+            with run_sender(port):
+                assert reader.wait_until(lambda: len(reader.received) >= count + 10) < 5
         finally:
             reader.close()
         with pytest.raises(BlockingIOError):
-            nobody.accept()  # UDP has no connection that could be tried first
+            tcp_server.accept()  # UDP hosts are not probed by TCP
     reasons = [
         reason.partition(";")[0]
         for _, state, reason in reader.state_changes
         if state != "connecting"
     ]
     assert reasons == ["no frame within 1 s", "no frame for 0.5 s", "no frame within 1 s"]
-    assert all(is_whole(frame.image) for _, frame in reader.received)
+    assert all(is_complete(frame.image) for _, frame in reader.received)
 
 
-def test_a_second_sender_is_left_out_and_logged_once(port, caplog) -> None:
+def test_second_sender_is_ignored_and_logged_once(port, caplog) -> None:
     reader = start_reader(f"udp://127.0.0.1:{port}")
     try:
-        with sending(port):
+        with run_sender(port):
             reader.wait_until(lambda: len(reader.received) >= 5)
-            with sending(port, recording(level=90)), sending(port, recording(level=90), first=7):
-                known = len(reader.received)
-                reader.wait_until(lambda: len(reader.received) >= known + 30)
+            with (
+                run_sender(port, encode_recording(level=90)),
+                run_sender(port, encode_recording(level=90), first=7),
+            ):
+                count = len(reader.received)
+                reader.wait_until(lambda: len(reader.received) >= count + 30)
     finally:
         reader.close()
     assert all(int(frame.image[65:75].mean()) > 180 for _, frame in reader.received)
@@ -151,12 +154,12 @@ def test_a_second_sender_is_left_out_and_logged_once(port, caplog) -> None:
 
 
 @pytest.mark.slow
-def test_a_sender_that_comes_back_from_another_port_begins_an_epoch(port) -> None:
+def test_sender_with_a_new_port_starts_a_new_epoch(port) -> None:
     reader = start_reader(f"udp://127.0.0.1:{port}", stall_after=5)
     try:
-        with sending(port):
+        with run_sender(port):
             reader.wait_until(lambda: len(reader.received) >= 5)
-        with sending(port, recording(level=90)):
+        with run_sender(port, encode_recording(level=90)):
             reader.wait_until(lambda: reader.count_frames(1) >= 5)
     finally:
         reader.close()
@@ -167,15 +170,15 @@ def test_a_sender_that_comes_back_from_another_port_begins_an_epoch(port) -> Non
 
 
 @pytest.mark.parametrize("codec", [pytest.param("libx264", marks=pytest.mark.slow), "mpeg4"])
-def test_a_stream_that_is_joined_between_key_frames_gives_whole_frames_only(port, codec) -> None:
-    pieces = recording(codec, gop=40)
+def test_stream_joined_within_a_gop_gives_complete_frames_only(port, codec) -> None:
+    pieces = encode_recording(codec, gop=40)
     reader = start_reader(f"udp://127.0.0.1:{port}")
     try:
-        with sending(port, pieces, first=15):
+        with run_sender(port, pieces, first=15):
             reader.wait_until(lambda: len(reader.received) >= 30)
     finally:
         reader.close()
-    assert all(is_whole(frame.image) for _, frame in reader.received)
+    assert all(is_complete(frame.image) for _, frame in reader.received)
 
 
 @pytest.mark.parametrize(
@@ -190,29 +193,29 @@ def test_a_stream_that_is_joined_between_key_frames_gives_whole_frames_only(port
         ("udp://@239.255.3.4:{}?localaddr=127.0.0.1", "239.255.3.4"),
     ],
 )
-def test_every_spelling_of_an_address_is_listened_on(port, url, host) -> None:
+def test_supported_addresses_receive_datagrams(port, url, host) -> None:
     address = UdpAddress.parse(url.format(port))
     receiver = UdpReceiver("cam", address, SourceReport(), threading.Event())
-    with contextlib.closing(receiver), sending(port, host=host):
-        assert receiver.read(50) == recording()[0][:50]
-        assert receiver.read(50) == recording()[0][50:100]
+    with contextlib.closing(receiver), run_sender(port, host=host):
+        assert receiver.read(50) == encode_recording()[0][:50]
+        assert receiver.read(50) == encode_recording()[0][50:100]
 
 
 @pytest.mark.parametrize("url", ["udp://192.0.2.7:{}", "udp://:{}?sources=192.0.2.7,192.0.2.8"])
-def test_of_an_address_elsewhere_only_its_host_is_received(port, url) -> None:
+def test_datagrams_of_other_hosts_are_ignored(port, url) -> None:
     report = SourceReport()
-    left = threading.Event()
-    receiver = UdpReceiver("cam", UdpAddress.parse(url.format(port)), report, left)
-    with contextlib.closing(receiver), sending(port):
+    cancelled = threading.Event()
+    receiver = UdpReceiver("cam", UdpAddress.parse(url.format(port)), report, cancelled)
+    with contextlib.closing(receiver), run_sender(port):
         while not report.notes:
             time.sleep(0.01)
-        left.set()
+        cancelled.set()
         with pytest.raises(SourceError, match="given up"):
             receiver.read(100)
-        assert receiver.read(100) == b"", "FFmpeg may ask once more, and is told once"
+        assert receiver.read(100) == b"", "FFmpeg may read once more after the error"
 
 
-def test_a_port_that_somebody_has_is_said_and_is_free_again_after_a_connection(port) -> None:
+def test_port_in_use_is_reported_and_a_closed_receiver_releases_its_port(port) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", port))
         reader = start_reader(f"udp://127.0.0.1:{port}", max_attempts=1)
@@ -224,23 +227,23 @@ def test_a_port_that_somebody_has_is_said_and_is_free_again_after_a_connection(p
         UdpReceiver("cam", address, SourceReport(), threading.Event()).close()
 
 
-def test_what_waits_for_a_slow_decoder_is_bounded(port, monkeypatch) -> None:
+def test_queue_of_a_slow_decoder_is_limited(port, monkeypatch) -> None:
     monkeypatch.setattr(udp, "QUEUE_BYTES", 5000)
     report = SourceReport()
     address = UdpAddress.parse(f"udp://127.0.0.1:{port}")
     receiver = UdpReceiver("cam", address, report, threading.Event())
-    with contextlib.closing(receiver), sending(port):
+    with contextlib.closing(receiver), run_sender(port):
         while not report.notes:
             time.sleep(0.01)
         assert len(receiver.read(100_000)) <= 5000 + PAYLOAD
     assert report.notes == [f"udp port {port}: datagrams were dropped: decoding is too slow"]
 
 
-def test_a_playlist_by_udp_opens_no_file(tmp_path) -> None:
-    (tmp_path / "a.ts").write_bytes(b"".join(recording()))
+def test_playlist_over_udp_opens_no_file(tmp_path) -> None:
+    (tmp_path / "a.ts").write_bytes(b"".join(encode_recording()))
     playlist = f"ffconcat version 1.0\nfile '{tmp_path}/a.ts'\n".encode()
     with av.open(io.BytesIO(playlist), options={"safe": "0"}) as opened:
-        assert opened.streams.video, "it is one that FFmpeg follows"
+        assert opened.streams.video, "FFmpeg opens the listed file without the options"
     options = {**connection._UDP_OPTIONS, "safe": "0"}
     with pytest.raises(SourceError):
         connection._open_container(SourceConfig(url="udp://:5000"), io.BytesIO(playlist), options)
@@ -255,23 +258,23 @@ def test_a_playlist_by_udp_opens_no_file(tmp_path) -> None:
         ("udp://h:5000?buffer_size=many", "buffer_size must be a number"),
     ],
 )
-def test_addresses_that_can_t_be_are_refused(url, reason) -> None:
+def test_invalid_address_is_refused(url, reason) -> None:
     with pytest.raises(ConfigError, match=reason):
         open_source(SourceConfig(url=url))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("silence", [2, 10])
-def test_a_silence_of_any_length_is_one_epoch(port, silence) -> None:
+@pytest.mark.parametrize("seconds", [2, 10])
+def test_epoch_continues_after_an_interruption(port, seconds) -> None:
     reader = start_reader(f"udp://127.0.0.1:{port}")
     try:
-        with sending(port):
+        with run_sender(port):
             reader.wait_until(lambda: len(reader.received) >= 10)
-        time.sleep(silence)
-        known = len(reader.received)
-        with sending(port):
-            assert reader.wait_until(lambda: len(reader.received) >= known + 10) < 6
+        time.sleep(seconds)
+        count = len(reader.received)
+        with run_sender(port):
+            assert reader.wait_until(lambda: len(reader.received) >= count + 10) < 6
     finally:
         reader.close()
     assert reader.state_changes[1][1] == "stalled"

@@ -128,11 +128,11 @@ def test_a_camera_that_goes_and_comes_back_is_two_lines_whatever_is_tried_betwee
         eventually(lambda: feed.condition.state == "live")
         assert caplog.records == []
         camera.silent.set()
-        camera.pages["/cam"] = ("text/plain", b"")
+        camera.responses["/cam"] = ("text/plain", b"")
         reconnects = service.metrics.reconnects.labels("gate")
         eventually(lambda: reconnects._value.get() >= 3)
         camera.silent.clear()
-        del camera.pages["/cam"]
+        del camera.responses["/cam"]
         eventually(lambda: feed.condition.state == "live")
         service.stop()
         service.wait()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
-from support.cameras import needs
+from support.cameras import require_program
 
 from streamseg.errors import StreamsegError
 from streamseg.pipeline.metrics import AccountSnapshot, Metrics
@@ -186,7 +186,7 @@ def test_metrics_include_memory_open_files_and_threads_of_the_process() -> None:
 
 
 def test_promtool_accepts_the_metrics() -> None:
-    needs(shutil.which("promtool") is not None, "promtool")
+    require_program("promtool", is_installed=shutil.which("promtool") is not None)
     metrics = Metrics()
     account = metrics.account("gate")
     for _ in range(3):
