@@ -33,7 +33,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.ports import free_port
-from support.publishers import GREETING, ready
+from support.publishers import GREETING, encode_ready
 
 import streamseg
 from streamseg.errors import ReceiveTimeout
@@ -42,7 +42,7 @@ from streamseg.protocol.curve import KeyFolder, create_pair
 FPS = 20
 RECOVERED_MS = 100.0
 """Age of received results, in milliseconds, up to which the service has recovered."""
-HANDSHAKE = GREETING + ready(b"SUB")
+HANDSHAKE = GREETING + encode_ready(b"SUB")
 SENT_AT_ONCE = 64 * 1024
 
 

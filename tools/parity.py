@@ -20,7 +20,7 @@ from streamseg.structures.masks import Masks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.parity import Fixture, fixture, picture
+from support.parity import Fixture, fixture, make_image
 
 FIXTURES = {
     "yolact_r50": ("yolact", "yolact_resnet50"),
@@ -46,7 +46,7 @@ def compare_model(name: str, published: Fixture) -> list[str]:
     """Return the cells of one model: its results compared with the published ones."""
     model = load_model(name, weights="none", device="cpu", score=0)
     model.network.load_state_dict(type(model).convert_state_dict(model.network, published.state()))
-    (found,) = model.predict([picture()])
+    (found,) = model.predict([make_image()])
     final = {key[6:]: value for key, value in published.arrays.items() if key.startswith("final/")}
     scores = final.get("mask_score", final["score"])
     order = np.argsort(-scores, kind="stable")  # the fixture of YOLACT++ is sorted by another score

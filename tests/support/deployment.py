@@ -1,4 +1,4 @@
-"""Helpers of deployment tests: checking programs, and a running service."""
+"""Helpers of deployment tests: checkers of config files, and a supervised service."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PATTERN = "test:?live=1&size=160x120&fps=10"
 CONTROL_PORT = Address.parse(PublishConfig().bind).port + PORT_OFFSET
 
 
-def checked(*command: object) -> str:
-    """Run a checking program, which must succeed; return its output."""
-    done = subprocess.run(
+def run_checker(*command: object) -> str:
+    """Run a program that checks files; assert that it succeeds and return its output."""
+    completed = subprocess.run(
         list(map(str, command)), check=False, capture_output=True, text=True, timeout=60
     )
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output
+    output = completed.stdout + completed.stderr
+    assert completed.returncode == 0, output
     return output
 
 
-class served:  # noqa: N801 - a context manager
+class supervised_service:  # noqa: N801 - a context manager
     """Context of a supervised service that runs in a thread."""
 
     def __init__(self, *sources: SourceConfig) -> None:

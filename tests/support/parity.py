@@ -61,13 +61,13 @@ class Fixture:
             return dict(file)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The published file's tensors, filled by the rule."""
+        """Return the tensors of the published file, filled by ``fill.py``."""
         shapes = [(name, shape) for name, shape, _ in self.rows]
         filled = fill.fill_state(shapes, self.meta["fill_overrides"])
         return {name: torch.from_numpy(np.array(value)) for name, value in filled.items()}
 
     def empty(self, device: str = "meta") -> dict[str, torch.Tensor]:
-        """The published file's tensors, whatever is in them."""
+        """Return uninitialized tensors with the shapes and dtypes of the published file."""
         return {
             name: torch.empty(shape, dtype=getattr(torch, kind), device=device)
             for name, shape, kind in self.rows
@@ -78,8 +78,8 @@ def fixture(family: str, model: str) -> Fixture:
     return Fixture(FOLDER / family / model)
 
 
-def picture() -> np.ndarray:
-    """The picture that all fixtures are of, uint8 (333, 437, 3) RGB."""
+def make_image() -> np.ndarray:
+    """Return the image of all fixtures, uint8 (333, 437, 3) RGB."""
     return np.ascontiguousarray(fill.synthetic_image(333, 437, 1)[:, :, ::-1])
 
 
@@ -95,10 +95,10 @@ def in_double_precision(model: Segmenter) -> Segmenter:
 
 
 def assert_same_tensor(name: str, found: torch.Tensor, published: Fixture, noise: float) -> None:
-    """The samples of a tensor on the way; ``noise`` is in parts of its standard deviation."""
+    """Compare samples of an intermediate tensor; ``noise`` is relative to its std."""
     expected, samples = published.meta["intermediates"][name], published.arrays[f"inter/{name}"]
-    about, own = fill.summary(found.detach().float().cpu().numpy(), len(samples))
-    assert about["shape"] == expected["shape"], name
+    statistics, own = fill.summary(found.detach().float().cpu().numpy(), len(samples))
+    assert statistics["shape"] == expected["shape"], name
     np.testing.assert_allclose(own, samples, atol=noise * expected["std"], rtol=0, err_msg=name)
 
 
@@ -113,7 +113,7 @@ def assert_same_instances(found: Instances, published: Fixture) -> None:
     np.testing.assert_allclose(found.scores, final["score"], atol=noise, rtol=0)
     ids = list(COCO)
     classes, areas = np.array([ids.index(n) for n in found.labels]), found.masks.areas
-    row_of = _matched(classes, areas, found.scores, final, noise)
+    row_of = _match_rows(classes, areas, found.scores, final, noise)
     np.testing.assert_array_equal(classes[row_of], final["class"])
     np.testing.assert_allclose(areas[row_of], final["mask_area"], atol=PIXELS, rtol=0)
     counts = published.meta["rle_counts"]
@@ -122,16 +122,16 @@ def assert_same_instances(found: Instances, published: Fixture) -> None:
         assert np.count_nonzero(expected != found.masks[int(row)].to_array()) <= PIXELS
 
 
-def _matched(classes, areas, scores, final, noise):
-    """The row that stands for each of the fixture's; the same one unless scores tie."""
+def _match_rows(classes, areas, scores, final, noise):
+    """Return the row that corresponds to each row of the fixture; they differ if scores tie."""
     rows = list(range(len(scores)))
     for at in range(len(rows)):
         for other in range(at, len(rows)):
             row = rows[other]
             if abs(scores[row] - final["score"][at]) > noise:
                 break
-            alike = classes[row] == final["class"][at]
-            if alike and abs(areas[row] - final["mask_area"][at]) <= PIXELS:
+            is_same_class = classes[row] == final["class"][at]
+            if is_same_class and abs(areas[row] - final["mask_area"][at]) <= PIXELS:
                 rows.insert(at, rows.pop(other))
                 break
     return np.array(rows)

@@ -1,7 +1,7 @@
-"""Ports for what tests start, which nobody else is given meanwhile.
+"""Free ports for servers of tests, without conflicts between concurrent processes.
 
-Those that a system gives away by itself, to every outgoing connection, begin above these; and each
-process, every worker of xdist is one, begins in a place of its own.
+The ports are below the ephemeral ports of the system, and each process (each worker of xdist)
+starts at a port of its own.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import os
 import socket
 
 FIRST, LAST = 10_000, 32_000
-TOGETHER = 4
-"""Masks, pictures, replay and control are neighbours."""
+PORTS_PER_SERVICE = 4
+"""Consecutive ports of a service: masks, images, replay and HTTP API."""
 
-_apart = 397 * TOGETHER
-_turns = itertools.count(os.getpid() * _apart, TOGETHER)
+_process_offset = 397 * PORTS_PER_SERVICE
+_offsets = itertools.count(os.getpid() * _process_offset, PORTS_PER_SERVICE)
 
 
 def free_port() -> int:
-    """A port that is free, and whose next three are: a service's."""
-    for turn in _turns:
-        port = FIRST + turn % (LAST - FIRST)
-        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-            for number in range(TOGETHER):
-                held.enter_context(socket.create_server(("127.0.0.1", port + number)))
+    """Return the first of four consecutive free ports."""
+    for offset in _offsets:
+        port = FIRST + offset % (LAST - FIRST)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as sockets:
+            for number in range(PORTS_PER_SERVICE):
+                sockets.enter_context(socket.create_server(("127.0.0.1", port + number)))
             return port
-    raise AssertionError("there is always another")
+    raise AssertionError("unreachable: the offsets have no end")

@@ -1,4 +1,4 @@
-"""Test helpers for publisher and client: results, a running publisher and raw ZMTP clients."""
+"""Helpers of publisher and client tests: results, a running publisher and raw ZMTP clients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0")
 CATEGORIES = {1: "person", 3: "car"}
 
 
-def ready(kind: bytes) -> bytes:
+def encode_ready(kind: bytes) -> bytes:
     """Return the READY command of a socket type (ZMTP 3.0, NULL mechanism)."""
     body = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
     return b"\x04" + bytes([len(body)]) + body
@@ -78,14 +78,21 @@ def panoptic_result() -> Result:
     return Result(plain.frame, found, "panoptic_fpn_r50", {"forward": 12.5}, segments)
 
 
-def jpeg(size: tuple[int, int] = SIZE, colour: tuple[int, int, int] = (255, 0, 0)) -> bytes:
-    out = io.BytesIO()
-    Pillow.new("RGB", (size[1], size[0]), colour).save(out, "JPEG", quality=95)
-    return out.getvalue()
+def encode_solid_jpeg(
+    size: tuple[int, int] = SIZE, color: tuple[int, int, int] = (255, 0, 0)
+) -> bytes:
+    """Encode an image of one color."""
+    file = io.BytesIO()
+    Pillow.new("RGB", (size[1], size[0]), color).save(file, "JPEG", quality=95)
+    return file.getvalue()
 
 
 class Service:
-    """Publisher with its network thread; the test puts the results."""
+    """Publisher with its network thread; tests put results and images.
+
+    Attributes:
+        done: published results.
+    """
 
     def __init__(self, bind: str = "tcp://127.0.0.1:*", **options: object) -> None:
         self.metrics = Metrics()
@@ -100,11 +107,11 @@ class Service:
             self.done.append(item)
 
     @property
-    def masks_at(self) -> str:
+    def masks_endpoint(self) -> str:
         return self.publisher.endpoints["masks"]
 
     @property
-    def frames_at(self) -> str:
+    def images_endpoint(self) -> str:
         return self.publisher.endpoints["frames"]
 
     def start(self) -> Service:
@@ -112,11 +119,11 @@ class Service:
         return self
 
     def wait_for_subscribers(self, count: int = 1, within: float = 10) -> None:
-        never = threading.Event()
-        timer = threading.Timer(within, never.set)
+        timed_out = threading.Event()
+        timer = threading.Timer(within, timed_out.set)
         timer.start()
         try:
-            assert self.publisher.wait_for_subscribers(count, never.is_set), (
+            assert self.publisher.wait_for_subscribers(count, timed_out.is_set), (
                 f"no {count} subscribers in time"
             )
         finally:
@@ -134,9 +141,9 @@ class Service:
             batch = items[start : start + RESULTS_WAITING]
             count = len(self.done) + len(batch)
             self.put(*batch)
-            eventually(lambda count=count: len(self.done) >= count)
+            wait_until(lambda count=count: len(self.done) >= count)
 
-    def show(self, item: Result, annotated: bytes | None, plain: bytes | None = None) -> None:
+    def put_images(self, item: Result, annotated: bytes | None, plain: bytes | None = None) -> None:
         self.publisher.images.put(EncodedImages(item, annotated, plain))
 
     def finish(self) -> None:
@@ -156,7 +163,7 @@ class Service:
 
     def join(self) -> None:
         self._thread.join(20)
-        assert not self._thread.is_alive(), "the network thread hangs"
+        assert not self._thread.is_alive(), "the network thread does not end"
 
 
 @contextlib.contextmanager
@@ -170,7 +177,7 @@ def service(**options: object) -> Iterator[Service]:
         running.join()
 
 
-def eventually(condition: object, within: float = 20) -> None:
+def wait_until(condition: object, within: float = 20) -> None:
     """Wait until ``condition()`` is true."""
     deadline = time.monotonic() + within
     while not condition():  # type: ignore[operator]
@@ -184,7 +191,10 @@ def raw_peer(endpoint: str, *, handshake: bytes = b"") -> socket.socket:
     peer = socket.create_connection((host, int(port)), timeout=5)
     if handshake:
         peer.sendall(handshake)
-        answer = b""
-        while len(answer) < len(GREETING) and (some := peer.recv(len(GREETING) - len(answer))):
-            answer += some
+        greeting = b""
+        while len(greeting) < len(GREETING):
+            data = peer.recv(len(GREETING) - len(greeting))
+            if not data:
+                break
+            greeting += data
     return peer

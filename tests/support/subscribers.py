@@ -1,4 +1,4 @@
-"""Test helpers for the client: messages, faulty publishers and an interruptible connection."""
+"""Helpers of client tests: encoded messages, faulty publishers and a TCP proxy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from streamseg.sinks.zmq import replay
 from streamseg.sinks.zmq.replay import ReplayBuffer
 
 
-def masks_json(seq=0, *, source="gate", started="one", made=None, **changes):
-    made = result(seq, source) if made is None else made
+def masks_json(seq=0, *, source="gate", service="one", item=None, **changes):
+    """Encode the message of a result, with changes of its fields."""
+    item = result(seq, source) if item is None else item
     message = protocol.masks_message(
-        protocol.recorded_message(made, seq),
-        made,
-        service=started,
+        protocol.recorded_message(item, seq),
+        item,
+        service=service,
         published_at=1.0,
         age_ms=2.0,
         dropped={},
@@ -29,17 +30,17 @@ def masks_json(seq=0, *, source="gate", started="one", made=None, **changes):
     return protocol.encode(msgspec.structs.replace(message, **changes))
 
 
-def fed(known, parts):
+def feed_and_take(session, parts):
     """Feed a message to a session and return the result, if any."""
-    known.feed(parts)
-    return known.take()
+    session.feed(parts)
+    return session.take()
 
 
-def status_json(state="live", seq=0, *, source="", started="one", endpoints=None):
+def status_json(state="live", seq=0, *, source="", service="one", endpoints=None):
     return protocol.encode(
         protocol.StatusMessage(
             v=1,
-            service=started,
+            service=service,
             source=source,
             seq=seq,
             state=state,
@@ -56,12 +57,12 @@ def status_json(state="live", seq=0, *, source="", started="one", endpoints=None
 
 
 @contextlib.contextmanager
-def lying_publisher(queued=1000):
+def raw_publisher(send_hwm=1000):
     """Open an XPUB socket for arbitrary messages; yield it and its address."""
     context = zmq.Context()
     sock = context.socket(zmq.XPUB)
     sock.linger = 0
-    sock.sndhwm = queued
+    sock.sndhwm = send_hwm
     sock.bind("tcp://127.0.0.1:*")
     try:
         yield sock, sock.getsockopt(zmq.LAST_ENDPOINT).decode()
@@ -70,38 +71,44 @@ def lying_publisher(queued=1000):
         context.term()
 
 
-class Forgetful:
-    """Publisher that can lose messages and replays them on request."""
+class LossyPublisher:
+    """Publisher that can lose messages and replays them on request.
 
-    def __init__(self, *, mute: bool = False, started: str = "one") -> None:
-        self.started = started
-        self.asked: list[protocol.ReplayRequest] = []
+    Attributes:
+        service: id of the service; changing it simulates a restart.
+        requests: replay requests that were received while ``mute``.
+        endpoint: address of the masks socket.
+        replay_endpoint: address of the replay socket.
+    """
+
+    def __init__(self, *, mute: bool = False, service: str = "one") -> None:
+        self.service = service
+        self.requests: list[protocol.ReplayRequest] = []
         self._mute = mute
         self._context = zmq.Context()
         self._masks = self._context.socket(zmq.XPUB)
         self._router = self._context.socket(zmq.ROUTER)
-        self._history = ReplayBuffer(60, replay.DEFAULT_BYTES, started)
+        self._history = ReplayBuffer(60, replay.DEFAULT_BYTES, service)
         self._lock = threading.Lock()
         replay.set_replay_options(self._router)
         for sock in (self._masks, self._router):
             sock.bind("tcp://127.0.0.1:*")
-        self.at = self._masks.getsockopt(zmq.LAST_ENDPOINT).decode()
-        self.replay_at = self._router.getsockopt(zmq.LAST_ENDPOINT).decode()
+        self.endpoint = self._masks.getsockopt(zmq.LAST_ENDPOINT).decode()
+        self.replay_endpoint = self._router.getsockopt(zmq.LAST_ENDPOINT).decode()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._answer, daemon=True)
         self._thread.start()
 
-    def joined(self) -> None:
-        """Wait for a subscriber."""
+    def wait_for_subscriber(self) -> None:
         assert self._masks.poll(5000)
         while self._masks.poll(100):
             self._masks.recv()
 
-    def publish(self, *seqs: int, lost: bool = False, kept: bool = True, source="gate") -> None:
+    def publish(self, *seqs: int, lost: bool = False, buffered: bool = True, source="gate") -> None:
         topic = protocol.topic("masks", source)
         for seq in seqs:
-            message = masks_json(seq, source=source, started=self.started)
-            if kept:
+            message = masks_json(seq, source=source, service=self.service)
+            if buffered:
                 with self._lock:
                     self._history.add(topic, seq, message)
             if not lost:
@@ -110,8 +117,8 @@ class Forgetful:
     def publish_status(
         self, state="live", seq=0, *, published=0, source="", endpoints=None
     ) -> None:
-        addresses = {"replay": self.replay_at} if endpoints is None else endpoints
-        raw = status_json(state, seq, source=source, started=self.started, endpoints=addresses)
+        addresses = {"replay": self.replay_endpoint} if endpoints is None else endpoints
+        raw = status_json(state, seq, source=source, service=self.service, endpoints=addresses)
         status = msgspec.structs.replace(
             protocol.decode(raw, protocol.StatusMessage), published=published
         )
@@ -129,7 +136,7 @@ class Forgetful:
             if not self._router.poll(20):
                 continue
             if self._mute:
-                self.asked.append(
+                self.requests.append(
                     protocol.decode(self._router.recv_multipart()[1], protocol.ReplayRequest)
                 )
                 continue
@@ -138,57 +145,57 @@ class Forgetful:
 
 
 @contextlib.contextmanager
-def forgetful(**options) -> Iterator[Forgetful]:
-    publisher = Forgetful(**options)
+def lossy_publisher(**options) -> Iterator[LossyPublisher]:
+    publisher = LossyPublisher(**options)
     try:
         yield publisher
     finally:
         publisher.close()
 
 
-class Cable:
-    """TCP proxy on 127.0.0.1 whose connections can be interrupted and restored."""
+class TcpProxy:
+    """TCP proxy on 127.0.0.1 that can close its connections and refuse new ones."""
 
     def __init__(self, target: str) -> None:
         self._host, _, port = target.removeprefix("tcp://").rpartition(":")
         self._target = int(port)
-        self._ends: list[socket.socket] = []
-        self._plugged = True
+        self._sockets: list[socket.socket] = []
+        self._accepting = True
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.at = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def cut(self) -> None:
-        """Close every connection, and refuse new ones."""
-        self._plugged = False
-        self._end_all()
+    def disconnect(self) -> None:
+        """Close all connections and refuse new ones."""
+        self._accepting = False
+        self._close_connections()
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """Accept new connections again."""
-        self._plugged = True
+        self._accepting = True
 
     def close(self) -> None:
-        self.cut()
+        self.disconnect()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
-    def _end_all(self) -> None:
-        while self._ends:
-            end = self._ends.pop()
+    def _close_connections(self) -> None:
+        while self._sockets:
+            sock = self._sockets.pop()
             with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                near, _ = self._listener.accept()
-                if not self._plugged:
-                    near.close()
+                client, _ = self._listener.accept()
+                if not self._accepting:
+                    client.close()
                     continue
-                far = socket.create_connection((self._host, self._target), timeout=None)
-                self._ends += [near, far]
-                for reader, writer in ((near, far), (far, near)):
+                server = socket.create_connection((self._host, self._target), timeout=None)
+                self._sockets += [client, server]
+                for reader, writer in ((client, server), (server, client)):
                     threading.Thread(target=_forward, args=(reader, writer), daemon=True).start()
 
 

@@ -152,7 +152,7 @@ class Camera:
             item = result(self.frame_count, self._name, found=self.instances, epoch=self.epoch)
             self._service.put(item)
             if self.jpeg and is_image_requested(self._service, self._name):
-                self._service.show(item, None, self.jpeg)
+                self._service.put_images(item, None, self.jpeg)
             self.frame_count += 1
 
     def __enter__(self) -> Camera:  # noqa: PYI034 - Self came with Python 3.11
@@ -173,7 +173,7 @@ def viewed_camera(**options: Any) -> Iterator[tuple[Service, Viewer, Camera]]:
     """Run a service with one camera, and a viewer of the service."""
     with (
         service() as running,
-        viewer(running.masks_at) as shown,
+        viewer(running.masks_endpoint) as shown,
         Camera(running, **options) as camera,
     ):
         yield running, shown, camera

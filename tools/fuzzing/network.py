@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from support.publishers import (
     GREETING,
     Service,
-    eventually,
+    encode_ready,
+    encode_solid_jpeg,
     instances,
-    jpeg,
     raw_peer,
-    ready,
     result,
+    wait_until,
 )
-from support.subscribers import lying_publisher, masks_json, status_json
+from support.subscribers import masks_json, raw_publisher, status_json
 
 from streamseg import connect, load_model
 from streamseg.config import Config, ControlConfig, ModelConfig, PublishConfig, SourceConfig
@@ -126,14 +126,14 @@ def _hls_streams() -> Sequence[Seed]:
 def _camera_streams() -> Sequence[Seed]:
     parts = b"".join(
         b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(j), j)
-        for j in (jpeg(), jpeg(colour=(0, 255, 0)))
+        for j in (encode_solid_jpeg(), encode_solid_jpeg(color=(0, 255, 0)))
     )
     multipart = "multipart/x-mixed-replace; boundary=b"
     ts = (MEDIA / "b.ts").read_bytes()[: 188 * 60]
     return [
         Seed("parts", _stream(("/cam", multipart, parts))),
         Seed("endless", _stream(("/cam", multipart, parts + ENDLESS))),
-        Seed("jpegs", _stream(("/cam", "image/jpeg", jpeg() + jpeg()))),
+        Seed("jpegs", _stream(("/cam", "image/jpeg", encode_solid_jpeg() + encode_solid_jpeg()))),
         Seed("ts", _stream(("/cam.ts", "video/mp2t", ts))),
         Seed("mp4", _stream(("/cam.mp4", "video/mp4", (MEDIA / "fragmented.mp4").read_bytes()))),
         Seed("flv", _stream(("/cam.flv", "video/x-flv", b"FLV\x01\x01\0\0\0\x09" + bytes(4) + ts))),
@@ -240,7 +240,7 @@ def _messages() -> Sequence[Seed]:
     found = [
         b"masks/gate/" + _PART + masks_json(3),
         b"masks/gate/" + _PART + masks_json(4, made=result(4, found=instances(0))),
-        b"frames/gate/" + _PART + masks_json(3) + _PART + jpeg(),
+        b"frames/gate/" + _PART + masks_json(3) + _PART + encode_solid_jpeg(),
         b"status/gate/" + _PART + status_json(source="gate"),
         b"status//" + _PART + status_json(endpoints={"frames": "tcp://127.0.0.1:9"}),
     ]
@@ -253,7 +253,7 @@ def _mutate_messages(random: Random, data: bytes, others: Sequence[bytes]) -> by
 
 def _receive_messages(_folder: Path, _name: str, data: bytes) -> None:
     """Send the messages to a subscriber, which must still receive a sound one afterwards."""
-    with lying_publisher() as (publisher, address), connect(address, timeout=0.2) as subscription:
+    with raw_publisher() as (publisher, address), connect(address, timeout=0.2) as subscription:
         assert publisher.poll(5000)
         publisher.recv()
         for message in data.split(_MESSAGE):
@@ -271,13 +271,13 @@ def _receive_messages(_folder: Path, _name: str, data: bytes) -> None:
 
 def _peers() -> Sequence[Seed]:
     subscribe = b"\x00\x01\x01"
-    greeted = GREETING + ready(b"SUB")
+    greeted = GREETING + encode_ready(b"SUB")
     return [
         Seed("sub", greeted + subscribe),
         Seed("many", greeted + b"".join(b"\x00\x0c\x01masks/gate/" for _ in range(50))),
-        Seed("xsub", GREETING + ready(b"XSUB") + b"\x00\x05\x00gate"),
+        Seed("xsub", GREETING + encode_ready(b"XSUB") + b"\x00\x05\x00gate"),
         Seed("ping", greeted + b"\x04\x07\x04PING\x00\x00" + subscribe),
-        Seed("dealer", GREETING + ready(b"DEALER") + b"\x01\x00\x00\x02{}"),
+        Seed("dealer", GREETING + encode_ready(b"DEALER") + b"\x01\x00\x00\x02{}"),
         Seed("tls", bytes.fromhex("16030100c8010000c40303") + bytes(32)),
         Seed("http", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
     ]
@@ -285,7 +285,7 @@ def _peers() -> Sequence[Seed]:
 
 def _connect_peers(_folder: Path, _name: str, data: bytes) -> None:
     """Send the bytes to each socket of a publisher; a good subscriber must still get results."""
-    with _publisher() as publisher, connect(publisher.masks_at, timeout=20) as subscription:
+    with _publisher() as publisher, connect(publisher.masks_endpoint, timeout=20) as subscription:
         publisher.wait_for_subscribers()
         for endpoint in publisher.publisher.endpoints.values():
             with contextlib.suppress(OSError), raw_peer(endpoint) as peer:
@@ -343,7 +343,7 @@ def _send_request(_folder: Path, _name: str, data: bytes) -> None:
     thread = threading.Thread(target=operation.run, daemon=True)
     thread.start()
     port = int(address.rpartition(":")[2])
-    eventually(lambda: _is_up(address))
+    wait_until(lambda: _is_up(address))
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as peer:
         peer.sendall(data)
         peer.settimeout(0.3)

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from support.publishers import result, service
-from support.subscribers import lying_publisher, status_json
+from support.subscribers import raw_publisher, status_json
 
 import streamseg
 from streamseg import protocol
@@ -34,7 +34,7 @@ def test_cancellation_during_a_message_is_kept() -> None:
                 await asyncio.wait([task])
         return count
 
-    with lying_publisher() as (pub, address), streamseg.connect(address) as sub:
+    with raw_publisher() as (pub, address), streamseg.connect(address) as sub:
         assert asyncio.run(forgotten(pub, sub)) == 0
 
 
@@ -70,7 +70,9 @@ else:
 )
 def test_fork_exits_at_once_and_parent_continues(leaves, newest) -> None:
     with service() as running:
-        program = LEAVES_IN_A_CHILD.format(address=running.masks_at, newest=newest, leaves=leaves)
+        program = LEAVES_IN_A_CHILD.format(
+            address=running.masks_endpoint, newest=newest, leaves=leaves
+        )
         ended = threading.Event()
         putting = threading.Thread(target=_put_until, args=(running, ended))
         putting.start()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import zmq
-from support.publishers import eventually
+from support.publishers import wait_until
 from support.subscribers import masks_json, status_json
 from support.viewers import open_client, viewer
 from zmq.utils import z85
@@ -167,7 +167,7 @@ def test_wrong_server_key_is_reported(server, own, tmp_path, caplog) -> None:
                     sub.receive(timeout=0.2)
                 return f"check that {other.public} is" in str(caught.value)
 
-            eventually(is_suspected)
+            wait_until(is_suspected)
             assert caplog.text.count("is the service's key") == 1
 
 
@@ -194,7 +194,7 @@ def test_subscriber_refused_after_an_accepted_connection_keeps_retrying(
             message = str(caught.value)
             return "refuses the key" in message
 
-        eventually(refused)
+        wait_until(refused)
         publisher.allowed.add(key)
         reading = threading.Thread(target=lambda: seen.append(sub.receive(timeout=5).seq))
         reading.start()
@@ -244,5 +244,5 @@ def test_viewer_refused_at_first_exits_and_refused_later_retries(server, own, mo
         with keyed_publisher(server, bind=bind) as publisher:
             publisher.allowed.add(key)
             assert publisher.masks.poll(8000), "it has not asked again"
-            publisher.masks.send_multipart([b"status//", status_json(started="two")])
+            publisher.masks.send_multipart([b"status//", status_json(service="two")])
             looker.wait_for_dashboard(lambda board: board["state"] == "live")

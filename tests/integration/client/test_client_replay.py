@@ -14,8 +14,14 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.ports import free_port
-from support.publishers import eventually
-from support.subscribers import fed, forgetful, lying_publisher, masks_json, status_json
+from support.publishers import wait_until
+from support.subscribers import (
+    feed_and_take,
+    lossy_publisher,
+    masks_json,
+    raw_publisher,
+    status_json,
+)
 
 import streamseg
 from streamseg import protocol
@@ -28,8 +34,8 @@ from streamseg.sinks.zmq.replay import ANSWER_MESSAGES
 @contextlib.contextmanager
 def subscribed(publisher, sources=None, **options):
     """A subscriber that has its first message and the replay address."""
-    with streamseg.connect(publisher.at, sources, timeout=8, **options) as sub:
-        publisher.joined()
+    with streamseg.connect(publisher.endpoint, sources, timeout=8, **options) as sub:
+        publisher.wait_for_subscriber()
         publisher.publish_status()
         publisher.publish(0)
         assert sub.receive().seq == 0
@@ -51,7 +57,7 @@ def read_until_requested(sub, asked) -> None:
             sub.receive(timeout=0.05)
         return asked()
 
-    eventually(reads)
+    wait_until(reads)
 
 
 def seqs(sub, count) -> list[int]:
@@ -59,7 +65,7 @@ def seqs(sub, count) -> list[int]:
 
 
 def test_lost_results_are_returned_in_order() -> None:
-    with forgetful() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, subscribed(publisher) as sub:
         publisher.publish(1, 2, 3, lost=True)
         publisher.publish(4, 5)
         assert seqs(sub, 5) == [1, 2, 3, 4, 5]
@@ -71,7 +77,7 @@ def test_lost_results_are_returned_in_order() -> None:
 
 def test_gap_larger_than_one_answer_and_than_the_buffer_is_filled() -> None:
     count = 3 * ANSWER_MESSAGES + session.HELD
-    with forgetful() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, subscribed(publisher) as sub:
         publisher.publish(*range(1, count), lost=True)
         publisher.publish(*range(count, count + 2 * session.HELD))
         assert seqs(sub, count + 2 * session.HELD - 1) == list(range(1, count + 2 * session.HELD))
@@ -82,14 +88,14 @@ def test_replay_works_with_asyncio() -> None:
     async def read(sub) -> list[int]:
         return [(await sub.receive_async()).seq for _ in range(60)]
 
-    with forgetful() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, subscribed(publisher) as sub:
         publisher.publish(*range(1, 60), lost=True)
         publisher.publish(60)
         assert asyncio.run(read(sub)) == list(range(1, 61))
 
 
 def test_gaps_of_one_source_do_not_delay_another() -> None:
-    with forgetful() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, subscribed(publisher) as sub:
         publisher.publish(0, source="yard")
         assert sub.receive().source == "yard"
         publisher.publish(1, 2, lost=True)
@@ -102,17 +108,17 @@ def test_gaps_of_one_source_do_not_delay_another() -> None:
 
 
 def test_results_no_longer_kept_are_counted_as_lost() -> None:
-    with forgetful() as publisher, subscribed(publisher) as sub:
-        publisher.publish(1, 2, lost=True, kept=False)
+    with lossy_publisher() as publisher, subscribed(publisher) as sub:
+        publisher.publish(1, 2, lost=True, buffered=False)
         publisher.publish(3, lost=True)
-        publisher.publish(4, lost=True, kept=False)
-        publisher.publish(5, kept=False)
+        publisher.publish(4, lost=True, buffered=False)
+        publisher.publish(5, buffered=False)
         assert seqs(sub, 2) == [3, 5]
         assert sub.gaps == {"gate": 3}
 
 
 def test_results_lost_before_the_end_are_detected_by_the_status() -> None:
-    with forgetful() as publisher, subscribed(publisher, ["gate"]) as sub:
+    with lossy_publisher() as publisher, subscribed(publisher, ["gate"]) as sub:
         publisher.publish(1, 2, lost=True)
         publisher.publish_status("ended", 1, source="gate", published=3)
         assert [r.seq for r in sub] == [1, 2]
@@ -122,7 +128,7 @@ def test_results_lost_before_the_end_are_detected_by_the_status() -> None:
 def test_unanswered_request_gives_up_after_its_attempts_and_pauses(monkeypatch) -> None:
     monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 0.5)
     monkeypatch.setattr(replay_client, "PAUSE", 60.0)
-    with forgetful(mute=True) as publisher, subscribed(publisher) as sub:
+    with lossy_publisher(mute=True) as publisher, subscribed(publisher) as sub:
         publisher.publish(1, lost=True)
         publisher.publish(2)
         started_at = time.monotonic()
@@ -130,17 +136,17 @@ def test_unanswered_request_gives_up_after_its_attempts_and_pauses(monkeypatch) 
         time_limit = replay_client.MAX_ATTEMPTS * replay_client.ANSWER_TIMEOUT
         assert time_limit - 0.1 < time.monotonic() - started_at < time_limit + 5
         assert sub.gaps == {"gate": 1}
-        assert [r.since for r in publisher.asked] == [0] * replay_client.MAX_ATTEMPTS
+        assert [r.since for r in publisher.requests] == [0] * replay_client.MAX_ATTEMPTS
         monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 20.0)
         publisher.publish(4)
         assert seqs(sub, 1) == [4], "within the subscriber's own timeout"
         assert sub.gaps == {"gate": 2}
-        assert len(publisher.asked) == replay_client.MAX_ATTEMPTS
+        assert len(publisher.requests) == replay_client.MAX_ATTEMPTS
 
 
 def test_unreachable_replay_address_counts_as_no_answer(monkeypatch) -> None:
     monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 0.1)
-    with forgetful() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, subscribed(publisher) as sub:
         publisher.publish_status(seq=1, endpoints={"replay": f"tcp://127.0.0.1:{free_port()}"})
         publisher.publish(1, lost=True)
         publisher.publish(2, 3)
@@ -150,7 +156,7 @@ def test_unreachable_replay_address_counts_as_no_answer(monkeypatch) -> None:
 
 @pytest.mark.parametrize("endpoints", [{}, {"replay": "nonsense"}, {"replay": "tcp://127.0.0.1:0"}])
 def test_gap_without_replay_address_is_lost_at_once(endpoints, long_wait) -> None:
-    with forgetful() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, subscribed(publisher) as sub:
         publisher.publish_status(seq=1, endpoints=endpoints)
         publisher.publish(2)
         began = time.monotonic()
@@ -161,17 +167,17 @@ def test_gap_without_replay_address_is_lost_at_once(endpoints, long_wait) -> Non
 
 @pytest.mark.parametrize("options", [{"replay": False}, {"newest": True}])
 def test_disabled_replay_sends_no_request(options) -> None:
-    with forgetful(mute=True) as publisher, subscribed(publisher, **options) as sub:
+    with lossy_publisher(mute=True) as publisher, subscribed(publisher, **options) as sub:
         publisher.publish(2)
         assert seqs(sub, 1) == [2]
-        assert (sub.gaps, publisher.asked) == ({"gate": 1}, [])
+        assert (sub.gaps, publisher.requests) == ({"gate": 1}, [])
 
 
 def test_service_restart_ends_an_open_request(long_wait) -> None:
-    with forgetful(mute=True) as publisher, subscribed(publisher) as sub:
+    with lossy_publisher(mute=True) as publisher, subscribed(publisher) as sub:
         publisher.publish(2)
-        read_until_requested(sub, lambda: publisher.asked)
-        publisher.started = "two"
+        read_until_requested(sub, lambda: publisher.requests)
+        publisher.service = "two"
         publisher.publish(0, 1)
         began = time.monotonic()
         received = [sub.receive() for _ in range(3)]
@@ -182,16 +188,16 @@ def test_service_restart_ends_an_open_request(long_wait) -> None:
 
 def test_new_replay_address_is_used_after_a_restart(long_wait) -> None:
     with (
-        forgetful(mute=True) as publisher,
-        forgetful(started="two") as other,
+        lossy_publisher(mute=True) as publisher,
+        lossy_publisher(service="two") as other,
         subscribed(publisher) as sub,
     ):
         publisher.publish(2)
-        read_until_requested(sub, lambda: publisher.asked)
+        read_until_requested(sub, lambda: publisher.requests)
         other.publish(0, 1, 2)
-        publisher.started = "two"
+        publisher.service = "two"
         publisher.publish(0)
-        publisher.publish_status(endpoints={"replay": other.replay_at})
+        publisher.publish_status(endpoints={"replay": other.replay_endpoint})
         publisher.publish(2)
         time.sleep(0.1)
         began = time.monotonic()
@@ -203,11 +209,11 @@ def test_new_replay_address_is_used_after_a_restart(long_wait) -> None:
 
 def test_answer_of_a_restarted_service_loses_the_gap(long_wait) -> None:
     with (
-        forgetful(started="one") as publisher,
-        forgetful(started="two") as other,
+        lossy_publisher(service="one") as publisher,
+        lossy_publisher(service="two") as other,
         subscribed(publisher) as sub,
     ):
-        publisher.publish_status(seq=1, endpoints={"replay": other.replay_at})
+        publisher.publish_status(seq=1, endpoints={"replay": other.replay_endpoint})
         publisher.publish(1, lost=True)
         publisher.publish(2)
         began = time.monotonic()
@@ -217,7 +223,7 @@ def test_answer_of_a_restarted_service_loses_the_gap(long_wait) -> None:
 
 
 def test_slow_reader_does_not_time_out_the_request() -> None:
-    with forgetful() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, subscribed(publisher) as sub:
         publisher.publish(*range(1, 50), lost=True)
         publisher.publish(50)
         first = sub.receive().seq
@@ -243,15 +249,15 @@ def test_wildcard_or_loopback_address_is_resolved_to_the_masks_host() -> None:
 def missing_one() -> Session:
     known = Session(None, "masks", 10_000, uses_replay=True)
     status = status_json(endpoints={"replay": "tcp://127.0.0.1:7"})
-    assert fed(known, [b"status//", status]) is None
-    assert fed(known, [b"masks/gate/", masks_json(0)]).seq == 0
-    assert fed(known, [b"masks/gate/", masks_json(2)]) is None
+    assert feed_and_take(known, [b"status//", status]) is None
+    assert feed_and_take(known, [b"masks/gate/", masks_json(0)]).seq == 0
+    assert feed_and_take(known, [b"masks/gate/", masks_json(2)]) is None
     assert msgspec.json.decode(known.next_request())["since"] == 0
     return known
 
 
 BAD = [
-    [b"masks/gate/", masks_json(1, started="two")],
+    [b"masks/gate/", masks_json(1, service="two")],
     [b"masks/yard/", masks_json(1, source="yard")],
     [b"masks/yard/", masks_json(1)],
     [b"masks/gate/", masks_json(1), b""],
@@ -294,7 +300,7 @@ def test_trickling_garbage_does_not_extend_the_timeout(monkeypatch) -> None:
             for peer in peers:
                 router.send_multipart([peer, b"masks/gate/", masks_json(0)])
 
-    with lying_publisher() as (sock, at):
+    with raw_publisher() as (sock, at):
         router = sock.context.socket(zmq.ROUTER)
         router.bind("tcp://127.0.0.1:*")
         where = router.getsockopt(zmq.LAST_ENDPOINT).decode()
@@ -320,7 +326,7 @@ def test_garbage_before_an_answer_is_skipped(garbage) -> None:
         v=1, service="one", source="gate", complete=True, first=None, last=None
     )
     with (
-        lying_publisher() as (sock, at),
+        raw_publisher() as (sock, at),
         mock.patch.object(replay_client, "ANSWER_TIMEOUT", 20.0),
         sock.context.socket(zmq.ROUTER) as router,
     ):

@@ -83,7 +83,7 @@ def test_close_in_a_signal_handler_ends_the_loop(subscriber) -> None:
 
 def test_concurrent_closes_while_receiving_are_safe() -> None:
     with service() as running:
-        sub = streamseg.connect(running.masks_at)
+        sub = streamseg.connect(running.masks_endpoint)
         closers = [threading.Thread(target=sub.close) for _ in range(8)]
         running.wait_for_subscribers()
         running.put(*(result(index) for index in range(10)))

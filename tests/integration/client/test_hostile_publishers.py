@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.processes import read_resident_memory
-from support.publishers import eventually, jpeg
-from support.subscribers import fed, lying_publisher, masks_json, status_json
+from support.publishers import encode_solid_jpeg, wait_until
+from support.subscribers import feed_and_take, masks_json, raw_publisher, status_json
 
 import streamseg
 from streamseg import client, protocol
@@ -32,7 +32,7 @@ def test_subscriber_recovers_after_an_oversized_message(monkeypatch, kind) -> No
     monkeypatch.setattr(protocol, "MAX_JSON_BYTES", 100_000)
     monkeypatch.setattr(protocol, "MAX_JPEG_BYTES", 100_000)
     frames = False if kind == "masks" else "annotated"
-    with lying_publisher() as (sock, at):
+    with raw_publisher() as (sock, at):
         options = {} if kind == "masks" else {"frames_address": at}
         with streamseg.connect(at, timeout=0.1, frames=frames, **options) as sub:
             assert sock.recv().startswith(b"\x01")
@@ -42,7 +42,7 @@ def test_subscriber_recovers_after_an_oversized_message(monkeypatch, kind) -> No
                 received, deadline = None, time.monotonic() + 10
                 while received is None and time.monotonic() < deadline:
                     seq = next(numbers)
-                    tail = [jpeg()] if kind == "frames" else []
+                    tail = [encode_solid_jpeg()] if kind == "frames" else []
                     sock.send_multipart([f"{kind}/gate/".encode(), masks_json(seq), *tail])
                     with contextlib.suppress(ReceiveTimeout):
                         received = sub.receive()
@@ -51,7 +51,7 @@ def test_subscriber_recovers_after_an_oversized_message(monkeypatch, kind) -> No
 
 
 def test_idle_subscriber_queues_a_bounded_number_of_messages() -> None:
-    with lying_publisher(queued=10) as (sock, at), streamseg.connect(at, timeout=1) as sub:
+    with raw_publisher(send_hwm=10) as (sock, at), streamseg.connect(at, timeout=1) as sub:
         assert sock.recv()
         noise = os.urandom(1_000_000)
         before = read_resident_memory()
@@ -93,7 +93,7 @@ def test_malformed_messages_are_counted_and_skipped() -> None:
         [b"status/x/", status_json()],
         [b"status//", good],
     ]
-    with lying_publisher() as (sock, at), streamseg.connect(at, timeout=5) as sub:
+    with raw_publisher() as (sock, at), streamseg.connect(at, timeout=5) as sub:
         for _ in range(2):
             assert sock.recv()
         for parts in bad:
@@ -108,7 +108,7 @@ def test_malformed_messages_are_counted_and_skipped() -> None:
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=4))
 def test_arbitrary_parts_do_not_crash_the_session(parts) -> None:
     known = Session(None, "masks", 10_000)
-    assert fed(known, parts) is None
+    assert feed_and_take(known, parts) is None
     known.feed_service_status(parts)
     assert known.rejected == 2
 
@@ -131,7 +131,7 @@ def test_arbitrary_field_values_do_not_crash_the_session(field, row_field, value
         message[field] = value
     known = Session(None, "masks", 10_000, uses_replay=True)
     known.feed([b"status//", status_json(endpoints={"replay": "tcp://127.0.0.1:7"})])
-    received = fed(known, [b"masks/gate/", msgspec.json.encode(message)])
+    received = feed_and_take(known, [b"masks/gate/", msgspec.json.encode(message)])
     assert (received is None) == (known.rejected == 1)
     if received is not None:
         assert received.instances.masks.areas.sum() <= 40 * 60 * len(received.instances)
@@ -143,7 +143,7 @@ def test_arbitrary_sequence_numbers_do_not_crash_replay(number, in_status) -> No
     known = Session(None, "masks", 10_000, uses_replay=True)
     endpoints = {"replay": "tcp://127.0.0.1:7"}
     known.feed([b"status//", status_json(endpoints=endpoints)])
-    assert fed(known, [b"masks/gate/", masks_json(0)]).seq == 0
+    assert feed_and_take(known, [b"masks/gate/", masks_json(0)]).seq == 0
     for value in (number, number + 2):
         if in_status:
             changes = {"published": value, "seq": value % 2**62}
@@ -172,8 +172,12 @@ def test_number_of_sources_is_bounded(monkeypatch) -> None:
     known = Session(None, "masks", 10_000)
     for i in range(20):
         name = f"s{i}"
-        fed(known, [f"masks/{name}/".encode(), masks_json(source=name, started=str(i % 3))])
-        fed(known, [f"status/{name}/".encode(), status_json(source=name, started=str(i % 3))])
+        feed_and_take(
+            known, [f"masks/{name}/".encode(), masks_json(source=name, service=str(i % 3))]
+        )
+        feed_and_take(
+            known, [f"status/{name}/".encode(), status_json(source=name, service=str(i % 3))]
+        )
     assert len(known.gaps) <= 5
     assert len(known.statuses) <= 5
     assert known.rejected > 0
@@ -184,7 +188,7 @@ def test_number_of_sources_is_bounded(monkeypatch) -> None:
     ["", "tcp://127.0.0.1:0", "udp://1", "tcp://-:5", "inproc://x", "tcp://127.0.0.1:99999"],
 )
 def test_invalid_images_address_is_rejected(address) -> None:
-    with lying_publisher() as (sock, at), streamseg.connect(at, frames="plain") as sub:
+    with raw_publisher() as (sock, at), streamseg.connect(at, frames="plain") as sub:
         assert sock.recv()
         sock.send_multipart([b"status//", status_json(endpoints={"frames": address})])
 
@@ -193,12 +197,12 @@ def test_invalid_images_address_is_rejected(address) -> None:
                 sub.receive(timeout=0.1)
             return sub.rejected > 0
 
-        eventually(is_received)
+        wait_until(is_received)
         assert sub.rejected == 1
 
 
 def test_wildcard_images_address_is_resolved_to_the_masks_host() -> None:
-    with lying_publisher() as (sock, at), lying_publisher() as (images, images_at):
+    with raw_publisher() as (sock, at), raw_publisher() as (images, images_at):
         port = protocol.Address.parse(images_at).port
         with streamseg.connect(at, frames="plain", timeout=5) as sub:
             assert sock.recv()
@@ -208,9 +212,9 @@ def test_wildcard_images_address_is_resolved_to_the_masks_host() -> None:
                 target=lambda: (
                     images.recv(),
                     images.recv(),
-                    images.send_multipart([b"video/gate/", masks_json(), jpeg()]),
+                    images.send_multipart([b"video/gate/", masks_json(), encode_solid_jpeg()]),
                 )
             )
             sending.start()
-            assert sub.receive().jpeg == jpeg()
+            assert sub.receive().jpeg == encode_solid_jpeg()
             sending.join()

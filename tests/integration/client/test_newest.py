@@ -9,8 +9,8 @@ import time
 
 import pytest
 import zmq
-from support.publishers import eventually, jpeg, result, service
-from support.subscribers import lying_publisher, masks_json, status_json
+from support.publishers import encode_solid_jpeg, result, service, wait_until
+from support.subscribers import masks_json, raw_publisher, status_json
 
 import streamseg
 from streamseg.client import link
@@ -24,14 +24,17 @@ def thread_names() -> list[str]:
 
 
 def test_paused_reader_gets_the_newest_result_of_each_source() -> None:
-    with service() as running, streamseg.connect(running.masks_at, newest=True, timeout=5) as sub:
+    with (
+        service() as running,
+        streamseg.connect(running.masks_endpoint, newest=True, timeout=5) as sub,
+    ):
         running.wait_for_subscribers()
         running.put_and_wait(result(0))
         assert sub.receive().seq == 0
         many = 500  # more than fits into libzmq's queues
         running.put_and_wait(*[result(i) for i in range(1, many)])
         running.put_and_wait(*[result(i, "yard") for i in range(3)])
-        eventually(lambda: waits_for(sub, "gate", many - 1) and waits_for(sub, "yard", 2))
+        wait_until(lambda: waits_for(sub, "gate", many - 1) and waits_for(sub, "yard", 2))
         assert {(r.source, r.seq) for r in (sub.receive(), sub.receive())} == {
             ("gate", many - 1),
             ("yard", 2),
@@ -53,13 +56,13 @@ def waits_for(sub, source, seq) -> bool:
 
 def test_last_result_is_returned_before_the_end() -> None:
     with service() as running:
-        with streamseg.connect(running.masks_at, ["gate"], newest=True, timeout=5) as sub:
+        with streamseg.connect(running.masks_endpoint, ["gate"], newest=True, timeout=5) as sub:
             running.wait_for_subscribers()
             running.publisher.set_state("gate", "live", "", 0)
-            eventually(lambda: b'"live"' in waiting(sub, b"status/gate/"))
+            wait_until(lambda: b'"live"' in waiting(sub, b"status/gate/"))
             running.put_and_wait(*[result(i) for i in range(5)])
             running.publisher.set_state("gate", "ended", "", 0)
-            eventually(lambda: b'"ended"' in waiting(sub, b"status/gate/"))
+            wait_until(lambda: b'"ended"' in waiting(sub, b"status/gate/"))
             assert [r.seq for r in sub] == [4]
         assert "newest" not in thread_names()
 
@@ -78,16 +81,16 @@ def test_many_links_can_be_opened_in_turn() -> None:
 def test_newest_works_with_asyncio_and_images() -> None:
     async def read() -> list[int]:
         async with streamseg.connect(
-            running.masks_at, frames="plain", newest=True, timeout=5
+            running.masks_endpoint, frames="plain", newest=True, timeout=5
         ) as sub:
             first = asyncio.create_task(sub.receive_async())
             await asyncio.to_thread(
-                eventually, lambda: running.publisher.has_image_subscribers("video", "gate")
+                wait_until, lambda: running.publisher.has_image_subscribers("video", "gate")
             )
-            running.show(result(0), None, jpeg())
+            running.put_images(result(0), None, encode_solid_jpeg())
             seen = [(await first).index]
             for i in range(1, 30):
-                running.show(result(i), None, jpeg())
+                running.put_images(result(i), None, encode_solid_jpeg())
                 await asyncio.sleep(0.005)
             while seen[-1] != 29:
                 await asyncio.sleep(0.02)
@@ -103,7 +106,7 @@ def test_newest_works_with_asyncio_and_images() -> None:
 
 def test_number_of_kept_messages_is_bounded(monkeypatch) -> None:
     monkeypatch.setattr("streamseg.client.newest_link.MAX_SOURCES", 10)
-    with lying_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=5) as sub:
+    with raw_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=5) as sub:
         assert sock.poll(5000)
         for i in range(500):
             sock.send_multipart([f"masks/s{i}/".encode(), b""])
@@ -115,7 +118,7 @@ def test_number_of_kept_messages_is_bounded(monkeypatch) -> None:
 def test_newest_recovers_after_an_oversized_message(monkeypatch) -> None:
     monkeypatch.setattr(link, "RECONNECT_AFTER", 0.4)
     monkeypatch.setattr("streamseg.protocol.MAX_JSON_BYTES", 100_000)
-    with lying_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=0.1) as sub:
+    with raw_publisher() as (sock, at), streamseg.connect(at, newest=True, timeout=0.1) as sub:
         assert sock.recv()
         sock.send_multipart([b"masks/gate/", bytes(200_000)])
         received, seq = None, 0
@@ -135,7 +138,7 @@ def test_thread_failure_is_raised_in_receive(monkeypatch) -> None:
     def fail(_self) -> None:
         raise zmq.ZMQError(errno.EMFILE)
 
-    with lying_publisher() as (_, at), streamseg.connect(at, newest=True, timeout=5) as sub:
+    with raw_publisher() as (_, at), streamseg.connect(at, newest=True, timeout=5) as sub:
         monkeypatch.setattr(link.Link, "check", fail)
         with pytest.raises(zmq.ZMQError, match="open files"):
             sub.receive()
@@ -148,7 +151,7 @@ def test_close_twice_stops_the_thread_at_once_under_load() -> None:
         while not stop.is_set():
             sock.send_multipart([b"masks/gate/", b"x" * 1000])
 
-    with lying_publisher() as (sock, at):
+    with raw_publisher() as (sock, at):
         sub = streamseg.connect(at, newest=True, timeout=5)
         assert sock.poll(5000)
         flooding = threading.Thread(target=flood, args=(sock,))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from support.commands import command, environment
 from support.ports import free_port
-from support.publishers import eventually, instances, jpeg, result, service
-from support.subscribers import Cable
+from support.publishers import encode_solid_jpeg, instances, result, service, wait_until
+from support.subscribers import TcpProxy
 from support.viewers import open_client, source_view, viewer
 
 import streamseg
@@ -100,7 +100,7 @@ def test_masks_resume_after_each_restart(kind, tmp_path) -> None:
                 running.wait_for_subscribers()
                 for i in range(4):
                     running.put_and_wait(result(i))
-                    eventually(lambda due=4 * start + i + 1: len(reader.indices) == due)
+                    wait_until(lambda due=4 * start + i + 1: len(reader.indices) == due)
                 running.kill()
         assert reader._subscriber.gaps == {"gate": 0}
     assert reader.indices == [0, 1, 2, 3] * STARTS
@@ -116,9 +116,9 @@ def test_images_resume_after_a_restart_at_another_port(kind, tmp_path) -> None:
     with reading(bind, kind, tmp_path) as reader:
         for start in range(STARTS):
             with service(bind=bind, bind_frames="tcp://127.0.0.1:*") as running:
-                eventually(lambda r=running: r.publisher.has_image_subscribers("video", "gate"))
-                running.show(result(start), None, jpeg())
-                eventually(lambda due=start + 1: len(reader.indices) == due)
+                wait_until(lambda r=running: r.publisher.has_image_subscribers("video", "gate"))
+                running.put_images(result(start), None, encode_solid_jpeg())
+                wait_until(lambda due=start + 1: len(reader.indices) == due)
                 running.kill()
     assert reader.indices == list(range(STARTS))
 
@@ -129,12 +129,12 @@ def test_viewer_resumes_after_each_restart(tmp_path) -> None:
         for start in range(2):
             with service(bind=bind) as running:
                 running.publisher.set_state("gate", "live", "", 0)
-                eventually(
+                wait_until(
                     lambda r=running: r.publisher.has_image_subscribers("video", "gate"), within=15
                 )
                 looker.wait_for_dashboard(lambda b: source_view(b).get("state") == "live")
                 running.put_and_wait(result(start))
-                running.show(result(start), None, jpeg())
+                running.put_images(result(start), None, encode_solid_jpeg())
                 message = looker.frame()[0]
                 while message["frame"] != start:
                     message = looker.frame()[0]
@@ -146,22 +146,22 @@ def test_viewer_resumes_after_each_restart(tmp_path) -> None:
 def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
     """Includes a source that ends during the disconnection; the replay socket stays reachable."""
     with service() as running:
-        cable = Cable(running.masks_at)
-        with reading(cable.at, kind, tmp_path) as reader:
+        proxy = TcpProxy(running.masks_endpoint)
+        with reading(proxy.endpoint, kind, tmp_path) as reader:
             running.wait_for_subscribers()
             running.put_and_wait(result(0), result(0, "yard"))
-            eventually(lambda: len(reader.indices) == 2)
-            cable.cut()
-            eventually(lambda: not running.publisher._has_subscribers())
+            wait_until(lambda: len(reader.indices) == 2)
+            proxy.disconnect()
+            wait_until(lambda: not running.publisher._has_subscribers())
             running.put_and_wait(*[result(i) for i in range(1, 200)])
             running.put_and_wait(*[result(i, "yard") for i in range(1, 50)])
             running.publisher.set_state("yard", "ended", "end of stream", 0)
-            cable.mend()
+            proxy.reconnect()
             running.wait_for_subscribers()
             running.put_and_wait(*[result(i) for i in range(200, 210)])
-            eventually(lambda: len(reader.indices) == 210 + 50)
+            wait_until(lambda: len(reader.indices) == 210 + 50)
             assert reader._subscriber.gaps == {"gate": 0, "yard": 0}
-        cable.close()
+        proxy.close()
     for name, count in (("gate", 210), ("yard", 50)):
         mine = zip(reader.indices, reader.sources, strict=True)
         assert [index for index, source in mine if source == name] == list(range(count))
@@ -169,7 +169,7 @@ def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
 
 def test_slow_reader_gets_all_kept_results() -> None:
     found, many = instances(100, (1080, 1920)), 700  # more than fits on the way
-    with service() as running, streamseg.connect(running.masks_at, timeout=10) as sub:
+    with service() as running, streamseg.connect(running.masks_endpoint, timeout=10) as sub:
         running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 0)
         running.put_and_wait(*[result(i, found=found) for i in range(many)])
@@ -197,7 +197,7 @@ def test_every_subscriber_resumes_after_a_killed_service_restarts(tmp_path) -> N
                 stderr=subprocess.DEVNULL,
             ) as serving:
                 try:
-                    eventually(
+                    wait_until(
                         lambda due=start + 1: all(len(set(r.services)) == due for r in readers),
                         within=60,
                     )

@@ -6,8 +6,8 @@ import contextlib
 import threading
 
 import pytest
-from support.publishers import jpeg, result, service
-from support.subscribers import lying_publisher, masks_json, status_json
+from support.publishers import encode_solid_jpeg, result, service
+from support.subscribers import masks_json, raw_publisher, status_json
 
 import streamseg
 from streamseg import protocol
@@ -22,7 +22,7 @@ STATUS = protocol.topic("status", "")
 @contextlib.contextmanager
 def status_publisher(**status: object):
     """Run a masks publisher that repeats its status; yields its address."""
-    with lying_publisher() as (sock, at):
+    with raw_publisher() as (sock, at):
         over = threading.Event()
 
         def publish_statuses() -> None:
@@ -45,9 +45,9 @@ def status_publisher(**status: object):
 def test_image_of_another_service_is_never_returned(newest, named, caplog) -> None:
     with (
         service() as near,
-        status_publisher(started="far", endpoints={"frames": near.frames_at}) as far,
+        status_publisher(service="far", endpoints={"frames": near.images_endpoint}) as far,
     ):
-        options = {"frames_address": near.frames_at} if named else {}
+        options = {"frames_address": near.images_endpoint} if named else {}
         with streamseg.connect(
             far, frames="annotated", newest=newest, timeout=0.8, **options
         ) as sub:
@@ -56,7 +56,7 @@ def test_image_of_another_service_is_never_returned(newest, named, caplog) -> No
             def show() -> None:
                 index = 0
                 while not stopped.wait(0.05):
-                    near.show(result(index), jpeg())
+                    near.put_images(result(index), encode_solid_jpeg())
                     index += 1
 
             showing = threading.Thread(target=show)
@@ -77,7 +77,7 @@ def test_image_of_another_service_is_never_returned(newest, named, caplog) -> No
 def test_end_of_another_service_is_ignored() -> None:
     with (
         service() as near,
-        status_publisher(started="far", endpoints={"frames": near.frames_at}) as far,
+        status_publisher(service="far", endpoints={"frames": near.images_endpoint}) as far,
         streamseg.connect(far, frames="annotated", timeout=0.6) as sub,
     ):
         with contextlib.suppress(ReceiveTimeout):
@@ -96,13 +96,13 @@ def image_session() -> Session:
 
 def feed_status(session: Session, started: str, seq: int = 0) -> None:
     session.feed_service_status(
-        [STATUS, status_json(seq=seq, started=started, endpoints={"frames": "tcp://h:1"})]
+        [STATUS, status_json(seq=seq, service=started, endpoints={"frames": "tcp://h:1"})]
     )
 
 
 def show(session: Session, seq: int, started: str) -> list[int]:
     """Feed an image; return the sequence numbers of all results that are ready then."""
-    session.feed([FRAMES, masks_json(seq, started=started), jpeg()])
+    session.feed([FRAMES, masks_json(seq, service=started), encode_solid_jpeg()])
     return given(session)
 
 

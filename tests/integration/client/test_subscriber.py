@@ -13,8 +13,15 @@ import msgspec
 import numpy as np
 import pytest
 from support.ports import free_port
-from support.publishers import eventually, instances, jpeg, panoptic_result, result, service
-from support.subscribers import fed, lying_publisher, masks_json, status_json
+from support.publishers import (
+    encode_solid_jpeg,
+    instances,
+    panoptic_result,
+    result,
+    service,
+    wait_until,
+)
+from support.subscribers import feed_and_take, masks_json, raw_publisher, status_json
 
 import streamseg
 from streamseg import protocol
@@ -27,7 +34,7 @@ from streamseg.sinks.zmq import endpoints
 
 
 def test_results_are_iterated_until_the_service_ends() -> None:
-    with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
+    with service() as running, streamseg.connect(running.masks_endpoint, timeout=5) as sub:
         running.wait_for_subscribers()
         running.put_and_wait(*[result(i) for i in range(5)])
         running.finish()
@@ -40,7 +47,7 @@ def test_results_are_iterated_until_the_service_ends() -> None:
 
 def test_results_are_iterated_asynchronously() -> None:
     async def read() -> list[int]:
-        async with streamseg.connect(running.masks_at, timeout=5) as sub:
+        async with streamseg.connect(running.masks_endpoint, timeout=5) as sub:
             reading = asyncio.create_task(_indices(sub))
             await asyncio.to_thread(running.wait_for_subscribers)
             await asyncio.to_thread(running.put_and_wait, *[result(i) for i in range(50)])
@@ -57,7 +64,7 @@ async def _indices(sub):
 
 def test_an_asynchronous_receive_can_be_cancelled_and_loses_nothing() -> None:
     async def read() -> list[int]:
-        async with streamseg.connect(running.masks_at, timeout=5) as sub:
+        async with streamseg.connect(running.masks_endpoint, timeout=5) as sub:
             await asyncio.to_thread(running.wait_for_subscribers)
             for _ in range(3):
                 with pytest.raises(asyncio.TimeoutError):
@@ -71,7 +78,7 @@ def test_an_asynchronous_receive_can_be_cancelled_and_loses_nothing() -> None:
 
 def test_two_subscribers_share_an_event_loop() -> None:
     async def read() -> list[list[int]]:
-        subs = [streamseg.connect(running.masks_at, timeout=5) for _ in range(2)]
+        subs = [streamseg.connect(running.masks_endpoint, timeout=5) for _ in range(2)]
         tasks = [asyncio.create_task(_indices(sub)) for sub in subs]
         await asyncio.to_thread(running.wait_for_subscribers, 2)
         await asyncio.to_thread(running.put_and_wait, *[result(i) for i in range(20)])
@@ -88,7 +95,7 @@ def test_two_subscribers_share_an_event_loop() -> None:
 def test_late_subscriber_gets_all_results_from_then_on() -> None:
     with service() as running:
         running.put_and_wait(*[result(i) for i in range(10)])
-        with streamseg.connect(running.masks_at, timeout=5) as sub:
+        with streamseg.connect(running.masks_endpoint, timeout=5) as sub:
             running.wait_for_subscribers()
             running.put_and_wait(result(10), result(11))
             assert [sub.receive().seq, sub.receive().seq] == [10, 11]
@@ -101,13 +108,16 @@ def test_late_subscriber_gets_the_end_of_its_source_at_once(monkeypatch) -> None
         running.publisher.set_state("gate", "ended", "end of stream", 0)
         time.sleep(0.2)
         began = time.monotonic()
-        with streamseg.connect(running.masks_at, ["gate"], timeout=20) as sub:
+        with streamseg.connect(running.masks_endpoint, ["gate"], timeout=20) as sub:
             assert list(sub) == []
         assert time.monotonic() - began < 10
 
 
 def test_only_named_sources_are_received_and_end_the_iteration() -> None:
-    with service() as running, streamseg.connect(running.masks_at, ["a", "c"], timeout=5) as sub:
+    with (
+        service() as running,
+        streamseg.connect(running.masks_endpoint, ["a", "c"], timeout=5) as sub,
+    ):
         running.wait_for_subscribers(2)
         running.put_and_wait(result(0, "a"), result(0, "b"), result(0, "c"), result(0, "aa"))
         running.publisher.set_state("a", "ended", "", 0)
@@ -120,18 +130,18 @@ def test_only_named_sources_are_received_and_end_the_iteration() -> None:
 
 
 def test_images_arrive_with_their_results_until_the_end() -> None:
-    red, blue = jpeg(colour=(255, 0, 0)), jpeg(colour=(0, 0, 255))
+    red, blue = encode_solid_jpeg(color=(255, 0, 0)), encode_solid_jpeg(color=(0, 0, 255))
 
     def show() -> None:
-        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"))
+        wait_until(lambda: running.publisher.has_image_subscribers("video", "gate"))
         for i in range(5):
-            running.show(result(i), red, blue)
+            running.put_images(result(i), red, blue)
         running.finish()
 
     with service() as running:
         showing = threading.Thread(target=show)
         showing.start()
-        with streamseg.connect(running.masks_at, frames="plain", timeout=5) as sub:
+        with streamseg.connect(running.masks_endpoint, frames="plain", timeout=5) as sub:
             received = list(sub)
         showing.join()
     assert [r.index for r in received][-4:] == [1, 2, 3, 4]
@@ -147,11 +157,14 @@ def test_images_from_an_explicit_address(monkeypatch) -> None:
     with (
         service() as running,
         streamseg.connect(
-            "tcp://127.0.0.1:1", frames="annotated", frames_address=running.frames_at, timeout=5
+            "tcp://127.0.0.1:1",
+            frames="annotated",
+            frames_address=running.images_endpoint,
+            timeout=5,
         ) as sub,
     ):
-        eventually(lambda: running.publisher.has_image_subscribers("frames", "gate"))
-        running.show(result(7), jpeg())
+        wait_until(lambda: running.publisher.has_image_subscribers("frames", "gate"))
+        running.put_images(result(7), encode_solid_jpeg())
         running.finish()
         assert [r.index for r in sub] == [7]
 
@@ -160,7 +173,7 @@ def test_late_image_subscriber_ends_when_only_the_status_socket_is_left(
     monkeypatch,
 ) -> None:
     monkeypatch.setattr(session, "LATE_IMAGES_TIMEOUT", 0.3)
-    with lying_publisher() as (sock, at):
+    with raw_publisher() as (sock, at):
         nowhere = f"tcp://127.0.0.1:{free_port()}"
         with streamseg.connect(at, frames="plain", timeout=5) as sub:
             assert sock.poll(5000)
@@ -171,12 +184,12 @@ def test_late_image_subscriber_ends_when_only_the_status_socket_is_left(
 
 def test_panoptic_segments_are_received() -> None:
     known = Session(None, "masks", 10_000)
-    received = fed(known, [b"masks/gate/", masks_json(made=panoptic_result())])
+    received = feed_and_take(known, [b"masks/gate/", masks_json(item=panoptic_result())])
     assert [s.mask.area for s in received.segments] == [s.area for s in received.message.segments]
 
 
 def test_received_message_converts_to_a_recorded_one() -> None:
-    received = fed(Session(None, "masks", 10_000), [b"masks/gate/", masks_json(3)])
+    received = feed_and_take(Session(None, "masks", 10_000), [b"masks/gate/", masks_json(3)])
     line = msgspec.json.decode(protocol.encode(protocol.to_recorded(received.message)))
     assert not line.keys() & {
         "service",
@@ -195,34 +208,34 @@ def test_received_message_converts_to_a_recorded_one() -> None:
 def test_lost_messages_are_counted_by_source() -> None:
     known = Session(None, "masks", 10_000)
     for source, seq in [("a", 5), ("a", 6), ("a", 9), ("b", 0), ("b", 2), ("a", 10)]:
-        assert fed(known, [f"masks/{source}/".encode(), masks_json(seq, source=source)])
+        assert feed_and_take(known, [f"masks/{source}/".encode(), masks_json(seq, source=source)])
     assert known.gaps == {"a": 2, "b": 1}
 
 
 def test_duplicate_message_is_returned_once() -> None:
     known = Session(None, "masks", 10_000)
     message = [b"masks/gate/", masks_json(4)]
-    assert fed(known, message).seq == 4
-    assert fed(known, message) is None
+    assert feed_and_take(known, message).seq == 4
+    assert feed_and_take(known, message) is None
     assert (known.rejected, known.gaps) == (0, {"gate": 0})
 
 
 def test_repeated_and_old_statuses_are_ignored() -> None:
     known = Session(["gate"], "masks", 10_000)
-    fed(known, [b"status/gate/", status_json("live", 5, source="gate")])
-    fed(known, [b"status/gate/", status_json("ended", 4, source="gate")])
+    feed_and_take(known, [b"status/gate/", status_json("live", 5, source="gate")])
+    feed_and_take(known, [b"status/gate/", status_json("ended", 4, source="gate")])
     assert not known.ended
     assert known.statuses["gate"].state == "live"
 
 
 def test_restarted_service_restarts_the_sequence() -> None:
     known = Session(["gate"], "masks", 10_000)
-    fed(known, [b"masks/gate/", masks_json(500)])
-    fed(known, [b"status//", status_json("ended", 9)])
+    feed_and_take(known, [b"masks/gate/", masks_json(500)])
+    feed_and_take(known, [b"status//", status_json("ended", 9)])
     assert known.ended
-    fed(known, [b"status//", status_json("live", 0, started="two")])
+    feed_and_take(known, [b"status//", status_json("live", 0, service="two")])
     assert not known.ended
-    assert fed(known, [b"masks/gate/", masks_json(3, started="two")]).seq == 3
+    assert feed_and_take(known, [b"masks/gate/", masks_json(3, service="two")]).seq == 3
     assert known.gaps == {"gate": 0}
 
 
@@ -238,7 +251,7 @@ def test_subscriber_may_start_before_the_service() -> None:
 
 
 def test_timeout_reports_the_latest_states() -> None:
-    with service() as running, streamseg.connect(running.masks_at) as sub:
+    with service() as running, streamseg.connect(running.masks_endpoint) as sub:
         running.publisher.set_state("gate", "stalled", "no frame for 3 s", 1)
 
         def is_known() -> bool:
@@ -246,7 +259,7 @@ def test_timeout_reports_the_latest_states() -> None:
                 sub.receive(timeout=0.1)
             return "gate" in sub.statuses
 
-        eventually(is_known)
+        wait_until(is_known)
         began = time.monotonic()
         with pytest.raises(ReceiveTimeout, match=r"no result in 0\.4 s.*gate is stalled no frame"):
             sub.receive(timeout=0.4)
@@ -283,7 +296,7 @@ with streamseg.connect(sys.argv[1], timeout=30) as sub:
     with service() as running:
         pause = link.RECONNECT_AFTER + endpoints.TCP_TIMEOUT_MS / 1000 + 5
         child = subprocess.Popen(
-            [sys.executable, "-c", program, running.masks_at, str(pause)],
+            [sys.executable, "-c", program, running.masks_endpoint, str(pause)],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -303,10 +316,12 @@ with streamseg.connect(sys.argv[1], timeout=30) as sub:
 
 def received_with(jpeg_bytes):
     known = Session(None, "frames", 10_000)
-    return fed(known, [b"frames/gate/", masks_json(), jpeg_bytes])
+    return feed_and_take(known, [b"frames/gate/", masks_json(), jpeg_bytes])
 
 
-@pytest.mark.parametrize("jpeg_bytes", [b"", b"\xff\xd8\xff", b"GIF89a", jpeg()[:200], bytes(1000)])
+@pytest.mark.parametrize(
+    "jpeg_bytes", [b"", b"\xff\xd8\xff", b"GIF89a", encode_solid_jpeg()[:200], bytes(1000)]
+)
 def test_undecodable_image_is_a_protocol_error(jpeg_bytes) -> None:
     with pytest.raises(WireError, match="an image can't be decoded"):
         _ = received_with(jpeg_bytes).frame
@@ -314,11 +329,11 @@ def test_undecodable_image_is_a_protocol_error(jpeg_bytes) -> None:
 
 def test_image_larger_than_its_frame_is_rejected() -> None:
     with pytest.raises(WireError, match="frame is 4000 x 4000"):
-        _ = received_with(jpeg((4000, 4000))).frame
+        _ = received_with(encode_solid_jpeg((4000, 4000))).frame
 
 
 def test_image_without_subscription_is_a_usage_error() -> None:
-    received = fed(Session(None, "masks", 10_000), [b"masks/gate/", masks_json()])
+    received = feed_and_take(Session(None, "masks", 10_000), [b"masks/gate/", masks_json()])
     with pytest.raises(UsageError, match="frames="):
         _ = received.frame
 
@@ -392,8 +407,8 @@ def test_invalid_arguments_are_usage_errors(options) -> None:
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 def test_ipv6_works_end_to_end() -> None:
     with service(bind="tcp://[::1]:*") as running:
-        assert running.masks_at.startswith("tcp://[::1]:")
-        with streamseg.connect(running.masks_at, timeout=5) as sub:
+        assert running.masks_endpoint.startswith("tcp://[::1]:")
+        with streamseg.connect(running.masks_endpoint, timeout=5) as sub:
             running.wait_for_subscribers()
             running.put(result())
             assert sub.receive().index == 0
@@ -405,8 +420,8 @@ def test_ipc_works_end_to_end_with_images(tmp_path) -> None:
         reading: list[int] = []
         thread = threading.Thread(target=lambda: reading.append(sub.receive().index))
         thread.start()
-        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"))
-        running.show(result(3), None, jpeg())
+        wait_until(lambda: running.publisher.has_image_subscribers("video", "gate"))
+        running.put_images(result(3), None, encode_solid_jpeg())
         thread.join(5)
     assert reading == [3]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.cameras import http_camera, require_program, rtsp_camera
-from support.deployment import CONTROL_PORT, DEPLOY, PATTERN, ROOT, checked, served
+from support.deployment import CONTROL_PORT, DEPLOY, PATTERN, ROOT, run_checker, supervised_service
 
 from streamseg import connect
 from streamseg.config import SourceConfig, load, validate
@@ -54,14 +54,14 @@ def seconds(span: str) -> float:
 
 
 def test_systemd_analyze_accepts_the_unit_and_its_sandboxing(unit: Path) -> None:
-    assert checked("systemd-analyze", "verify", unit) == ""
+    assert run_checker("systemd-analyze", "verify", unit) == ""
     tight = ("--offline=true", "--threshold=20", "--no-pager")
-    assert "Overall exposure level" in checked("systemd-analyze", "security", *tight, unit)
+    assert "Overall exposure level" in run_checker("systemd-analyze", "security", *tight, unit)
 
 
 def test_systemd_analyze_finds_an_invalid_unit(unit: Path) -> None:
     unit.write_text(unit.read_text().replace("WatchdogSec=30", "WatchdogSec=soon"))
-    assert "ignoring: soon" in checked("systemd-analyze", "verify", unit)
+    assert "ignoring: soon" in run_checker("systemd-analyze", "verify", unit)
 
 
 def test_the_stop_timeout_of_the_unit_covers_that_of_the_service() -> None:
@@ -88,7 +88,7 @@ def test_the_command_of_the_unit_exists(streamseg, tmp_path: Path) -> None:
 def test_hadolint_accepts_the_dockerfile() -> None:
     program = Path(sys.executable).with_name("hadolint")
     require_program("hadolint", is_installed=program.exists())
-    assert checked(program, "--no-color", DEPLOY / "Dockerfile") == ""
+    assert run_checker(program, "--no-color", DEPLOY / "Dockerfile") == ""
 
 
 def dockerfile() -> list[tuple[str, str]]:
@@ -104,10 +104,10 @@ def test_the_health_check_of_the_image_follows_the_service(monkeypatch: pytest.M
     *program, code = json.loads(check.partition("CMD ")[2])
     assert program == ["python", "-c"]
     assert f"127.0.0.1:{CONTROL_PORT}/healthz" in code
-    with served(SourceConfig(url=PATTERN, name="gate")) as supervisor:
+    with supervised_service(SourceConfig(url=PATTERN, name="gate")) as supervisor:
         port = str(supervisor.http_api_address).rpartition(":")[2]
         code = code.replace(str(CONTROL_PORT), port)
-        checked(sys.executable, "-c", code)
+        run_checker(sys.executable, "-c", code)
         monkeypatch.setattr(Service, "health_problem", "the model hangs")
         refused = subprocess.run(
             [sys.executable, "-c", code], check=False, capture_output=True, timeout=30
@@ -179,7 +179,7 @@ def test_the_simulated_cameras_can_be_encoded(name: str, tmp_path: Path) -> None
     cameras = yaml.safe_load(compose()["configs"]["cameras"]["content"])
     *command, _, _, _ = cameras["paths"][name]["runOnInit"].split()
     command.remove("-re")
-    checked(*command, "-t", "1", "-f", "mp4", tmp_path / "camera.mp4")
+    run_checker(*command, "-t", "1", "-f", "mp4", tmp_path / "camera.mp4")
     assert (tmp_path / "camera.mp4").stat().st_size > 1000
 
 

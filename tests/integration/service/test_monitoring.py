@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import yaml
 from support.cameras import require_program
-from support.deployment import CONTROL_PORT, DEPLOY, PATTERN, ROOT, checked, served
+from support.deployment import CONTROL_PORT, DEPLOY, PATTERN, ROOT, run_checker, supervised_service
 from support.paths import TESTS
 from support.ports import free_port
-from support.publishers import eventually
+from support.publishers import wait_until
 
 from streamseg.config import SourceConfig
 from streamseg.pipeline.metrics import Metrics
@@ -116,7 +116,7 @@ def test_panels_of_the_dashboard_do_not_overlap() -> None:
 
 def promtool(*arguments: object) -> str:
     require_program("promtool", is_installed=shutil.which("promtool") is not None)
-    return checked("promtool", *arguments)
+    return run_checker("promtool", *arguments)
 
 
 def test_promtool_accepts_the_config_and_the_alerts() -> None:
@@ -162,7 +162,9 @@ def test_the_prometheus_target_is_the_address_of_the_http_api() -> None:
 def prometheus(tmp_path: Path) -> Iterator[tuple[Supervisor, str]]:
     """A service, and a real Prometheus that asks it every second."""
     require_program("prometheus", is_installed=shutil.which("prometheus") is not None)
-    with served(*(SourceConfig(url=PATTERN, name=name) for name in ("gate", "yard"))) as supervisor:
+    with supervised_service(
+        *(SourceConfig(url=PATTERN, name=name) for name in ("gate", "yard"))
+    ) as supervisor:
         config = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
         target = str(supervisor.http_api_address).removeprefix("http://")
         config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
@@ -207,7 +209,7 @@ def test_every_panel_shows_data_of_a_running_service(prometheus) -> None:
     for source in ("gate", "yard"):
         metrics.images.labels(source)
         metrics.images_dropped.labels(source)
-    eventually(lambda: asked(address, "rate(streamseg_published_frames_total[5s]) > 0"), 30)
+    wait_until(lambda: asked(address, "rate(streamseg_published_frames_total[5s]) > 0"), 30)
     time.sleep(3)  # rates need two samples of every series
     for query in panel_queries():
         found = asked(address, query)

@@ -13,7 +13,7 @@ import time
 import pytest
 import zmq
 from support.ports import free_port
-from support.publishers import eventually, jpeg, result, service
+from support.publishers import encode_solid_jpeg, result, service, wait_until
 
 import streamseg
 from streamseg.config import PublishConfig
@@ -47,7 +47,7 @@ def service_with_keys(folder, **options):
 
 def connect(running, folder, name, timeout=5.0, **options):
     return streamseg.connect(
-        running.masks_at,
+        running.masks_endpoint,
         timeout=timeout,
         server_key=folder.path / "server.pub",
         key_file=folder.path.parent / f"{name}.key",
@@ -84,15 +84,17 @@ def test_an_allowed_key_receives_masks_and_images(folder) -> None:
     with (
         service_with_keys(folder) as running,
         connect(running, folder, "alice") as masks,
-        connect(running, folder, "bob", frames="plain", frames_address=running.frames_at) as images,
+        connect(
+            running, folder, "bob", frames="plain", frames_address=running.images_endpoint
+        ) as images,
     ):
-        eventually(lambda: running.publisher.has_image_subscribers("video", "gate"))
+        wait_until(lambda: running.publisher.has_image_subscribers("video", "gate"))
         running.wait_for_subscribers(2)
         running.put(result(7))
-        running.show(result(7), None, jpeg())
+        running.put_images(result(7), None, encode_solid_jpeg())
         assert masks.receive().index == 7
         assert images.receive().index == 7
-        eventually(
+        wait_until(
             lambda: count_subscribers(running) == 3
         )  # the images subscriber also reads status//
     assert count_refused(running, "key") == 0
@@ -136,7 +138,7 @@ def test_network_traffic_is_encrypted(folder) -> None:
     """Neither the topic nor the source name appear in the transferred bytes."""
     traffic = bytearray()
     with service_with_keys(folder) as running:
-        tap_port = _start_tap(Address.parse(running.masks_at).port, traffic)
+        tap_port = _start_tap(Address.parse(running.masks_endpoint).port, traffic)
         with streamseg.connect(
             f"tcp://127.0.0.1:{tap_port}",
             timeout=5,
@@ -191,7 +193,7 @@ def test_revoking_a_key_disconnects_it_and_others_lose_no_result(folder) -> None
             running.put(*[result(i) for i in range(20)], every=0.02)
             folder.revoke("bob")
             running.put(*[result(i) for i in range(20, 120)], every=0.02)
-            eventually(lambda: len(received_by_alice) == 120)
+            wait_until(lambda: len(received_by_alice) == 120)
             running.finish()
         assert received_by_alice == list(range(120)), "replay must fill the gap"
         assert alice.gaps == {"gate": 0}
@@ -211,7 +213,7 @@ def test_added_and_replaced_keys_apply_without_a_restart(folder) -> None:
             assert sub.receive().index == 1
             path = folder.path / "allowed" / "eve.pub"
             path.write_text((folder.path.parent / "alice.pub").read_text())
-            eventually(lambda: count_refused(running, "key") >= 1, within=5)
+            wait_until(lambda: count_refused(running, "key") >= 1, within=5)
 
 
 def test_a_damaged_key_file_does_not_affect_other_keys(folder, caplog) -> None:
@@ -220,10 +222,10 @@ def test_a_damaged_key_file_does_not_affect_other_keys(folder, caplog) -> None:
         with reading(sub) as received:
             with caplog.at_level(logging.ERROR):
                 (folder.path / "allowed" / "bob.pub").write_text("half a ke")
-                eventually(lambda: "bob.pub" in caplog.text)
-            eventually(lambda: count_subscribers(running) == 1)
+                wait_until(lambda: "bob.pub" in caplog.text)
+            wait_until(lambda: count_subscribers(running) == 1)
             running.put(*[result(i) for i in range(20)], every=0.01)
-            eventually(lambda: 19 in received)
+            wait_until(lambda: 19 in received)
             running.finish()
 
 
@@ -234,7 +236,7 @@ def test_without_the_folder_all_keys_are_refused(folder) -> None:
     ):
         running.wait_for_subscribers()
         shutil.rmtree(folder.path / "allowed")
-        eventually(lambda: count_refused(running, "key") >= 1)
+        wait_until(lambda: count_refused(running, "key") >= 1)
         running.put(result(1))
         with pytest.raises((ReceiveTimeout, RefusedError)):
             sub.receive()
@@ -246,11 +248,11 @@ def test_a_folder_is_accepted_again_after_its_permissions_are_corrected(folder) 
         running.wait_for_subscribers()
         with reading(sub) as received:
             (folder.path / "allowed").chmod(0o770)
-            eventually(lambda: count_refused(running, "key") >= 1)
+            wait_until(lambda: count_refused(running, "key") >= 1)
             (folder.path / "allowed").chmod(0o700)
-            eventually(lambda: count_subscribers(running) == 1, within=20)
+            wait_until(lambda: count_subscribers(running) == 1, within=20)
             running.put(result(1))
-            eventually(lambda: received == [1])
+            wait_until(lambda: received == [1])
             running.finish()
 
 
@@ -308,15 +310,15 @@ def test_changed_modes_and_dates_revoke_no_key(folder, authenticator) -> None:
 def test_connections_over_the_limit_must_wait_for_a_disconnection(folder) -> None:
     with service_with_keys(folder, max_connections=2) as running:
         with connect(running, folder, "alice") as first, connect(running, folder, "bob") as second:
-            eventually(lambda: count_subscribers(running) == 2)
+            wait_until(lambda: count_subscribers(running) == 2)
             running.wait_for_subscribers(2)
             with connect(running, folder, "alice", timeout=0.7) as third:
                 with pytest.raises((ReceiveTimeout, RefusedError)):
                     third.receive()
                 running.put(result(1))
                 assert first.receive().index == second.receive().index == 1
-                eventually(lambda: count_refused(running, "full") >= 1)
-        eventually(lambda: not running.publisher._has_subscribers())
+                wait_until(lambda: count_refused(running, "full") >= 1)
+        wait_until(lambda: not running.publisher._has_subscribers())
         with connect(running, folder, "bob") as fourth:
             running.wait_for_subscribers()
             running.put(result(2))
@@ -355,10 +357,10 @@ def test_keys_and_revocation_apply_to_ipc_sockets(folder, tmp_path) -> None:
         running.wait_for_subscribers(2)
         with reading(alice) as received_by_alice, reading(bob) as received_by_bob:
             running.put(result(0))
-            eventually(lambda: received_by_alice == received_by_bob == [0])
+            wait_until(lambda: received_by_alice == received_by_bob == [0])
             folder.revoke("bob")
-            eventually(lambda: count_refused(running, "key") >= 1)
+            wait_until(lambda: count_refused(running, "key") >= 1)
             running.put(*[result(i) for i in range(1, 20)], every=0.01)
-            eventually(lambda: received_by_alice == list(range(20)))
+            wait_until(lambda: received_by_alice == list(range(20)))
             running.finish()
         assert received_by_bob == [0]

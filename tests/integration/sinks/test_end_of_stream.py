@@ -43,7 +43,7 @@ def reader() -> Iterator[zmq.Socket[bytes]]:
 
 def publish_backlog(running: Service, reader: zmq.Socket[bytes]) -> None:
     """Publish more than the receive buffers of the subscriber hold, and end."""
-    reader.connect(running.masks_at)
+    reader.connect(running.masks_endpoint)
     running.wait_for_subscribers()
     running.put_and_wait(*[result(i, found=FOUND) for i in range(BACKLOG)])
     running.finish()

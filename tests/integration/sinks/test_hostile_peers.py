@@ -21,7 +21,15 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.processes import read_resident_memory
-from support.publishers import GREETING, Service, eventually, raw_peer, ready, result, service
+from support.publishers import (
+    GREETING,
+    Service,
+    encode_ready,
+    raw_peer,
+    result,
+    service,
+    wait_until,
+)
 
 import streamseg
 from streamseg.errors import ReceiveTimeout
@@ -61,7 +69,7 @@ def service_and_subscriber(folder, *, with_keys, **options):
     with (
         service(**options) as running,
         streamseg.connect(
-            running.masks_at, timeout=10, **(key_options if with_keys else {})
+            running.masks_endpoint, timeout=10, **(key_options if with_keys else {})
         ) as sub,
     ):
         running.wait_for_subscribers()
@@ -89,13 +97,13 @@ hostile = st.one_of(
         lambda prefix, rest: prefix + rest,
         st.sampled_from(
             [HTTP, TLS_HELLO, GREETING, GREETING[:11], GREETING.replace(b"NULL\0", b"CURVE")]
-            + [GREETING + ready(kind) for kind in (b"SUB", b"DEALER", b"XPUB", b"PAIR")]
+            + [GREETING + encode_ready(kind) for kind in (b"SUB", b"DEALER", b"XPUB", b"PAIR")]
         ),
         st.binary(max_size=1000),
     ),
     st.builds(
         lambda kind, flags, size, rest: (
-            GREETING + ready(kind) + struct.pack(">BQ", flags, size) + rest
+            GREETING + encode_ready(kind) + struct.pack(">BQ", flags, size) + rest
         ),
         st.sampled_from([b"SUB", b"DEALER"]),
         st.integers(0, 7),
@@ -122,9 +130,9 @@ def test_the_next_result_arrives_after_arbitrary_bytes(shared_service, data, kin
 def test_connections_are_counted_correctly_after_arbitrary_bytes(shared_service) -> None:
     running, _ = shared_service
     value = running.metrics.registry.get_sample_value
-    eventually(lambda: value("streamseg_subscribers") == 1)
+    wait_until(lambda: value("streamseg_subscribers") == 1)
     limiters = running.publisher._sockets.limiter._limiters
-    eventually(lambda: [each.established for each in limiters.values()] == [1, 0, 0])
+    wait_until(lambda: [each.established for each in limiters.values()] == [1, 0, 0])
 
 
 @pytest.mark.parametrize("kind", ["masks", "frames"])
@@ -132,7 +140,7 @@ def test_a_reset_after_unread_pings_does_not_abort_the_process(kind) -> None:
     """libzmq aborts if it stopped reading from the connection because of a full queue."""
     running = Service()  # bound, but its network thread does not run
     with contextlib.closing(running.publisher) as publisher:
-        with raw_peer(publisher.endpoints[kind], handshake=GREETING + ready(b"SUB")) as peer:
+        with raw_peer(publisher.endpoints[kind], handshake=GREETING + encode_ready(b"SUB")) as peer:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             for _ in range(10):
                 peer.sendall((b"\x00\x06\x01masks" * 10 + PING) * 20)
@@ -161,8 +169,8 @@ def test_many_half_open_connections_leave_room_for_others(folder, kind, with_key
         for _ in range(count):
             clients.enter_context(raw_peer(running.publisher.endpoints[kind]))
         limiter = running.publisher._sockets.limiter._limiters[kind]
-        eventually(lambda: len(limiter._connections) - limiter.established <= MAX_HALF_OPEN)
-        eventually(
+        wait_until(lambda: len(limiter._connections) - limiter.established <= MAX_HALF_OPEN)
+        wait_until(
             lambda: count_open_files() - before - count <= FILES_PER_CONNECTION * MAX_HALF_OPEN + 5
         )
         with raw_peer(running.publisher.endpoints[kind], handshake=GREETING):
@@ -181,17 +189,17 @@ def test_subscribers_over_the_limit_do_not_displace_connected_ones(folder) -> No
             other = more.socket(zmq.SUB)
             other.linger = 0
             other.subscribe(b"masks/")
-            other.connect(running.masks_at)
+            other.connect(running.masks_endpoint)
             others.append(other)
         value = running.metrics.registry.get_sample_value
         full = {"reason": "full"}
-        eventually(lambda: (value("streamseg_refused_connections_total", full) or 0) > 15)
+        wait_until(lambda: (value("streamseg_refused_connections_total", full) or 0) > 15)
         for number in range(10):
             running.put(result(number))
             assert sub.receive().index == number
         for other in others:
             other.close()
-        eventually(lambda: value("streamseg_subscribers") == 1)
+        wait_until(lambda: value("streamseg_subscribers") == 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts received bytes")
@@ -203,7 +211,7 @@ def test_floods_of_distinct_topics_are_survived_with_little_memory(folder) -> No
             with contextlib.ExitStack() as clients:
                 for _ in range(8):
                     peer = clients.enter_context(
-                        raw_peer(running.masks_at, handshake=GREETING + ready(b"SUB"))
+                        raw_peer(running.masks_endpoint, handshake=GREETING + encode_ready(b"SUB"))
                     )
                     peer.settimeout(0.05)
                     with contextlib.suppress(OSError):
@@ -212,7 +220,7 @@ def test_floods_of_distinct_topics_are_survived_with_little_memory(folder) -> No
             assert sub.receive().index == number
         assert read_resident_memory() - before < 150_000_000
         subscriptions = running.publisher._subscriptions[running.publisher._masks]
-        eventually(lambda: len(subscriptions._counts) <= 2, within=30)
+        wait_until(lambda: len(subscriptions._counts) <= 2, within=30)
         assert sub.gaps == {"gate": 0}
 
 
@@ -223,7 +231,7 @@ def test_new_connections_are_accepted_again_some_time_after_a_flood(folder, monk
     with service_and_subscriber(folder, with_keys=False) as (running, _):
         value = running.metrics.registry.get_sample_value
         loud = {"reason": "loud"}
-        with raw_peer(running.masks_at, handshake=GREETING + ready(b"SUB")) as peer:
+        with raw_peer(running.masks_endpoint, handshake=GREETING + encode_ready(b"SUB")) as peer:
             peer.settimeout(0.2)
             flood = memoryview(b"\x00\x06\x01masks" * 100_000)
 
@@ -233,8 +241,8 @@ def test_new_connections_are_accepted_again_some_time_after_a_flood(folder, monk
                     flood = flood[peer.send(flood) :]  # partial sends are continued
                 return value("streamseg_refused_connections_total", loud) == 1
 
-            eventually(is_disconnected)
-        with streamseg.connect(running.masks_at, timeout=0.2) as late:
+            wait_until(is_disconnected)
+        with streamseg.connect(running.masks_endpoint, timeout=0.2) as late:
 
             def receives_result() -> bool:
                 running.put(result(len(running.done)))
@@ -242,7 +250,7 @@ def test_new_connections_are_accepted_again_some_time_after_a_flood(folder, monk
                     return late.receive() is not None
                 return False
 
-            eventually(receives_result)
+            wait_until(receives_result)
 
 
 @pytest.mark.skipif(
@@ -251,16 +259,16 @@ def test_new_connections_are_accepted_again_some_time_after_a_flood(folder, monk
 def test_new_connections_wait_while_the_listener_is_blocked(folder) -> None:
     with service_and_subscriber(folder, with_keys=False) as (running, sub):
         limiter = running.publisher._sockets.limiter._limiters["masks"]
-        eventually(lambda: limiter.established == 1)
+        wait_until(lambda: limiter.established == 1)
         limiter._paused_until = math.inf
-        eventually(lambda: limiter._listener._is_paused)
-        port = int(running.masks_at.rpartition(":")[2])
+        wait_until(lambda: limiter._listener._is_paused)
+        port = int(running.masks_endpoint.rpartition(":")[2])
         with pytest.raises(TimeoutError):
             socket.create_connection(("127.0.0.1", port), timeout=0.3)
         running.put(result(1))
         assert sub.receive().index == 1
         threading.Timer(0.2, setattr, (limiter, "_paused_until", 0.0)).start()
-        with raw_peer(running.masks_at, handshake=GREETING + ready(b"SUB")):
+        with raw_peer(running.masks_endpoint, handshake=GREETING + encode_ready(b"SUB")):
             pass
 
 

@@ -22,14 +22,14 @@ from support.processes import read_resident_memory
 from support.publishers import (
     GREETING,
     Service,
-    eventually,
+    encode_ready,
+    encode_solid_jpeg,
     instances,
-    jpeg,
     panoptic_result,
     raw_peer,
-    ready,
     result,
     service,
+    wait_until,
 )
 
 import streamseg
@@ -203,7 +203,7 @@ def test_closing_a_publisher_that_never_ran_releases_its_port() -> None:
 
 
 def test_results_arrive_completely_in_order_and_are_counted() -> None:
-    with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
+    with service() as running, streamseg.connect(running.masks_endpoint, timeout=5) as sub:
         running.wait_for_subscribers()
         sent = [result(i, found=instances(i % 4)) for i in range(30)]
         running.put_and_wait(*sent)
@@ -230,7 +230,7 @@ def test_results_arrive_completely_in_order_and_are_counted() -> None:
 
 def test_panoptic_segments_arrive() -> None:
     original = panoptic_result()
-    with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
+    with service() as running, streamseg.connect(running.masks_endpoint, timeout=5) as sub:
         running.wait_for_subscribers()
         running.put(original)
         received = sub.receive()
@@ -244,13 +244,16 @@ def test_panoptic_segments_arrive() -> None:
 def test_images_contain_the_complete_results_and_have_their_own_sequence_numbers() -> None:
     with (
         service() as running,
-        raw_subscriber(running.frames_at, b"frames/", b"video/") as sub,
+        raw_subscriber(running.images_endpoint, b"frames/", b"video/") as sub,
     ):
         running.wait_for_subscribers(2)
         running.put_and_wait(*[result(i) for i in range(3)])
-        annotated, plain = jpeg(colour=(255, 0, 0)), jpeg(colour=(0, 0, 255))
-        running.show(result(3), annotated, plain)
-        running.show(result(4), None, plain)
+        annotated, plain = (
+            encode_solid_jpeg(color=(255, 0, 0)),
+            encode_solid_jpeg(color=(0, 0, 255)),
+        )
+        running.put_images(result(3), annotated, plain)
+        running.put_images(result(4), None, plain)
         messages = [receive(sub) for _ in range(3)]
     assert [m[0] for m in messages] == [b"frames/gate/", b"video/gate/", b"video/gate/"]
     assert [m[2] for m in messages] == [annotated, plain, plain]
@@ -264,18 +267,18 @@ def test_wants_is_true_while_a_subscriber_to_images_is_connected() -> None:
     with service() as running:
         wants = running.publisher.has_image_subscribers
         assert not wants("frames", "gate")
-        with raw_subscriber(running.frames_at, b"frames/gate/") as first:
-            eventually(lambda: wants("frames", "gate"))
+        with raw_subscriber(running.images_endpoint, b"frames/gate/") as first:
+            wait_until(lambda: wants("frames", "gate"))
             assert not wants("video", "gate")
             assert not wants("frames", "gate2")
-            with raw_subscriber(running.frames_at, b"frames/gate/", b"video/"):
-                eventually(lambda: wants("video", "anything"))
+            with raw_subscriber(running.images_endpoint, b"frames/gate/", b"video/"):
+                wait_until(lambda: wants("video", "anything"))
                 first.unsubscribe(b"frames/gate/")
-            eventually(lambda: not wants("video", "anything"))
-            eventually(lambda: not wants("frames", "gate"))
-        with raw_subscriber(running.frames_at, b""):
-            eventually(lambda: wants("frames", "gate") and wants("video", "x"))
-        eventually(lambda: not wants("frames", "gate"))
+            wait_until(lambda: not wants("video", "anything"))
+            wait_until(lambda: not wants("frames", "gate"))
+        with raw_subscriber(running.images_endpoint, b""):
+            wait_until(lambda: wants("frames", "gate") and wants("video", "x"))
+        wait_until(lambda: not wants("frames", "gate"))
 
 
 def test_without_subscribers_results_are_counted_but_not_encoded() -> None:
@@ -284,7 +287,7 @@ def test_without_subscribers_results_are_counted_but_not_encoded() -> None:
         running.put_and_wait(unencoded)
         assert unencoded.instances.masks._counts is None
         assert running.metrics.account("gate").snapshot().published == 1
-        with streamseg.connect(running.masks_at, timeout=5) as sub:
+        with streamseg.connect(running.masks_endpoint, timeout=5) as sub:
             running.wait_for_subscribers()
             running.put(result(1))
             assert sub.receive().seq == 1
@@ -297,15 +300,18 @@ def test_wait_for_subscribers_counts_only_current_subscriptions() -> None:
             target=lambda: joined.append(running.publisher.wait_for_subscribers(2, never.is_set))
         )
         waiter.start()
-        with raw_subscriber(running.masks_at, b"status/"), raw_subscriber(running.masks_at, b"mas"):
+        with (
+            raw_subscriber(running.masks_endpoint, b"status/"),
+            raw_subscriber(running.masks_endpoint, b"mas"),
+        ):
             running.wait_for_subscribers(1)
-        eventually(
+        wait_until(
             lambda: not running.publisher._subscriptions[running.publisher._masks].result_count
         )
-        with raw_subscriber(running.masks_at, b""):
+        with raw_subscriber(running.masks_endpoint, b""):
             running.wait_for_subscribers(1)
             assert waiter.is_alive()
-            with raw_subscriber(running.frames_at, b"video/gate/"):
+            with raw_subscriber(running.images_endpoint, b"video/gate/"):
                 waiter.join(5)
     assert joined == [True]
 
@@ -333,7 +339,7 @@ def test_results_that_the_network_thread_takes_too_late_are_dropped_and_counted(
     count = publisher.RESULTS_WAITING + 5
     running.put(*[result(i) for i in range(count)])
     for i in range(publisher.IMAGES_WAITING + 2):
-        running.show(result(i), jpeg())
+        running.put_images(result(i), encode_solid_jpeg())
     running.start()
     running.end()
     account = running.metrics.account("gate").snapshot()
@@ -347,7 +353,7 @@ def test_results_that_the_network_thread_takes_too_late_are_dropped_and_counted(
 
 
 def test_results_that_exceed_the_size_limit_fail(monkeypatch) -> None:
-    with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
+    with service() as running, streamseg.connect(running.masks_endpoint, timeout=5) as sub:
         running.wait_for_subscribers()
         running.put_and_wait(result(0))
         monkeypatch.setattr(protocol, "MAX_JSON_BYTES", 2000)
@@ -375,8 +381,8 @@ def test_statuses_are_published_at_each_interval_on_both_sockets(monkeypatch) ->
     started_at = time.monotonic()
     with (
         service() as running,
-        raw_subscriber(running.masks_at, b"status/") as masks,
-        raw_subscriber(running.frames_at, b"status/") as frames,
+        raw_subscriber(running.masks_endpoint, b"status/") as masks,
+        raw_subscriber(running.images_endpoint, b"status/") as frames,
     ):
         receive(masks), receive(frames)
         running.put_and_wait(result(0), result(1))
@@ -398,8 +404,8 @@ def test_a_status_is_published_at_each_change_on_both_sockets(monkeypatch) -> No
     monkeypatch.setattr(publishing_statuses, "STATUS_INTERVAL", 60.0)
     with (
         service() as running,
-        raw_subscriber(running.masks_at, b"status/") as masks,
-        raw_subscriber(running.frames_at, b"status/") as frames,
+        raw_subscriber(running.masks_endpoint, b"status/") as masks,
+        raw_subscriber(running.images_endpoint, b"status/") as frames,
     ):
         receive(masks), receive(frames)
         running.publisher.set_state("gate", "connecting", "", 0)
@@ -431,12 +437,15 @@ def test_a_new_subscriber_gets_the_latest_status_immediately_with_its_old_seq(
 
 
 def test_a_state_change_is_published_after_earlier_results() -> None:
-    with service() as running, streamseg.connect(running.masks_at, ["gate"], timeout=5) as sub:
+    with (
+        service() as running,
+        streamseg.connect(running.masks_endpoint, ["gate"], timeout=5) as sub,
+    ):
         running.wait_for_subscribers()
         for round_ in range(20):
             running.put(*[result(10 * round_ + i) for i in range(10)])
             running.publisher.set_state("gate", "live", str(round_), round_)
-            eventually(lambda n=10 * round_ + 10: len(running.done) == n)
+            wait_until(lambda n=10 * round_ + 10: len(running.done) == n)
         running.put(*[result(200 + i) for i in range(10)])
         running.publisher.set_state("gate", "ended", "end of stream", 0)
         assert [r.index for r in sub] == list(range(210))
@@ -446,21 +455,21 @@ def test_a_state_change_is_published_after_earlier_results() -> None:
 def test_a_state_change_is_published_after_earlier_images() -> None:
     with (
         service() as running,
-        streamseg.connect(running.masks_at, ["gate"], frames="annotated", timeout=5) as sub,
+        streamseg.connect(running.masks_endpoint, ["gate"], frames="annotated", timeout=5) as sub,
     ):
         threading.Thread(target=lambda: _publish_images_and_end(running)).start()
         assert [r.index for r in sub] == [0, 1, 2]
 
 
 def _publish_images_and_end(running: Service) -> None:
-    eventually(lambda: running.publisher.has_image_subscribers("frames", "gate"))
+    wait_until(lambda: running.publisher.has_image_subscribers("frames", "gate"))
     for i in range(3):
-        running.show(result(i), jpeg())
+        running.put_images(result(i), encode_solid_jpeg())
     running.publisher.set_state("gate", "ended", "end of stream", 0)
 
 
 def test_at_the_end_sources_and_service_are_ended_and_failures_are_kept() -> None:
-    with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
+    with service() as running, streamseg.connect(running.masks_endpoint, timeout=5) as sub:
         running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 2)
         running.publisher.set_state("yard", "failed", "no such host", 1)
@@ -476,12 +485,12 @@ def test_at_the_end_sources_and_service_are_ended_and_failures_are_kept() -> Non
 
 def test_messages_queued_at_the_end_are_still_delivered() -> None:
     """More data than the network buffers, to a subscriber that starts reading after the end."""
-    with service() as running, raw_subscriber(running.frames_at, b"video/", rcvhwm=2) as sub:
+    with service() as running, raw_subscriber(running.images_endpoint, b"video/", rcvhwm=2) as sub:
         running.wait_for_subscribers()
-        noise = jpeg() + os.urandom(3_000_000)
+        noise = encode_solid_jpeg() + os.urandom(3_000_000)
         for i in range(12):
-            running.show(result(i), None, noise)
-            eventually(lambda: len(running.publisher.images) == 0)
+            running.put_images(result(i), None, noise)
+            wait_until(lambda: len(running.publisher.images) == 0)
         ending = threading.Thread(target=running.end)
         ending.start()
         assert [
@@ -493,7 +502,7 @@ def test_messages_queued_at_the_end_are_still_delivered() -> None:
 @pytest.mark.slow
 def test_a_slow_subscriber_with_a_full_queue_receives_the_end_of_stream_message() -> None:
     found = instances(100, (1080, 1920))
-    with service() as running, streamseg.connect(running.masks_at, timeout=10) as sub:
+    with service() as running, streamseg.connect(running.masks_endpoint, timeout=10) as sub:
         running.wait_for_subscribers()
         running.put_and_wait(*[result(i, found=found) for i in range(2500)])
         ending = threading.Thread(target=running.end)
@@ -508,11 +517,11 @@ def test_a_subscriber_that_does_not_read_does_not_delay_the_end_of_the_service(m
     monkeypatch.setattr(publisher, "LINGER_MS", 200)
     monkeypatch.setattr(publisher, "END_REPEATED_FOR", 0.2)
     monkeypatch.setattr(publisher, "SLOW_READ_INTERVAL", 0.5)
-    with service() as running, raw_subscriber(running.frames_at, b"video/", rcvhwm=1):
+    with service() as running, raw_subscriber(running.images_endpoint, b"video/", rcvhwm=1):
         running.wait_for_subscribers()
         for i in range(12):
-            running.show(result(i), None, os.urandom(3_000_000))
-            eventually(lambda: len(running.publisher.images) == 0)
+            running.put_images(result(i), None, os.urandom(3_000_000))
+            wait_until(lambda: len(running.publisher.images) == 0)
         started_at = time.monotonic()
         running.end()
         assert time.monotonic() - started_at < 5
@@ -550,9 +559,9 @@ def subscriber_process(endpoint, mode):
 
 def test_a_stopped_subscriber_process_does_not_delay_other_subscribers() -> None:
     found = instances(100, (1080, 1920))
-    with service() as running, subscriber_process(running.masks_at, "read") as stopped:
+    with service() as running, subscriber_process(running.masks_endpoint, "read") as stopped:
         os.kill(stopped.pid, signal.SIGSTOP)
-        with streamseg.connect(running.masks_at, timeout=20) as sub:
+        with streamseg.connect(running.masks_endpoint, timeout=20) as sub:
             running.wait_for_subscribers(2)
             count = 3 * endpoints.MASKS_QUEUED
             for i in range(count):
@@ -567,12 +576,12 @@ def test_a_stopped_subscriber_process_does_not_delay_other_subscribers() -> None
 @pytest.mark.slow
 def test_a_subscriber_that_never_reads_uses_no_more_memory_than_its_queue() -> None:
     image = os.urandom(1_000_000)
-    with service() as running, subscriber_process(running.frames_at, "sleep"):
+    with service() as running, subscriber_process(running.images_endpoint, "sleep"):
         running.wait_for_subscribers()
         memory = []
         for i in range(400):
-            running.show(result(i), None, image)
-            eventually(lambda: len(running.publisher.images) == 0)
+            running.put_images(result(i), None, image)
+            wait_until(lambda: len(running.publisher.images) == 0)
             memory.append(read_resident_memory())
     bound = endpoints.FRAMES_QUEUED * len(image)
     assert memory[-1] - memory[0] < bound + 20_000_000
@@ -591,13 +600,13 @@ def hostile_bytes():
     yield GREETING[:20]
     yield GREETING
     yield GREETING + os.urandom(10_000)
-    yield GREETING + ready(b"SUB") + b"\x02" + (1 << 40).to_bytes(8, "big") + b"x" * 1000
-    yield GREETING + ready(b"SUB") + b"\x02" + b"\xff" * 8
-    yield GREETING + ready(b"SUB") + b"\x00\xff" + b"\x01" * 255
-    yield GREETING + ready(b"SUB") + b"\x00\x00" * 1000
-    yield GREETING + ready(b"SUB") + b"\x04\x05\x04PING" * 1000
-    yield GREETING + ready(b"PUB")
-    yield GREETING + ready(b"DEALER" * 30)
+    yield GREETING + encode_ready(b"SUB") + b"\x02" + (1 << 40).to_bytes(8, "big") + b"x" * 1000
+    yield GREETING + encode_ready(b"SUB") + b"\x02" + b"\xff" * 8
+    yield GREETING + encode_ready(b"SUB") + b"\x00\xff" + b"\x01" * 255
+    yield GREETING + encode_ready(b"SUB") + b"\x00\x00" * 1000
+    yield GREETING + encode_ready(b"SUB") + b"\x04\x05\x04PING" * 1000
+    yield GREETING + encode_ready(b"PUB")
+    yield GREETING + encode_ready(b"DEALER" * 30)
     yield GREETING.replace(b"NULL\0", b"CURVE") + bytes(1000)
 
 
@@ -606,7 +615,7 @@ def test_the_service_continues_after_hostile_bytes(kind) -> None:
     with (
         service() as running,
         contextlib.ExitStack() as open_peers,
-        streamseg.connect(running.masks_at, timeout=5) as sub,
+        streamseg.connect(running.masks_endpoint, timeout=5) as sub,
     ):
         running.wait_for_subscribers()
         for number, data in enumerate(hostile_bytes()):
@@ -637,25 +646,25 @@ def test_a_flooding_client_is_disconnected_and_its_memory_released(kind, attack)
         chunk = (b"\x01\xf0" + b"\x07" * 240) * 200
     else:
         chunk = b"".join(b"\x00\x40\x01" + os.urandom(63) for _ in range(700))
-    with service() as running, streamseg.connect(running.masks_at, timeout=5) as sub:
+    with service() as running, streamseg.connect(running.masks_endpoint, timeout=5) as sub:
         running.wait_for_subscribers()
         before = read_resident_memory()
         with raw_peer(
-            running.publisher.endpoints[kind], handshake=GREETING + ready(b"SUB")
+            running.publisher.endpoints[kind], handshake=GREETING + encode_ready(b"SUB")
         ) as peer:
             sent = flood(peer, chunk, total=400_000_000)
         assert sent < 400_000_000, "it was never disconnected"
         assert read_resident_memory() - before < 150_000_000
         running.put(result())
         assert sub.receive().index == 0
-        eventually(
+        wait_until(
             lambda: len(running.publisher._subscriptions[running.publisher._masks]._counts) <= 2
         )
 
 
 def test_a_subscriber_to_many_sources_is_not_disconnected() -> None:
     names = [f"camera-{i:04}-{'x' * 50}" for i in range(MAX_SOURCES)]
-    with service() as running, streamseg.connect(running.masks_at, names, timeout=5) as sub:
+    with service() as running, streamseg.connect(running.masks_endpoint, names, timeout=5) as sub:
         running.wait_for_subscribers(len(names))
         time.sleep(3 * publisher.POLL_TIMEOUT)
         running.publisher.set_state(names[-1], "live", "", 0)

@@ -9,7 +9,7 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.publishers import eventually
+from support.publishers import wait_until
 
 from streamseg import protocol
 from streamseg.sinks.zmq import replay
@@ -266,4 +266,4 @@ def test_the_next_call_answers_the_remaining_requests() -> None:
                     answers += len(dealer.recv_multipart(zmq.NOBLOCK)) == 1
             return answers == 3 * replay.REQUESTS_AT_ONCE
 
-        eventually(is_answered)
+        wait_until(is_answered)

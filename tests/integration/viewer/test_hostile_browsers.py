@@ -10,7 +10,7 @@ import time
 
 import httpx
 import pytest
-from support.publishers import eventually, result, service
+from support.publishers import result, service, wait_until
 from support.viewers import open_client, port_of, source_view, viewer
 from websockets.exceptions import ConnectionClosed
 
@@ -48,7 +48,7 @@ def test_invalid_message_closes_only_its_own_connection(idle_viewer, message) ->
             invalid.socket.send(message)
             assert invalid.wait_closed().code == 1008
         valid.send("ping", at=1)
-        eventually(lambda: valid.receive()["kind"] == "pong")
+        wait_until(lambda: valid.receive()["kind"] == "pong")
 
 
 def test_message_above_the_size_limit_is_refused(idle_viewer) -> None:
@@ -58,7 +58,7 @@ def test_message_above_the_size_limit_is_refused(idle_viewer) -> None:
 
 
 def test_flood_of_messages_delays_no_other_browser() -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         with open_client(shown, visible_sources=("gate",)) as valid, open_client(shown) as flooding:
             valid.wait_for_dashboard(source_view)
@@ -97,7 +97,7 @@ def test_browser_above_the_limit_is_refused_until_another_disconnects(idle_viewe
                 return bool(client.receive())
             return False
 
-        eventually(is_accepted)
+        wait_until(is_accepted)
 
 
 def test_connection_without_a_request_is_closed(monkeypatch) -> None:
@@ -111,7 +111,7 @@ def test_connection_without_a_request_is_closed(monkeypatch) -> None:
         with contextlib.suppress(ConnectionResetError):
             assert idle.recv(1000) == b""
         older_websocket.send("ping", at=1)
-        eventually(lambda: older_websocket.receive()["kind"] == "pong")
+        wait_until(lambda: older_websocket.receive()["kind"] == "pong")
 
 
 def test_connections_are_limited() -> None:
@@ -132,7 +132,7 @@ def test_connections_are_limited() -> None:
                 return httpx.get(shown.url).status_code == 200
             return False
 
-        eventually(is_serving)
+        wait_until(is_serving)
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01", b"\x00" * 1000, b"A" * 100_000, b"\r\n\r\n"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.publishers import eventually, result, service
+from support.publishers import result, service, wait_until
 from support.viewer_pages import (
     GRAY,
     GRAY_JPEG,
@@ -59,14 +59,14 @@ def test_palette_equals_that_of_visualization(open_page) -> None:
 def test_stuff_is_drawn_in_muted_colors_below_instances(open_page) -> None:
     instances = squares([5])
     sky = Masks.from_crops([np.ones((200, 400), np.bool_)], [(600, 300)], SIZE)[0]
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         page = open_page(shown.url)
-        eventually(lambda: is_image_requested(running))
+        wait_until(lambda: is_image_requested(running))
         frame = result(found=instances).frame
         item = Result(frame, instances, "m", {}, (Segment(1, 9, "sky", False, sky),))
         running.put(item)
-        running.show(item, None, GRAY_JPEG)
+        running.put_images(item, None, GRAY_JPEG)
         wait_for_image(page)
         expected = annotate(gray_image(), instances, item.segments)
         wait_for_color(page, (800, 400), expected[400, 800])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.ports import free_port
-from support.publishers import eventually, service
+from support.publishers import service, wait_until
 from support.viewer_pages import (
     GRAY,
     SIZE,
@@ -78,11 +78,11 @@ def test_restarted_service_is_displayed_without_a_reload(open_page) -> None:
 def test_restarted_viewer_is_reconnected(open_page) -> None:
     port = free_port()
     with service() as running, Camera(running):
-        with viewer(running.masks_at, port=port) as shown:
+        with viewer(running.masks_endpoint, port=port) as shown:
             page = open_page(shown.url)
             wait_for_image(page)
         expect(page.locator("#banner-text")).to_contain_text("Not connected")
-        with viewer(running.masks_at, port=port):
+        with viewer(running.masks_endpoint, port=port):
             expect(page.locator("#banner")).to_be_hidden(timeout=15_000)
             running.publisher.set_state("gate", "stalled", "again", 0)
             expect(part(page, "cover-reason")).to_have_text("again")
@@ -170,7 +170,7 @@ def test_contrast_of_texts_is_sufficient_in_both_themes(open_page) -> None:
 
 
 def test_page_is_usable_by_keyboard(open_page) -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         for name in "abcde":
             running.publisher.set_state(name, "waiting", "no route to host", 0)
         page = open_page(shown.url, viewport={"width": 1280, "height": 900})
@@ -217,7 +217,7 @@ def test_page_fits_the_width_of_a_phone(open_page) -> None:
     instances = squares([1, -1], names=("w" * 80,), labels=[1, 1])
     with (
         service() as running,
-        viewer(running.masks_at) as shown,
+        viewer(running.masks_endpoint) as shown,
         Camera(running, long_name, instances=instances),
     ):
         running.publisher.set_state("gate", "stalled", "x" * 200, 0)
@@ -237,7 +237,7 @@ def test_page_fits_the_width_of_a_phone(open_page) -> None:
 
 @pytest.mark.slow
 def test_reduced_motion_disables_animations(open_page) -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         running.publisher.set_state("gate", "waiting", "", 0)
         animated = open_page(shown.url, reduced_motion="no-preference")
         still = open_page(shown.url, reduced_motion="reduce")
@@ -248,23 +248,23 @@ def test_reduced_motion_disables_animations(open_page) -> None:
 
 @pytest.mark.slow
 def test_images_are_requested_only_for_sources_on_the_screen(open_page) -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         for number in range(12):
             running.publisher.set_state(f"cam{number:02d}", "live", "", 0)
         page = open_page(shown.url, viewport={"width": 500, "height": 600})
         tile(page, "cam11").wait_for()
-        eventually(lambda: is_image_requested(running, "cam00"))
+        wait_until(lambda: is_image_requested(running, "cam00"))
         assert not is_image_requested(running, "cam11")
         tile(page, "cam11").scroll_into_view_if_needed()
-        eventually(lambda: is_image_requested(running, "cam11"))
-        eventually(lambda: not is_image_requested(running, "cam00"))
+        wait_until(lambda: is_image_requested(running, "cam11"))
+        wait_until(lambda: not is_image_requested(running, "cam00"))
         page.evaluate(
             """() => {
                 Object.defineProperty(document, "hidden", { value: true });
                 document.dispatchEvent(new Event("visibilitychange"));
             }"""
         )
-        eventually(lambda: not is_image_requested(running, "cam11"))
+        wait_until(lambda: not is_image_requested(running, "cam11"))
 
 
 MEASURE_RESPONSIVENESS = """() => {

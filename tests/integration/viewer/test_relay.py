@@ -10,7 +10,7 @@ import time
 import pytest
 from support.ports import free_port
 from support.processes import read_resident_memory
-from support.publishers import eventually, instances, jpeg, result, service
+from support.publishers import encode_solid_jpeg, instances, result, service, wait_until
 from support.viewers import is_image_requested, open_client, port_of, source_view, viewer
 
 from streamseg.viewer import Viewer, dashboard_state, relay
@@ -20,14 +20,14 @@ NO_SERVICE = "tcp://127.0.0.1:9"
 
 
 def test_dashboard_is_sent_at_once() -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         running.publisher.set_state("gate", "live", "", 2)
         running.wait_for_subscribers()
         running.put_and_wait(*[result(i, found=instances(3)) for i in range(10)])
         with open_client(shown) as client:
             dashboard = client.wait_for_dashboard(lambda b: source_view(b).get("published") == 10)
     gate = source_view(dashboard)
-    assert dashboard["address"] == running.masks_at
+    assert dashboard["address"] == running.masks_endpoint
     assert dashboard["state"] == "live"
     assert (gate["state"], gate["epoch"], gate["lost"], gate["in_view"]) == ("live", 2, 0, 3)
     assert gate["size"] == [40, 60]
@@ -50,7 +50,11 @@ def test_change_of_state_is_sent_at_once_with_its_reason(monkeypatch) -> None:
     monkeypatch.setattr(relay.Relay, "_send_dashboard_every_second", wait_forever)
     monkeypatch.setattr("streamseg.sinks.zmq.status.STATUS_INTERVAL", 60.0)
     monkeypatch.setattr(dashboard_state, "SILENCE_TIMEOUT", 60.0)
-    with service() as running, viewer(running.masks_at) as shown, open_client(shown) as client:
+    with (
+        service() as running,
+        viewer(running.masks_endpoint) as shown,
+        open_client(shown) as client,
+    ):
         running.publisher.set_state("gate", "live", "", 0)
         client.wait_for_dashboard(lambda b: source_view(b).get("state") == "live")
         started_at = time.monotonic()
@@ -63,7 +67,11 @@ def test_change_of_state_is_sent_at_once_with_its_reason(monkeypatch) -> None:
 
 
 def test_dropped_failed_and_lost_frames_are_counted() -> None:
-    with service() as running, viewer(running.masks_at) as shown, open_client(shown) as client:
+    with (
+        service() as running,
+        viewer(running.masks_endpoint) as shown,
+        open_client(shown) as client,
+    ):
         running.wait_for_subscribers()
         account = running.metrics.account("gate")
         for _ in range(3):
@@ -82,7 +90,7 @@ def test_dropped_failed_and_lost_frames_are_counted() -> None:
 
 
 def test_only_requested_sources_are_listed() -> None:
-    with service() as running, viewer(running.masks_at, sources=["yard"]) as shown:
+    with service() as running, viewer(running.masks_endpoint, sources=["yard"]) as shown:
         for name in ("gate", "yard"):
             running.publisher.set_state(name, "live", "", 0)
         with open_client(shown) as client:
@@ -94,11 +102,11 @@ def test_ping_is_answered(idle_viewer) -> None:
     with open_client(idle_viewer) as client:
         client.wait_for_dashboard()
         client.send("ping", at=12.5)
-        eventually(lambda: client.receive() == {"kind": "pong", "at": 12.5})
+        wait_until(lambda: client.receive() == {"kind": "pong", "at": 12.5})
 
 
 def test_images_are_requested_only_for_visible_sources() -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         for name in ("gate", "yard"):
             running.publisher.set_state(name, "live", "", 0)
         with open_client(shown) as client:
@@ -106,39 +114,39 @@ def test_images_are_requested_only_for_visible_sources() -> None:
             time.sleep(3 * relay.POLL_INTERVAL)
             assert not is_image_requested(running, "gate")
             client.request_sources("gate")
-            eventually(lambda: is_image_requested(running, "gate"))
+            wait_until(lambda: is_image_requested(running, "gate"))
             assert not is_image_requested(running, "yard")
             client.request_sources("yard")
-            eventually(lambda: is_image_requested(running, "yard"))
-            eventually(lambda: not is_image_requested(running, "gate"))
+            wait_until(lambda: is_image_requested(running, "yard"))
+            wait_until(lambda: not is_image_requested(running, "gate"))
             assert not running.publisher.has_image_subscribers("frames", "yard")
-        eventually(lambda: not is_image_requested(running, "yard"))
+        wait_until(lambda: not is_image_requested(running, "yard"))
 
 
 def test_images_of_unknown_sources_are_not_requested() -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         with open_client(shown, visible_sources=("gate", "../x", "unknown", "")) as client:
             client.wait_for_dashboard(source_view)
-            eventually(lambda: is_image_requested(running), 5)
+            wait_until(lambda: is_image_requested(running), 5)
             assert not is_image_requested(running, "unknown")
 
 
 def test_image_is_sent_with_the_masks_of_its_frame() -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         with open_client(shown, visible_sources=("gate",)) as client:
-            eventually(lambda: is_image_requested(running), 5)
-            running.show(result(7, found=instances(5)), None, jpeg())
+            wait_until(lambda: is_image_requested(running), 5)
+            running.put_images(result(7, found=instances(5)), None, encode_solid_jpeg())
             message, image = client.frame()
-    assert image == jpeg()
+    assert image == encode_solid_jpeg()
     assert message["frame"] == 7
     assert [i["track"] for i in message["instances"]] == [1, 2, 3, 4, 5]
     assert message["instances"][0]["rle"] == instances(5).masks.counts[0]
 
 
 def test_masks_are_sent_without_an_image_if_there_are_no_images() -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         with open_client(shown, visible_sources=("gate",)) as client:
             client.wait_for_dashboard(source_view)
@@ -149,18 +157,18 @@ def test_masks_are_sent_without_an_image_if_there_are_no_images() -> None:
 
 
 def test_masks_are_not_sent_without_an_image_if_there_are_images() -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         with open_client(shown, visible_sources=("gate",)) as client:
-            eventually(lambda: is_image_requested(running), 5)
+            wait_until(lambda: is_image_requested(running), 5)
             for index in range(10):
-                running.show(result(index), None, jpeg())
+                running.put_images(result(index), None, encode_solid_jpeg())
                 assert client.frame()[0]["frame"] == index
                 running.put_and_wait(result(100 + index))
 
 
 def test_slow_browser_receives_the_newest_frame_and_delays_no_other() -> None:
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         with (
             open_client(shown, visible_sources=("gate",)) as slow,
@@ -181,19 +189,19 @@ def test_slow_browser_receives_the_newest_frame_and_delays_no_other() -> None:
 
 def test_memory_for_a_browser_that_does_not_read_is_bounded() -> None:
     size = (720, 1280)
-    image = jpeg(size) + bytes(2_000_000)
+    image = encode_solid_jpeg(size) + bytes(2_000_000)
     found = instances(2, size)
-    with service() as running, viewer(running.masks_at) as shown:
+    with service() as running, viewer(running.masks_endpoint) as shown:
         running.publisher.set_state("gate", "live", "", 0)
         with (
             open_client(shown, visible_sources=("gate",)) as stalled,
             open_client(shown, visible_sources=("gate",)) as fast,
         ):
             stalled.socket.recv(5)
-            eventually(lambda: is_image_requested(running), 5)
+            wait_until(lambda: is_image_requested(running), 5)
             memory_before = read_resident_memory()
             for index in range(60):
-                running.show(result(index, found=found), None, image)
+                running.put_images(result(index, found=found), None, image)
                 assert fast.frame()[0]["frame"] == index
             assert read_resident_memory() - memory_before < 60e6  # 120 MB were published
 
@@ -212,7 +220,7 @@ def test_viewer_waits_for_an_ended_service() -> None:
             client.wait_for_dashboard(
                 lambda b: b["state"] == "live" and source_view(b).get("state") == "live"
             )
-            eventually(lambda: is_image_requested(second), 5)
+            wait_until(lambda: is_image_requested(second), 5)
             second.put_and_wait(result(5))
             assert client.frame()[0]["frame"] == 5
 
@@ -239,17 +247,17 @@ def test_service_without_an_end_of_stream_message_becomes_silent(monkeypatch) ->
 def test_source_that_returns_after_its_end_is_displayed_again() -> None:
     with (
         service() as running,
-        viewer(running.masks_at) as shown,
+        viewer(running.masks_endpoint) as shown,
         open_client(shown, visible_sources=("gate",)) as client,
     ):
         running.publisher.set_state("gate", "live", "", 0)
-        eventually(lambda: is_image_requested(running), 5)
+        wait_until(lambda: is_image_requested(running), 5)
         running.publisher.set_state("gate", "ended", "", 0)
         client.wait_for_dashboard(lambda b: source_view(b).get("state") == "ended")
-        eventually(lambda: not is_image_requested(running), 5)
+        wait_until(lambda: not is_image_requested(running), 5)
         running.publisher.set_state("gate", "live", "", 1)
-        eventually(lambda: is_image_requested(running), 5)
-        running.show(result(9, epoch=1), None, jpeg())
+        wait_until(lambda: is_image_requested(running), 5)
+        running.put_images(result(9, epoch=1), None, encode_solid_jpeg())
         assert client.frame()[0]["frame"] == 9
 
 

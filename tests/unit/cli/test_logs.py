@@ -19,7 +19,7 @@ import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.cameras import http_camera
-from support.publishers import eventually
+from support.publishers import wait_until
 
 from streamseg import load_model
 from streamseg.cli import logs, main
@@ -125,15 +125,15 @@ def test_a_camera_that_goes_and_comes_back_is_two_lines_whatever_is_tried_betwee
         )
         (feed,) = service.sources
         service.start()
-        eventually(lambda: feed.condition.state == "live")
+        wait_until(lambda: feed.condition.state == "live")
         assert caplog.records == []
         camera.silent.set()
         camera.responses["/cam"] = ("text/plain", b"")
         reconnects = service.metrics.reconnects.labels("gate")
-        eventually(lambda: reconnects._value.get() >= 3)
+        wait_until(lambda: reconnects._value.get() >= 3)
         camera.silent.clear()
         del camera.responses["/cam"]
-        eventually(lambda: feed.condition.state == "live")
+        wait_until(lambda: feed.condition.state == "live")
         service.stop()
         service.wait()
     away, back = (r for r in caplog.records if r.name == "streamseg.service.source_session")
@@ -238,7 +238,7 @@ def test_uvicorn_comes_out_in_the_same_format_and_without_an_access_log(capsys) 
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
-    eventually(lambda: server.started)
+    wait_until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/x?token=swordfish", timeout=5)

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from support.commands import Run
 from support.ports import free_port
-from support.publishers import eventually, instances, jpeg, result, service
+from support.publishers import encode_solid_jpeg, instances, result, service, wait_until
 from support.subscribers import masks_json, status_json
 
 import streamseg
@@ -60,7 +60,7 @@ def received(source="gate", *, names=(), published_at=1.0) -> Received:
     """Return a received result with one instance for each name."""
     made = result(source=source, found=instances(len(names)))
     message = protocol.decode(
-        masks_json(made=made, published_at=published_at), protocol.MasksMessage
+        masks_json(item=made, published_at=published_at), protocol.MasksMessage
     )
     named = [
         msgspec.structs.replace(one, class_name=name)
@@ -87,26 +87,26 @@ def cells(table, column: str) -> list[str]:
 
 def test_rate_of_a_stalled_source_drops_to_zero(screen, monkeypatch) -> None:
     monkeypatch.setattr(watch, "RATE_WINDOW", 1.0)
-    with service() as running, watching(running.masks_at):
+    with service() as running, watching(running.masks_endpoint):
         running.wait_for_subscribers()
         running.put(*(result(i) for i in range(20)), every=0.02)
-        eventually(lambda: " 20 " in screen())
-        eventually(lambda: " 0.0 " in screen(), within=5)
+        wait_until(lambda: " 20 " in screen())
+        wait_until(lambda: " 0.0 " in screen(), within=5)
 
 
 def test_killed_service_is_shown_as_silent(screen) -> None:
-    with service() as running, watching(running.masks_at):
+    with service() as running, watching(running.masks_endpoint):
         running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 0)
         running.put(*(result(i) for i in range(5)))
-        eventually(lambda: "live" in screen())
+        wait_until(lambda: "live" in screen())
         running.kill()
-        eventually(lambda: "no message for 3 s" in screen(), within=8)
-        eventually(lambda: "silent" in screen())
+        wait_until(lambda: "no message for 3 s" in screen(), within=8)
+        wait_until(lambda: "silent" in screen())
 
 
 def test_only_the_closing_table_is_printed_without_a_terminal(capsys) -> None:
-    with service() as running, watching(running.masks_at, limit=5):
+    with service() as running, watching(running.masks_endpoint, limit=5):
         running.wait_for_subscribers()
         running.put_and_wait(*(result(i) for i in range(5)))
     output = capsys.readouterr()
@@ -116,11 +116,11 @@ def test_only_the_closing_table_is_printed_without_a_terminal(capsys) -> None:
 
 def test_burst_is_recorded_completely_and_drawn_rarely(screen, tmp_path) -> None:
     started_at = time.monotonic()
-    with service() as running, watching(running.masks_at, jsonl=tmp_path / "out.jsonl"):
+    with service() as running, watching(running.masks_endpoint, jsonl=tmp_path / "out.jsonl"):
         running.wait_for_subscribers()
         running.put_and_wait(*(result(i) for i in range(BURST)))
         running.end()
-        eventually((tmp_path / "out.jsonl").exists)
+        wait_until((tmp_path / "out.jsonl").exists)
     max_drawings = (time.monotonic() - started_at) / watch.DRAW_INTERVAL + 3
     assert 0 < screen().count(TABLE_MARK) <= max_drawings < BURST / 2
     assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == BURST
@@ -194,19 +194,22 @@ def test_received_names_can_not_control_the_terminal() -> None:
 
 def test_video_holds_the_source_of_the_first_message(tmp_path, caplog) -> None:
     files = {"save": tmp_path / "out.mp4", "jsonl": tmp_path / "out.jsonl"}
-    images = {"gate": jpeg(colour=(255, 0, 0)), "yard": jpeg(colour=(0, 255, 0))}
+    images = {
+        "gate": encode_solid_jpeg(color=(255, 0, 0)),
+        "yard": encode_solid_jpeg(color=(0, 255, 0)),
+    }
     with (
         caplog.at_level(logging.WARNING),
         service() as running,
-        watching(running.masks_at, **files),
+        watching(running.masks_endpoint, **files),
     ):
-        eventually(lambda: running.publisher.has_image_subscribers("frames", "gate"))
+        wait_until(lambda: running.publisher.has_image_subscribers("frames", "gate"))
         for i in range(6):
             for source, image in images.items():
-                running.show(result(i, source), image)
+                running.put_images(result(i, source), image)
                 time.sleep(0.02)  # the publisher queues few images
         running.end()
-        eventually(files["jsonl"].exists)
+        wait_until(files["jsonl"].exists)
     with av.open(str(files["save"])) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     lines = files["jsonl"].read_bytes().splitlines()
@@ -224,7 +227,7 @@ def test_failed_file_does_not_affect_the_other_file(tmp_path, monkeypatch):
         raise OutputError("out.jsonl: can't be written: the disk is full")
 
     monkeypatch.setattr(ResultsFile, "write_message", full)
-    messages = [dataclasses.replace(received(), jpeg=jpeg()) for _ in range(5)]
+    messages = [dataclasses.replace(received(), jpeg=encode_solid_jpeg()) for _ in range(5)]
     with (
         pytest.raises(OutputError, match=r"out\.jsonl: can't be written"),
         Recorder(tmp_path / "out.jsonl", tmp_path / "out.mp4") as recorder,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 from support.overfitting import overfit_pattern
-from support.parity import NOISE, assert_same_instances, assert_same_tensor, fixture, picture
+from support.parity import NOISE, assert_same_instances, assert_same_tensor, fixture, make_image
 from torch.nn.functional import grid_sample
 from torchvision.models.detection.image_list import ImageList
 
@@ -68,7 +68,7 @@ def test_background_comes_first_and_has_neither_box_nor_mask(published):
 
 @pytest.mark.slow
 def test_every_tensor_on_the_way_is_the_published_one(model, published):
-    (batch,) = model.prepare([picture()])
+    (batch,) = model.prepare([make_image()])
     assert_same_tensor("input", batch.tensor, published, 1e-6)
     with torch.inference_mode():
         features = model.network.backbone(batch.tensor)
@@ -85,7 +85,7 @@ def test_every_tensor_on_the_way_is_the_published_one(model, published):
 
 @pytest.mark.slow
 def test_instances_are_the_published_ones(model, published):
-    (found,) = model.predict([picture()])
+    (found,) = model.predict([make_image()])
     assert_same_instances(found, published)
     noise = NOISE * published.meta["float_noise"]["box_maxdiff"]
     np.testing.assert_allclose(found.boxes, published.arrays["final/box"], atol=noise, rtol=0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.overfitting import overfit_dataset
 from support.panoptic import write_panoptic_dataset
-from support.parity import PIXELS, assert_same_instances, assert_same_tensor, fixture, picture
+from support.parity import PIXELS, assert_same_instances, assert_same_tensor, fixture, make_image
 from torch.nn.functional import interpolate
 
 from streamseg.config import ModelConfig, Thresholds
@@ -40,7 +40,7 @@ def model(published):
 
 @pytest.fixture(scope="module")
 def detections(model):
-    return model.forward(model.prepare([picture()]))
+    return model.forward(model.prepare([make_image()]))
 
 
 def test_the_published_file_fits_exactly(published):
@@ -82,7 +82,7 @@ def test_things_stuff_and_their_map_are_the_published_ones(model, detections, pu
 def test_a_frame_s_thresholds_decide_which_things_there_are(model, detections):
     (everything,) = model.postprocess(detections)
     things = [each for each in everything.segments if each.thing]
-    (found,) = model.predict_panoptic([picture()], Thresholds(score=0.85))
+    (found,) = model.predict_panoptic([make_image()], Thresholds(score=0.85))
     kept = [each for each in found if each.thing]
     assert 0 < len(kept) < len(things)
     assert any(not each.thing for each in found)

@@ -15,7 +15,7 @@ from support.parity import (
     assert_same_tensor,
     fixture,
     in_double_precision,
-    picture,
+    make_image,
 )
 from torch.nn.functional import interpolate
 
@@ -101,7 +101,7 @@ def model(published):
 
 @pytest.mark.slow
 def test_every_tensor_on_the_way_is_the_published_one(model, published):
-    (batch,) = model.prepare([picture()])
+    (batch,) = model.prepare([make_image()])
     assert batch.shapes == (tuple(published.meta["resized"]),)
     height, width = batch.tensor.shape[2:]
     with torch.inference_mode():
@@ -134,7 +134,7 @@ def test_every_tensor_on_the_way_is_the_published_one(model, published):
 
 @pytest.mark.slow
 def test_instances_are_the_published_ones(model, published):
-    assert_same_instances(model.predict([picture()])[0], published)
+    assert_same_instances(model.predict([make_image()])[0], published)
 
 
 def small(name, **options):

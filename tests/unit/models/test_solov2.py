@@ -19,7 +19,7 @@ from support.parity import (
     assert_same_tensor,
     fixture,
     in_double_precision,
-    picture,
+    make_image,
 )
 from torch.nn.functional import interpolate
 
@@ -144,7 +144,7 @@ def model(published):
 
 
 def test_the_prepared_image_is_the_published_one(model, published):
-    (batch,) = model.prepare([picture()])
+    (batch,) = model.prepare([make_image()])
     assert batch.shapes == (tuple(published.meta["resized"]),)
     assert tuple(batch.tensor.shape[2:]) == tuple(published.meta["padded"])
     assert_same_tensor("input", batch.tensor, published, 1e-6)
@@ -152,7 +152,7 @@ def test_the_prepared_image_is_the_published_one(model, published):
 
 @pytest.mark.slow
 def test_every_tensor_on_the_way_is_the_published_one(model, published):
-    (batch,) = model.prepare([picture()])
+    (batch,) = model.prepare([make_image()])
     with torch.inference_mode():
         maps = model.network.backbone(batch.tensor)
         pyramid = model.network.pyramid(batch.tensor)
@@ -169,12 +169,12 @@ def test_every_tensor_on_the_way_is_the_published_one(model, published):
 
 
 def test_instances_are_the_published_ones(model, published):
-    (found,) = in_double_precision(model).predict([picture()])
+    (found,) = in_double_precision(model).predict([make_image()])
     assert_same_instances(found, published)
 
 
 def test_losses_are_the_published_ones(model, published):
-    (batch,) = model.prepare([picture()])
+    (batch,) = model.prepare([make_image()])
     loss = published.meta["loss"]
     boxes = torch.tensor(loss["gt_boxes_resized_pixels"])
     height, width = batch.shapes[0]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.overfitting import overfit_pattern
-from support.parity import NOISE, PIXELS, assert_same_tensor, fixture, picture
+from support.parity import NOISE, PIXELS, assert_same_tensor, fixture, make_image
 from torch.nn.functional import interpolate
 
 from streamseg.config import ModelConfig, Thresholds
@@ -100,7 +100,7 @@ def on_the_way(model):
         for name, part in parts.items()
     ]
     with torch.inference_mode():
-        (batch,) = model.prepare([picture()])
+        (batch,) = model.prepare([make_image()])
         model.network(batch.tensor)
     for hook in hooks:
         hook.remove()
@@ -114,7 +114,7 @@ def outputs(on_the_way):
 
 def test_every_tensor_on_the_way_is_the_published_one(model, published, on_the_way, outputs):
     file = published[1]
-    (batch,) = model.prepare([picture()])
+    (batch,) = model.prepare([make_image()])
     assert_same_tensor("input", batch.tensor, file, 1e-6)
     for level, tensor in enumerate(on_the_way["trunk"]):
         assert_same_tensor(f"backbone.{level}", tensor, file, 1e-4)
@@ -133,7 +133,7 @@ def test_instances_are_the_published_ones(model, published):
     noise = NOISE * file.meta["float_noise"]["score_maxdiff"]
     scores = final.get("mask_score", final["score"])
     order = np.argsort(-scores, kind="stable")  # YOLACT++'s are sorted by box score
-    (found,) = model.predict([picture()])
+    (found,) = model.predict([make_image()])
     ids = list(COCO)
     np.testing.assert_allclose(found.scores, scores[order], atol=noise, rtol=0)
     np.testing.assert_array_equal([ids.index(n) for n in found.labels], final["class"][order])
@@ -172,7 +172,7 @@ def test_losses_are_the_published_ones(model, published):
         across, down = (x - (x1 + x2) / 2) * 2 / (x2 - x1), (y - (y1 + y2) / 2) * 2 / (y2 - y1)
         masks.append(across**2 + down**2 <= 1)
     targets = targets_of(truth[:, :4] * 550, truth[:, 4], np.stack(masks), classes=80)
-    (batch,) = model.prepare([picture()])
+    (batch,) = model.prepare([make_image()])
     with torch.no_grad():
         found = model.criterion({})(batch.tensor, [targets])
     names = {"box": "B", "class": "C", "mask": "M", "semantic": "S", "mask_iou": "I"}

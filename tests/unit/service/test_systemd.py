@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.commands import command, environment
-from support.publishers import eventually
+from support.publishers import wait_until
 
 from streamseg import load_model
 from streamseg.config import Config, ControlConfig, PublishConfig, SourceConfig
@@ -276,6 +276,6 @@ def test_the_model_is_frozen_for_the_garbage_collector_while_the_service_runs(
         systemd_module, "notify_ready", lambda: frozen.append(gc.get_freeze_count())
     )
     with running(supervisor):
-        eventually(lambda: frozen)
+        wait_until(lambda: frozen)
     assert frozen[0] > 100_000
     assert gc.get_freeze_count() == 0

@@ -97,8 +97,8 @@ def test_state_is_connecting_before_the_first_message() -> None:
     assert DashboardState("tcp://x:1").message(1000.0).state == "connecting"
 
 
-def status(state="live", seq=0, *, source="", started="one"):
-    encoded = status_json(state, seq, source=source, started=started)
+def status(state="live", seq=0, *, source="", service="one"):
+    encoded = status_json(state, seq, source=source, service=service)
     return msgspec.json.decode(encoded, type=protocol.StatusMessage)
 
 
@@ -135,7 +135,7 @@ def test_removed_source_returns_with_a_new_status() -> None:
     for new_status in (
         status("ended", 5, source="yard"),
         status("live", 6, source="yard"),
-        status("live", 6, source="yard", started="two"),
+        status("live", 6, source="yard", service="two"),
     ):
         running.statuses["yard"] = new_status
         assert running.displayed_sources(2 * REMOVAL_TIMEOUT) == [["yard"], []]
