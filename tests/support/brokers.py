@@ -1,4 +1,4 @@
-"""MQTT brokers for tests: a real Mosquitto, killed and brought back, and a client that listens."""
+"""MQTT: a Mosquitto broker that tests stop and restart, and a subscriber to all topics."""
 
 from __future__ import annotations
 
@@ -23,22 +23,29 @@ from support.ports import free_port
 SERVER = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 
 
-def until(true: Callable[[], object], within: float = 10, say: Callable[[], object] = str) -> None:
-    """Wait for a condition."""
+def wait_until(
+    condition: Callable[[], object], within: float = 10, describe: Callable[[], object] = str
+) -> None:
+    """Wait until ``condition()`` is true; ``describe`` returns the message of the failure."""
     deadline = time.monotonic() + within
-    while not true():
-        assert time.monotonic() < deadline, say()
+    while not condition():
+        assert time.monotonic() < deadline, describe()
         time.sleep(0.01)
 
 
 class Mosquitto:
-    """A broker on a port of its own, that forgets everything when it is killed."""
+    """Broker without persistence: retained messages are lost when it is killed.
+
+    Attributes:
+        port: TCP port.
+        url: URL of the broker.
+    """
 
     def __init__(
         self, folder: Path, *, logins: dict[str, str] | None = None, tls: tuple[Path, Path] | None
     ) -> None:
         self.port = free_port()
-        self.root = f"mqtt{'s' if tls else ''}://localhost:{self.port}"
+        self.url = f"mqtt{'s' if tls else ''}://localhost:{self.port}"
         self._config = folder / f"mosquitto-{self.port}.conf"
         lines = [f"listener {self.port} 127.0.0.1", "persistence false", "user root"]
         lines += ["max_queued_messages 10000"]
@@ -62,7 +69,7 @@ class Mosquitto:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        until(self._answers)
+        wait_until(self._accepts_connections)
 
     def kill(self) -> None:
         self._process.kill()
@@ -74,8 +81,8 @@ class Mosquitto:
     def thaw(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
-    def _answers(self) -> bool:
-        assert self._process.poll() is None, "mosquitto doesn't start"
+    def _accepts_connections(self) -> bool:
+        assert self._process.poll() is None, "mosquitto has exited"
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
             return True
@@ -98,8 +105,8 @@ def mosquitto(
 
 
 @dataclass(frozen=True)
-class Heard:
-    """A message as it came."""
+class ReceivedMessage:
+    """Received message."""
 
     topic: str
     payload: bytes
@@ -109,11 +116,16 @@ class Heard:
         return json.loads(self.payload)
 
 
-class Listener:
-    """Subscribes to everything on a broker; ``latest`` is what each topic said last."""
+class MqttSubscriber:
+    """Subscriber to all topics of a broker.
+
+    Attributes:
+        received: all messages, in order.
+        latest: latest payload, by topic.
+    """
 
     def __init__(self, broker: Mosquitto, login: tuple[str, str] | None = None) -> None:
-        self.heard: list[Heard] = []
+        self.received: list[ReceivedMessage] = []
         self.latest: dict[str, bytes] = {}
         subscribed = threading.Event()
         self._client = Client(CallbackAPIVersion.VERSION2)
@@ -127,26 +139,26 @@ class Listener:
         assert subscribed.wait(10)
 
     def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
-        heard = Heard(message.topic, bytes(message.payload), message.retain)
-        self.heard.append(heard)
-        self.latest[heard.topic] = heard.payload
+        received = ReceivedMessage(message.topic, bytes(message.payload), message.retain)
+        self.received.append(received)
+        self.latest[received.topic] = received.payload
 
-    def until(self, topic: str, payload: bytes, within: float = 10) -> None:
-        until(
+    def wait_for_payload(self, topic: str, payload: bytes, within: float = 10) -> None:
+        wait_until(
             lambda: self.latest.get(topic) == payload,
             within,
             lambda: f"{topic} is {self.latest.get(topic)!r}, not {payload!r}: {self.latest}",
         )
 
-    def until_state(self, topic: str, state: str, within: float = 10) -> None:
-        until(
+    def wait_for_state(self, topic: str, state: str, within: float = 10) -> None:
+        wait_until(
             lambda: json.loads(self.latest.get(topic, b"{}")).get("state") == state,
             within,
             lambda: f"{topic} is {self.latest.get(topic)!r}, not {state}",
         )
 
     def events(self, source: str, prefix: str = "streamseg") -> list[Any]:
-        return [h.json() for h in list(self.heard) if h.topic == f"{prefix}/{source}/event"]
+        return [m.json() for m in list(self.received) if m.topic == f"{prefix}/{source}/event"]
 
     def close(self) -> None:
         self._client.disconnect()
@@ -154,9 +166,11 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listening(broker: Mosquitto, login: tuple[str, str] | None = None) -> Iterator[Listener]:
-    listener = Listener(broker, login)
+def mqtt_subscriber(
+    broker: Mosquitto, login: tuple[str, str] | None = None
+) -> Iterator[MqttSubscriber]:
+    subscriber = MqttSubscriber(broker, login)
     try:
-        yield listener
+        yield subscriber
     finally:
-        listener.close()
+        subscriber.close()

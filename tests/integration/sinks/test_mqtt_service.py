@@ -1,4 +1,4 @@
-"""A service that tells an MQTT broker: a real model, a real Mosquitto, real programs killed."""
+"""MQTT messages of a service with a model and a Mosquitto broker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.brokers import Listener, Mosquitto, listening, mosquitto, until
+from support.brokers import Mosquitto, MqttSubscriber, mosquitto, mqtt_subscriber, wait_until
 from support.commands import Run, command, environment
 from support.paths import CLIP, ROOT
 from support.ports import free_port
@@ -35,23 +35,23 @@ LIVE = "test:?live=1&size=160x120&fps=20"
 
 @pytest.fixture(scope="module")
 def model() -> Segmenter:
-    """The bundled model on small pictures, letting much through."""
+    """Load the bundled model for small images, with a low score threshold."""
     return load_model("nanomask", input_size=128, score=0.1)
 
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    with mosquitto(tmp_path) as made:
-        yield made
+    with mosquitto(tmp_path) as broker:
+        yield broker
 
 
 @pytest.fixture
-def listener(broker: Mosquitto) -> Iterator[Listener]:
-    with listening(broker) as made:
-        yield made
+def subscriber(broker: Mosquitto) -> Iterator[MqttSubscriber]:
+    with mqtt_subscriber(broker) as subscriber:
+        yield subscriber
 
 
-def config(url: str, *sources: SourceConfig, **options: object) -> Config:
+def make_config(url: str, *sources: SourceConfig, **options: object) -> Config:
     return Config(
         sources=sources,
         worker=WorkerConfig(max_batch=2),
@@ -60,84 +60,86 @@ def config(url: str, *sources: SourceConfig, **options: object) -> Config:
     )
 
 
-def test_the_example_for_a_home_tells_who_is_in_the_street(
+def test_home_example_publishes_counts_and_events(
     broker: Mosquitto,
-    listener: Listener,
+    subscriber: MqttSubscriber,
     nanomask: Segmenter,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
     raw = load(ROOT / "configs" / "home.yaml")
     override(
-        raw, ["sources.0.end=2.05", f"mqtt.url={broker.root}", "publish.bind=tcp://127.0.0.1:*"]
+        raw, ["sources.0.end=2.05", f"mqtt.url={broker.url}", "publish.bind=tcp://127.0.0.1:*"]
     )
-    override(raw, ["mqtt.every=0.05"])  # within the example's a fast machine may be done
+    override(
+        raw, ["mqtt.every=0.05"]
+    )  # a fast machine may finish within the interval of the example
     service = Service(validate(raw, "home.yaml"), nanomask)
     service.start()
     service.wait()
-    listener.until("streamseg/status", b"offline")
-    assert json.loads(listener.latest["streamseg/street/state"]) == {
+    subscriber.wait_for_payload("streamseg/status", b"offline")
+    assert json.loads(subscriber.latest["streamseg/street/state"]) == {
         "state": "ended",
         "reason": "end of stream",
         "epoch": 0,
     }
-    counts = [h.payload for h in listener.heard if h.topic == "streamseg/street/count/person"]
+    counts = [m.payload for m in subscriber.received if m.topic == "streamseg/street/count/person"]
     assert (counts[0], counts[-1]) == (b"0", b"0")
     assert max(map(int, counts)) >= 2
-    events = listener.events("street")
-    came = [e["track"] for e in events if e["type"] == "appeared" and e["name"] == "person"]
+    events = subscriber.events("street")
+    appeared = [e["track"] for e in events if e["type"] == "appeared" and e["name"] == "person"]
     gone = [e["track"] for e in events if e["type"] == "gone" and e["name"] == "person"]
-    assert len(came) >= 2
-    assert sorted(came) == sorted(gone)
-    sensors = [t for t in listener.latest if t.startswith("homeassistant/sensor/")]
+    assert len(appeared) >= 2
+    assert sorted(appeared) == sorted(gone)
+    sensors = [t for t in subscriber.latest if t.startswith("homeassistant/sensor/")]
     assert len(sensors) == 3
 
 
-def test_sources_come_and_go_and_the_broker_knows(
-    broker: Mosquitto, listener: Listener, model: Segmenter
+def test_added_paused_and_removed_sources_are_published(
+    broker: Mosquitto, subscriber: MqttSubscriber, model: Segmenter
 ) -> None:
-    made = config(broker.root, SourceConfig(url=LIVE, name="gate"), home_assistant="ha")
-    service = Service(made, model)
+    config = make_config(broker.url, SourceConfig(url=LIVE, name="gate"), home_assistant="ha")
+    service = Service(config, model)
     service.start()
     try:
-        listener.until_state("streamseg/gate/state", "live")
+        subscriber.wait_for_state("streamseg/gate/state", "live")
         service.sources.add(SourceConfig(url=LIVE, name="yard"))
-        listener.until_state("streamseg/yard/state", "live")
+        subscriber.wait_for_state("streamseg/yard/state", "live")
         service.sources.pause("yard")
-        listener.until_state("streamseg/yard/state", "waiting")
+        subscriber.wait_for_state("streamseg/yard/state", "waiting")
         service.sources.resume("yard")
-        listener.until_state("streamseg/yard/state", "live")
+        subscriber.wait_for_state("streamseg/yard/state", "live")
         service.sources.remove("yard")
-        listener.until("streamseg/yard/state", b"")
-        until(lambda: listener.latest["streamseg/yard/count/person"] == b"")
-        until(lambda: not any(v for t, v in listener.latest.items() if "yard" in t))
-        assert any(v for t, v in listener.latest.items() if t.startswith("ha/") and "gate" in t)
+        subscriber.wait_for_payload("streamseg/yard/state", b"")
+        wait_until(lambda: subscriber.latest["streamseg/yard/count/person"] == b"")
+        wait_until(lambda: not any(v for t, v in subscriber.latest.items() if "yard" in t))
+        assert any(v for t, v in subscriber.latest.items() if t.startswith("ha/") and "gate" in t)
     finally:
         service.stop()
         service.wait()
-    listener.until("streamseg/status", b"offline")
-    listener.until_state("streamseg/gate/state", "ended")
+    subscriber.wait_for_payload("streamseg/status", b"offline")
+    subscriber.wait_for_state("streamseg/gate/state", "ended")
     assert service.metrics.account("gate").snapshot().balanced
 
 
-def test_masks_go_out_as_before_while_the_broker_is_away(model: Segmenter) -> None:
-    nobody = f"mqtt://127.0.0.1:{free_port()}"
+def test_results_are_published_while_the_broker_is_unavailable(model: Segmenter) -> None:
+    unavailable = f"mqtt://127.0.0.1:{free_port()}"
     recording = SourceConfig(url=str(CLIP), name="street", end=2.05)
-    made = config(nobody, recording)
-    waits = PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=1)
-    service = Service(Config(sources=made.sources, publish=waits, mqtt=made.mqtt), model)
+    config = make_config(unavailable, recording)
+    publish = PublishConfig(bind="tcp://127.0.0.1:*", wait_subscribers=1)
+    service = Service(Config(sources=config.sources, publish=publish, mqtt=config.mqtt), model)
     service.start()
     with connect(service.endpoints["masks"], timeout=30) as results:
         assert [r.index for r in results] == list(range(21))
-    began = time.monotonic()
+    stopped_at = time.monotonic()
     service.wait()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - stopped_at < 5
     assert service.metrics.registry.get_sample_value(
         "streamseg_sink_connected", {"sink": "mqtt"}
     ) in (None, 0)
 
 
-def test_without_paho_the_call_is_wrong_and_says_what_to_install(
+def test_missing_paho_is_reported_with_its_installation(
     streamseg: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in [m for m in sys.modules if m == "paho" or m.startswith("paho.")]:
@@ -153,12 +155,12 @@ def test_without_paho_the_call_is_wrong_and_says_what_to_install(
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_service_that_is_killed_is_said_to_be_offline_by_its_last_will(
-    broker: Mosquitto, listener: Listener, tmp_path: Path
+def test_last_will_publishes_offline_when_the_service_is_killed(
+    broker: Mosquitto, subscriber: MqttSubscriber, tmp_path: Path
 ) -> None:
     (tmp_path / "c.yaml").write_text(
         f"sources: [{{url: '{LIVE}', name: gate}}]\n"
-        f"mqtt: {{url: '{broker.root}'}}\n"
+        f"mqtt: {{url: '{broker.url}'}}\n"
         "control: {enabled: false}\n"
         "publish: {bind: 'tcp://127.0.0.1:*'}\n"
     )
@@ -170,8 +172,8 @@ def test_a_service_that_is_killed_is_said_to_be_offline_by_its_last_will(
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            listener.until("streamseg/status", b"online", within=90)
-            listener.until_state("streamseg/gate/state", "live")
+            subscriber.wait_for_payload("streamseg/status", b"online", within=90)
+            subscriber.wait_for_state("streamseg/gate/state", "live")
         finally:
             process.kill()
-    listener.until("streamseg/status", b"offline")
+    subscriber.wait_for_payload("streamseg/status", b"offline")
