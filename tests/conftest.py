@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from support.commands import Ended, Run
+from support.commands import CommandResult, Run
 
 from streamseg.cli import main
 from streamseg.models import load_model
@@ -53,11 +53,11 @@ def streamseg(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")
 
-    def run(*arguments: object) -> Ended:
+    def run(*arguments: object) -> CommandResult:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
         output = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), output.out, output.err)
+        return CommandResult(int(ended.value.code or 0), output.out, output.err)
 
     return run

@@ -78,7 +78,7 @@ class ChaosProxy:
         self._reset()
 
     async def _close(self) -> None:
-        """Close every connection, also those that are being accepted or opened."""
+        """Close all connections, including connections that are being accepted or opened."""
         self._closing = True
         await self._refuse()
         while others := asyncio.all_tasks() - {asyncio.current_task()}:

@@ -1,4 +1,4 @@
-"""The command line in tests: the type of the ``streamseg`` fixture, and commands as processes."""
+"""Command line: type of the ``streamseg`` fixture, and commands for subprocesses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandResult:
     """Exit code and output of a command."""
 
     returncode: int
@@ -17,7 +17,7 @@ class Ended:
     stderr: str
 
 
-Run = Callable[..., Ended]
+Run = Callable[..., CommandResult]
 
 
 def command(*arguments: object) -> list[str]:
@@ -26,5 +26,5 @@ def command(*arguments: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of such a process: wide, plain output."""
+    """Return the environment of a subprocess: wide output without colors."""
     return os.environ | {"COLUMNS": "200", "TERM": "dumb"}

@@ -26,7 +26,7 @@ SIZES = ("160x120", "120x96")
 """Sizes of the images, alternating."""
 
 
-def make_wild_model() -> Segmenter:
+def make_random_model() -> Segmenter:
     """Return a model with random weights that detects about fifty objects in each image."""
     model, _ = start_model(
         ModelConfig(weights="none", input_size=INPUT_SIZE), Categories(CATEGORIES), Thresholds()

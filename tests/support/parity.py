@@ -1,8 +1,8 @@
-"""Fixtures of the authors' code: its results for one image with deterministic weights.
+"""Parity fixtures: results of the reference implementations for one image and fixed weights.
 
 ``fixtures/fill.py`` makes the weights and the image; the JSON and NPZ files contain the
 intermediate tensors and the detections. ``float_noise`` is the difference between two runs of the
-authors' code with different convolution libraries.
+reference implementation with different convolution libraries.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fuzz targets with one known fault each; run as a program, prints the findings as JSON."""
+"""Fuzz targets with one known fault each; as a program, prints the findings as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits and measurements of processes."""
+"""Limits and memory of processes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import av
 import pytest
 import torch
 from PIL import Image
-from support.commands import Ended, Run, command, environment
+from support.commands import CommandResult, Run, command, environment
 from support.paths import CLIP, MEDIA, ROOT
 from support.ports import free_port
 
@@ -31,7 +31,7 @@ from streamseg.models.nanomask.segmenter import NanoMask
 PATTERN = "test:?size=96x64&frames=8"
 
 
-def one_line(result: Ended) -> str:
+def one_line(result: CommandResult) -> str:
     """The one line that a failure is said in."""
     lines = [line for line in result.stderr.splitlines() if line.startswith("streamseg: ")]
     assert len(lines) == 1, result.stderr

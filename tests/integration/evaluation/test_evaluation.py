@@ -23,11 +23,11 @@ from support.annotations import (
     write_json,
     write_panoptic,
 )
-from support.commands import Ended, Run, command, environment
+from support.commands import CommandResult, Run, command, environment
 from support.evaluation import (
     INPUT_SIZE,
     MIN_SCORE,
-    make_wild_model,
+    make_random_model,
     write_self_labeled_dataset,
     write_weights,
 )
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.timeout(90)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with weights and a dataset of their own predictions."""
     path = tmp_path_factory.mktemp("eval")
-    model = make_wild_model()
+    model = make_random_model()
     write_weights(model, path / "wild.safetensors")
     write_self_labeled_dataset(path, model, count=4)
     return path
@@ -83,7 +83,7 @@ def write_own_config(folder: Path, path: Path, **more: object) -> Path:
     )
 
 
-def error_line(result: Ended, code: int = 1) -> str:
+def error_line(result: CommandResult, code: int = 1) -> str:
     """Return the error message of a failed command, which must be one line."""
     assert result.returncode == code, result.stderr
     assert result.stdout == ""

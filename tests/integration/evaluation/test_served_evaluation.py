@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from support.evaluation import (
     INPUT_SIZE,
     MIN_SCORE,
-    make_wild_model,
+    make_random_model,
     write_pattern_images,
     write_self_labeled_dataset,
     write_weights,
@@ -40,7 +40,7 @@ THRESHOLDS = Thresholds(score=MIN_SCORE, max_instances=100)
 
 @pytest.fixture(scope="module")
 def wild_model() -> Segmenter:
-    return make_wild_model()
+    return make_random_model()
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_unusable_image_is_the_same_error_as_without_a_service(
     assert victim.name in str(alone.value)
 
 
-class ModelWithHook(type(make_wild_model())):  # type: ignore[misc]
+class ModelWithHook(type(make_random_model())):  # type: ignore[misc]
     """Model that calls ``hook`` before each forward pass."""
 
     def forward(self, *arguments: object) -> list:
@@ -314,7 +314,7 @@ class ModelWithHook(type(make_wild_model())):  # type: ignore[misc]
 
 
 def make_model_with_hook(hook) -> Segmenter:
-    model = make_wild_model()
+    model = make_random_model()
     model.__class__ = ModelWithHook
     model.hook = hook  # type: ignore[attr-defined]
     return model
