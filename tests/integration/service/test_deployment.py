@@ -32,7 +32,7 @@ from streamseg.service.supervisor import REPORT_EVERY, Supervisor
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """Unit whose program exists on this machine."""
+    """Return the path of a unit whose program exists on this machine."""
     require_program("systemd-analyze", is_installed=shutil.which("systemd-analyze") is not None)
     text = (DEPLOY / "streamseg.service").read_text()
     assert text.count("/opt/streamseg/bin/streamseg") == 1
@@ -55,8 +55,8 @@ def seconds(span: str) -> float:
 
 def test_systemd_analyze_accepts_the_unit_and_its_sandboxing(unit: Path) -> None:
     assert run_checker("systemd-analyze", "verify", unit) == ""
-    tight = ("--offline=true", "--threshold=20", "--no-pager")
-    assert "Overall exposure level" in run_checker("systemd-analyze", "security", *tight, unit)
+    options = ("--offline=true", "--threshold=20", "--no-pager")
+    assert "Overall exposure level" in run_checker("systemd-analyze", "security", *options, unit)
 
 
 def test_systemd_analyze_finds_an_invalid_unit(unit: Path) -> None:
@@ -136,9 +136,9 @@ def compose() -> dict:
 
 
 def test_every_reference_in_the_compose_file_exists() -> None:
-    made = compose()
-    assert set(made) == {"name", "services", "configs"}
-    services = made["services"]
+    content = compose()
+    assert set(content) == {"name", "services", "configs"}
+    services = content["services"]
     for service in services.values():
         assert ("image" in service) != ("build" in service)
         for other in service.get("depends_on", []):
@@ -146,13 +146,13 @@ def test_every_reference_in_the_compose_file_exists() -> None:
         network = service.get("network_mode", "service:streamseg")
         assert network.partition(":")[2] in services
         for config in service.get("configs", []):
-            assert config["source"] in made["configs"]
+            assert config["source"] in content["configs"]
         for volume in service.get("volumes", []):
             assert (DEPLOY / volume.split(":")[0]).is_file()
     build = services["streamseg"]["build"]
     assert (DEPLOY / build["context"] / build["dockerfile"]).samefile(DEPLOY / "Dockerfile")
-    watching = {name for name, each in services.items() if each.get("profiles") == ["watch"]}
-    assert watching == {"prometheus", "grafana"}
+    watch_profile = {name for name, each in services.items() if each.get("profiles") == ["watch"]}
+    assert watch_profile == {"prometheus", "grafana"}
 
 
 def test_the_compose_file_publishes_the_service_s_ports_on_loopback_only() -> None:
@@ -173,7 +173,7 @@ def test_the_compose_file_s_service_reads_the_simulated_cameras() -> None:
     assert contents["datasources"]["datasources"][0]["url"] == "http://127.0.0.1:9090"
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg's command isn't installed")
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program isn't installed")
 @pytest.mark.parametrize("name", ["gate", "yard"])
 def test_the_simulated_cameras_can_be_encoded(name: str, tmp_path: Path) -> None:
     cameras = yaml.safe_load(compose()["configs"]["cameras"]["content"])
@@ -213,11 +213,11 @@ def test_the_live_example_config_serves_cameras(
         thread = threading.Thread(target=supervisor.run)
         thread.start()
         try:
-            wanted = {"gate", "yard", "hall"}
+            missing = {"gate", "yard", "hall"}
             with connect(service.endpoints["masks"], timeout=30) as results:
                 for result in results:
-                    wanted.discard(result.source)
-                    if not wanted:
+                    missing.discard(result.source)
+                    if not missing:
                         break
             states = {session.name: session.condition for session in service.sources}
         finally:

@@ -12,18 +12,18 @@ from streamseg.pipeline.stages import drop_stale
 from streamseg.structures.results import Frame
 
 
-def frame(source: str, index: int, age: float = 0.0) -> Frame:
+def make_frame(source: str, index: int, age: float = 0.0) -> Frame:
     image = np.zeros((4, 4, 3), np.uint8)
     return Frame(source, index, 0, index / 25, time.time(), time.monotonic() - age, image)
 
 
-def test_only_the_newest_frame_of_a_live_source_waits_and_recordings_lose_none() -> None:
+def test_mailbox_keeps_the_newest_frame_of_a_live_source_and_all_of_recordings() -> None:
     inbox: Mailbox[Frame] = Mailbox(4)
     overtaken: list[int] = []
     newest = inbox.newest(lambda lost: overtaken.append(lost.index))
     for index in range(3):
-        newest.put(frame("camera", index))
-        inbox.put(frame("file", index))
+        newest.put(make_frame("camera", index))
+        inbox.put(make_frame("file", index))
     taken = [inbox.get(0) for _ in range(len(inbox))]
     by_source = [(item.source, item.index) for item in taken if item is not None]
     assert overtaken == [0, 1]
@@ -31,10 +31,14 @@ def test_only_the_newest_frame_of_a_live_source_waits_and_recordings_lose_none()
 
 
 def test_old_frames_of_live_sources_are_dropped_before_inference() -> None:
-    old, young, recorded = frame("camera", 0, age=2), frame("camera", 1), frame("file", 0, age=9)
+    old, new, recorded = (
+        make_frame("camera", 0, age=2),
+        make_frame("camera", 1),
+        make_frame("file", 0, age=9),
+    )
     dropped: list[Frame] = []
-    batches = drop_stale([[old, young, recorded], [old]], 1.0, "camera".__eq__, dropped.append)
-    assert list(batches) == [[young, recorded]]
+    batches = drop_stale([[old, new, recorded], [old]], 1.0, "camera".__eq__, dropped.append)
+    assert list(batches) == [[new, recorded]]
     assert dropped == [old, old]
 
 
@@ -47,4 +51,4 @@ def test_the_p99_covers_recent_results_only() -> None:
     for hundredths in range(1, 101):
         ages.add(hundredths / 100)
     assert ages.p99() == 0.99
-    assert len(ages) == 100, "what isn't looked at any more isn't kept either"
+    assert len(ages) == 100, "older ages are removed"

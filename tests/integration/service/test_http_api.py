@@ -38,7 +38,7 @@ def model() -> Segmenter:
     return load_model("nanomask", input_size=128, score=0.1)
 
 
-def config(*sources: SourceConfig, **control: object) -> Config:
+def make_config(*sources: SourceConfig, **control: object) -> Config:
     return Config(
         sources=sources,
         worker=WorkerConfig(max_batch=2),
@@ -47,12 +47,12 @@ def config(*sources: SourceConfig, **control: object) -> Config:
     )
 
 
-class Running:
+class RunningService:
     """Supervised service that runs in a thread."""
 
-    def __init__(self, made: Config, model: Segmenter, load: object = None) -> None:
-        self.service = Service(made, model)
-        self.supervisor = Supervisor(self.service, made, load)  # type: ignore[arg-type]
+    def __init__(self, config: Config, model: Segmenter, load: object = None) -> None:
+        self.service = Service(config, model)
+        self.supervisor = Supervisor(self.service, config, load)  # type: ignore[arg-type]
         self.address = str(self.supervisor.http_api_address)
         self.thread = threading.Thread(target=self.supervisor.run)
         self.thread.start()
@@ -61,19 +61,19 @@ class Running:
         self, method: str, path: str, body: object = None, **headers: str
     ) -> tuple[int, str]:
         port = int(self.address.rpartition(":")[2])
-        with_type = {"Content-Type": "application/json", **headers}
+        headers = {"Content-Type": "application/json", **headers}
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
-            connection.request(method, path, json.dumps(body), with_type)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            connection.request(method, path, json.dumps(body), headers)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
         finally:
             connection.close()
 
     def state(self, name: str) -> str:
         return {f.name: f.condition.state for f in self.service.sources}.get(name, "gone")
 
-    def until(self, name: str, state: str) -> None:
+    def wait_for_state(self, name: str, state: str) -> None:
         deadline = time.monotonic() + 15
         while self.state(name) != state:
             assert time.monotonic() < deadline, f"{name} is {self.state(name)}, not {state}"
@@ -86,32 +86,34 @@ class Running:
 
 
 @contextlib.contextmanager
-def run_service(model: Segmenter) -> Iterator[Running]:
-    made = Running(config(SourceConfig(url=LIVE, name="gate")), model)
+def run_service(model: Segmenter) -> Iterator[RunningService]:
+    running = RunningService(make_config(SourceConfig(url=LIVE, name="gate")), model)
     try:
-        made.until("gate", "live")
-        yield made
+        running.wait_for_state("gate", "live")
+        yield running
     finally:
-        made.close()
-    for account in made.service.metrics.snapshots():
+        running.close()
+    for account in running.service.metrics.snapshots():
         assert account.balanced
         assert account.in_flight == 0
 
 
 @pytest.fixture
-def running(model: Segmenter) -> Iterator[Running]:
-    with run_service(model) as made:
-        yield made
+def running(model: Segmenter) -> Iterator[RunningService]:
+    with run_service(model) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def unchanged(model: Segmenter) -> Iterator[Running]:
+def unchanged(model: Segmenter) -> Iterator[RunningService]:
     """Service that no test changes."""
-    with run_service(model) as made:
-        yield made
+    with run_service(model) as running:
+        yield running
 
 
-def test_a_source_that_is_added_again_continues_with_the_next_epoch(running: Running) -> None:
+def test_a_source_that_is_added_again_continues_with_the_next_epoch(
+    running: RunningService,
+) -> None:
     with connect(running.service.endpoints["masks"], ["yard"], timeout=20) as results:
         assert running.request("POST", "/v1/sources", {"url": LIVE, "name": "yard"})[0] == 201
         first = next(iter(results))
@@ -119,36 +121,36 @@ def test_a_source_that_is_added_again_continues_with_the_next_epoch(running: Run
         for _ in results:
             pass
         assert results.ended, "it subscribes to this source only"
-    running.until("yard", "gone")
+    running.wait_for_state("yard", "gone")
     with connect(running.service.endpoints["masks"], ["yard"], timeout=20) as results:
         assert running.request("POST", "/v1/sources", {"url": LIVE, "name": "yard"})[0] == 201
         again = next(iter(results))
     assert (first.epoch, again.epoch) == (0, 1)
     assert again.seq > first.seq
-    running.until("gate", "live")
+    running.wait_for_state("gate", "live")
 
 
-def test_a_service_runs_on_after_its_last_source_was_removed(running: Running) -> None:
+def test_a_service_runs_on_after_its_last_source_was_removed(running: RunningService) -> None:
     running.request("DELETE", "/v1/sources/gate")
-    running.until("gate", "gone")
+    running.wait_for_state("gate", "gone")
     time.sleep(0.5)
     assert running.thread.is_alive()
     assert running.request("POST", "/v1/sources", {"url": LIVE, "name": "gate"})[0] == 201
-    running.until("gate", "live")
+    running.wait_for_state("gate", "live")
 
 
-def test_a_paused_source_delivers_no_frames_until_it_is_resumed(running: Running) -> None:
+def test_a_paused_source_delivers_no_frames_until_it_is_resumed(running: RunningService) -> None:
     assert running.request("POST", "/v1/sources/gate/pause")[0] == 204
-    running.until("gate", "waiting")
+    running.wait_for_state("gate", "waiting")
     time.sleep(0.3)
     before = running.service.metrics.account("gate").snapshot().decoded
     time.sleep(0.5)
     assert running.service.metrics.account("gate").snapshot().decoded == before
     assert running.request("POST", "/v1/sources/gate/resume")[0] == 204
-    running.until("gate", "live")
+    running.wait_for_state("gate", "live")
 
 
-def test_new_thresholds_apply_to_later_frames(running: Running) -> None:
+def test_new_thresholds_apply_to_later_frames(running: RunningService) -> None:
     def count_instances() -> int:
         """Return the number of instances in frames captured from now on."""
         now = time.time()
@@ -188,7 +190,7 @@ def test_new_thresholds_apply_to_later_frames(running: Running) -> None:
     ],
 )
 def test_an_invalid_request_is_refused_and_changes_nothing(
-    unchanged: Running, method: str, path: str, body: object, status: int, reason: str
+    unchanged: RunningService, method: str, path: str, body: object, status: int, reason: str
 ) -> None:
     response_status, text = unchanged.request(method, path, body)
     assert (response_status, reason in text) == (status, True), text
@@ -196,7 +198,7 @@ def test_an_invalid_request_is_refused_and_changes_nothing(
     assert unchanged.state("gate") == "live"
 
 
-def test_unknown_hosts_and_foreign_origins_are_refused(unchanged: Running) -> None:
+def test_unknown_hosts_and_foreign_origins_are_refused(unchanged: RunningService) -> None:
     assert unchanged.request("GET", "/healthz", None, Host="evil.example")[0] == 403
     foreign = {"Origin": "http://evil.example"}
     assert unchanged.request("DELETE", "/v1/sources/gate", None, **foreign)[0] == 403
@@ -219,7 +221,7 @@ def controlled(reload: Reload | None = None, **options: object) -> Iterator[Http
     """HTTP API of a stand-in for a service."""
     control = HttpApi(
         cast(Service, HealthyService()),
-        config(SourceConfig(url=LIVE, name="gate"), **options),
+        make_config(SourceConfig(url=LIVE, name="gate"), **options),
         reload,
     )
     control.start()
@@ -342,31 +344,31 @@ def test_connections_beyond_the_limit_are_closed_until_others_leave() -> None:
 
 
 def test_health_is_answered_while_every_worker_thread_is_busy() -> None:
-    over, under_way = threading.Event(), threading.Semaphore(0)
+    finished, in_progress = threading.Event(), threading.Semaphore(0)
 
     def reload() -> Reloaded:
-        under_way.release()
-        over.wait(40)
+        in_progress.release()
+        finished.wait(40)
         return Reloaded((), (), (), ())
 
     with controlled(reload) as control, contextlib.ExitStack() as crowd:
         address = ("127.0.0.1", port_of(control))
         for _ in range(http_api.MAX_CONNECTIONS - 1):
-            asking = http.client.HTTPConnection(*address)
-            crowd.callback(asking.close)
-            asking.request("POST", "/v1/reload")
+            connection = http.client.HTTPConnection(*address)
+            crowd.callback(connection.close)
+            connection.request("POST", "/v1/reload")
         try:
             for _ in range(40):  # worker threads of starlette
-                assert under_way.acquire(timeout=10)
+                assert in_progress.acquire(timeout=10)
             assert health(control, f"localhost:{port_of(control)}") == 200
         finally:
-            over.set()
+            finished.set()
 
 
 def test_a_configured_token_is_required(model: Segmenter, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
-    made = config(SourceConfig(url=LIVE, name="gate"), token_file=str(tmp_path / "token"))
-    run = Running(made, model)
+    config = make_config(SourceConfig(url=LIVE, name="gate"), token_file=str(tmp_path / "token"))
+    run = RunningService(config, model)
     try:
         assert run.request("GET", "/v1/sources")[0] == 401
         assert run.request("GET", "/metrics", None, Authorization="Bearer wrong")[0] == 401
@@ -377,22 +379,22 @@ def test_a_configured_token_is_required(model: Segmenter, tmp_path: Path) -> Non
 
 
 def test_an_address_beyond_loopback_requires_a_token(model: Segmenter) -> None:
-    made = Config(
+    config = Config(
         sources=(SourceConfig(url=LIVE, name="gate"),),
         publish=PublishConfig(bind="tcp://127.0.0.1:*"),
     )
-    service = Service(made, model)
-    for control, error, why in (
+    service = Service(config, model)
+    for control, error, message in (
         (ControlConfig(bind="0.0.0.0:0"), ConfigError, "token"),
         (ControlConfig(bind="127.0.0.1:0", token_env="NOT_SET_ANYWHERE"), ConfigError, "isn't set"),
         (ControlConfig(bind="127.0.0.1:99999"), BindError, "65535"),
     ):
-        with pytest.raises(error, match=why):
-            HttpApi(service, Config(sources=made.sources, control=control), None)
+        with pytest.raises(error, match=message):
+            HttpApi(service, Config(sources=config.sources, control=control), None)
     service.close()
 
 
-def test_malformed_requests_do_not_stop_the_server(unchanged: Running) -> None:
+def test_malformed_requests_do_not_stop_the_server(unchanged: RunningService) -> None:
     host, port = "127.0.0.1", int(unchanged.address.rpartition(":")[2])
     for garbage in (
         b"\0" * 1000,
@@ -408,55 +410,55 @@ def test_malformed_requests_do_not_stop_the_server(unchanged: Running) -> None:
 def test_a_reload_changes_the_sources_and_an_invalid_config_changes_nothing(
     model: Segmenter,
 ) -> None:
-    wanted = [config(SourceConfig(url=LIVE, name="a"), SourceConfig(url=LIVE, name="b"))]
+    configs = [make_config(SourceConfig(url=LIVE, name="a"), SourceConfig(url=LIVE, name="b"))]
 
     def load() -> Config:
-        if not wanted:
+        if not configs:
             raise ConfigError("nonsense")
-        return wanted[0]
+        return configs[0]
 
-    run = Running(wanted[0], model, load)
+    run = RunningService(configs[0], model, load)
     try:
-        run.until("b", "live")
+        run.wait_for_state("b", "live")
         faster = SourceConfig(url=LIVE + "&seed=2", name="b")
-        wanted[0] = config(faster, SourceConfig(url=LIVE, name="c"))
-        status, said = run.request("POST", "/v1/reload")
-        assert (status, json.loads(said)) == (
+        configs[0] = make_config(faster, SourceConfig(url=LIVE, name="c"))
+        status, body = run.request("POST", "/v1/reload")
+        assert (status, json.loads(body)) == (
             200,
             {"added": ["c"], "removed": ["a"], "restarted": ["b"], "waits": []},
         )
-        run.until("c", "live")
-        run.until("b", "live")
-        run.until("a", "gone")
-        wanted.clear()
+        run.wait_for_state("c", "live")
+        run.wait_for_state("b", "live")
+        run.wait_for_state("a", "gone")
+        configs.clear()
         assert run.request("POST", "/v1/reload")[0] == 400
         assert run.state("c") == "live"
     finally:
         run.close()
 
 
-def test_ctl_lists_and_changes_sources(running: Running, streamseg: Run) -> None:
+def test_ctl_lists_and_changes_sources(running: RunningService, streamseg: Run) -> None:
     at = ("--at", running.address)
     assert "gate" in streamseg("ctl", "list", *at).stdout
     assert streamseg("ctl", "add", LIVE, "--name", "yard", *at).stdout == "yard\n"
     changed = streamseg("ctl", "thresholds", "yard", "--set", "score=0.7", *at).stdout
     assert json.loads(changed)["score"] == 0.7
     assert streamseg("ctl", "remove", "yard", *at).returncode == 0
-    missing = streamseg("ctl", "pause", "nobody", *at)
-    assert (missing.returncode, "no source called 'nobody'" in missing.stderr) == (1, True)
+    missing = streamseg("ctl", "pause", "missing", *at)
+    assert (missing.returncode, "no source called 'missing'" in missing.stderr) == (1, True)
     away = streamseg("ctl", "list", "--at", "http://127.0.0.1:9")
     assert (away.returncode, "is a service running there" in away.stderr) == (1, True)
 
 
 def test_ctl_ignores_proxies_of_the_environment(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+    running: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
     assert [s["name"] for s in HttpApiClient(running.address, "token").sources()] == ["gate"]
 
 
-def test_metrics_include_accounts_and_states(running: Running) -> None:
+def test_metrics_include_accounts_and_states(running: RunningService) -> None:
     with connect(running.service.endpoints["masks"], timeout=20) as results:
         next(iter(results))
     text = running.request("GET", "/metrics")[1]

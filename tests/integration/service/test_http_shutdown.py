@@ -1,4 +1,4 @@
-"""Shutdown of the HTTP servers: every connection is closed, whatever its client does."""
+"""Shutdown of the HTTP servers: every connection is closed, even if its client does not read."""
 
 import asyncio
 import gc

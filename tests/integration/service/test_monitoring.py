@@ -160,7 +160,7 @@ def test_the_prometheus_target_is_the_address_of_the_http_api() -> None:
 
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[tuple[Supervisor, str]]:
-    """A service, and a real Prometheus that asks it every second."""
+    """Run a service and a Prometheus server that scrapes it every second."""
     require_program("prometheus", is_installed=shutil.which("prometheus") is not None)
     with supervised_service(
         *(SourceConfig(url=PATTERN, name=name) for name in ("gate", "yard"))
@@ -188,20 +188,20 @@ def prometheus(tmp_path: Path) -> Iterator[tuple[Supervisor, str]]:
             process.wait(20)
 
 
-def asked(prometheus: str, query: str) -> list[dict]:
+def query_prometheus(prometheus: str, query: str) -> list[dict]:
     path = f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
     try:
-        with urllib.request.urlopen(path, timeout=10) as answer:
-            return json.load(answer)["data"]["result"]
+        with urllib.request.urlopen(path, timeout=10) as response:
+            return json.load(response)["data"]["result"]
     except (urllib.error.URLError, ConnectionError):
-        return []  # it begins
+        return []  # Prometheus is still starting
 
 
 @pytest.mark.slow
 def test_every_panel_shows_data_of_a_running_service(prometheus) -> None:
     supervisor, address = prometheus
     metrics = supervisor._service.metrics
-    # Nothing is dropped or fails here; the series are those that would be.
+    # Nothing is dropped or fails here, so create the series of these counters.
     metrics.dropped.labels("gate", "too_old")
     metrics.failed.labels("gate", "corrupt")
     metrics.messages_dropped.labels("masks")
@@ -209,13 +209,15 @@ def test_every_panel_shows_data_of_a_running_service(prometheus) -> None:
     for source in ("gate", "yard"):
         metrics.images.labels(source)
         metrics.images_dropped.labels(source)
-    wait_until(lambda: asked(address, "rate(streamseg_published_frames_total[5s]) > 0"), 30)
+    wait_until(
+        lambda: query_prometheus(address, "rate(streamseg_published_frames_total[5s]) > 0"), 30
+    )
     time.sleep(3)  # rates need two samples of every series
     for query in panel_queries():
-        found = asked(address, query)
-        assert found, query
-        assert all(sample["value"][1] != "NaN" for sample in found), query
+        samples = query_prometheus(address, query)
+        assert samples, query
+        assert all(sample["value"][1] != "NaN" for sample in samples), query
     state = next(query for query in panel_queries() if "6 * streamseg_source_state" in query)
-    told = {s["metric"]["source"]: s["value"][1] for s in asked(address, state)}
-    assert told == {"gate": "1", "yard": "1"}
-    assert asked(address, "ALERTS") == []
+    values = {s["metric"]["source"]: s["value"][1] for s in query_prometheus(address, state)}
+    assert values == {"gate": "1", "yard": "1"}
+    assert query_prometheus(address, "ALERTS") == []

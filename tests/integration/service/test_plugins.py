@@ -106,7 +106,7 @@ def test_a_failing_sink_ends_neither_the_masks_nor_another_sink(
 ) -> None:
     failing = {"type": "lines", "path": str(tmp_path / "failing.txt"), "fail_at": 3}
     if failure == "open":
-        failing["path"] = str(tmp_path / "gone" / "failing.txt")
+        failing["path"] = str(tmp_path / "missing" / "failing.txt")
     other = {"type": "lines", "path": str(tmp_path / "other.txt")}
     service = Service(config(failing, other), model)
     service.start()
@@ -177,8 +177,8 @@ def test_a_wrong_plugin_ends_the_command_before_anything_starts(
 
 def test_a_plugin_tracker_replaces_the_built_in_one(model: Segmenter, tmp_path: Path) -> None:
     file = tmp_path / "lines.txt"
-    made = config({"type": "lines", "path": str(file)}, tracker="counting", subscribers=0)
-    service = Service(made, model)
+    service_config = config({"type": "lines", "path": str(file)}, tracker="counting", subscribers=0)
+    service = Service(service_config, model)
     service.start()
     service.wait()
     tracks = [json.loads(line.split(" ", 2)[2]) for line in file.read_text().splitlines()[:-1]]
@@ -195,13 +195,13 @@ def test_a_service_inside_a_program_runs_as_long_as_its_block(tmp_path: Path, ki
         "publish": {"bind": "tcp://127.0.0.1:*"},
         "model": {"input_size": 128},
     }
-    given: object = raw
+    argument: object = raw
     if kind == "config":
-        given = streamseg.config.validate(raw, "the test")
+        argument = streamseg.config.validate(raw, "the test")
     elif kind == "path":
-        given = tmp_path / "service.yaml"
-        given.write_text(yaml.safe_dump(raw))
-    with serve(given) as service:
+        argument = tmp_path / "service.yaml"
+        argument.write_text(yaml.safe_dump(raw))
+    with serve(argument) as service:
         with connect(service.endpoints["masks"], timeout=30) as subscriber:
             assert next(iter(subscriber)).source == "gate"
         assert service.ready

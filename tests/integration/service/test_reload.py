@@ -1,4 +1,4 @@
-"""Changes of a running service's sources while their frames are in flight."""
+"""Reload, pause and removal of sources while their frames are in flight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(60)
 LIVE = "test:?live=1&size=160x120&fps=20"
 
 
-class Running:
+class RunningService:
     """Running service whose model can be blocked."""
 
     def __init__(self, model: Segmenter, *sources: SourceConfig, **publish: object) -> None:
@@ -37,9 +37,9 @@ class Running:
         thresholds = Thresholds(score=score)
         return Config(sources=sources, publish=self._publish, thresholds=thresholds)
 
-    def _blocked_forward(self, *given: object) -> object:
+    def _blocked_forward(self, *arguments: object) -> object:
         self.unblocked.wait(30)
-        return self._forward(*given)  # type: ignore[arg-type]
+        return self._forward(*arguments)  # type: ignore[arg-type]
 
     def state(self, name: str) -> str:
         return {f.name: f.condition.state for f in self.service.sources}.get(name, "gone")
@@ -47,13 +47,13 @@ class Running:
     def epoch(self, name: str) -> int:
         return {f.name: f.condition.epoch for f in self.service.sources}[name]
 
-    def until(self, name: str, *states: str) -> None:
+    def wait_for_state(self, name: str, *states: str) -> None:
         deadline = time.monotonic() + 20
         while self.state(name) not in states:
             assert time.monotonic() < deadline, f"{name} is {self.state(name)}, not {states}"
             time.sleep(0.02)
 
-    def until_config(self, source: SourceConfig) -> None:
+    def wait_for_config(self, source: SourceConfig) -> None:
         """Wait until a session runs with this config."""
         deadline = time.monotonic() + 20
         while source not in [session.config for session in self.service.sources]:
@@ -62,7 +62,7 @@ class Running:
 
     def block_frames(self, name: str) -> None:
         """Block the model while frames of a source are in flight."""
-        self.until(name, "live")
+        self.wait_for_state(name, "live")
         self.unblocked.clear()
         account = self.service.metrics.account(name)
         deadline = time.monotonic() + 20
@@ -87,45 +87,49 @@ def model() -> Segmenter:
 
 
 @pytest.fixture
-def running(model: Segmenter) -> Iterator[Running]:
-    made = Running(model, SourceConfig(url=LIVE, name="gate"), SourceConfig(url=LIVE, name="yard"))
+def running(model: Segmenter) -> Iterator[RunningService]:
+    running = RunningService(
+        model, SourceConfig(url=LIVE, name="gate"), SourceConfig(url=LIVE, name="yard")
+    )
     try:
-        yield made
+        yield running
     finally:
-        made.close(model)
+        running.close(model)
 
 
-def gate(seed: int) -> SourceConfig:
+def make_gate(seed: int) -> SourceConfig:
     return SourceConfig(url=f"{LIVE}&seed={seed}", name="gate")
 
 
 def test_a_changed_source_restarts_after_its_last_frames_without_blocking_the_reload(
-    running: Running,
+    running: RunningService,
 ) -> None:
     running.block_frames("gate")
-    began = time.monotonic()
-    new = running.config(gate(2), SourceConfig(url=LIVE, name="door"), score=0.3)
-    changes = running.service.sources.reload(new)
-    assert time.monotonic() - began < 5, "a reload doesn't wait for the model"
+    started_at = time.monotonic()
+    config = running.config(make_gate(2), SourceConfig(url=LIVE, name="door"), score=0.3)
+    changes = running.service.sources.reload(config)
+    assert time.monotonic() - started_at < 5, "a reload doesn't wait for the model"
     assert (changes.restarted, changes.added, changes.removed) == (("gate",), ("door",), ("yard",))
     assert running.service.sources.thresholds.default.score == 0.3
     assert running.state("gate") != "gone"
-    second = running.service.sources.reload(running.config(gate(3)))  # before it has come back
+    second = running.service.sources.reload(running.config(make_gate(3)))  # before the restart
     assert second.restarted == ("gate",)
     running.unblocked.set()
-    running.until("door", "gone")
-    running.until("yard", "gone")
-    running.until_config(gate(3))
-    running.until("gate", "live")
+    running.wait_for_state("door", "gone")
+    running.wait_for_state("yard", "gone")
+    running.wait_for_config(make_gate(3))
+    running.wait_for_state("gate", "live")
     assert [session.removed for session in running.service.sources] == [False]
     assert running.epoch("gate") > 0
 
 
-def test_a_subscriber_of_one_source_continues_when_its_options_change(running: Running) -> None:
+def test_a_subscriber_of_one_source_continues_when_its_options_change(
+    running: RunningService,
+) -> None:
     with connect(running.service.endpoints["masks"], ["gate"], timeout=20) as results:
         assert next(iter(results)).epoch == 0
         for seed in (2, 3):
-            running.service.sources.reload(running.config(gate(seed)))
+            running.service.sources.reload(running.config(make_gate(seed)))
             for received in results:
                 if received.epoch == seed - 1:
                     break
@@ -133,81 +137,87 @@ def test_a_subscriber_of_one_source_continues_when_its_options_change(running: R
         assert results.gaps == {"gate": 0}
 
 
-def test_a_source_removed_before_its_restart_stays_removed(running: Running) -> None:
+def test_a_source_removed_before_its_restart_stays_removed(running: RunningService) -> None:
     running.block_frames("gate")
-    running.service.sources.reload(running.config(gate(2), SourceConfig(url=LIVE, name="yard")))
+    running.service.sources.reload(
+        running.config(make_gate(2), SourceConfig(url=LIVE, name="yard"))
+    )
     running.service.sources.remove("gate")
     running.unblocked.set()
-    running.until("gate", "gone")
-    running.until("yard", "live")
+    running.wait_for_state("gate", "gone")
+    running.wait_for_state("yard", "live")
     time.sleep(0.3)
     assert running.state("gate") == "gone"
 
 
-def test_a_paused_source_stays_paused_when_its_options_change(running: Running) -> None:
-    running.until("gate", "live")
+def test_a_paused_source_stays_paused_when_its_options_change(running: RunningService) -> None:
+    running.wait_for_state("gate", "live")
     running.service.sources.pause("gate")
-    running.until("gate", "waiting")
+    running.wait_for_state("gate", "waiting")
     for seed in (2, 3):
         running.service.sources.reload(
-            running.config(gate(seed), SourceConfig(url=LIVE, name="yard"))
+            running.config(make_gate(seed), SourceConfig(url=LIVE, name="yard"))
         )
-    running.until_config(gate(3))
-    running.until("gate", "waiting")
+    running.wait_for_config(make_gate(3))
+    running.wait_for_state("gate", "waiting")
     decoded = running.service.metrics.account("gate").snapshot().decoded
     time.sleep(0.5)
     assert running.service.metrics.account("gate").snapshot().decoded == decoded
     running.service.sources.resume("gate")
-    running.until("gate", "live")
+    running.wait_for_state("gate", "live")
 
 
-def test_a_source_can_be_paused_and_resumed_before_its_restart(running: Running) -> None:
+def test_a_source_can_be_paused_and_resumed_before_its_restart(running: RunningService) -> None:
     running.block_frames("gate")
-    running.service.sources.reload(running.config(gate(2)))
+    running.service.sources.reload(running.config(make_gate(2)))
     running.service.sources.pause("gate")
     running.unblocked.set()
-    running.until_config(gate(2))
-    running.until("gate", "waiting")
-    running.service.sources.reload(running.config(gate(3)))
+    running.wait_for_config(make_gate(2))
+    running.wait_for_state("gate", "waiting")
+    running.service.sources.reload(running.config(make_gate(3)))
     running.service.sources.resume("gate")
     running.unblocked.set()
-    running.until_config(gate(3))
-    running.until("gate", "live")
+    running.wait_for_config(make_gate(3))
+    running.wait_for_state("gate", "live")
 
 
 def test_a_source_that_waits_for_subscribers_can_be_changed_and_removed(
     model: Segmenter,
 ) -> None:
-    made = Running(model, gate(1), SourceConfig(url=LIVE, name="yard"), wait_subscribers=1)
+    running = RunningService(
+        model, make_gate(1), SourceConfig(url=LIVE, name="yard"), wait_subscribers=1
+    )
     try:
-        made.until("gate", "waiting")
-        made.service.sources.reload(made.config(gate(2), SourceConfig(url=LIVE, name="yard")))
-        made.service.sources.remove("yard")
-        made.until("yard", "gone")
-        made.until("gate", "waiting")
+        running.wait_for_state("gate", "waiting")
+        running.service.sources.reload(
+            running.config(make_gate(2), SourceConfig(url=LIVE, name="yard"))
+        )
+        running.service.sources.remove("yard")
+        running.wait_for_state("yard", "gone")
+        running.wait_for_state("gate", "waiting")
     finally:
-        made.close(model)
+        running.close(model)
 
 
-def test_a_failed_source_that_is_replaced_is_no_problem_any_more(running: Running) -> None:
-    away = SourceConfig(url=f"rtsp://127.0.0.1:{free_port()}/x", name="door", max_attempts=1)
-    running.service.sources.add(away)
-    running.until("door", "failed")
+def test_a_replaced_source_has_no_problem_of_its_predecessor(running: RunningService) -> None:
+    unreachable = SourceConfig(url=f"rtsp://127.0.0.1:{free_port()}/x", name="door", max_attempts=1)
+    running.service.sources.add(unreachable)
+    running.wait_for_state("door", "failed")
     assert "given up after 1 attempts" in running.service.problems[0]
-    mended = SourceConfig(url=LIVE, name="door")
-    running.service.sources.reload(running.config(mended, SourceConfig(url=LIVE, name="gate")))
-    running.until("door", "live")
+    replacement = SourceConfig(url=LIVE, name="door")
+    running.service.sources.reload(running.config(replacement, SourceConfig(url=LIVE, name="gate")))
+    running.wait_for_state("door", "live")
     assert running.service.problems == []
 
 
-def test_nothing_is_added_once_the_last_source_has_ended(model: Segmenter) -> None:
-    made = Running(model, SourceConfig(url="test:?frames=3&size=160x120", name="short"))
+def test_sources_cannot_be_added_after_the_end_of_the_last_one(model: Segmenter) -> None:
+    running = RunningService(model, SourceConfig(url="test:?frames=3&size=160x120", name="short"))
     try:
-        made.until("short", "ended")
-        assert not made.service.ready
+        running.wait_for_state("short", "ended")
+        assert not running.service.ready
         with pytest.raises(ConfigError, match="isn't running"):
-            made.service.sources.add(gate(1))
+            running.service.sources.add(make_gate(1))
         with pytest.raises(ConfigError, match="isn't running"):
-            made.service.sources.reload(made.config(gate(1)))
+            running.service.sources.reload(running.config(make_gate(1)))
     finally:
-        made.close(model)
+        running.close(model)

@@ -83,8 +83,8 @@ def test_images_arrive_with_their_results_and_before_the_end(model: Segmenter) -
 
 
 def test_two_sources_share_the_model_and_end_separately(model: Segmenter) -> None:
-    made = config(pattern("short", 10), pattern("long", 60), subscribers=2)
-    service = Service(made, model)
+    service_config = config(pattern("short", 10), pattern("long", 60), subscribers=2)
+    service = Service(service_config, model)
     service.start()
     address = service.endpoints["masks"]
     ended: dict[str, float] = {}
@@ -113,8 +113,8 @@ def test_the_example_configs_can_be_served(
 ) -> None:
     monkeypatch.chdir(ROOT)
     raw = load(ROOT / "configs" / name)
-    cut = [f"sources.{row}.end=0.5" for row in range(len(raw["sources"]))]
-    override(raw, ["publish.bind=tcp://127.0.0.1:*", "publish.wait_subscribers=1", *cut])
+    ends = [f"sources.{row}.end=0.5" for row in range(len(raw["sources"]))]
+    override(raw, ["publish.bind=tcp://127.0.0.1:*", "publish.wait_subscribers=1", *ends])
     service = Service(validate(raw, name), nanomask)
     service.start()
     with connect(service.endpoints["masks"], timeout=30) as subscriber:
@@ -126,11 +126,11 @@ def test_the_example_configs_can_be_served(
 
 def test_each_source_has_its_own_thresholds(nanomask: Segmenter) -> None:
     only_cars = Thresholds(score=0.3, classes=("car",))
-    made = config(
+    service_config = config(
         SourceConfig(url=str(CLIP), name="all", end=0.35),
         SourceConfig(url=str(CLIP), name="cars", end=0.35, thresholds=only_cars),
     )
-    service = Service(made, nanomask)
+    service = Service(service_config, nanomask)
     service.start()
     names: dict[str, set[str]] = {"all": set(), "cars": set()}
     with connect(service.endpoints["masks"], timeout=30) as subscriber:
@@ -164,7 +164,7 @@ def test_subscribers_of_an_aborted_service_receive_that_it_failed(
     service.wait()
 
 
-def test_the_model_is_warmed_up_when_a_service_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_warmed_up_when_a_service_is_created(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
     predict = Segmenter.predict
 
@@ -179,8 +179,8 @@ def test_the_model_is_warmed_up_when_a_service_is_made(monkeypatch: pytest.Monke
 
 
 def test_a_failing_source_is_reported_and_the_others_run_on(model: Segmenter) -> None:
-    broken = SourceConfig(url=str(MEDIA / "truncated_moov_front.mp4"), name="broken")
-    service = Service(config(broken, pattern("good", 40)), model)
+    damaged = SourceConfig(url=str(MEDIA / "truncated_moov_front.mp4"), name="broken")
+    service = Service(config(damaged, pattern("good", 40)), model)
     service.start()
     with connect(service.endpoints["masks"], timeout=30) as subscriber:
         frames = [r.source for r in subscriber]
@@ -195,20 +195,20 @@ def test_a_failing_source_is_reported_and_the_others_run_on(model: Segmenter) ->
 
 
 def test_a_failing_model_ends_the_service_with_balanced_accounts() -> None:
-    class Broken(type(load_model("nanomask", input_size=128))):  # type: ignore[misc]
+    class FailingModel(type(load_model("nanomask", input_size=128))):  # type: ignore[misc]
         calls = 0
 
         def postprocess(self, detections: object) -> list[Prediction]:
             self.calls += 1
             if self.calls == 3:
-                raise ZeroDivisionError("the model broke")
+                raise ZeroDivisionError("the model failed")
             return super().postprocess(detections)
 
-    broken = load_model("nanomask", input_size=128)
-    broken.__class__ = Broken
-    service = Service(config(pattern("a", 200), subscribers=0), broken)
+    failing = load_model("nanomask", input_size=128)
+    failing.__class__ = FailingModel
+    service = Service(config(pattern("a", 200), subscribers=0), failing)
     service.start()
-    with pytest.raises(StageError, match="worker: the model broke"):
+    with pytest.raises(StageError, match="worker: the model failed"):
         service.wait()
     account = account_of(service.summary(), "a")
     assert account.balanced
@@ -238,9 +238,9 @@ def test_stopping_while_waiting_for_subscribers_ends_at_once(model: Segmenter) -
     service.start()
     time.sleep(0.2)
     service.stop()
-    begun = time.monotonic()
+    stopped_at = time.monotonic()
     summary = service.wait()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - stopped_at < 5
     assert summary.frames == 0
 
 
@@ -248,18 +248,18 @@ def test_a_service_that_is_stopped_before_its_start_ends(model: Segmenter) -> No
     service = Service(config(pattern("a"), pattern("b"), subscribers=0), model)
     service.stop()
     service.start()
-    begun = time.monotonic()
+    stopped_at = time.monotonic()
     service.wait()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - stopped_at < 5
 
 
 def test_an_error_before_the_start_leaves_no_thread(model: Segmenter, tmp_path: Path) -> None:
     before = threading.active_count()
-    with pytest.raises(SourceError, match="gone"):
-        Service(config(SourceConfig(url=str(tmp_path / "gone.mp4"), name="x")), model)
-    taken = Service(config(pattern("a")), model)
-    address = taken.endpoints["masks"]
+    with pytest.raises(SourceError, match="missing"):
+        Service(config(SourceConfig(url=str(tmp_path / "missing.mp4"), name="x")), model)
+    running = Service(config(pattern("a")), model)
+    address = running.endpoints["masks"]
     with pytest.raises(BindError, match=r"127\.0\.0\.1"):
         Service(Config(sources=(pattern("a"),), publish=PublishConfig(bind=address)), model)
-    taken.close()
+    running.close()
     assert threading.active_count() == before

@@ -27,7 +27,7 @@ from streamseg.sinks.zmq.endpoints import max_connections_within, open_files_nee
 from streamseg.sources import open_source
 
 
-def output_of(program: str) -> str:
+def run_program(program: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=20
     ).stdout
@@ -46,23 +46,25 @@ def test_the_limit_in_the_message_is_exactly_sufficient(monkeypatch, publish, co
     monkeypatch.setattr(system_limits, "raise_open_files_limit", lambda: 1)
     with pytest.raises(ConfigError) as refused:
         check_capacity(publish, (), sources)
-    named = int(re.search(r"ulimit -n (\d+)", str(refused.value))[1])
-    monkeypatch.setattr(system_limits, "raise_open_files_limit", lambda: named)
+    advised = int(re.search(r"ulimit -n (\d+)", str(refused.value))[1])
+    monkeypatch.setattr(system_limits, "raise_open_files_limit", lambda: advised)
     check_capacity(publish, (), sources)
-    monkeypatch.setattr(system_limits, "raise_open_files_limit", lambda: named - 1)
-    with pytest.raises(ConfigError, match=f"^{named} open files are needed"):
+    monkeypatch.setattr(system_limits, "raise_open_files_limit", lambda: advised - 1)
+    with pytest.raises(ConfigError, match=f"^{advised} open files are needed"):
         check_capacity(publish, (), sources)
 
 
 @given(st.integers(2, 10_000), st.booleans(), st.integers(0, 100_000))
-def test_the_advised_number_of_connections_fits_and_one_more_does_not(asked, replays, room) -> None:
-    def publish(most: int) -> PublishConfig:
-        return PublishConfig(max_connections=most, replay=30 if replays else 0)
+def test_the_advised_number_of_connections_fits_and_one_more_does_not(
+    requested, has_replay, available
+) -> None:
+    def publish(connections: int) -> PublishConfig:
+        return PublishConfig(max_connections=connections, replay=30 if has_replay else 0)
 
-    most = max_connections_within(publish(asked), room)
-    if most >= 1:
-        assert open_files_needed(publish(most)) <= room
-    assert open_files_needed(publish(max(most, 0) + 1)) > room
+    advised = max_connections_within(publish(requested), available)
+    if advised >= 1:
+        assert open_files_needed(publish(advised)) <= available
+    assert open_files_needed(publish(max(advised, 0) + 1)) > available
 
 
 def test_fewer_connections_are_advised_only_if_that_helps(monkeypatch) -> None:
@@ -81,10 +83,10 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 300))\n"
         "print(raise_open_files_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "300 (300, 300)\n"
+    assert completed.stdout == "300 (300, 300)\n"
 
 
 @pytest.mark.slow
@@ -92,13 +94,13 @@ def test_a_service_beyond_the_limit_of_open_files_is_refused(tmp_path) -> None:
     config = tmp_path / "many.yaml"
     rows = "".join(f"  - {{name: c{n}, url: 'rtsp://127.0.0.1:9/x'}}\n" for n in range(200))
     config.write_text("publish: {max_connections: 1, bind: 'tcp://127.0.0.1:*'}\nsources:\n" + rows)
-    done = subprocess.run(
+    completed = subprocess.run(
         command("serve", config),
         check=False, capture_output=True, text=True, timeout=60, env=environment(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, 700)),
     )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr == (
+    assert completed.returncode == 2
+    assert completed.stderr == (
         "streamseg: 1446 open files are needed (390 for subscribers, 800 for sources, 256 for the "
         "service itself), and this process may have 700: raise the limit (ulimit -n 1446; "
         "LimitNOFILE= of a systemd unit)\n"
@@ -110,20 +112,20 @@ def test_too_few_threads_are_an_error_of_one_line(monkeypatch) -> None:
     check_threads(50)
     assert threading.active_count() == before
     start = threading.Thread.start
-    room = iter(range(7))
+    allowed = iter(range(7))
 
-    def limited(thread: threading.Thread) -> None:
-        if next(room, None) is None:
+    def start_limited(thread: threading.Thread) -> None:
+        if next(allowed, None) is None:
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr(threading.Thread, "start", start_limited)
     with pytest.raises(ConfigError, match="50 threads are needed, and the system allows 7: raise"):
         check_threads(50)
     assert threading.active_count() == before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of a user's threads are Linux'")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the threads of a user")
 def test_the_limit_of_threads_of_the_system_is_found() -> None:
     program = (
         "import os, resource\nfrom streamseg.errors import ConfigError\n"
@@ -132,10 +134,10 @@ def test_the_limit_of_threads_of_the_system_is_found() -> None:
         "if os.getuid() == 0: os.setuid(64321)\n"  # the administrator has no limit
         "try: check_threads(5000)\nexcept ConfigError as error: print(error)"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert re.match(r"5000 threads are needed, and the system allows \d+: raise", done.stdout)
+    assert re.match(r"5000 threads are needed, and the system allows \d+: raise", completed.stdout)
 
 
 def test_needed_open_files_are_listed_by_purpose() -> None:
@@ -147,16 +149,16 @@ def test_a_returned_descriptor_is_never_free_in_between() -> None:
     reserve = FileReserve()
     try:
         assert reserve.release_one()
-        ours, theirs = socket.socketpair()
-        descriptor = ours.detach()
+        server, client = socket.socketpair()
+        descriptor = server.detach()
         reserve.take_back(descriptor)
-        assert theirs.recv(1) == b""  # the connection has ended
-        theirs.close()
+        assert client.recv(1) == b""  # the connection is closed
+        client.close()
         assert Path(f"/proc/self/fd/{descriptor}").readlink() == Path(os.devnull)
-        more = os.dup(descriptor)
-        reserve.take_back(more)  # none is missing
+        extra = os.dup(descriptor)
+        reserve.take_back(extra)  # the reserve is complete
         with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(more)
+            os.fstat(extra)
     finally:
         reserve.close()
         reserve.close()
@@ -164,7 +166,7 @@ def test_a_returned_descriptor_is_never_free_in_between() -> None:
         os.fstat(descriptor)
 
 
-USED_UP = """
+EXHAUSTED_SERVER = """
 import asyncio, os, resource, socket, threading, time
 from streamseg.service.system_limits import FileReserve, ReservedListener
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -173,17 +175,17 @@ async def answer(reader, writer):
     writer.write(b"well\\n")
     await writer.drain()
     writer.close()
-def use_up(kept):
-    # as cameras do, which connect and connect again
+def use_descriptors(descriptors):
+    # like cameras that reconnect
     while True:
-        try: kept.append(os.open("/dev/null", os.O_RDONLY))
-        except OSError: kept and os.close(kept.pop(0))
+        try: descriptors.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError: descriptors and os.close(descriptors.pop(0))
         time.sleep(0.001)
 async def main():
-    listening = socket.create_server(("127.0.0.1", 0), backlog=64)
-    server = await asyncio.start_server(answer, sock=ReservedListener(listening, FileReserve()))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+    server = await asyncio.start_server(answer, sock=ReservedListener(listener, FileReserve()))
     print(server.sockets[0].getsockname()[1], flush=True)
-    for _ in range(3): threading.Thread(target=use_up, args=([],), daemon=True).start()
+    for _ in range(3): threading.Thread(target=use_descriptors, args=([],), daemon=True).start()
     await asyncio.sleep(60)
 asyncio.run(main())
 """
@@ -191,23 +193,26 @@ asyncio.run(main())
 
 def test_a_listener_with_a_reserve_answers_without_free_descriptors() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", USED_UP], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", EXHAUSTED_SERVER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as running:
         try:
             port = int(running.stdout.readline())
             while len(list(Path(f"/proc/{running.pid}/fd").iterdir())) < 60:
                 time.sleep(0.01)
-            for _ in range(100):  # more often than there are reserved ones
-                with socket.create_connection(("127.0.0.1", port), timeout=10) as asking:
-                    asking.sendall(b"?\n")
-                    assert asking.makefile().readline() == "well\n"
+            for _ in range(100):  # more often than the reserve has descriptors
+                with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                    client.sendall(b"?\n")
+                    assert client.makefile().readline() == "well\n"
         finally:
             running.kill()
             running.communicate()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="sets another process's limit")
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs resource.prlimit")
 def test_the_http_api_answers_when_a_service_has_no_free_descriptor() -> None:
     pattern = ("--source", "test:?live=1&size=64x64", "--bind", "tcp://127.0.0.1:*")
     small = ("--model", "nanomask", "--weights", "none", "--set", "model.input_size=64")
@@ -219,19 +224,19 @@ def test_the_http_api_answers_when_a_service_has_no_free_descriptor() -> None:
             while "control at" not in (line := running.stderr.readline()):
                 assert line
             url = line.split()[-1]
-            answer(f"{url}/healthz")  # it serves
+            get(f"{url}/healthz")  # the HTTP API is ready
             count = len(list(Path(f"/proc/{running.pid}/fd").iterdir()))
             resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (count, count))
-            for _ in range(20):  # more often than there are reserved ones
-                assert answer(f"{url}/healthz") == b"ok"
-                assert b"streamseg_" in answer(f"{url}/metrics")
-                assert b'"name":"test"' in answer(f"{url}/v1/sources")
+            for _ in range(20):  # more often than the reserve has descriptors
+                assert get(f"{url}/healthz") == b"ok"
+                assert b"streamseg_" in get(f"{url}/metrics")
+                assert b'"name":"test"' in get(f"{url}/v1/sources")
             running.terminate()
             assert running.wait(30) == 0
         finally:
             running.kill()
 
 
-def answer(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answered:
-        return answered.read()
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.read()

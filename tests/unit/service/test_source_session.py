@@ -1,4 +1,4 @@
-"""Sessions of sources: the states that they publish and log."""
+"""Source sessions: published and logged states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIG = SourceConfig(url="rtsp://127.0.0.1:1/x", name="door")
 
 
 class CameraSession:
-    """Session of a camera that isn't started, and the reasons that it publishes."""
+    """Session of a camera that is not started; records the published reasons."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []

@@ -29,17 +29,17 @@ from streamseg.service.supervisor import Supervisor
 
 @pytest.fixture(params=["path", "abstract"])
 def systemd(request, tmp_path, monkeypatch):
-    """Socket that systemd would receive notifications on."""
+    """Create the socket on which systemd would receive notifications."""
     if request.param == "path":
         address = named = str(tmp_path / "notify")
     else:
         named = f"@streamseg-{secrets.token_hex(8)}"
         address = "\0" + named[1:]
     monkeypatch.setenv("NOTIFY_SOCKET", named)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(address)
-        listening.settimeout(5)
-        yield listening
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd_socket:
+        systemd_socket.bind(address)
+        systemd_socket.settimeout(5)
+        yield systemd_socket
 
 
 def receive(systemd) -> list[str]:
@@ -112,13 +112,13 @@ def test_a_process_without_free_descriptors_continues(systemd, caplog) -> None:
 
 
 def test_a_systemd_that_does_not_read_never_blocks(systemd, caplog) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     for _ in range(10_000):
         systemd_module.notify_watchdog()
         if caplog.records:
             break
     assert "temporarily unavailable" in caplog.text
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started_at < 5
 
 
 @pytest.mark.parametrize(
@@ -150,31 +150,31 @@ def test_an_invalid_watchdog_interval_is_refused(monkeypatch, usec) -> None:
 PATTERN = "test:?live=1&size=160x120&fps=20"
 
 
-def until(systemd, wanted: str) -> list[str]:
+def receive_until(systemd, pattern: str) -> list[str]:
     """Return the lines received up to one that matches."""
     lines: list[str] = []
     deadline = time.monotonic() + 60
-    while not lines or not re.fullmatch(wanted, lines[-1]):
+    while not lines or not re.fullmatch(pattern, lines[-1]):
         assert time.monotonic() < deadline, lines
         lines += receive(systemd)
     return lines
 
 
 @pytest.fixture
-def listening(tmp_path, monkeypatch):
-    """Socket of a systemd with a watchdog interval of one second."""
+def systemd_socket(tmp_path, monkeypatch):
+    """Create the socket of a systemd with a watchdog interval of one second."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "1000000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(60)
-        yield listening
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd_socket:
+        systemd_socket.bind(str(tmp_path / "notify"))
+        systemd_socket.settimeout(60)
+        yield systemd_socket
 
 
 @pytest.mark.slow
-def test_a_service_notifies_systemd_from_start_to_stop(listening, tmp_path) -> None:
-    """From its start, over a SIGHUP, to its end."""
+def test_a_service_notifies_systemd_from_start_to_stop(systemd_socket, tmp_path) -> None:
+    """Covers the start, a reload by SIGHUP and the end."""
     file = tmp_path / "live.yaml"
     file.write_text(
         f"sources: [{{url: '{PATTERN}', name: gate}}]\n"
@@ -188,20 +188,20 @@ def test_a_service_notifies_systemd_from_start_to_stop(listening, tmp_path) -> N
         stderr=subprocess.PIPE,
     ) as serving:
         try:
-            assert receive(listening) == ["READY=1"]
-            until(listening, r"STATUS=1 of 1 sources live, [1-9]\d* results/s")
-            assert receive(listening) == ["WATCHDOG=1"]
-            began = time.monotonic()
-            until(listening, "WATCHDOG=1")
-            assert time.monotonic() - began < 1
+            assert receive(systemd_socket) == ["READY=1"]
+            receive_until(systemd_socket, r"STATUS=1 of 1 sources live, [1-9]\d* results/s")
+            assert receive(systemd_socket) == ["WATCHDOG=1"]
+            started_at = time.monotonic()
+            receive_until(systemd_socket, "WATCHDOG=1")
+            assert time.monotonic() - started_at < 1
             file.write_text(
                 file.read_text().replace("[{", f"[{{url: '{PATTERN}', name: yard}}, {{")
             )
             serving.send_signal(signal.SIGHUP)
-            lines = until(listening, r"STATUS=2 of 2 sources live, [1-9]\d* results/s")
+            lines = receive_until(systemd_socket, r"STATUS=2 of 2 sources live, [1-9]\d* results/s")
             assert lines.index("RELOADING=1") < lines.index("READY=1")
             serving.send_signal(signal.SIGTERM)
-            until(listening, "STOPPING=1")
+            receive_until(systemd_socket, "STOPPING=1")
             _, err = serving.communicate(timeout=30)
             assert serving.returncode == 0, err
         finally:
@@ -210,7 +210,7 @@ def test_a_service_notifies_systemd_from_start_to_stop(listening, tmp_path) -> N
 
 @pytest.fixture
 def supervisor():
-    """Supervisor, not started, of a service with one camera that exists and one that doesn't."""
+    """Create a supervisor, not started, of a service with a live and a missing camera."""
     config = Config(
         sources=(
             SourceConfig(url=PATTERN, name="gate"),
@@ -227,7 +227,7 @@ def supervisor():
 
 
 @contextlib.contextmanager
-def running(supervisor: Supervisor) -> Iterator[None]:
+def run_supervisor(supervisor: Supervisor) -> Iterator[None]:
     thread = threading.Thread(target=supervisor.run)
     thread.start()
     try:
@@ -238,23 +238,25 @@ def running(supervisor: Supervisor) -> Iterator[None]:
     assert not thread.is_alive()
 
 
-def test_the_status_names_sources_that_are_not_live(listening, supervisor) -> None:
-    with running(supervisor):
-        until(listening, r"STATUS=1 of 2 sources live \(yard (waiting|connecting)\), [1-9].*")
+def test_the_status_names_sources_that_are_not_live(systemd_socket, supervisor) -> None:
+    with run_supervisor(supervisor):
+        receive_until(
+            systemd_socket, r"STATUS=1 of 2 sources live \(yard (waiting|connecting)\), [1-9].*"
+        )
 
 
 def test_an_unhealthy_service_reports_the_problem_and_sends_no_watchdog_notification(
-    listening, supervisor, monkeypatch, caplog
+    systemd_socket, supervisor, monkeypatch, caplog
 ) -> None:
     metrics = supervisor._service.metrics.registry
-    with running(supervisor):
-        until(listening, "READY=1")
-        until(listening, "WATCHDOG=1")
+    with run_supervisor(supervisor):
+        receive_until(systemd_socket, "READY=1")
+        receive_until(systemd_socket, "WATCHDOG=1")
         assert metrics.get_sample_value("streamseg_well") == 1
         assert metrics.get_sample_value("streamseg_ready") == 1
         monkeypatch.setattr(Service, "health_problem", "the model hangs")
-        until(listening, "STATUS=not healthy: the model hangs")
-        assert [receive(listening) for _ in range(2)] == [
+        receive_until(systemd_socket, "STATUS=not healthy: the model hangs")
+        assert [receive(systemd_socket) for _ in range(2)] == [
             ["STATUS=not healthy: the model hangs"]
         ] * 2
         assert caplog.text.count("not healthy") == 1, "logged once"
@@ -275,7 +277,7 @@ def test_the_model_is_frozen_for_the_garbage_collector_while_the_service_runs(
     monkeypatch.setattr(
         systemd_module, "notify_ready", lambda: frozen.append(gc.get_freeze_count())
     )
-    with running(supervisor):
+    with run_supervisor(supervisor):
         wait_until(lambda: frozen)
     assert frozen[0] > 100_000
     assert gc.get_freeze_count() == 0
