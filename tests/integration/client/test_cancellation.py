@@ -1,4 +1,4 @@
-"""Leaving a subscriber: cancelled tasks, and forks of a process that has one."""
+"""Cancellation of receiving tasks, and forks of a process with an open subscriber."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from streamseg import protocol
 
 
 def test_cancellation_during_a_message_is_kept() -> None:
-    chance = random.Random(0)
+    rng = random.Random(0)
 
-    async def forgotten(pub, sub) -> int:
+    async def count_ignored_cancellations(pub, sub) -> int:
         count = 0
         for seq in range(300):
             task = asyncio.ensure_future(sub.receive_async(None))
             await asyncio.sleep(0.005)
             pub.send_multipart([protocol.topic("status", ""), status_json(seq=seq)])
-            await asyncio.sleep(chance.uniform(0, 0.004))
+            await asyncio.sleep(rng.uniform(0, 0.004))
             task.cancel()
             _, running = await asyncio.wait([task], timeout=1)
             if running:
@@ -35,10 +35,10 @@ def test_cancellation_during_a_message_is_kept() -> None:
         return count
 
     with raw_publisher() as (pub, address), streamseg.connect(address) as sub:
-        assert asyncio.run(forgotten(pub, sub)) == 0
+        assert asyncio.run(count_ignored_cancellations(pub, sub)) == 0
 
 
-LEAVES_IN_A_CHILD = """
+FORK_PROGRAM = """
 import gc, os, signal
 from streamseg.errors import UsageError
 import streamseg
@@ -52,14 +52,14 @@ if child:
     sub.close()
 else:
     signal.alarm(10)
-    {leaves}
+    {child_code}
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("newest", [False, True])
 @pytest.mark.parametrize(
-    "leaves",
+    "child_code",
     [
         "sub.close(); sub.close(); assert sub.ended and sub.receive() is None",
         "del sub; gc.collect()",
@@ -68,16 +68,16 @@ else:
     ],
     ids=["close", "collected", "exit", "received in"],
 )
-def test_fork_exits_at_once_and_parent_continues(leaves, newest) -> None:
+def test_fork_exits_at_once_and_parent_continues(child_code, newest) -> None:
     with service() as running:
-        program = LEAVES_IN_A_CHILD.format(
-            address=running.masks_endpoint, newest=newest, leaves=leaves
+        program = FORK_PROGRAM.format(
+            address=running.masks_endpoint, newest=newest, child_code=child_code
         )
         ended = threading.Event()
-        putting = threading.Thread(target=_put_until, args=(running, ended))
-        putting.start()
+        publisher_thread = threading.Thread(target=_put_results_until, args=(running, ended))
+        publisher_thread.start()
         try:
-            done = subprocess.run(
+            completed = subprocess.run(
                 # Python 3.12 warns about a fork in a process with threads
                 [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
                 check=False,
@@ -87,11 +87,11 @@ def test_fork_exits_at_once_and_parent_continues(leaves, newest) -> None:
             )
         finally:
             ended.set()
-            putting.join()
-        assert (done.stdout, done.stderr) == ("0\nTrue False\n", "")
+            publisher_thread.join()
+        assert (completed.stdout, completed.stderr) == ("0\nTrue False\n", "")
 
 
-def _put_until(running, ended) -> None:
+def _put_results_until(running, ended) -> None:
     index = 0
     while not ended.wait(0.05):
         running.put(result(index))

@@ -26,7 +26,7 @@ from streamseg.viewer import Viewer
 
 
 class KeyedPublisher:
-    """A minimal publisher with keys; ``allowed`` may be changed at any time."""
+    """Minimal publisher with keys; ``allowed`` may be changed at any time."""
 
     def __init__(self, pair, bind: str = "tcp://127.0.0.1:*") -> None:
         self.allowed: set[str] = set()
@@ -34,25 +34,25 @@ class KeyedPublisher:
         self._context = zmq.Context()
         self._zap = self._context.socket(zmq.REP)
         self._zap.bind("inproc://zeromq.zap.01")
-        self.masks = self._lock(zmq.XPUB, bind)
-        self.router = self._lock(zmq.ROUTER)
-        self.at = self.masks.getsockopt(zmq.LAST_ENDPOINT).decode()
+        self.masks = self._bind_socket(zmq.XPUB, bind)
+        self.router = self._bind_socket(zmq.ROUTER)
+        self.endpoint = self.masks.getsockopt(zmq.LAST_ENDPOINT).decode()
         self.endpoints = {"replay": self.router.getsockopt(zmq.LAST_ENDPOINT).decode()}
         self.history = ReplayBuffer(60, replay.DEFAULT_BYTES, "one")
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._judge, daemon=True)
+        self._thread = threading.Thread(target=self._answer_requests, daemon=True)
         self._thread.start()
 
-    def _lock(self, kind, bind="tcp://127.0.0.1:*"):
+    def _bind_socket(self, kind, bind="tcp://127.0.0.1:*"):
         sock = self._context.socket(kind)
         sock.linger = 0
         sock.curve_server = True
         sock.curve_secretkey = self._pair.secret.encode()
-        sock.setsockopt(zmq.ZAP_DOMAIN, b"here")
+        sock.setsockopt(zmq.ZAP_DOMAIN, b"streamseg")
         sock.bind(bind)
         return sock
 
-    def _judge(self) -> None:
+    def _answer_requests(self) -> None:
         while not self._stopped.is_set():
             if self._zap.poll(10):
                 version, request, _, _, _, _, key = self._zap.recv_multipart()
@@ -90,18 +90,18 @@ def server(tmp_path):
 
 
 @pytest.fixture
-def own(tmp_path):
-    """Public key of the subscriber and the path of its secret key."""
-    return create_pair(tmp_path / "own", "reader").public, tmp_path / "own" / "reader.key"
+def key_pair(tmp_path):
+    """Return the public key of the subscriber and the path of its secret key."""
+    return create_pair(tmp_path / "key_pair", "reader").public, tmp_path / "key_pair" / "reader.key"
 
 
-def test_allowed_subscriber_receives_live_and_replayed_results(server, own, tmp_path) -> None:
-    key, file = own
+def test_allowed_subscriber_receives_live_and_replayed_results(server, key_pair, tmp_path) -> None:
+    key, file = key_pair
     with keyed_publisher(server) as publisher:
         publisher.allowed.add(key)
         for server_key in (server.public, tmp_path / "server" / "server.pub"):
             with streamseg.connect(
-                publisher.at, server_key=server_key, key_file=file, timeout=5
+                publisher.endpoint, server_key=server_key, key_file=file, timeout=5
             ) as sub:
                 assert publisher.masks.poll(5000)
                 while publisher.masks.poll(100):
@@ -115,22 +115,22 @@ def test_allowed_subscriber_receives_live_and_replayed_results(server, own, tmp_
 
 
 @pytest.mark.parametrize("options", [{}, {"newest": True}, {"frames": "plain"}])
-def test_refused_key_raises_at_once(server, own, options) -> None:
-    key, file = own
+def test_refused_key_raises_at_once(server, key_pair, options) -> None:
+    key, file = key_pair
     with keyed_publisher(server) as publisher:
         keys = {"server_key": server.public, "key_file": str(file)}
-        began = time.monotonic()
+        started_at = time.monotonic()
         with (
-            streamseg.connect(publisher.at, timeout=20, **keys, **options) as sub,
+            streamseg.connect(publisher.endpoint, timeout=20, **keys, **options) as sub,
             pytest.raises(RefusedError) as caught,
         ):
             sub.receive()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - started_at < 10
         message = str(caught.value)
-        assert message.startswith(publisher.at)
+        assert message.startswith(publisher.endpoint)
         assert f"refuses the key {key}: allow it" in message
         with (
-            streamseg.connect(publisher.at, timeout=8, **keys) as sub,
+            streamseg.connect(publisher.endpoint, timeout=8, **keys) as sub,
             pytest.raises(RefusedError),
         ):
             asyncio.run(sub.receive_async())
@@ -139,28 +139,30 @@ def test_refused_key_raises_at_once(server, own, options) -> None:
 def test_subscriber_without_key_gets_an_error_that_names_the_options(server) -> None:
     with (
         keyed_publisher(server) as publisher,
-        streamseg.connect(publisher.at, timeout=8) as sub,
+        streamseg.connect(publisher.endpoint, timeout=8) as sub,
         pytest.raises(RefusedError, match="requires a key: connect with server_key and key_file"),
     ):
         sub.receive()
 
 
-def test_subscriber_with_key_of_a_service_without_keys_gets_an_error(server, own) -> None:
+def test_subscriber_with_key_of_a_service_without_keys_gets_an_error(server, key_pair) -> None:
     with zmq.Context() as context, context.socket(zmq.XPUB) as sock:
         sock.bind("tcp://127.0.0.1:*")
         at = sock.getsockopt(zmq.LAST_ENDPOINT).decode()
         with (
-            streamseg.connect(at, server_key=server.public, key_file=own[1], timeout=8) as sub,
+            streamseg.connect(at, server_key=server.public, key_file=key_pair[1], timeout=8) as sub,
             pytest.raises(RefusedError, match="uses no keys"),
         ):
             sub.receive()
 
 
-def test_wrong_server_key_is_reported(server, own, tmp_path, caplog) -> None:
+def test_wrong_server_key_is_reported(server, key_pair, tmp_path, caplog) -> None:
     other = create_pair(tmp_path / "other", "server")
     with keyed_publisher(server) as publisher:
-        publisher.allowed.add(own[0])
-        with streamseg.connect(publisher.at, server_key=other.public, key_file=own[1]) as sub:
+        publisher.allowed.add(key_pair[0])
+        with streamseg.connect(
+            publisher.endpoint, server_key=other.public, key_file=key_pair[1]
+        ) as sub:
 
             def is_suspected() -> bool:
                 with pytest.raises(ReceiveTimeout) as caught:
@@ -172,12 +174,12 @@ def test_wrong_server_key_is_reported(server, own, tmp_path, caplog) -> None:
 
 
 def test_subscriber_refused_after_an_accepted_connection_keeps_retrying(
-    server, own, monkeypatch, caplog
+    server, key_pair, monkeypatch, caplog
 ) -> None:
     monkeypatch.setattr(link, "RECONNECT_AFTER", 0.5)
-    key, file = own
+    key, file = key_pair
     with keyed_publisher(server) as publisher:
-        bind = publisher.at
+        bind = publisher.endpoint
         publisher.allowed.add(key)
         sub = streamseg.connect(bind, server_key=server.public, key_file=file, timeout=0.2)
         assert publisher.masks.poll(5000)
@@ -185,35 +187,35 @@ def test_subscriber_refused_after_an_accepted_connection_keeps_retrying(
         publisher.publish(0)
         assert sub.receive(timeout=5).seq == 0
     with keyed_publisher(server, bind=bind) as publisher, sub:
-        message, seen = "", []
+        message, received = "", []
 
-        def refused() -> bool:
+        def is_refused() -> bool:
             nonlocal message
             with pytest.raises(ReceiveTimeout) as caught:
                 sub.receive()
             message = str(caught.value)
             return "refuses the key" in message
 
-        wait_until(refused)
+        wait_until(is_refused)
         publisher.allowed.add(key)
-        reading = threading.Thread(target=lambda: seen.append(sub.receive(timeout=5).seq))
-        reading.start()
-        assert publisher.masks.poll(5000), "it has not asked again"
+        reader = threading.Thread(target=lambda: received.append(sub.receive(timeout=5).seq))
+        reader.start()
+        assert publisher.masks.poll(5000), "the subscriber has not reconnected"
         time.sleep(0.1)
         publisher.publish(1)
-        reading.join(5)
-    assert seen == [1]
+        reader.join(5)
+    assert received == [1]
     assert caplog.text.count("refuses the key") == 1
 
 
-def test_one_key_without_the_other_is_a_usage_error(server, own, tmp_path) -> None:
+def test_one_key_without_the_other_is_a_usage_error(server, key_pair, tmp_path) -> None:
     at = "tcp://127.0.0.1:5555"
     with pytest.raises(UsageError, match="server_key without key_file"):
         streamseg.connect(at, server_key=server.public)
     with pytest.raises(UsageError, match="key_file without server_key"):
-        streamseg.connect(at, key_file=own[1])
+        streamseg.connect(at, key_file=key_pair[1])
     with pytest.raises(KeyFileError, match="neither a file nor a key of 40 characters"):
-        streamseg.connect(at, server_key="x", key_file=own[1])
+        streamseg.connect(at, server_key="x", key_file=key_pair[1])
     with pytest.raises(KeyFileError, match=r"missing\.key"):
         streamseg.connect(at, server_key=server.public, key_file=tmp_path / "missing.key")
     with pytest.raises(KeyFileError, match="public key"):
@@ -221,28 +223,30 @@ def test_one_key_without_the_other_is_a_usage_error(server, own, tmp_path) -> No
 
 
 @pytest.mark.slow
-def test_viewer_refused_at_first_exits_and_refused_later_retries(server, own, monkeypatch) -> None:
+def test_viewer_refused_at_first_exits_and_refused_later_retries(
+    server, key_pair, monkeypatch
+) -> None:
     monkeypatch.setattr(link, "RECONNECT_AFTER", 0.5)
-    key, file = own
+    key, file = key_pair
     keys = {"server_key": server.public, "key_file": file}
     with keyed_publisher(server) as publisher:
-        bind = publisher.at
+        bind = publisher.endpoint
         with pytest.raises(RefusedError):
             Viewer(bind, port=0, **keys).run()
         publisher.allowed.add(key)
         stack = contextlib.ExitStack()
-        looker = stack.enter_context(open_client(stack.enter_context(viewer(bind, **keys))))
+        client = stack.enter_context(open_client(stack.enter_context(viewer(bind, **keys))))
         assert publisher.masks.poll(5000)
         for source in ("gate", ""):
             status = [protocol.topic("status", source), status_json(source=source)]
             publisher.masks.send_multipart(status)
-        looker.wait_for_dashboard(lambda board: board["state"] == "live")
+        client.wait_for_dashboard(lambda board: board["state"] == "live")
     with stack:
         with keyed_publisher(server, bind=bind):
-            looker.request_sources("gate")  # images need a separate subscription
-            looker.wait_for_dashboard(lambda board: board["state"] == "silent")
+            client.request_sources("gate")  # images need a separate subscription
+            client.wait_for_dashboard(lambda board: board["state"] == "silent")
         with keyed_publisher(server, bind=bind) as publisher:
             publisher.allowed.add(key)
-            assert publisher.masks.poll(8000), "it has not asked again"
+            assert publisher.masks.poll(8000), "the subscriber has not reconnected"
             publisher.masks.send_multipart([b"status//", status_json(service="two")])
-            looker.wait_for_dashboard(lambda board: board["state"] == "live")
+            client.wait_for_dashboard(lambda board: board["state"] == "live")

@@ -25,15 +25,16 @@ from support.subscribers import (
 
 import streamseg
 from streamseg import protocol
-from streamseg.client import replay_client, session
+from streamseg.client import replay_client
+from streamseg.client import session as session_module
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout
 from streamseg.sinks.zmq.replay import ANSWER_MESSAGES
 
 
 @contextlib.contextmanager
-def subscribed(publisher, sources=None, **options):
-    """A subscriber that has its first message and the replay address."""
+def connect_subscriber(publisher, sources=None, **options):
+    """Connect a subscriber that has received the replay address and the result 0."""
     with streamseg.connect(publisher.endpoint, sources, timeout=8, **options) as sub:
         publisher.wait_for_subscriber()
         publisher.publish_status()
@@ -49,38 +50,40 @@ def long_wait(monkeypatch):
     return 10.0
 
 
-def read_until_requested(sub, asked) -> None:
+def read_until_requested(sub, is_requested) -> None:
     """Read until the publisher got a replay request."""
 
-    def reads() -> object:
+    def is_requested_after_receive() -> object:
         with pytest.raises(ReceiveTimeout):
             sub.receive(timeout=0.05)
-        return asked()
+        return is_requested()
 
-    wait_until(reads)
+    wait_until(is_requested_after_receive)
 
 
-def seqs(sub, count) -> list[int]:
+def receive_seqs(sub, count) -> list[int]:
     return [sub.receive().seq for _ in range(count)]
 
 
 def test_lost_results_are_returned_in_order() -> None:
-    with lossy_publisher() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, connect_subscriber(publisher) as sub:
         publisher.publish(1, 2, 3, lost=True)
         publisher.publish(4, 5)
-        assert seqs(sub, 5) == [1, 2, 3, 4, 5]
+        assert receive_seqs(sub, 5) == [1, 2, 3, 4, 5]
         publisher.publish(6, lost=True)
         publisher.publish(7)
-        assert seqs(sub, 2) == [6, 7]
+        assert receive_seqs(sub, 2) == [6, 7]
         assert (sub.gaps, sub.rejected) == ({"gate": 0}, 0)
 
 
 def test_gap_larger_than_one_answer_and_than_the_buffer_is_filled() -> None:
-    count = 3 * ANSWER_MESSAGES + session.HELD
-    with lossy_publisher() as publisher, subscribed(publisher) as sub:
+    count = 3 * ANSWER_MESSAGES + session_module.HELD
+    with lossy_publisher() as publisher, connect_subscriber(publisher) as sub:
         publisher.publish(*range(1, count), lost=True)
-        publisher.publish(*range(count, count + 2 * session.HELD))
-        assert seqs(sub, count + 2 * session.HELD - 1) == list(range(1, count + 2 * session.HELD))
+        publisher.publish(*range(count, count + 2 * session_module.HELD))
+        assert receive_seqs(sub, count + 2 * session_module.HELD - 1) == list(
+            range(1, count + 2 * session_module.HELD)
+        )
         assert sub.gaps == {"gate": 0}
 
 
@@ -88,14 +91,14 @@ def test_replay_works_with_asyncio() -> None:
     async def read(sub) -> list[int]:
         return [(await sub.receive_async()).seq for _ in range(60)]
 
-    with lossy_publisher() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, connect_subscriber(publisher) as sub:
         publisher.publish(*range(1, 60), lost=True)
         publisher.publish(60)
         assert asyncio.run(read(sub)) == list(range(1, 61))
 
 
 def test_gaps_of_one_source_do_not_delay_another() -> None:
-    with lossy_publisher() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, connect_subscriber(publisher) as sub:
         publisher.publish(0, source="yard")
         assert sub.receive().source == "yard"
         publisher.publish(1, 2, lost=True)
@@ -107,18 +110,18 @@ def test_gaps_of_one_source_do_not_delay_another() -> None:
             assert [r.seq for r in received if r.source == source] == expected
 
 
-def test_results_no_longer_kept_are_counted_as_lost() -> None:
-    with lossy_publisher() as publisher, subscribed(publisher) as sub:
+def test_results_no_longer_buffered_are_counted_as_lost() -> None:
+    with lossy_publisher() as publisher, connect_subscriber(publisher) as sub:
         publisher.publish(1, 2, lost=True, buffered=False)
         publisher.publish(3, lost=True)
         publisher.publish(4, lost=True, buffered=False)
         publisher.publish(5, buffered=False)
-        assert seqs(sub, 2) == [3, 5]
+        assert receive_seqs(sub, 2) == [3, 5]
         assert sub.gaps == {"gate": 3}
 
 
 def test_results_lost_before_the_end_are_detected_by_the_status() -> None:
-    with lossy_publisher() as publisher, subscribed(publisher, ["gate"]) as sub:
+    with lossy_publisher() as publisher, connect_subscriber(publisher, ["gate"]) as sub:
         publisher.publish(1, 2, lost=True)
         publisher.publish_status("ended", 1, source="gate", published=3)
         assert [r.seq for r in sub] == [1, 2]
@@ -128,60 +131,60 @@ def test_results_lost_before_the_end_are_detected_by_the_status() -> None:
 def test_unanswered_request_gives_up_after_its_attempts_and_pauses(monkeypatch) -> None:
     monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 0.5)
     monkeypatch.setattr(replay_client, "PAUSE", 60.0)
-    with lossy_publisher(mute=True) as publisher, subscribed(publisher) as sub:
+    with lossy_publisher(mute=True) as publisher, connect_subscriber(publisher) as sub:
         publisher.publish(1, lost=True)
         publisher.publish(2)
         started_at = time.monotonic()
-        assert seqs(sub, 1) == [2]
+        assert receive_seqs(sub, 1) == [2]
         time_limit = replay_client.MAX_ATTEMPTS * replay_client.ANSWER_TIMEOUT
         assert time_limit - 0.1 < time.monotonic() - started_at < time_limit + 5
         assert sub.gaps == {"gate": 1}
         assert [r.since for r in publisher.requests] == [0] * replay_client.MAX_ATTEMPTS
         monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 20.0)
         publisher.publish(4)
-        assert seqs(sub, 1) == [4], "within the subscriber's own timeout"
+        assert receive_seqs(sub, 1) == [4], "within the subscriber's own timeout"
         assert sub.gaps == {"gate": 2}
         assert len(publisher.requests) == replay_client.MAX_ATTEMPTS
 
 
 def test_unreachable_replay_address_counts_as_no_answer(monkeypatch) -> None:
     monkeypatch.setattr(replay_client, "ANSWER_TIMEOUT", 0.1)
-    with lossy_publisher() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, connect_subscriber(publisher) as sub:
         publisher.publish_status(seq=1, endpoints={"replay": f"tcp://127.0.0.1:{free_port()}"})
         publisher.publish(1, lost=True)
         publisher.publish(2, 3)
-        assert seqs(sub, 2) == [2, 3]
+        assert receive_seqs(sub, 2) == [2, 3]
         assert sub.gaps == {"gate": 1}
 
 
 @pytest.mark.parametrize("endpoints", [{}, {"replay": "nonsense"}, {"replay": "tcp://127.0.0.1:0"}])
 def test_gap_without_replay_address_is_lost_at_once(endpoints, long_wait) -> None:
-    with lossy_publisher() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, connect_subscriber(publisher) as sub:
         publisher.publish_status(seq=1, endpoints=endpoints)
         publisher.publish(2)
-        began = time.monotonic()
-        assert seqs(sub, 1) == [2]
-        assert time.monotonic() - began < long_wait
+        started_at = time.monotonic()
+        assert receive_seqs(sub, 1) == [2]
+        assert time.monotonic() - started_at < long_wait
         assert sub.gaps == {"gate": 1}
 
 
 @pytest.mark.parametrize("options", [{"replay": False}, {"newest": True}])
 def test_disabled_replay_sends_no_request(options) -> None:
-    with lossy_publisher(mute=True) as publisher, subscribed(publisher, **options) as sub:
+    with lossy_publisher(mute=True) as publisher, connect_subscriber(publisher, **options) as sub:
         publisher.publish(2)
-        assert seqs(sub, 1) == [2]
+        assert receive_seqs(sub, 1) == [2]
         assert (sub.gaps, publisher.requests) == ({"gate": 1}, [])
 
 
 def test_service_restart_ends_an_open_request(long_wait) -> None:
-    with lossy_publisher(mute=True) as publisher, subscribed(publisher) as sub:
+    with lossy_publisher(mute=True) as publisher, connect_subscriber(publisher) as sub:
         publisher.publish(2)
         read_until_requested(sub, lambda: publisher.requests)
         publisher.service = "two"
         publisher.publish(0, 1)
-        began = time.monotonic()
+        started_at = time.monotonic()
         received = [sub.receive() for _ in range(3)]
-        assert time.monotonic() - began < long_wait
+        assert time.monotonic() - started_at < long_wait
         assert [(r.service, r.seq) for r in received] == [("one", 2), ("two", 0), ("two", 1)]
         assert (sub.gaps, sub.rejected) == ({"gate": 1}, 0)
 
@@ -190,7 +193,7 @@ def test_new_replay_address_is_used_after_a_restart(long_wait) -> None:
     with (
         lossy_publisher(mute=True) as publisher,
         lossy_publisher(service="two") as other,
-        subscribed(publisher) as sub,
+        connect_subscriber(publisher) as sub,
     ):
         publisher.publish(2)
         read_until_requested(sub, lambda: publisher.requests)
@@ -200,9 +203,9 @@ def test_new_replay_address_is_used_after_a_restart(long_wait) -> None:
         publisher.publish_status(endpoints={"replay": other.replay_endpoint})
         publisher.publish(2)
         time.sleep(0.1)
-        began = time.monotonic()
+        started_at = time.monotonic()
         received = [sub.receive() for _ in range(4)]
-        assert time.monotonic() - began < long_wait
+        assert time.monotonic() - started_at < long_wait
         assert [(r.service, r.seq) for r in received[1:]] == [("two", 0), ("two", 1), ("two", 2)]
         assert sub.gaps == {"gate": 1}
 
@@ -211,24 +214,24 @@ def test_answer_of_a_restarted_service_loses_the_gap(long_wait) -> None:
     with (
         lossy_publisher(service="one") as publisher,
         lossy_publisher(service="two") as other,
-        subscribed(publisher) as sub,
+        connect_subscriber(publisher) as sub,
     ):
         publisher.publish_status(seq=1, endpoints={"replay": other.replay_endpoint})
         publisher.publish(1, lost=True)
         publisher.publish(2)
-        began = time.monotonic()
-        assert seqs(sub, 1) == [2]
-        assert time.monotonic() - began < long_wait
+        started_at = time.monotonic()
+        assert receive_seqs(sub, 1) == [2]
+        assert time.monotonic() - started_at < long_wait
         assert (sub.gaps, sub.rejected) == ({"gate": 1}, 0)
 
 
 def test_slow_reader_does_not_time_out_the_request() -> None:
-    with lossy_publisher() as publisher, subscribed(publisher) as sub:
+    with lossy_publisher() as publisher, connect_subscriber(publisher) as sub:
         publisher.publish(*range(1, 50), lost=True)
         publisher.publish(50)
         first = sub.receive().seq
         time.sleep(replay_client.ANSWER_TIMEOUT + 0.3)
-        assert [first, *seqs(sub, 49)] == list(range(1, 51))
+        assert [first, *receive_seqs(sub, 49)] == list(range(1, 51))
         assert sub.gaps == {"gate": 0}
 
 
@@ -236,8 +239,8 @@ def test_wildcard_or_loopback_address_is_resolved_to_the_masks_host() -> None:
     with streamseg.connect("tcp://192.0.2.7:5555") as sub:
         for address in ("tcp://0.0.0.0:7", "tcp://[::]:7", "tcp://127.0.0.1:7"):
             assert str(sub._resolve(protocol.Address.parse(address))) == "tcp://192.0.2.7:7"
-        elsewhere = protocol.Address.parse("tcp://192.0.2.8:7")
-        assert sub._resolve(elsewhere) == elsewhere
+        other_host = protocol.Address.parse("tcp://192.0.2.8:7")
+        assert sub._resolve(other_host) == other_host
     with streamseg.connect("ipc:///tmp/missing") as sub:
         address = protocol.Address.parse("tcp://0.0.0.0:7")
         assert str(sub._resolve(address)) == "tcp://127.0.0.1:7"
@@ -246,17 +249,18 @@ def test_wildcard_or_loopback_address_is_resolved_to_the_masks_host() -> None:
 # Invalid answers
 
 
-def missing_one() -> Session:
-    known = Session(None, "masks", 10_000, uses_replay=True)
+def make_session_with_gap() -> Session:
+    """Return a session that lacks result 1 and has started a replay request."""
+    session = Session(None, "masks", 10_000, uses_replay=True)
     status = status_json(endpoints={"replay": "tcp://127.0.0.1:7"})
-    assert feed_and_take(known, [b"status//", status]) is None
-    assert feed_and_take(known, [b"masks/gate/", masks_json(0)]).seq == 0
-    assert feed_and_take(known, [b"masks/gate/", masks_json(2)]) is None
-    assert msgspec.json.decode(known.next_request())["since"] == 0
-    return known
+    assert feed_and_take(session, [b"status//", status]) is None
+    assert feed_and_take(session, [b"masks/gate/", masks_json(0)]).seq == 0
+    assert feed_and_take(session, [b"masks/gate/", masks_json(2)]) is None
+    assert msgspec.json.decode(session.next_request())["since"] == 0
+    return session
 
 
-BAD = [
+INVALID_ANSWERS = [
     [b"masks/gate/", masks_json(1, service="two")],
     [b"masks/yard/", masks_json(1, source="yard")],
     [b"masks/yard/", masks_json(1)],
@@ -269,23 +273,23 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("parts", BAD)
+@pytest.mark.parametrize("parts", INVALID_ANSWERS)
 def test_invalid_answer_parts_are_counted_and_skipped(parts) -> None:
-    known = missing_one()
-    assert not known.feed_replay(parts)
-    assert known.rejected == 1
-    assert known.take() is None
-    assert known.feed_replay([b"masks/gate/", masks_json(1)])
-    assert not known.feed_replay([b"masks/gate/", masks_json(1)])
-    assert [known.take().seq for _ in range(2)] == [1, 2]
+    session = make_session_with_gap()
+    assert not session.feed_replay(parts)
+    assert session.rejected == 1
+    assert session.take() is None
+    assert session.feed_replay([b"masks/gate/", masks_json(1)])
+    assert not session.feed_replay([b"masks/gate/", masks_json(1)])
+    assert [session.take().seq for _ in range(2)] == [1, 2]
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.binary(max_size=100), min_size=1, max_size=3))
 def test_arbitrary_answers_do_not_crash_the_session(parts) -> None:
-    known = missing_one()
-    assert not known.feed_replay(parts)
-    assert known.rejected == 1
+    session = make_session_with_gap()
+    assert not session.feed_replay(parts)
+    assert session.rejected == 1
 
 
 def test_trickling_garbage_does_not_extend_the_timeout(monkeypatch) -> None:
@@ -303,26 +307,26 @@ def test_trickling_garbage_does_not_extend_the_timeout(monkeypatch) -> None:
     with raw_publisher() as (sock, at):
         router = sock.context.socket(zmq.ROUTER)
         router.bind("tcp://127.0.0.1:*")
-        where = router.getsockopt(zmq.LAST_ENDPOINT).decode()
-        trickling = threading.Thread(target=trickle, args=(router,))
-        trickling.start()
+        endpoint = router.getsockopt(zmq.LAST_ENDPOINT).decode()
+        trickle_thread = threading.Thread(target=trickle, args=(router,))
+        trickle_thread.start()
         try:
             with streamseg.connect(at, timeout=10) as sub:
                 assert sock.poll(5000)
-                sock.send_multipart([b"status//", status_json(endpoints={"replay": where})])
+                sock.send_multipart([b"status//", status_json(endpoints={"replay": endpoint})])
                 for seq in (0, 2):
                     sock.send_multipart([b"masks/gate/", masks_json(seq)])
                 assert [sub.receive().seq for _ in range(2)] == [0, 2]
         finally:
             stop.set()
-            trickling.join()
+            trickle_thread.join()
             router.close(linger=0)
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.lists(st.binary(max_size=100), min_size=1, max_size=3), max_size=20))
 def test_garbage_before_an_answer_is_skipped(garbage) -> None:
-    nothing = protocol.ReplayAnswer(
+    empty_answer = protocol.ReplayAnswer(
         v=1, service="one", source="gate", complete=True, first=None, last=None
     )
     with (
@@ -332,10 +336,10 @@ def test_garbage_before_an_answer_is_skipped(garbage) -> None:
     ):
         router.linger = 0
         router.bind("tcp://127.0.0.1:*")
-        where = router.getsockopt(zmq.LAST_ENDPOINT).decode()
+        endpoint = router.getsockopt(zmq.LAST_ENDPOINT).decode()
         with streamseg.connect(at, timeout=10) as sub:
             assert sock.poll(5000)
-            sock.send_multipart([b"status//", status_json(endpoints={"replay": where})])
+            sock.send_multipart([b"status//", status_json(endpoints={"replay": endpoint})])
             for seq in (0, 2):
                 sock.send_multipart([b"masks/gate/", masks_json(seq)])
             assert sub.receive().seq == 0
@@ -345,6 +349,6 @@ def test_garbage_before_an_answer_is_skipped(garbage) -> None:
                 router.send_multipart([peer, *parts])
             with pytest.raises(ReceiveTimeout):
                 sub.receive(timeout=0.05)
-            router.send_multipart([peer, protocol.encode(nothing)])
+            router.send_multipart([peer, protocol.encode(empty_answer)])
             assert sub.receive().seq == 2
             assert sub.rejected == len(garbage)

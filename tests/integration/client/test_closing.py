@@ -18,13 +18,13 @@ from streamseg.client import subscriber as client_subscriber
 from streamseg.errors import UsageError
 
 KINDS = [{}, {"newest": True}, {"frames": "plain"}, {"frames": "plain", "newest": True}]
-WITHIN = 3.0
-"""Seconds within which a loop must end; without a wake-up it would take far longer."""
+MAX_SECONDS = 3.0
+"""Limit of the end of a loop, in seconds; without a wake-up it would take far longer."""
 
 
 @pytest.fixture(params=KINDS, ids=str)
 def subscriber(request, monkeypatch):
-    """A subscriber without a service and with a long poll timeout: only ``close`` ends its loop."""
+    """Connect without a service and with a long poll timeout: only ``close`` ends the loop."""
     monkeypatch.setattr(client_subscriber, "_POLL_TIMEOUT", 30.0)
     with streamseg.connect(f"tcp://127.0.0.1:{free_port()}", **request.param) as sub:
         yield sub
@@ -37,11 +37,11 @@ def close_later(subscriber, after: float = 0.15) -> threading.Timer:
 
 
 def test_close_from_another_thread_ends_the_loop(subscriber) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     timer = close_later(subscriber)
     assert list(subscriber) == []
     timer.join()
-    assert time.monotonic() - began < WITHIN
+    assert time.monotonic() - started_at < MAX_SECONDS
     assert subscriber.ended
     assert subscriber.receive() is None
 
@@ -54,8 +54,8 @@ def test_close_ends_an_async_loop(subscriber) -> None:
             close_later(subscriber)
         return [received async for received in subscriber]
 
-    for in_loop in (False, True):  # the second time, it is closed already
-        assert asyncio.run(asyncio.wait_for(read(in_loop=in_loop), WITHIN)) == []
+    for in_loop in (False, True):  # the second time, the subscriber is already closed
+        assert asyncio.run(asyncio.wait_for(read(in_loop=in_loop), MAX_SECONDS)) == []
 
 
 def test_async_loop_may_close_its_own_subscriber(monkeypatch) -> None:
@@ -66,19 +66,19 @@ def test_async_loop_may_close_its_own_subscriber(monkeypatch) -> None:
         asyncio.get_running_loop().call_later(0.15, sub.close)
         return [received async for received in sub]
 
-    assert asyncio.run(asyncio.wait_for(read(), WITHIN)) == []
+    assert asyncio.run(asyncio.wait_for(read(), MAX_SECONDS)) == []
 
 
 def test_close_in_a_signal_handler_ends_the_loop(subscriber) -> None:
-    """Repeated signals also interrupt the closing itself."""
-    before = signal.signal(signal.SIGALRM, lambda *_: subscriber.close())
+    """Repeated signals also interrupt ``close`` itself."""
+    previous = signal.signal(signal.SIGALRM, lambda *_: subscriber.close())
     signal.setitimer(signal.ITIMER_REAL, 0.15, 0.001)
     try:
         assert list(subscriber) == []
         assert subscriber.receive() is None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def test_concurrent_closes_while_receiving_are_safe() -> None:
@@ -88,8 +88,8 @@ def test_concurrent_closes_while_receiving_are_safe() -> None:
         running.wait_for_subscribers()
         running.put(*(result(index) for index in range(10)))
         received = []
-        for got in sub:
-            received.append(got.index)
+        for item in sub:
+            received.append(item.index)
             if len(received) == 3:
                 for closer in closers:
                     closer.start()
@@ -103,16 +103,16 @@ def test_receive_returns_none_while_another_thread_closes(subscriber) -> None:
 
     def close_slowly() -> None:
         closing.set()
-        closed.wait(WITHIN)
+        closed.wait(MAX_SECONDS)
 
     close_sockets = subscriber._reader_lock._close_sockets
     subscriber._reader_lock._close_sockets = close_slowly
     closer = threading.Thread(target=subscriber.close)
     closer.start()
-    assert closing.wait(WITHIN)
+    assert closing.wait(MAX_SECONDS)
     assert subscriber.receive() is None
     closed.set()
-    closer.join(WITHIN)
+    closer.join(MAX_SECONDS)
     subscriber._reader_lock._close_sockets = close_sockets
     subscriber.close()
 
@@ -124,11 +124,11 @@ def test_second_reader_is_a_usage_error(subscriber) -> None:
     with pytest.raises(UsageError, match="another thread or task"):
         subscriber.receive()
     subscriber.close()
-    reader.join(WITHIN)
+    reader.join(MAX_SECONDS)
     assert not reader.is_alive()
 
 
-ENDS = """
+EXIT_PROGRAM = """
 import atexit, threading, time
 import streamseg
 class Holder:
@@ -149,8 +149,8 @@ print("end")
     [(False, True, False), (True, True, True), (True, False, False)],
 )
 def test_interpreter_exits_with_an_open_subscriber(newest, reading, at_exit) -> None:
-    program = ENDS.format(newest=newest, reading=reading, at_exit=at_exit)
-    done = subprocess.run(
+    program = EXIT_PROGRAM.format(newest=newest, reading=reading, at_exit=at_exit)
+    completed = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=20
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "end\n", "")

@@ -19,7 +19,8 @@ from support.subscribers import feed_and_take, masks_json, raw_publisher, status
 
 import streamseg
 from streamseg import client, protocol
-from streamseg.client import link, session
+from streamseg.client import link
+from streamseg.client import session as session_module
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout
 from streamseg.protocol.messages import ReplayAnswer
@@ -65,52 +66,52 @@ def test_idle_subscriber_queues_a_bounded_number_of_messages() -> None:
 
 
 def test_malformed_messages_are_counted_and_skipped() -> None:
-    good = masks_json(7)
-    bad = [
+    valid = masks_json(7)
+    malformed = [
         [b""],
         [b"masks/gate/"],
-        [b"masks/gate/", good, b"more"],
+        [b"masks/gate/", valid, b"more"],
         [b"masks//", masks_json(1, source="gate")],
-        [b"masks/../", good],
-        [b"masks/other/", good],
-        [b"frames/gate/", good, b"jpeg"],
-        [b"nonsense/gate/", good],
+        [b"masks/../", valid],
+        [b"masks/other/", valid],
+        [b"frames/gate/", valid, b"jpeg"],
+        [b"nonsense/gate/", valid],
         [b"masks/gate/", b""],
         [b"masks/gate/", b"[]"],
         [b"masks/gate/", b"\xff\xfe"],
-        [b"masks/gate/", good[:-1]],
+        [b"masks/gate/", valid[:-1]],
         [b"masks/gate/", b"[" * 100_000],
-        [b"masks/gate/", good.replace(b'"v":1', b'"v":2')],
-        [b"masks/gate/", good.replace(b'"size":[40,60]', b'"size":[40,61]')],
-        [b"masks/gate/", good.replace(b'"size":[40,60]', b'"size":[-40,-60]')],
-        [b"masks/gate/", good.replace(b'"size":[40,60]', b'"size":[100000,100000]')],
-        [b"masks/gate/", good.replace(b'"track":1', b'"track":99999999999999999999')],
-        [b"masks/gate/", good.replace(b'"label":1', b'"label":null')],
-        [b"masks/gate/", good.replace(b'"score":0.8', b'"score":1e300,"s":0.8')],
-        [b"masks/gate/", good.replace(b'"rle":"', b'"rle":"0')],
-        [b"masks/gate/", good.replace(b'"rle":"', b'"rle":"\xc3\xa9')],
+        [b"masks/gate/", valid.replace(b'"v":1', b'"v":2')],
+        [b"masks/gate/", valid.replace(b'"size":[40,60]', b'"size":[40,61]')],
+        [b"masks/gate/", valid.replace(b'"size":[40,60]', b'"size":[-40,-60]')],
+        [b"masks/gate/", valid.replace(b'"size":[40,60]', b'"size":[100000,100000]')],
+        [b"masks/gate/", valid.replace(b'"track":1', b'"track":99999999999999999999')],
+        [b"masks/gate/", valid.replace(b'"label":1', b'"label":null')],
+        [b"masks/gate/", valid.replace(b'"score":0.8', b'"score":1e300,"s":0.8')],
+        [b"masks/gate/", valid.replace(b'"rle":"', b'"rle":"0')],
+        [b"masks/gate/", valid.replace(b'"rle":"', b'"rle":"\xc3\xa9')],
         [b"status//", status_json().replace(b"live", b"lively")],
         [b"status/x/", status_json()],
-        [b"status//", good],
+        [b"status//", valid],
     ]
     with raw_publisher() as (sock, at), streamseg.connect(at, timeout=5) as sub:
         for _ in range(2):
             assert sock.recv()
-        for parts in bad:
-            assert parts[-1] != good or parts[0] != b"masks/gate/"
+        for parts in malformed:
+            assert parts[-1] != valid or parts[0] != b"masks/gate/"
             sock.send_multipart(parts)
-        sock.send_multipart([b"masks/gate/", good])
+        sock.send_multipart([b"masks/gate/", valid])
         assert sub.receive().seq == 7
-        matching = [parts for parts in bad if parts[0].startswith((b"masks/", b"status/"))]
+        matching = [parts for parts in malformed if parts[0].startswith((b"masks/", b"status/"))]
         assert sub.rejected == len(matching)
 
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=4))
 def test_arbitrary_parts_do_not_crash_the_session(parts) -> None:
-    known = Session(None, "masks", 10_000)
-    assert feed_and_take(known, parts) is None
-    known.feed_service_status(parts)
-    assert known.rejected == 2
+    session = Session(None, "masks", 10_000)
+    assert feed_and_take(session, parts) is None
+    session.feed_service_status(parts)
+    assert session.rejected == 2
 
 
 JSON = st.recursive(
@@ -129,10 +130,10 @@ def test_arbitrary_field_values_do_not_crash_the_session(field, row_field, value
         message["instances"][1][row_field] = value
     else:
         message[field] = value
-    known = Session(None, "masks", 10_000, uses_replay=True)
-    known.feed([b"status//", status_json(endpoints={"replay": "tcp://127.0.0.1:7"})])
-    received = feed_and_take(known, [b"masks/gate/", msgspec.json.encode(message)])
-    assert (received is None) == (known.rejected == 1)
+    session = Session(None, "masks", 10_000, uses_replay=True)
+    session.feed([b"status//", status_json(endpoints={"replay": "tcp://127.0.0.1:7"})])
+    received = feed_and_take(session, [b"masks/gate/", msgspec.json.encode(message)])
+    assert (received is None) == (session.rejected == 1)
     if received is not None:
         assert received.instances.masks.areas.sum() <= 40 * 60 * len(received.instances)
         assert received.instances.to_coco(1) is not None
@@ -140,47 +141,47 @@ def test_arbitrary_field_values_do_not_crash_the_session(field, row_field, value
 
 @given(st.integers() | st.integers(2**63 - 3, 2**64 + 3), st.booleans())
 def test_arbitrary_sequence_numbers_do_not_crash_replay(number, in_status) -> None:
-    known = Session(None, "masks", 10_000, uses_replay=True)
+    session = Session(None, "masks", 10_000, uses_replay=True)
     endpoints = {"replay": "tcp://127.0.0.1:7"}
-    known.feed([b"status//", status_json(endpoints=endpoints)])
-    assert feed_and_take(known, [b"masks/gate/", masks_json(0)]).seq == 0
+    session.feed([b"status//", status_json(endpoints=endpoints)])
+    assert feed_and_take(session, [b"masks/gate/", masks_json(0)]).seq == 0
     for value in (number, number + 2):
         if in_status:
             changes = {"published": value, "seq": value % 2**62}
             status = msgspec.json.decode(status_json(source="gate", endpoints=endpoints)) | changes
-            known.feed([b"status/gate/", json.dumps(status).encode()])
+            session.feed([b"status/gate/", json.dumps(status).encode()])
         else:
             message = msgspec.json.decode(masks_json(0)) | {"seq": value}
-            known.feed([b"masks/gate/", json.dumps(message).encode()])
-        _answer_all(known)
+            session.feed([b"masks/gate/", json.dumps(message).encode()])
+        _answer_all(session)
 
 
-def _answer_all(known) -> None:
+def _answer_all(session) -> None:
     """Answer every replay request with an empty answer."""
     for _ in range(5):
-        if known.next_request() is None:
+        if session.next_request() is None:
             return
         answer = ReplayAnswer(
             v=1, service="one", source="gate", complete=True, first=None, last=None
         )
-        assert known.feed_replay([protocol.encode(answer)])
-    raise AssertionError("it requests without end")
+        assert session.feed_replay([protocol.encode(answer)])
+    raise AssertionError("the session requests without end")
 
 
 def test_number_of_sources_is_bounded(monkeypatch) -> None:
-    monkeypatch.setattr(session, "MAX_SOURCES", 5)
-    known = Session(None, "masks", 10_000)
+    monkeypatch.setattr(session_module, "MAX_SOURCES", 5)
+    session = Session(None, "masks", 10_000)
     for i in range(20):
         name = f"s{i}"
         feed_and_take(
-            known, [f"masks/{name}/".encode(), masks_json(source=name, service=str(i % 3))]
+            session, [f"masks/{name}/".encode(), masks_json(source=name, service=str(i % 3))]
         )
         feed_and_take(
-            known, [f"status/{name}/".encode(), status_json(source=name, service=str(i % 3))]
+            session, [f"status/{name}/".encode(), status_json(source=name, service=str(i % 3))]
         )
-    assert len(known.gaps) <= 5
-    assert len(known.statuses) <= 5
-    assert known.rejected > 0
+    assert len(session.gaps) <= 5
+    assert len(session.statuses) <= 5
+    assert session.rejected > 0
 
 
 @pytest.mark.parametrize(
@@ -192,12 +193,12 @@ def test_invalid_images_address_is_rejected(address) -> None:
         assert sock.recv()
         sock.send_multipart([b"status//", status_json(endpoints={"frames": address})])
 
-        def is_received() -> bool:
+        def is_rejected() -> bool:
             with pytest.raises(ReceiveTimeout):
                 sub.receive(timeout=0.1)
             return sub.rejected > 0
 
-        wait_until(is_received)
+        wait_until(is_rejected)
         assert sub.rejected == 1
 
 
@@ -208,13 +209,13 @@ def test_wildcard_images_address_is_resolved_to_the_masks_host() -> None:
             assert sock.recv()
             status = status_json(endpoints={"frames": f"tcp://0.0.0.0:{port}"})
             sock.send_multipart([b"status//", status])
-            sending = threading.Thread(
+            publisher_thread = threading.Thread(
                 target=lambda: (
                     images.recv(),
                     images.recv(),
                     images.send_multipart([b"video/gate/", masks_json(), encode_solid_jpeg()]),
                 )
             )
-            sending.start()
+            publisher_thread.start()
             assert sub.receive().jpeg == encode_solid_jpeg()
-            sending.join()
+            publisher_thread.join()

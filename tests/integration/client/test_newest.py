@@ -31,27 +31,27 @@ def test_paused_reader_gets_the_newest_result_of_each_source() -> None:
         running.wait_for_subscribers()
         running.put_and_wait(result(0))
         assert sub.receive().seq == 0
-        many = 500  # more than fits into libzmq's queues
-        running.put_and_wait(*[result(i) for i in range(1, many)])
+        count = 500  # more than the queues of libzmq hold
+        running.put_and_wait(*[result(i) for i in range(1, count)])
         running.put_and_wait(*[result(i, "yard") for i in range(3)])
-        wait_until(lambda: waits_for(sub, "gate", many - 1) and waits_for(sub, "yard", 2))
+        wait_until(lambda: has_newest(sub, "gate", count - 1) and has_newest(sub, "yard", 2))
         assert {(r.source, r.seq) for r in (sub.receive(), sub.receive())} == {
-            ("gate", many - 1),
+            ("gate", count - 1),
             ("yard", 2),
         }
-        assert sub.gaps == {"gate": many - 2, "yard": 0}
+        assert sub.gaps == {"gate": count - 2, "yard": 0}
         with pytest.raises(ReceiveTimeout):
             sub.receive(timeout=0.05)
-        running.put_and_wait(result(many))
-        assert sub.receive().seq == many
+        running.put_and_wait(result(count))
+        assert sub.receive().seq == count
 
 
-def waiting(sub, topic) -> bytes:
+def newest_message(sub, topic) -> bytes:
     return sub._result_link._newest.get(topic, [b"", b""])[1]
 
 
-def waits_for(sub, source, seq) -> bool:
-    return f'"seq":{seq},'.encode() in waiting(sub, f"masks/{source}/".encode())
+def has_newest(sub, source, seq) -> bool:
+    return f'"seq":{seq},'.encode() in newest_message(sub, f"masks/{source}/".encode())
 
 
 def test_last_result_is_returned_before_the_end() -> None:
@@ -59,10 +59,10 @@ def test_last_result_is_returned_before_the_end() -> None:
         with streamseg.connect(running.masks_endpoint, ["gate"], newest=True, timeout=5) as sub:
             running.wait_for_subscribers()
             running.publisher.set_state("gate", "live", "", 0)
-            wait_until(lambda: b'"live"' in waiting(sub, b"status/gate/"))
+            wait_until(lambda: b'"live"' in newest_message(sub, b"status/gate/"))
             running.put_and_wait(*[result(i) for i in range(5)])
             running.publisher.set_state("gate", "ended", "", 0)
-            wait_until(lambda: b'"ended"' in waiting(sub, b"status/gate/"))
+            wait_until(lambda: b'"ended"' in newest_message(sub, b"status/gate/"))
             assert [r.seq for r in sub] == [4]
         assert "newest" not in thread_names()
 
@@ -88,20 +88,20 @@ def test_newest_works_with_asyncio_and_images() -> None:
                 wait_until, lambda: running.publisher.has_image_subscribers("video", "gate")
             )
             running.put_images(result(0), None, encode_solid_jpeg())
-            seen = [(await first).index]
+            indices = [(await first).index]
             for i in range(1, 30):
                 running.put_images(result(i), None, encode_solid_jpeg())
                 await asyncio.sleep(0.005)
-            while seen[-1] != 29:
+            while indices[-1] != 29:
                 await asyncio.sleep(0.02)
-                seen.append((await sub.receive_async()).index)
-            return seen
+                indices.append((await sub.receive_async()).index)
+            return indices
 
     with service() as running:
-        seen = asyncio.run(read())
-    assert seen[0] == 0
-    assert seen == sorted(set(seen))
-    assert len(seen) <= 10
+        indices = asyncio.run(read())
+    assert indices[0] == 0
+    assert indices == sorted(set(indices))
+    assert len(indices) <= 10
 
 
 def test_number_of_kept_messages_is_bounded(monkeypatch) -> None:
@@ -122,15 +122,15 @@ def test_newest_recovers_after_an_oversized_message(monkeypatch) -> None:
         assert sock.recv()
         sock.send_multipart([b"masks/gate/", bytes(200_000)])
         received, seq = None, 0
-        until = time.monotonic() + 10
-        while received is None and time.monotonic() < until:
+        deadline = time.monotonic() + 10
+        while received is None and time.monotonic() < deadline:
             sock.send_multipart([b"masks/gate/", masks_json(seq)])
             seq += 1
             try:
                 received = sub.receive()
             except ReceiveTimeout:
                 continue
-        assert received is not None, "deaf"
+        assert received is not None, "no message received"
         assert sub.reopened >= 1
 
 
@@ -154,14 +154,14 @@ def test_close_twice_stops_the_thread_at_once_under_load() -> None:
     with raw_publisher() as (sock, at):
         sub = streamseg.connect(at, newest=True, timeout=5)
         assert sock.poll(5000)
-        flooding = threading.Thread(target=flood, args=(sock,))
-        flooding.start()
+        flood_thread = threading.Thread(target=flood, args=(sock,))
+        flood_thread.start()
         time.sleep(0.2)
-        began = time.monotonic()
+        started_at = time.monotonic()
         sub.close()
         sub.close()
-        took = time.monotonic() - began
+        elapsed = time.monotonic() - started_at
         stop.set()
-        flooding.join()
-    assert took < 10, "the flood does not end"
+        flood_thread.join()
+    assert elapsed < 10, "close waits for the flood"
     assert "newest" not in thread_names()

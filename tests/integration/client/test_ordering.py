@@ -63,7 +63,7 @@ def test_buffered_and_replayed_message_is_returned_once() -> None:
 def test_gap_known_from_a_status_is_requested() -> None:
     order = MessageOrder()
     order.note_published(9)
-    assert not order.has_gap  # it was before our time
+    assert not order.has_gap  # published before the first received message
     add_live(order, 10)
     order.note_published(12)
     assert order.has_gap
@@ -117,21 +117,21 @@ class Simulation:
     next_seq: int = field(init=False)
     oldest: int = field(init=False)
     order: MessageOrder[int] = field(default_factory=MessageOrder)
-    given: list[int] = field(default_factory=list)
+    returned: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.next_seq = self.oldest = self.first
 
-    def publish(self, arrives: bool, twice: bool, room: bool) -> None:
+    def publish(self, is_received: bool, is_repeated: bool, has_room: bool) -> None:
         seq, self.next_seq = self.next_seq, self.next_seq + 1
-        for _ in range((1 + twice) * arrives):
-            self.given += self.order.add_live(seq, seq, has_room=room)
+        for _ in range((1 + is_repeated) * is_received):
+            self.returned += self.order.add_live(seq, seq, has_room=has_room)
 
     def publish_status(self) -> None:
         self.order.note_published(self.next_seq - 1)
 
     def forget(self, count: int) -> None:
-        """Remove the oldest message from the history."""
+        """Remove all but the latest ``count`` messages from the history."""
         self.oldest = min(self.next_seq, max(self.oldest, self.next_seq - count))
 
     def replay(self, max_count: int, publish_during_replay: bool) -> None:
@@ -142,8 +142,8 @@ class Simulation:
         if publish_during_replay:
             self.publish(True, False, False)
         for seq in answer:
-            self.given += self.order.add_replayed(seq, seq)
-        self.given += self.order.end_request()
+            self.returned += self.order.add_replayed(seq, seq)
+        self.returned += self.order.end_request()
 
 
 steps = st.one_of(
@@ -157,24 +157,24 @@ steps = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 3), st.lists(steps, max_size=80))
 def test_every_message_is_returned_once_in_order_or_counted_as_lost(first, script) -> None:
-    world = Simulation(first)
-    forgot = False
+    simulation = Simulation(first)
+    has_forgotten = False
     for name, *arguments in script:
-        getattr(world, name)(*arguments)
-        forgot |= name == "forget"
-        order, given = world.order, world.given
-        assert given == sorted(set(given)), "twice, or out of order"
-        if given:
-            assert order.lost == order.last - given[0] + 1 - len(given)
-        assert forgot or order.lost == 0
-    world.publish_status()
+        getattr(simulation, name)(*arguments)
+        has_forgotten |= name == "forget"
+        order, returned = simulation.order, simulation.returned
+        assert returned == sorted(set(returned)), "repeated or out of order"
+        if returned:
+            assert order.lost == order.last - returned[0] + 1 - len(returned)
+        assert has_forgotten or order.lost == 0
+    simulation.publish_status()
     rounds = 0
-    while world.order.has_gap:
-        world.replay(3, False)
+    while simulation.order.has_gap:
+        simulation.replay(3, False)
         rounds += 1
         assert rounds < 200, "requests without end"
-    if world.given:
-        assert world.order.buffered == 0
-        assert world.order.last == world.next_seq - 1
-        if not forgot:
-            assert world.given == list(range(world.given[0], world.next_seq))
+    if simulation.returned:
+        assert simulation.order.buffered == 0
+        assert simulation.order.last == simulation.next_seq - 1
+        if not has_forgotten:
+            assert simulation.returned == list(range(simulation.returned[0], simulation.next_seq))

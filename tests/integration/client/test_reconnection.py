@@ -26,9 +26,15 @@ STARTS = 2
 
 
 class Reader:
-    """A subscriber in a thread, with the frame indices of its results."""
+    """Subscriber that reads in a thread and records its results.
 
-    def __init__(self, at: str, kind: str, folder: Path) -> None:
+    Attributes:
+        indices: frame index of each result.
+        services: service id of each result.
+        sources: source of each result.
+    """
+
+    def __init__(self, address: str, kind: str, folder: Path) -> None:
         self.indices: list[int] = []
         self.services: list[str] = []
         self.sources: list[str] = []
@@ -38,14 +44,14 @@ class Reader:
             options["frames"] = "plain"
         if kind in ("newest", "newest images"):
             options |= {"newest": True, "frames": "plain" if "images" in kind else False}
-        self._subscriber = streamseg.connect(at, **options)
+        self._subscriber = streamseg.connect(address, **options)
         self._folder = folder
         self._watch = Watch(self._subscriber, timeout=30)
         run = {"async": self._run_async, "watch": self._run_watch}.get(kind, self._run)
         self._thread = threading.Thread(target=run)
         self._thread.start()
 
-    def _note(self, received) -> None:
+    def _record(self, received) -> None:
         self.indices.append(received.index)
         self.services.append(received.service)
         self.sources.append(received.source)
@@ -56,7 +62,7 @@ class Reader:
                 received = self._subscriber.receive(timeout=0.2)
                 if received is None:
                     return
-                self._note(received)
+                self._record(received)
 
     def _run_async(self) -> None:
         async def read() -> None:
@@ -65,14 +71,14 @@ class Reader:
                     received = await self._subscriber.receive_async(timeout=0.2)
                     if received is None:
                         return
-                    self._note(received)
+                    self._record(received)
 
         asyncio.run(read())
 
     def _run_watch(self) -> None:
         with Recorder(self._folder / "out.jsonl", None) as recording:
             for received in recording.record(self._watch._messages()):
-                self._note(received)
+                self._record(received)
 
     def close(self) -> None:
         self._stop.set()
@@ -83,7 +89,7 @@ class Reader:
 
 
 @contextlib.contextmanager
-def reading(*arguments):
+def run_reader(*arguments):
     reader = Reader(*arguments)
     try:
         yield reader
@@ -94,7 +100,7 @@ def reading(*arguments):
 @pytest.mark.parametrize("kind", ["sync", "async", "watch", "newest"])
 def test_masks_resume_after_each_restart(kind, tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
-    with reading(bind, kind, tmp_path) as reader:
+    with run_reader(bind, kind, tmp_path) as reader:
         for start in range(STARTS):
             with service(bind=bind) as running:
                 running.wait_for_subscribers()
@@ -113,7 +119,7 @@ def test_masks_resume_after_each_restart(kind, tmp_path) -> None:
 @pytest.mark.parametrize("kind", ["images", "newest images"])
 def test_images_resume_after_a_restart_at_another_port(kind, tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
-    with reading(bind, kind, tmp_path) as reader:
+    with run_reader(bind, kind, tmp_path) as reader:
         for start in range(STARTS):
             with service(bind=bind, bind_frames="tcp://127.0.0.1:*") as running:
                 wait_until(lambda r=running: r.publisher.has_image_subscribers("video", "gate"))
@@ -125,19 +131,19 @@ def test_images_resume_after_a_restart_at_another_port(kind, tmp_path) -> None:
 
 def test_viewer_resumes_after_each_restart(tmp_path) -> None:
     bind = f"tcp://127.0.0.1:{free_port()}"
-    with viewer(bind) as shown, open_client(shown, visible_sources=("gate",)) as looker:
+    with viewer(bind) as shown, open_client(shown, visible_sources=("gate",)) as client:
         for start in range(2):
             with service(bind=bind) as running:
                 running.publisher.set_state("gate", "live", "", 0)
                 wait_until(
                     lambda r=running: r.publisher.has_image_subscribers("video", "gate"), within=15
                 )
-                looker.wait_for_dashboard(lambda b: source_view(b).get("state") == "live")
+                client.wait_for_dashboard(lambda b: source_view(b).get("state") == "live")
                 running.put_and_wait(result(start))
                 running.put_images(result(start), None, encode_solid_jpeg())
-                message = looker.frame()[0]
+                message = client.frame()[0]
                 while message["frame"] != start:
-                    message = looker.frame()[0]
+                    message = client.frame()[0]
                 assert message["service"] == running.publisher.service
                 running.kill()
 
@@ -147,7 +153,7 @@ def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
     """Includes a source that ends during the disconnection; the replay socket stays reachable."""
     with service() as running:
         proxy = TcpProxy(running.masks_endpoint)
-        with reading(proxy.endpoint, kind, tmp_path) as reader:
+        with run_reader(proxy.endpoint, kind, tmp_path) as reader:
             running.wait_for_subscribers()
             running.put_and_wait(result(0), result(0, "yard"))
             wait_until(lambda: len(reader.indices) == 2)
@@ -163,17 +169,17 @@ def test_short_disconnection_loses_no_results(kind, tmp_path) -> None:
             assert reader._subscriber.gaps == {"gate": 0, "yard": 0}
         proxy.close()
     for name, count in (("gate", 210), ("yard", 50)):
-        mine = zip(reader.indices, reader.sources, strict=True)
-        assert [index for index, source in mine if source == name] == list(range(count))
+        received = zip(reader.indices, reader.sources, strict=True)
+        assert [index for index, source in received if source == name] == list(range(count))
 
 
-def test_slow_reader_gets_all_kept_results() -> None:
-    found, many = instances(100, (1080, 1920)), 700  # more than fits on the way
+def test_slow_reader_gets_all_queued_results() -> None:
+    found, count = instances(100, (1080, 1920)), 700  # more than socket buffers hold
     with service() as running, streamseg.connect(running.masks_endpoint, timeout=10) as sub:
         running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 0)
-        running.put_and_wait(*[result(i, found=found) for i in range(many)])
-        assert [sub.receive().index for _ in range(many)] == list(range(many))
+        running.put_and_wait(*[result(i, found=found) for i in range(count)])
+        assert [sub.receive().index for _ in range(count)] == list(range(count))
         assert sub.gaps == {"gate": 0}
 
 
@@ -183,11 +189,11 @@ def test_every_subscriber_resumes_after_a_killed_service_restarts(tmp_path) -> N
     live = "test:?live=1&size=320x240&fps=10"
     kinds = ("sync", "async", "watch", "newest", "images", "newest images")
     with contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(reading(bind, kind, tmp_path)) for kind in kinds]
-        looker = stack.enter_context(
+        readers = [stack.enter_context(run_reader(bind, kind, tmp_path)) for kind in kinds]
+        client = stack.enter_context(
             open_client(stack.enter_context(viewer(bind)), visible_sources=("gate",))
         )
-        shown = set()
+        service_ids = set()
         for start in range(2):
             arguments = ("serve", "--source", live, "--set", "sources.0.name=gate", "--bind", bind)
             with subprocess.Popen(
@@ -201,9 +207,9 @@ def test_every_subscriber_resumes_after_a_killed_service_restarts(tmp_path) -> N
                         lambda due=start + 1: all(len(set(r.services)) == due for r in readers),
                         within=60,
                     )
-                    while (service_id := looker.frame(within=30)[0]["service"]) in shown:
+                    while (service_id := client.frame(within=30)[0]["service"]) in service_ids:
                         continue
-                    shown.add(service_id)
+                    service_ids.add(service_id)
                 finally:
                     serving.send_signal(signal.SIGKILL)
     assert all(len(set(r.services)) == 2 for r in readers)

@@ -21,13 +21,13 @@ STATUS = protocol.topic("status", "")
 
 @contextlib.contextmanager
 def status_publisher(**status: object):
-    """Run a masks publisher that repeats its status; yields its address."""
+    """Run a masks publisher that repeats its status; yield its address."""
     with raw_publisher() as (sock, at):
-        over = threading.Event()
+        stopped = threading.Event()
 
         def publish_statuses() -> None:
             seq = 0
-            while not over.wait(0.05):
+            while not stopped.wait(0.05):
                 sock.send_multipart([STATUS, status_json(seq=seq, **status)])
                 seq += 1
 
@@ -36,37 +36,37 @@ def status_publisher(**status: object):
         try:
             yield at
         finally:
-            over.set()
+            stopped.set()
             publisher_thread.join()
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("has_address", [False, True])
 @pytest.mark.parametrize("newest", [False, True])
-def test_image_of_another_service_is_never_returned(newest, named, caplog) -> None:
+def test_image_of_another_service_is_never_returned(newest, has_address, caplog) -> None:
     with (
         service() as near,
         status_publisher(service="far", endpoints={"frames": near.images_endpoint}) as far,
     ):
-        options = {"frames_address": near.images_endpoint} if named else {}
+        options = {"frames_address": near.images_endpoint} if has_address else {}
         with streamseg.connect(
             far, frames="annotated", newest=newest, timeout=0.8, **options
         ) as sub:
             stopped = threading.Event()
 
-            def show() -> None:
+            def publish_images() -> None:
                 index = 0
                 while not stopped.wait(0.05):
                     near.put_images(result(index), encode_solid_jpeg())
                     index += 1
 
-            showing = threading.Thread(target=show)
-            showing.start()
+            publisher_thread = threading.Thread(target=publish_images)
+            publisher_thread.start()
             try:
                 with pytest.raises(ReceiveTimeout, match=r"frames_address \(--frames-address\)"):
                     sub.receive()
             finally:
                 stopped.set()
-                showing.join()
+                publisher_thread.join()
             assert sub.rejected > 0
             assert not sub.ended
         lines = [r.message for r in caplog.records if "another service" in r.message]
@@ -82,7 +82,7 @@ def test_end_of_another_service_is_ignored() -> None:
     ):
         with contextlib.suppress(ReceiveTimeout):
             sub.receive()
-        near.publisher.set_state("", "ended", "over", 0)
+        near.publisher.set_state("", "ended", "end of stream", 0)
         with pytest.raises(ReceiveTimeout):
             sub.receive()
 
@@ -94,19 +94,19 @@ def image_session() -> Session:
     return Session(None, "frames", 10_000, has_status_link=True)
 
 
-def feed_status(session: Session, started: str, seq: int = 0) -> None:
+def feed_status(session: Session, service: str, seq: int = 0) -> None:
     session.feed_service_status(
-        [STATUS, status_json(seq=seq, service=started, endpoints={"frames": "tcp://h:1"})]
+        [STATUS, status_json(seq=seq, service=service, endpoints={"frames": "tcp://h:1"})]
     )
 
 
-def show(session: Session, seq: int, started: str) -> list[int]:
+def feed_image(session: Session, seq: int, service: str) -> list[int]:
     """Feed an image; return the sequence numbers of all results that are ready then."""
-    session.feed([FRAMES, masks_json(seq, service=started), encode_solid_jpeg()])
-    return given(session)
+    session.feed([FRAMES, masks_json(seq, service=service), encode_solid_jpeg()])
+    return take_seqs(session)
 
 
-def given(session: Session) -> list[int]:
+def take_seqs(session: Session) -> list[int]:
     numbers = []
     while (received := session.take()) is not None:
         numbers.append(received.seq)
@@ -115,24 +115,24 @@ def given(session: Session) -> list[int]:
 
 def test_image_waits_for_the_status_of_its_service() -> None:
     session = image_session()
-    assert show(session, 0, "one") == show(session, 1, "one") == []
+    assert feed_image(session, 0, "one") == feed_image(session, 1, "one") == []
     feed_status(session, "one")
-    assert given(session) == [0, 1]
-    assert show(session, 2, "one") == [2]
+    assert take_seqs(session) == [0, 1]
+    assert feed_image(session, 2, "one") == [2]
     assert session.other_service is None
 
 
 def test_restarted_service_is_accepted_in_any_order_of_arrival() -> None:
     session = image_session()
     feed_status(session, "one")
-    assert show(session, 0, "one") == [0]
-    assert show(session, 0, "two") == []  # the images arrive before the status
+    assert feed_image(session, 0, "one") == [0]
+    assert feed_image(session, 0, "two") == []  # the images arrive before the status
     feed_status(session, "two")
-    assert given(session) == [0]
-    assert show(session, 1, "two") == [1]
+    assert take_seqs(session) == [0]
+    assert feed_image(session, 1, "two") == [1]
     feed_status(session, "three")  # the status arrives before an earlier image
-    assert show(session, 2, "two") == [2]
-    assert show(session, 0, "three") == [0]
+    assert feed_image(session, 2, "two") == [2]
+    assert feed_image(session, 0, "three") == [0]
     assert (session.rejected, session.other_service) == (0, None)
 
 
@@ -140,9 +140,9 @@ def test_other_service_is_reported_and_its_images_are_discarded() -> None:
     session = image_session()
     feed_status(session, "one")
     for seq in range(100):
-        assert show(session, seq, "other") == []
+        assert feed_image(session, seq, "other") == []
     feed_status(session, "one", 1)
-    assert given(session) == []
+    assert take_seqs(session) == []
     assert session.other_service == ("one", "other")
     assert session.rejected == service_identity.HELD_IMAGES
 
@@ -152,7 +152,7 @@ def test_images_of_an_explicit_address_are_returned_when_the_masks_are_unreachab
 ) -> None:
     monkeypatch.setattr(service_identity, "ANSWER_TIMEOUT", 0.0)
     session = image_session()
-    assert show(session, 0, "one") == [0]
-    assert show(session, 1, "one") == [1]
-    feed_status(session, "far")  # the status arrives, and it is another service
-    assert show(session, 2, "one") == []
+    assert feed_image(session, 0, "one") == [0]
+    assert feed_image(session, 1, "one") == [1]
+    feed_status(session, "far")  # the status is that of another service
+    assert feed_image(session, 2, "one") == []

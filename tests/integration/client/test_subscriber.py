@@ -25,7 +25,8 @@ from support.subscribers import feed_and_take, masks_json, raw_publisher, status
 
 import streamseg
 from streamseg import protocol
-from streamseg.client import link, service_identity, session
+from streamseg.client import link, service_identity
+from streamseg.client import session as session_module
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout, UsageError, WireError
 from streamseg.sinks.zmq import endpoints
@@ -107,10 +108,10 @@ def test_late_subscriber_gets_the_end_of_its_source_at_once(monkeypatch) -> None
     with service() as running:
         running.publisher.set_state("gate", "ended", "end of stream", 0)
         time.sleep(0.2)
-        began = time.monotonic()
+        started_at = time.monotonic()
         with streamseg.connect(running.masks_endpoint, ["gate"], timeout=20) as sub:
             assert list(sub) == []
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - started_at < 10
 
 
 def test_only_named_sources_are_received_and_end_the_iteration() -> None:
@@ -132,18 +133,18 @@ def test_only_named_sources_are_received_and_end_the_iteration() -> None:
 def test_images_arrive_with_their_results_until_the_end() -> None:
     red, blue = encode_solid_jpeg(color=(255, 0, 0)), encode_solid_jpeg(color=(0, 0, 255))
 
-    def show() -> None:
+    def publish_images() -> None:
         wait_until(lambda: running.publisher.has_image_subscribers("video", "gate"))
         for i in range(5):
             running.put_images(result(i), red, blue)
         running.finish()
 
     with service() as running:
-        showing = threading.Thread(target=show)
-        showing.start()
+        publisher_thread = threading.Thread(target=publish_images)
+        publisher_thread.start()
         with streamseg.connect(running.masks_endpoint, frames="plain", timeout=5) as sub:
             received = list(sub)
-        showing.join()
+        publisher_thread.join()
     assert [r.index for r in received][-4:] == [1, 2, 3, 4]
     assert received[0].jpeg == blue
     frame = received[0].frame
@@ -172,19 +173,19 @@ def test_images_from_an_explicit_address(monkeypatch) -> None:
 def test_late_image_subscriber_ends_when_only_the_status_socket_is_left(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(session, "LATE_IMAGES_TIMEOUT", 0.3)
+    monkeypatch.setattr(session_module, "LATE_IMAGES_TIMEOUT", 0.3)
     with raw_publisher() as (sock, at):
-        nowhere = f"tcp://127.0.0.1:{free_port()}"
+        unreachable = f"tcp://127.0.0.1:{free_port()}"
         with streamseg.connect(at, frames="plain", timeout=5) as sub:
             assert sock.poll(5000)
-            ended = status_json("ended", endpoints={"frames": nowhere})
+            ended = status_json("ended", endpoints={"frames": unreachable})
             sock.send_multipart([b"status//", ended])
             assert list(sub) == []
 
 
 def test_panoptic_segments_are_received() -> None:
-    known = Session(None, "masks", 10_000)
-    received = feed_and_take(known, [b"masks/gate/", masks_json(item=panoptic_result())])
+    session = Session(None, "masks", 10_000)
+    received = feed_and_take(session, [b"masks/gate/", masks_json(item=panoptic_result())])
     assert [s.mask.area for s in received.segments] == [s.area for s in received.message.segments]
 
 
@@ -206,37 +207,37 @@ def test_received_message_converts_to_a_recorded_one() -> None:
 
 
 def test_lost_messages_are_counted_by_source() -> None:
-    known = Session(None, "masks", 10_000)
+    session = Session(None, "masks", 10_000)
     for source, seq in [("a", 5), ("a", 6), ("a", 9), ("b", 0), ("b", 2), ("a", 10)]:
-        assert feed_and_take(known, [f"masks/{source}/".encode(), masks_json(seq, source=source)])
-    assert known.gaps == {"a": 2, "b": 1}
+        assert feed_and_take(session, [f"masks/{source}/".encode(), masks_json(seq, source=source)])
+    assert session.gaps == {"a": 2, "b": 1}
 
 
 def test_duplicate_message_is_returned_once() -> None:
-    known = Session(None, "masks", 10_000)
+    session = Session(None, "masks", 10_000)
     message = [b"masks/gate/", masks_json(4)]
-    assert feed_and_take(known, message).seq == 4
-    assert feed_and_take(known, message) is None
-    assert (known.rejected, known.gaps) == (0, {"gate": 0})
+    assert feed_and_take(session, message).seq == 4
+    assert feed_and_take(session, message) is None
+    assert (session.rejected, session.gaps) == (0, {"gate": 0})
 
 
 def test_repeated_and_old_statuses_are_ignored() -> None:
-    known = Session(["gate"], "masks", 10_000)
-    feed_and_take(known, [b"status/gate/", status_json("live", 5, source="gate")])
-    feed_and_take(known, [b"status/gate/", status_json("ended", 4, source="gate")])
-    assert not known.ended
-    assert known.statuses["gate"].state == "live"
+    session = Session(["gate"], "masks", 10_000)
+    feed_and_take(session, [b"status/gate/", status_json("live", 5, source="gate")])
+    feed_and_take(session, [b"status/gate/", status_json("ended", 4, source="gate")])
+    assert not session.ended
+    assert session.statuses["gate"].state == "live"
 
 
 def test_restarted_service_restarts_the_sequence() -> None:
-    known = Session(["gate"], "masks", 10_000)
-    feed_and_take(known, [b"masks/gate/", masks_json(500)])
-    feed_and_take(known, [b"status//", status_json("ended", 9)])
-    assert known.ended
-    feed_and_take(known, [b"status//", status_json("live", 0, service="two")])
-    assert not known.ended
-    assert feed_and_take(known, [b"masks/gate/", masks_json(3, service="two")]).seq == 3
-    assert known.gaps == {"gate": 0}
+    session = Session(["gate"], "masks", 10_000)
+    feed_and_take(session, [b"masks/gate/", masks_json(500)])
+    feed_and_take(session, [b"status//", status_json("ended", 9)])
+    assert session.ended
+    feed_and_take(session, [b"status//", status_json("live", 0, service="two")])
+    assert not session.ended
+    assert feed_and_take(session, [b"masks/gate/", masks_json(3, service="two")]).seq == 3
+    assert session.gaps == {"gate": 0}
 
 
 def test_subscriber_may_start_before_the_service() -> None:
@@ -260,10 +261,10 @@ def test_timeout_reports_the_latest_states() -> None:
             return "gate" in sub.statuses
 
         wait_until(is_known)
-        began = time.monotonic()
+        started_at = time.monotonic()
         with pytest.raises(ReceiveTimeout, match=r"no result in 0\.4 s.*gate is stalled no frame"):
             sub.receive(timeout=0.4)
-        assert 0.3 < time.monotonic() - began < 5
+        assert 0.3 < time.monotonic() - started_at < 5
         with pytest.raises(ReceiveTimeout):
             sub.receive(timeout=0)
         with pytest.raises(TimeoutError):
@@ -301,8 +302,8 @@ with streamseg.connect(sys.argv[1], timeout=30) as sub:
             text=True,
         )
         running.wait_for_subscribers(within=30)
-        until = time.monotonic() + pause + 5
-        while time.monotonic() < until:
+        deadline = time.monotonic() + pause + 5
+        while time.monotonic() < deadline:
             running.put_and_wait(*[result(i, found=found) for i in range(10)])
             time.sleep(0.05)
         running.end()
@@ -314,9 +315,9 @@ with streamseg.connect(sys.argv[1], timeout=30) as sub:
 # Images
 
 
-def received_with(jpeg_bytes):
-    known = Session(None, "frames", 10_000)
-    return feed_and_take(known, [b"frames/gate/", masks_json(), jpeg_bytes])
+def receive_image(jpeg_bytes):
+    session = Session(None, "frames", 10_000)
+    return feed_and_take(session, [b"frames/gate/", masks_json(), jpeg_bytes])
 
 
 @pytest.mark.parametrize(
@@ -324,12 +325,12 @@ def received_with(jpeg_bytes):
 )
 def test_undecodable_image_is_a_protocol_error(jpeg_bytes) -> None:
     with pytest.raises(WireError, match="an image can't be decoded"):
-        _ = received_with(jpeg_bytes).frame
+        _ = receive_image(jpeg_bytes).frame
 
 
 def test_image_larger_than_its_frame_is_rejected() -> None:
     with pytest.raises(WireError, match="frame is 4000 x 4000"):
-        _ = received_with(encode_solid_jpeg((4000, 4000))).frame
+        _ = receive_image(encode_solid_jpeg((4000, 4000))).frame
 
 
 def test_image_without_subscription_is_a_usage_error() -> None:
@@ -349,7 +350,7 @@ try:
 except UsageError as error:
     print(error)
 """
-    assert "pip install 'streamseg[frames]'" in _python(program)
+    assert "pip install 'streamseg[frames]'" in _run_python(program)
 
 
 # Arguments of connect
@@ -394,7 +395,7 @@ def test_invalid_address_is_a_usage_error(address) -> None:
         {"sources": [""]},
         {"sources": ["x" * 65]},
         {"frames": True},
-        {"frames": "painted"},
+        {"frames": "drawn"},
         {"timeout": -1},
         {"timeout": float("nan")},
     ],
@@ -415,18 +416,30 @@ def test_ipv6_works_end_to_end() -> None:
 
 
 def test_ipc_works_end_to_end_with_images(tmp_path) -> None:
-    where = f"ipc://{tmp_path}/masks"
-    with service(bind=where) as running, streamseg.connect(where, frames="plain", timeout=5) as sub:
-        reading: list[int] = []
-        thread = threading.Thread(target=lambda: reading.append(sub.receive().index))
+    address = f"ipc://{tmp_path}/masks"
+    with (
+        service(bind=address) as running,
+        streamseg.connect(address, frames="plain", timeout=5) as sub,
+    ):
+        indices: list[int] = []
+        thread = threading.Thread(target=lambda: indices.append(sub.receive().index))
         thread.start()
         wait_until(lambda: running.publisher.has_image_subscribers("video", "gate"))
         running.put_images(result(3), None, encode_solid_jpeg())
         thread.join(5)
-    assert reading == [3]
+    assert indices == [3]
 
 
-HEAVY = ("torch", "torchvision", "av", "cv2", "scipy", "yaml", "prometheus_client", "safetensors")
+SERVICE_DEPENDENCIES = (
+    "torch",
+    "torchvision",
+    "av",
+    "cv2",
+    "scipy",
+    "yaml",
+    "prometheus_client",
+    "safetensors",
+)
 
 
 def test_client_imports_no_dependency_of_the_service() -> None:
@@ -439,13 +452,13 @@ try:
 except streamseg.StreamsegError:
     pass
 sub.close()
-print([name for name in {HEAVY!r} if name in sys.modules])
+print([name for name in {SERVICE_DEPENDENCIES!r} if name in sys.modules])
 """
-    assert _python(program) == "[]\n"
+    assert _run_python(program) == "[]\n"
 
 
-def _python(program: str) -> str:
-    done = subprocess.run(
+def _run_python(program: str) -> str:
+    completed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
-    return done.stdout
+    return completed.stdout
