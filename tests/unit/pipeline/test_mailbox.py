@@ -1,4 +1,4 @@
-"""Mailboxes: order, policies and ends, with one thread, many threads and random input."""
+"""Mailboxes: order, policies and end, with one thread, many threads and random calls."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class Item:
     number: int
 
 
-def in_threads(*functions):
-    """Run each in a thread; fails if one hangs or raises."""
+def run_in_threads(*functions):
+    """Run each function in a thread; fail if one blocks or raises."""
     failures = []
 
-    def guarded(function):
+    def catch_errors(function):
         try:
             function()
         except BaseException as error:  # noqa: BLE001 - raised in the test
             failures.append(error)
 
-    threads = [threading.Thread(target=guarded, args=(f,), daemon=True) for f in functions]
+    threads = [threading.Thread(target=catch_errors, args=(f,), daemon=True) for f in functions]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+    assert not any(thread.is_alive() for thread in threads), "a thread is blocked"
     assert not failures, failures
 
 
-def writer(mailbox, source, count):
+def make_writer(mailbox, source, count):
     def write():
         for number in range(count):
             mailbox.put(Item(source, number))
@@ -51,7 +51,7 @@ def writer(mailbox, source, count):
     return write
 
 
-def numbers(items, source):
+def numbers_of(items, source):
     return [item.number for item in items if item.source == source]
 
 
@@ -85,9 +85,9 @@ def test_drop_oldest_drops_and_reports_the_oldest_item_of_the_same_source() -> N
         mailbox.put(Item("a", number))
     mailbox.close()
     assert dropped == [Item("a", 0), Item("a", 1), Item("a", 2)]
-    left = list(mailbox)
-    assert numbers(left, "a") == [3, 4]
-    assert numbers(left, "b") == [0]
+    remaining = list(mailbox)
+    assert numbers_of(remaining, "a") == [3, 4]
+    assert numbers_of(remaining, "b") == [0]
 
 
 def test_a_mailbox_closed_by_its_last_writer_is_read_until_it_is_empty() -> None:
@@ -98,7 +98,7 @@ def test_a_mailbox_closed_by_its_last_writer_is_read_until_it_is_empty() -> None
     mailbox.close()
     assert not mailbox.finished
     mailbox.close()
-    assert not mailbox.finished, "an item waits"
+    assert not mailbox.finished, "an item is left to read"
     assert mailbox.get() == Item("a", 0)
     assert mailbox.finished
     assert mailbox.get() is None
@@ -204,8 +204,10 @@ def test_dropping_keeps_the_newest_of_each_source_in_order(capacity, history) ->
     mailbox.close()
     rest = list(mailbox)
     for source in SOURCES:
-        assert numbers(rest, source) == [item.number for item in model[source]]
-        everything = numbers(taken, source) + numbers(rest, source) + numbers(dropped, source)
+        assert numbers_of(rest, source) == [item.number for item in model[source]]
+        everything = (
+            numbers_of(taken, source) + numbers_of(rest, source) + numbers_of(dropped, source)
+        )
         assert sorted(everything) == list(range(put[source])), "each item is in one place"
 
 
@@ -232,14 +234,14 @@ def test_a_blocking_mailbox_loses_nothing_and_keeps_the_order_of_each_source() -
     received: dict[int, list[Item]] = {0: [], 1: []}
     for _ in SOURCES:
         mailbox.add_writer()
-    in_threads(
-        *[writer(mailbox, source, 2000) for source in SOURCES],
+    run_in_threads(
+        *[make_writer(mailbox, source, 2000) for source in SOURCES],
         *[lambda row=row: received[row].extend(mailbox) for row in received],
     )
     for source in SOURCES:
-        assert sorted(numbers(received[0] + received[1], source)) == list(range(2000))
+        assert sorted(numbers_of(received[0] + received[1], source)) == list(range(2000))
         for items in received.values():
-            assert numbers(items, source) == sorted(numbers(items, source))
+            assert numbers_of(items, source) == sorted(numbers_of(items, source))
 
 
 def test_a_blocked_writer_of_one_source_does_not_stop_another() -> None:
@@ -269,11 +271,11 @@ def test_drop_oldest_never_blocks_and_every_item_is_read_or_reported() -> None:
 
     for _ in SOURCES:
         mailbox.add_writer()
-    in_threads(*[writer(mailbox, source, 500) for source in SOURCES], read_slowly)
+    run_in_threads(*[make_writer(mailbox, source, 500) for source in SOURCES], read_slowly)
     for source in SOURCES:
-        assert sorted(numbers(received + dropped, source)) == list(range(500))
-        assert numbers(received, source) == sorted(numbers(received, source))
-        assert numbers(received, source)[-1] == 499, "the newest is never dropped"
+        assert sorted(numbers_of(received + dropped, source)) == list(range(500))
+        assert numbers_of(received, source) == sorted(numbers_of(received, source))
+        assert numbers_of(received, source)[-1] == 499, "the newest is never dropped"
     assert dropped
 
 
@@ -305,11 +307,11 @@ def test_abort_releases_blocked_readers_and_writers_and_every_item_is_accounted_
         mailbox.abort()
 
     mailbox.add_writer()
-    in_threads(*[lambda s=s: write(s) for s in SOURCES], read, read, stop)
+    run_in_threads(*[lambda s=s: write(s) for s in SOURCES], read, read, stop)
     left = [item for lane in mailbox._lanes.values() for item in lane]
     assert len(refused) == len(SOURCES)
     for source in SOURCES:
-        everywhere = numbers(received + dropped + left, source)
+        everywhere = numbers_of(received + dropped + left, source)
         assert sorted(everywhere) == list(range(put[source]))
 
 
@@ -325,7 +327,7 @@ def test_the_last_close_releases_a_waiting_reader() -> None:
         time.sleep(0.05)
         mailbox.close()
 
-    in_threads(
+    run_in_threads(
         lambda: received.append(list(mailbox)),
         lambda: received.append([i for batch in mailbox.batches(4, 0.01) for i in batch]),
         close_both,

@@ -1,4 +1,4 @@
-"""Metrics, and accounts in which each frame is counted in exactly one place."""
+"""Metrics, and accounts that count each frame exactly once."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from support.cameras import require_program
 from streamseg.errors import StreamsegError
 from streamseg.pipeline.metrics import AccountSnapshot, Metrics
 
-WAYS = st.sampled_from(["decode", "publish", "late", "stale", "corrupt"])
+CALLS = st.sampled_from(["decode", "publish", "late", "stale", "corrupt"])
 
 
-def settle(account, way) -> None:
-    if way == "decode":
+def call_account(account, call) -> None:
+    if call == "decode":
         account.decode()
-    elif way == "publish":
+    elif call == "publish":
         account.publish()
-    elif way == "corrupt":
-        account.fail(way)
+    elif call == "corrupt":
+        account.fail(call)
     else:
-        account.drop(way)
+        account.drop(call)
 
 
 def test_an_account_counts_frames_by_outcome() -> None:
@@ -45,15 +45,15 @@ def test_an_account_counts_frames_by_outcome() -> None:
     assert account.snapshot().balanced
 
 
-@pytest.mark.parametrize("way", ["publish", "late", "corrupt"])
-def test_a_frame_cannot_be_settled_twice(way) -> None:
+@pytest.mark.parametrize("call", ["publish", "late", "corrupt"])
+def test_a_frame_cannot_be_settled_twice(call) -> None:
     account = Metrics().account("gate")
     account.decode()
     account.publish()
     before = account.snapshot()
     with pytest.raises(StreamsegError, match="gate: a frame was settled twice"):
-        settle(account, way)
-    assert account.snapshot() == before, "what was refused changes nothing"
+        call_account(account, call)
+    assert account.snapshot() == before, "a refused call changes nothing"
     assert before.balanced
 
 
@@ -63,17 +63,17 @@ def test_an_account_that_lost_a_frame_is_not_balanced() -> None:
     assert AccountSnapshot("gate", 3, 1, {"late": 1}, {"corrupt": 1}, 0).balanced
 
 
-@given(st.lists(WAYS, max_size=60))
+@given(st.lists(CALLS, max_size=60))
 def test_an_account_is_balanced_after_any_sequence_of_calls(history) -> None:
     account = Metrics().account("gate")
     open_frames = 0
-    for way in history:
-        if way != "decode" and open_frames == 0:
+    for call in history:
+        if call != "decode" and open_frames == 0:
             with pytest.raises(StreamsegError):
-                settle(account, way)
+                call_account(account, call)
         else:
-            settle(account, way)
-            open_frames += 1 if way == "decode" else -1
+            call_account(account, call)
+            open_frames += 1 if call == "decode" else -1
         snapshot = account.snapshot()
         assert snapshot.balanced
         assert snapshot.in_flight == open_frames
@@ -82,14 +82,14 @@ def test_an_account_is_balanced_after_any_sequence_of_calls(history) -> None:
 def test_accounts_stay_balanced_while_many_threads_settle_frames() -> None:
     metrics = Metrics()
     account = metrics.account("gate")
-    each, workers = 1000, 4
+    frames_per_thread, workers = 1000, 4
     unbalanced, done = [], threading.Event()
 
     def work(seed: int) -> None:
-        choice = random.Random(seed)
-        for _ in range(each):
+        rng = random.Random(seed)
+        for _ in range(frames_per_thread):
             account.decode()
-            settle(account, choice.choice(["publish", "late", "stale", "corrupt"]))
+            call_account(account, rng.choice(["publish", "late", "stale", "corrupt"]))
 
     def watch() -> None:
         while not done.is_set():
@@ -106,7 +106,7 @@ def test_accounts_stay_balanced_while_many_threads_settle_frames() -> None:
     watcher.join(5)
     assert not unbalanced
     last = account.snapshot()
-    assert last.decoded == each * workers
+    assert last.decoded == frames_per_thread * workers
     assert last.in_flight == 0
     assert last.balanced
 
@@ -118,14 +118,14 @@ def test_one_frame_settled_by_two_threads_at_once_counts_once() -> None:
         refused = []
         barrier = threading.Barrier(2)
 
-        def race(way, account=account, barrier=barrier, refused=refused) -> None:
+        def race(call, account=account, barrier=barrier, refused=refused) -> None:
             barrier.wait(5)
             try:
-                settle(account, way)
+                call_account(account, call)
             except StreamsegError as error:
                 refused.append(error)
 
-        threads = [threading.Thread(target=race, args=(way,)) for way in ("publish", "late")]
+        threads = [threading.Thread(target=race, args=(call,)) for call in ("publish", "late")]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -196,14 +196,14 @@ def test_promtool_accepts_the_metrics() -> None:
     account.fail("corrupt")
     metrics.observe_age("gate", 0.1)
     metrics.set_state("gate", "live")
-    checked = subprocess.run(
+    completed = subprocess.run(
         ["promtool", "check", "metrics"],
         check=False,
         input=generate_latest(metrics.registry),
         capture_output=True,
         timeout=30,
     )
-    assert (checked.returncode, checked.stderr) == (0, b"")
+    assert (completed.returncode, completed.stderr) == (0, b"")
 
 
 def test_two_services_in_one_process_have_separate_metrics() -> None:
