@@ -275,9 +275,9 @@ def test_new_connections_wait_while_the_listener_is_blocked(folder) -> None:
 def test_the_listener_stays_blocked_while_the_network_thread_has_a_backlog() -> None:
     with zmq.Context() as context, context.socket(zmq.XPUB) as sock:
         limiter = connection_limiter.SocketLimiter("masks", sock, 1, RefusalLog(Metrics()))
-        limiter._paused_until = until = time.monotonic() + 60
+        limiter._paused_until = paused_until = time.monotonic() + 60
         limiter.check(is_publisher_behind=False)
-        assert limiter._paused_until == until
+        assert limiter._paused_until == paused_until
         now = time.monotonic()
         limiter._paused_until = now + connection_limiter.PAUSE_AFTER_FLOOD / 2
         limiter.check(is_publisher_behind=True)

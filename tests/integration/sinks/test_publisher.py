@@ -263,22 +263,22 @@ def test_images_contain_the_complete_results_and_have_their_own_sequence_numbers
     assert all(protocol.decode_instances(d).masks == instances().masks for d in decoded)
 
 
-def test_wants_is_true_while_a_subscriber_to_images_is_connected() -> None:
+def test_has_image_subscribers_is_true_while_one_is_connected() -> None:
     with service() as running:
-        wants = running.publisher.has_image_subscribers
-        assert not wants("frames", "gate")
+        has_subscribers = running.publisher.has_image_subscribers
+        assert not has_subscribers("frames", "gate")
         with raw_subscriber(running.images_endpoint, b"frames/gate/") as first:
-            wait_until(lambda: wants("frames", "gate"))
-            assert not wants("video", "gate")
-            assert not wants("frames", "gate2")
+            wait_until(lambda: has_subscribers("frames", "gate"))
+            assert not has_subscribers("video", "gate")
+            assert not has_subscribers("frames", "gate2")
             with raw_subscriber(running.images_endpoint, b"frames/gate/", b"video/"):
-                wait_until(lambda: wants("video", "anything"))
+                wait_until(lambda: has_subscribers("video", "anything"))
                 first.unsubscribe(b"frames/gate/")
-            wait_until(lambda: not wants("video", "anything"))
-            wait_until(lambda: not wants("frames", "gate"))
+            wait_until(lambda: not has_subscribers("video", "anything"))
+            wait_until(lambda: not has_subscribers("frames", "gate"))
         with raw_subscriber(running.images_endpoint, b""):
-            wait_until(lambda: wants("frames", "gate") and wants("video", "x"))
-        wait_until(lambda: not wants("frames", "gate"))
+            wait_until(lambda: has_subscribers("frames", "gate") and has_subscribers("video", "x"))
+        wait_until(lambda: not has_subscribers("frames", "gate"))
 
 
 def test_without_subscribers_results_are_counted_but_not_encoded() -> None:
@@ -294,10 +294,12 @@ def test_without_subscribers_results_are_counted_but_not_encoded() -> None:
 
 
 def test_wait_for_subscribers_counts_only_current_subscriptions() -> None:
-    never, joined = threading.Event(), []
+    stopped, outcomes = threading.Event(), []
     with service() as running:
         waiter = threading.Thread(
-            target=lambda: joined.append(running.publisher.wait_for_subscribers(2, never.is_set))
+            target=lambda: outcomes.append(
+                running.publisher.wait_for_subscribers(2, stopped.is_set)
+            )
         )
         waiter.start()
         with (
@@ -313,7 +315,7 @@ def test_wait_for_subscribers_counts_only_current_subscriptions() -> None:
             assert waiter.is_alive()
             with raw_subscriber(running.images_endpoint, b"video/gate/"):
                 waiter.join(5)
-    assert joined == [True]
+    assert outcomes == [True]
 
 
 def test_wait_for_subscribers_returns_when_it_is_stopped() -> None:
@@ -324,14 +326,14 @@ def test_wait_for_subscribers_returns_when_it_is_stopped() -> None:
 
 
 def test_wait_for_subscribers_returns_when_the_publisher_closes() -> None:
-    joined = []
+    outcomes = []
     with service() as running:
         waiter = threading.Thread(
-            target=lambda: joined.append(running.publisher.wait_for_subscribers(1, lambda: False))
+            target=lambda: outcomes.append(running.publisher.wait_for_subscribers(1, lambda: False))
         )
         waiter.start()
     waiter.join(5)
-    assert joined == [False]
+    assert outcomes == [False]
 
 
 def test_results_that_the_network_thread_takes_too_late_are_dropped_and_counted() -> None:
@@ -653,7 +655,7 @@ def test_a_flooding_client_is_disconnected_and_its_memory_released(kind, attack)
             running.publisher.endpoints[kind], handshake=GREETING + encode_ready(b"SUB")
         ) as peer:
             sent = flood(peer, chunk, total=400_000_000)
-        assert sent < 400_000_000, "it was never disconnected"
+        assert sent < 400_000_000, "the client was not disconnected"
         assert read_resident_memory() - before < 150_000_000
         running.put(result())
         assert sub.receive().index == 0
@@ -710,7 +712,7 @@ def test_prefixes_beyond_the_limit_are_wanted_until_they_are_unsubscribed(monkey
     )
     subscriptions.process(b"\x00masks/during/")
     assert subscriptions.includes(b"masks/before/")
-    assert not subscriptions.includes(b"masks/another/"), "it was never subscribed"
+    assert not subscriptions.includes(b"masks/another/"), "not subscribed"
 
 
 def test_a_prefix_longer_than_any_topic_matches_nothing() -> None:

@@ -107,8 +107,8 @@ def test_panoptic_output_is_a_valid_dataset_with_a_pq_of_1_against_itself(stream
         segments="panoptic",
     )
     assert find_dataset_problems(config, folder) == []
-    made = open_dataset(config, folder)
-    sample = load_sample(made, made.images[0], ("disc",), 0, ("grass", "sky"))
+    dataset = open_dataset(config, folder)
+    sample = load_sample(dataset, dataset.images[0], ("disc",), 0, ("grass", "sky"))
     assert sample.targets.stuff.unique().tolist() == [0, 1, 2]
     task = {"truth": "panoptic.json", "truth_segments": "panoptic"}
     task |= {"results": "panoptic.json", "result_segments": "panoptic"}
@@ -155,7 +155,7 @@ def test_stuff_is_drawn_in_the_video(tmp_path):
         load_ideal_model(tmp_path), tmp_path / "world" / "images", tmp_path / "out"
     )
     with av.open(str(folder / "annotated.mp4")) as video:
-        shown = next(video.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+        decoded = next(video.decode(video=0)).to_ndarray(format="rgb24").astype(int)
     message = messages_of(folder)[0]
     image = cv2.imread(str(tmp_path / "world" / "images" / message.item))[..., ::-1].copy()
     instances, segments = (
@@ -166,8 +166,8 @@ def test_stuff_is_drawn_in_the_video(tmp_path):
     for segment in segments:
         if not segment.thing:
             place = segment.mask.to_array()
-            assert np.median(np.abs(shown[place] - painted[place])) < 8
-            assert np.median(np.abs(shown[place] - plain[place])) > 16
+            assert np.median(np.abs(decoded[place] - painted[place])) < 8
+            assert np.median(np.abs(decoded[place] - plain[place])) > 16
 
 
 def test_a_service_publishes_the_segments_that_a_recorded_run_writes(tmp_path):
@@ -187,13 +187,13 @@ def test_a_service_publishes_the_segments_that_a_recorded_run_writes(tmp_path):
     recorded = messages_of(process_panoptic(model, images, tmp_path / "out"))
     assert [protocol.to_recorded(each.message) for each in received] == recorded
     for each in received:
-        picture = cv2.imread(str(images / each.item))[..., ::-1].copy()
-        (parts,) = model.predict_panoptic([picture])
+        image = cv2.imread(str(images / each.item))[..., ::-1].copy()
+        (parts,) = model.predict_panoptic([image])
         assert [(s.id, s.label, s.name, s.thing) for s in each.segments] == [
             (s.id, s.label, s.name, s.thing) for s in parts
         ]
         assert all(a.mask == b.mask for a, b in zip(each.segments, parts, strict=True))
-        painted = annotate(picture, each.instances, each.segments)
+        painted = annotate(image, each.instances, each.segments)
         assert each.jpeg == encode_jpeg(painted, PublishConfig().jpeg_quality)
 
 
@@ -216,9 +216,9 @@ def test_a_model_without_panoptic_results_is_refused_before_the_run(streamseg: R
 def test_process_writes_panoptic_files_only_with_the_option(streamseg: Run, tmp_path):
     write_panoptic_dataset(tmp_path / "world")
     weights = write_ideal_weights(tmp_path / "w.safetensors")
-    given = ("process", "world/images", "--model", NAME, "--weights", weights)
-    assert streamseg(*given, "--out", "plain").returncode == 0
-    assert streamseg(*given, "--out", "divided", "--panoptic").returncode == 0
+    arguments = ("process", "world/images", "--model", NAME, "--weights", weights)
+    assert streamseg(*arguments, "--out", "plain").returncode == 0
+    assert streamseg(*arguments, "--out", "divided", "--panoptic").returncode == 0
     plain, divided = (tmp_path / name / "images" for name in ("plain", "divided"))
     assert not list(plain.glob("panoptic*"))
     assert len(list((divided / "panoptic").iterdir())) == 4
@@ -249,10 +249,10 @@ def test_an_aborted_run_leaves_part_files_and_the_complete_ones_before(tmp_path)
     with sink(tmp_path / "panoptic.json") as file:
         file.write_segments(first.frame, first.segments)
     whole = (tmp_path / "panoptic.json").read_bytes()
-    cut = sink(tmp_path / "panoptic.json")
-    cut.open()
-    cut.write_segments(replace(first.frame, index=7), first.segments)
-    cut.abort()
+    aborted = sink(tmp_path / "panoptic.json")
+    aborted.open()
+    aborted.write_segments(replace(first.frame, index=7), first.segments)
+    aborted.abort()
     # The files of the first run stay complete; those of the second keep their part names.
     assert (tmp_path / "panoptic.json").read_bytes() == whole
     assert [path.name for path in (tmp_path / "panoptic").iterdir()] == ["000000.png"]
@@ -266,20 +266,20 @@ def test_an_aborted_run_leaves_part_files_and_the_complete_ones_before(tmp_path)
 
 def test_the_json_file_is_renamed_after_the_folder_of_pngs(tmp_path, monkeypatch):
     """After a power failure at any time, every PNG that panoptic.json refers to exists."""
-    first, seen = panoptic_result(), []
+    first, renames = panoptic_result(), []
     with sink(tmp_path / "panoptic.json") as file:
         file.write_segments(first.frame, first.segments)
 
     rename = os.replace
 
     def watched(part, target, **folders):
-        seen.append((Path(target).name, (tmp_path / "panoptic.json").exists()))
+        renames.append((Path(target).name, (tmp_path / "panoptic.json").exists()))
         return rename(part, target, **folders)
 
     monkeypatch.setattr(os, "replace", watched)
     with sink(tmp_path / "panoptic.json") as file:
         file.write_segments(first.frame, first.segments)
-    assert seen == [("panoptic", False), ("panoptic.json", False)]
+    assert renames == [("panoptic", False), ("panoptic.json", False)]
 
 
 def test_output_without_frames_or_segments_is_valid(tmp_path):
@@ -314,10 +314,10 @@ def test_segment_ids_beyond_24_bits_are_refused(tmp_path, number):
 
 
 def test_unwritable_paths_are_refused_when_opened(tmp_path):
-    (tmp_path / "panoptic").write_text("in the way")
+    (tmp_path / "panoptic").write_text("a file")
     (tmp_path / "folder.json").mkdir()
     for path, message in (
-        (tmp_path / "gone" / "p.json", "gone/p: can't be written: there is no such folder"),
+        (tmp_path / "missing" / "p.json", "missing/p: can't be written: there is no such folder"),
         (tmp_path / "panoptic.json", "panoptic: can't be written: there is a file of that name"),
         (tmp_path / "folder.json", "folder.json: can't be written: there is a folder of that"),
     ):
@@ -346,8 +346,8 @@ def test_frames_are_released_after_writing(tmp_path):
         for index in range(6):
             image = np.zeros((40, 60, 3), np.uint8)
             images.append(weakref.ref(image))
-            made = panoptic_result()
-            yield replace(made, frame=replace(made.frame, index=index, image=image))
+            result = panoptic_result()
+            yield replace(result, frame=replace(result.frame, index=index, image=image))
 
     for _ in run_sink(sink(tmp_path / "p.json"), results()):
         assert sum(image() is not None for image in images) <= 2  # this and the one before

@@ -51,7 +51,7 @@ def noise(size, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def result_of(index, source="gate", pts=None, pixel_aspect=Fraction(1)):
+def make_result(index, source="gate", pts=None, pixel_aspect=Fraction(1)):
     size = (48, 64)
     masks = Masks.from_boxes([(4 + index, 5, 20 + index, 30)], size)
     instances = Instances(masks.boxes, [0.1 + index / 30], [1], masks, {1: "person"}, [index])
@@ -96,7 +96,7 @@ def record(path, timestamps, size=(48, 64)):
 
 def test_results_read_back_equal_those_written(tmp_path):
     path = tmp_path / "results.jsonl"
-    results = [result_of(i) for i in range(5)]
+    results = [make_result(i) for i in range(5)]
     with ResultsFile(path) as file:
         write_all(file, results)
     lines = path.read_bytes().splitlines()
@@ -110,14 +110,14 @@ def test_results_read_back_equal_those_written(tmp_path):
 def test_each_source_has_its_own_sequence_numbers(tmp_path):
     path = tmp_path / "results.jsonl"
     with ResultsFile(path) as file:
-        write_all(file, [result_of(0, "a"), result_of(0, "b"), result_of(1, "a")])
+        write_all(file, [make_result(0, "a"), make_result(0, "b"), make_result(1, "a")])
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert [(row["source"], row["seq"]) for row in rows] == [("a", 0), ("b", 0), ("a", 1)]
 
 
 def test_a_result_is_in_the_file_before_it_is_passed_on(tmp_path):
     file = ResultsFile(tmp_path / "results.jsonl")
-    written = run_sink(file, (result_of(i) for i in range(3)))
+    written = run_sink(file, (make_result(i) for i in range(3)))
     for expected in (1, 2, 3):
         next(written)
         assert len(part(file.path).read_bytes().splitlines()) == expected
@@ -134,7 +134,7 @@ def test_results_without_a_frame_are_an_empty_file(tmp_path):
 def test_a_file_is_renamed_only_when_it_is_closed(tmp_path, kind):
     path = tmp_path / "out"
     path.write_text("of an earlier run")
-    for _ in run_sink(kind(path), [result_of(0)]):
+    for _ in run_sink(kind(path), [make_result(0)]):
         assert path.read_text() == "of an earlier run"
     assert path.stat().st_size > 100
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
@@ -143,7 +143,7 @@ def test_a_file_is_renamed_only_when_it_is_closed(tmp_path, kind):
 @pytest.mark.parametrize("kind", [ResultsFile, VideoFile])
 def test_closing_twice_and_aborting_after_it_does_nothing_more(tmp_path, kind):
     file = opened(kind(tmp_path / "out"))
-    write_all(file, [result_of(0)])
+    write_all(file, [make_result(0)])
     file.close()
     content = file.path.read_bytes()
     file.close()
@@ -154,8 +154,8 @@ def test_closing_twice_and_aborting_after_it_does_nothing_more(tmp_path, kind):
 @pytest.mark.parametrize("kind", [ResultsFile, VideoFile])
 def test_an_exception_leaves_the_part_and_no_file(tmp_path, kind):
     def results():
-        yield result_of(0)
-        yield result_of(1)
+        yield make_result(0)
+        yield make_result(1)
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"), kind(tmp_path / "out") as file:
@@ -216,11 +216,11 @@ def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
 
     path = tmp_path / "results.jsonl"
     file = opened(ResultsFile(path))
-    file.write(result_of(0))
+    file.write(make_result(0))
     before = part(path).read_bytes()
     monkeypatch.setattr("streamseg.sinks.files.part_file.write_whole", full)
     with pytest.raises(OutputError, match=r"results\.jsonl: .*the disk is full.*make room"):
-        file.write(result_of(1))
+        file.write(make_result(1))
     file.abort()
     assert not path.exists()
     assert part(path).read_bytes() == before  # nothing of the line that didn't fit
@@ -230,7 +230,7 @@ def test_results_that_do_not_fit_leave_a_part_file_of_whole_lines(tmp_path):
     path = tmp_path / "results.jsonl"
     with files_no_larger_than(1000), pytest.raises(OutputError, match="larger than it may be"):  # noqa: SIM117
         with ResultsFile(path) as file:
-            write_all(file, (result_of(i) for i in range(20)))
+            write_all(file, (make_result(i) for i in range(20)))
     assert not path.exists()
     *lines, end = part(path).read_bytes().split(b"\n")
     assert len(lines) > 2
@@ -252,9 +252,9 @@ def test_a_video_whose_end_does_not_fit_keeps_its_part_name(tmp_path, missing):
     write(tmp_path / "whole.mp4")
     size = (tmp_path / "whole.mp4").stat().st_size
     assert size > missing
-    with files_no_larger_than(size - missing), pytest.raises(OutputError, match=r"cut\.mp4"):
-        write(tmp_path / "cut.mp4")
-    assert not (tmp_path / "cut.mp4").exists()
+    with files_no_larger_than(size - missing), pytest.raises(OutputError, match=r"full\.mp4"):
+        write(tmp_path / "full.mp4")
+    assert not (tmp_path / "full.mp4").exists()
 
 
 def test_importing_the_module_loads_neither_av_nor_cv2_nor_torch():
@@ -262,10 +262,10 @@ def test_importing_the_module_loads_neither_av_nor_cv2_nor_torch():
         "import sys, streamseg.sinks.files.results; "
         "print({'av', 'cv2', 'torch'} & set(sys.modules) or 'none')"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.strip() == "none"
+    assert completed.stdout.strip() == "none"
 
 
 # the video
@@ -398,7 +398,7 @@ def test_odd_sizes_become_even_by_repeating_the_edge(tmp_path, size):
 def test_the_pixel_aspect_ratio_is_kept(tmp_path, shape):
     path = tmp_path / "out.mp4"
     with VideoFile(path) as video:
-        write_all(video, [result_of(row, pixel_aspect=shape) for row in (0, 1)])
+        write_all(video, [make_result(row, pixel_aspect=shape) for row in (0, 1)])
     with av.open(str(path)) as container:
         assert container.streams.video[0].sample_aspect_ratio == shape
     assert len(decode(path)) == 2
@@ -447,13 +447,13 @@ def test_an_aborted_video_can_be_played_up_to_its_last_image(tmp_path):
 
 def test_a_video_shows_the_annotated_results(tmp_path):
     path = tmp_path / "out.mp4"
-    results = [result_of(i) for i in range(3)]
+    results = [make_result(i) for i in range(3)]
     with VideoFile(path) as video:
         write_all(video, results)
-    shown = decode(path)[2].to_ndarray(format="rgb24").astype(int)
+    decoded = decode(path)[2].to_ndarray(format="rgb24").astype(int)
     painted = annotate(results[2].frame.image, results[2].instances)
-    assert np.abs(shown - painted).mean() < 12
-    assert np.abs(shown - results[2].frame.image).mean() > 15
+    assert np.abs(decoded - painted).mean() < 12
+    assert np.abs(decoded - results[2].frame.image).mean() > 15
 
 
 def test_the_encoder_uses_one_thread(tmp_path):
@@ -484,11 +484,11 @@ with VideoFile(Path(sys.argv[1])) as video:
             print(peak())
 """
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out.mp4")],
         capture_output=True, text=True, check=True, timeout=100,
     )  # fmt: skip
-    early, late = map(int, done.stdout.split())
+    early, late = map(int, completed.stdout.split())
     assert late < 1.05 * early
 
 
@@ -542,10 +542,10 @@ def test_no_link_is_written_through(tmp_path, which, kind, where):
     path = tmp_path / "out" / "file"
     at = path if where == "target" else path.with_name(f"file.{where}")
     precious = linked(tmp_path, at, kind)
-    made = writers(path)[which]()
-    if made is not None:
-        made.write(result_of(0))
-        made.close()
+    sink = writers(path)[which]()
+    if sink is not None:
+        sink.write(make_result(0))
+        sink.close()
     assert precious.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
     assert not path.is_symlink()
@@ -556,7 +556,7 @@ def test_no_link_is_written_through(tmp_path, which, kind, where):
 def test_a_part_file_replaced_by_another_program_is_an_error(tmp_path):
     path = tmp_path / "results.jsonl"
     file = opened(ResultsFile(path))
-    file.write(result_of(0))
+    file.write(make_result(0))
     part(path).unlink()
     precious = linked(tmp_path, part(path), "link")
     with pytest.raises(OutputError, match="another program replaced it"):
@@ -569,7 +569,7 @@ def test_a_file_is_renamed_within_the_folder_that_it_was_opened_in(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "other").mkdir()
     with ResultsFile(tmp_path / "out" / "results.jsonl") as file:
-        file.write(result_of(0))
+        file.write(make_result(0))
         (tmp_path / "out").rename(tmp_path / "moved")
         (tmp_path / "out").symlink_to(tmp_path / "other")
     assert [entry.name for entry in (tmp_path / "moved").iterdir()] == ["results.jsonl"]
@@ -585,16 +585,16 @@ def test_a_pipe_or_device_is_not_replaced(tmp_path, which):
 
 
 def test_part_folders_follow_no_link(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "target").mkdir()
     for name in ("png", "png.part"):
-        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+        (tmp_path / name).symlink_to(tmp_path / "target")
     folder = PartFolder(tmp_path / "png")
-    (tmp_path / "png.part" / "1.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    (tmp_path / "png.part" / "1.png").symlink_to(tmp_path / "target" / "1.png")
     with pytest.raises(FileExistsError):
         folder.write_file("1.png", b"pixels")
     folder.write_file("2.png", b"pixels")
     folder.publish()
-    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert list((tmp_path / "target").iterdir()) == []
     assert not (tmp_path / "png").is_symlink()
     assert (tmp_path / "png" / "2.png").read_bytes() == b"pixels"
 
@@ -677,9 +677,9 @@ def test_a_video_that_filled_the_disk_can_be_played(tmp_path, limit):
             video.attempt(lambda file, image=image, pts=index / 25: file.write_image(image, pts))
     video.close()
     assert "larger than it may be" in str(video.failure)
-    shown = decode(part(path))
-    times = [float(frame.time) for frame in shown]
-    assert times == pytest.approx([i / 25 for i in range(len(shown))], abs=TICK)
+    decoded = decode(part(path))
+    times = [float(frame.time) for frame in decoded]
+    assert times == pytest.approx([i / 25 for i in range(len(decoded))], abs=TICK)
     assert part(path).stat().st_size > 0.6 * limit
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.mp4.part"]
 
@@ -716,8 +716,8 @@ def test_images_that_are_too_large_are_scaled_with_a_warning(tmp_path, caplog, s
         video.write_image(image, 1.0)
     first, second = decode(path)
     assert [first.height, first.width] == [side + side % 2 for side in scaled]
-    shown = second.to_ndarray(format="rgb24").astype(int)
-    assert np.abs(shown[0, 0] - RED).max() < 20
+    decoded = second.to_ndarray(format="rgb24").astype(int)
+    assert np.abs(decoded[0, 0] - RED).max() < 20
     (warning,) = caplog.messages
     assert f"out.mp4: images of {size[1]} x {size[0]} pixels are scaled to" in warning
 
@@ -736,16 +736,16 @@ def test_images_of_the_maximum_size_are_not_scaled(tmp_path, caplog):
 def test_an_isolated_output_keeps_its_first_failure_and_writes_nothing_afterwards(tmp_path):
     good = opened(IsolatedOutput(ResultsFile(tmp_path / "good")))
     full = opened(IsolatedOutput(ResultsFile(tmp_path / "full")))
-    gone = opened(IsolatedOutput(ResultsFile(tmp_path / "gone" / "file")))
-    assert "no such folder" in str(gone.failure)
+    failing = opened(IsolatedOutput(ResultsFile(tmp_path / "missing" / "file")))
+    assert "no such folder" in str(failing.failure)
     for index in range(8):
-        for output in (good, gone):
-            output.write(result_of(index))
+        for output in (good, failing):
+            output.write(make_result(index))
         with files_no_larger_than(1000):
-            full.write(result_of(index))
+            full.write(make_result(index))
     failure = full.failure
     assert "larger than it may be" in str(failure)
-    for output in (good, full, gone):
+    for output in (good, full, failing):
         output.close()
     assert full.failure is failure
     assert good.failure is None
