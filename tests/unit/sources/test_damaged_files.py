@@ -145,10 +145,10 @@ try:
 except TooLargeError:
     print(peak() - before)
 """
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert int(done.stdout) * 1024 < 60e6
+    assert int(completed.stdout) * 1024 < 60e6
 
 
 SMALL_SAMPLES = [

@@ -101,16 +101,16 @@ def test_ground_truth_matches_the_pixels(seed, index, objects, size):
 
 def test_shapes_match_their_labels():
     truth = open_pattern("?objects=12&seed=3&size=640x360").ground_truth(0)
-    seen = set()
+    shapes = set()
     for mask, label in zip(truth.masks, truth.labels, strict=True):
         x1, y1, x2, y2 = mask.box
         inside = x1 > 0 and y1 > 0 and x2 < 640 and y2 < 360
         filled = mask.area / ((x2 - x1) * (y2 - y1))
         if inside and label == BOX and filled == 1:
-            seen.add(BOX)
+            shapes.add(BOX)
         if inside and label == DISC and filled == pytest.approx(np.pi / 4, abs=0.02):
-            seen.add(DISC)
-    assert seen == {DISC, BOX}
+            shapes.add(DISC)
+    assert shapes == {DISC, BOX}
 
 
 def test_objects_overlap_and_get_a_new_track_id_when_they_return():

@@ -162,8 +162,8 @@ def test_copied_config_equals_the_original(make_copy):
 
 @every_copier
 def test_copied_stage_error_has_its_cause(make_copy):
-    copied = make_copy(StageError("source:gate", SourceError("gate: gone")))
-    assert str(copied) == "source:gate: gate: gone"
+    copied = make_copy(StageError("source:gate", SourceError("gate: closed")))
+    assert str(copied) == "source:gate: gate: closed"
     assert isinstance(copied.__cause__, SourceError)
 
 
