@@ -130,7 +130,7 @@ def test_a_source_that_is_added_again_continues_with_the_next_epoch(
     running.wait_for_state("gate", "live")
 
 
-def test_a_service_runs_on_after_its_last_source_was_removed(running: RunningService) -> None:
+def test_a_service_continues_after_its_last_source_was_removed(running: RunningService) -> None:
     running.request("DELETE", "/v1/sources/gate")
     running.wait_for_state("gate", "gone")
     time.sleep(0.5)

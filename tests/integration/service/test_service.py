@@ -149,7 +149,7 @@ def test_an_unknown_class_in_thresholds_is_refused_before_the_start(
         Service(config(wrong), model)
 
 
-def test_subscribers_of_an_aborted_service_receive_that_it_failed(
+def test_subscribers_of_an_aborted_service_receive_its_failure(
     model: Segmenter,
 ) -> None:
     service = Service(config(pattern("a", 5000)), model)

@@ -74,7 +74,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_plugin(tmp_path, monkeypatch, ENTRY_POINTS, demo_plugin=MODULE)
 
 
-def test_a_sink_is_made_with_its_validated_options() -> None:
+def test_a_sink_is_created_with_its_validated_options() -> None:
     first, second = load_sinks(
         [{"type": "lines", "path": "a"}, {"type": "lines", "path": "b", "limit": 3}], "block"
     )

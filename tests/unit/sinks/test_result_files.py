@@ -115,7 +115,7 @@ def test_each_source_has_its_own_sequence_numbers(tmp_path):
     assert [(row["source"], row["seq"]) for row in rows] == [("a", 0), ("b", 0), ("a", 1)]
 
 
-def test_a_result_is_in_the_file_before_it_is_passed_on(tmp_path):
+def test_a_result_is_written_before_it_is_passed_on(tmp_path):
     file = ResultsFile(tmp_path / "results.jsonl")
     written = run_sink(file, (make_result(i) for i in range(3)))
     for expected in (1, 2, 3):
@@ -141,7 +141,7 @@ def test_a_file_is_renamed_only_when_it_is_closed(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [ResultsFile, VideoFile])
-def test_closing_twice_and_aborting_after_it_does_nothing_more(tmp_path, kind):
+def test_repeated_close_and_abort_have_no_effect(tmp_path, kind):
     file = opened(kind(tmp_path / "out"))
     write_all(file, [make_result(0)])
     file.close()
