@@ -527,8 +527,8 @@ def test_selection_accepts_any_category_ids():
     assert selection.min_score == 0.5
     labels = np.array([7, 2_000_000_000, 7, 2_000_000_000])
     scores = np.array([0.95, 0.95, 0.6, 0.6], np.float32)
-    select_rows = selection.select_rows(np.zeros((4, 4), np.float32), scores, labels)
-    assert select_rows.tolist() == [0, 1, 2]
+    selected = selection.select_rows(np.zeros((4, 4), np.float32), scores, labels)
+    assert selected.tolist() == [0, 1, 2]
     dogs_only = Selection.from_thresholds(Thresholds(score=0.5, classes=("dog",)), categories)
     assert dogs_only.select_rows(np.zeros((4, 4), np.float32), scores, labels).tolist() == [1, 3]
 
