@@ -1,4 +1,4 @@
-"""What only time shows, in CI's two minutes; `tools/` has the hour and the ten minutes by hand."""
+"""Endurance tests of two minutes; the tools in ``tools/`` run longer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from support.paths import ROOT
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
 
 
-def measured(*arguments: object) -> None:
-    """Run one of the tools, which judges for itself."""
+def run_tool(*arguments: object) -> None:
+    """Run a tool, which exits with an error if its check fails."""
     command = [sys.executable, *map(str, arguments)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_soaked_with_kills_and_hostile_subscribers_a_service_stays_flat(tmp_path: Path) -> None:
-    measured("tools/soak.py", "--seconds", 120, "--out", tmp_path)
+def test_service_memory_is_constant_under_kills_and_hostile_subscribers(tmp_path: Path) -> None:
+    run_tool("tools/soak.py", "--seconds", 120, "--out", tmp_path)
 
 
-def test_results_stay_fresh_although_the_model_is_slower_than_the_cameras() -> None:
-    measured("tools/freshness.py", "--seconds", 120, "--parts", 4)
+def test_result_age_is_bounded_with_model_slower_than_cameras() -> None:
+    run_tool("tools/freshness.py", "--seconds", 120, "--parts", 4)

@@ -1,4 +1,4 @@
-"""Every command as a user runs it: what it prints, what it leaves behind and how it exits."""
+"""Commands end to end: output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from streamseg.models.nanomask.segmenter import NanoMask
 PATTERN = "test:?size=96x64&frames=8"
 
 
-def one_line(result: CommandResult) -> str:
-    """The one line that a failure is said in."""
+def get_error_line(result: CommandResult) -> str:
+    """Return the only error line of a command."""
     lines = [line for line in result.stderr.splitlines() if line.startswith("streamseg: ")]
     assert len(lines) == 1, result.stderr
     assert "Traceback" not in result.stderr
     return lines[0]
 
 
-def test_help_is_quick_and_loads_nothing_heavy(streamseg: Run) -> None:
+def test_help_imports_no_heavy_modules(streamseg: Run) -> None:
     result = streamseg("--help")
     assert result.returncode == 0
     for name in ("demo", "serve", "watch", "process", "models", "bench", "train", "eval"):
@@ -56,7 +56,7 @@ def test_help_is_quick_and_loads_nothing_heavy(streamseg: Run) -> None:
 @pytest.mark.parametrize(
     "name", ["demo", "serve", "watch", "process", "models", "bench", "train", "eval"]
 )
-def test_every_command_s_help_has_an_example(streamseg: Run, name: str) -> None:
+def test_help_of_every_command_has_an_example(streamseg: Run, name: str) -> None:
     result = streamseg(name, "--help")
     assert result.returncode == 0
     assert f"Example: streamseg {name}" in " ".join(result.stdout.split())
@@ -91,15 +91,15 @@ def test_recorded_results_do_not_depend_on_the_batch_size(streamseg: Run, tmp_pa
         out = f"out{size}"
         options = ("--end", "0.75", "--set", f"worker.max_batch={size}")
         assert streamseg("process", CLIP, "--out", out, *options).returncode == 0
-    one, four = (
+    single, batched = (
         [
             protocol.decode(line, protocol.RecordedMessage)
             for line in (tmp_path / out / "street" / "results.jsonl").read_bytes().splitlines()
         ]
         for out in ("out1", "out4")
     )
-    assert len(one) == len(four) == 8
-    for a, b in zip(one, four, strict=True):
+    assert len(single) == len(batched) == 8
+    for a, b in zip(single, batched, strict=True):
         assert [(i.track, i.label) for i in a.instances] == [
             (i.track, i.label) for i in b.instances
         ]
@@ -107,44 +107,42 @@ def test_recorded_results_do_not_depend_on_the_batch_size(streamseg: Run, tmp_pa
             assert left.box == pytest.approx(right.box, abs=1e-2)
 
 
-def test_the_example_config_for_recordings_works(streamseg: Run, tmp_path: Path) -> None:
+def test_process_accepts_example_config(streamseg: Run, tmp_path: Path) -> None:
     example = ROOT / "configs" / "process.yaml"
     result = streamseg("process", CLIP, "--out", "out", "--end", "0.35", "--config", example)
     assert result.returncode == 0, result.stderr
     lines = (tmp_path / "out" / "street" / "results.jsonl").read_bytes().splitlines()
-    found = [i for line in lines for i in protocol.decode(line, protocol.RecordedMessage).instances]
-    assert {i.class_name for i in found} <= {"person", "car", "truck", "bus"}
-    assert min(i.score for i in found) >= 0.3
+    instances = [
+        i for line in lines for i in protocol.decode(line, protocol.RecordedMessage).instances
+    ]
+    assert {i.class_name for i in instances} <= {"person", "car", "truck", "bus"}
+    assert min(i.score for i in instances) >= 0.3
 
 
-def test_process_takes_many_inputs_and_goes_on_after_a_bad_one(
-    streamseg: Run, tmp_path: Path
-) -> None:
+def test_process_continues_after_invalid_input(streamseg: Run, tmp_path: Path) -> None:
     inputs = (MEDIA / "ok.mp4", MEDIA / "text.mp4", MEDIA / "fps1.mp4")
     result = streamseg("process", *inputs, "--out", "out")
     assert result.returncode == 1
-    assert "text.mp4" in one_line(result)
+    assert "text.mp4" in get_error_line(result)
     for name in ("ok", "fps1"):
         summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
         assert summary["state"] == "complete"
     assert not (tmp_path / "out" / "text").exists()
 
 
-def test_a_truncated_recording_keeps_its_good_frames_and_exits_1(
+def test_process_keeps_readable_frames_of_truncated_recording(
     streamseg: Run, tmp_path: Path
 ) -> None:
     result = streamseg("process", MEDIA / "truncated_moov_front.mp4", "--out", "out")
     assert result.returncode == 1
-    assert "incomplete" in one_line(result)
+    assert "incomplete" in get_error_line(result)
     folder = tmp_path / "out" / "truncated_moov_front"
     assert len((folder / "results.jsonl").read_bytes().splitlines()) == 25
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["state"] == "incomplete"
 
 
-def test_corrupt_frames_are_counted_and_the_rest_is_processed(
-    streamseg: Run, tmp_path: Path
-) -> None:
+def test_process_counts_corrupt_frames(streamseg: Run, tmp_path: Path) -> None:
     result = streamseg("process", MEDIA / "flips_payload_heavy.mp4", "--out", "out")
     folder = tmp_path / "out" / "flips_payload_heavy"
     account = json.loads((folder / "summary.json").read_text())["sources"][0]["account"]
@@ -154,12 +152,10 @@ def test_corrupt_frames_are_counted_and_the_rest_is_processed(
 
 
 SMALL = ("--weights", "none", "--set", "model.input_size=64")
-"""A model that costs next to nothing, where masks don't matter."""
+"""Options of a fast model, for tests that do not check masks."""
 
 
-def test_an_output_that_cannot_be_written_costs_neither_the_others_nor_the_next_input(
-    streamseg: Run, tmp_path: Path
-) -> None:
+def test_process_continues_after_unwritable_output(streamseg: Run, tmp_path: Path) -> None:
     (tmp_path / "out" / "first" / "annotated.mp4").mkdir(parents=True)
     (tmp_path / "out" / "third").symlink_to(tmp_path)
     shutil.copy(MEDIA / "ok.mp4", tmp_path / "first.mp4")
@@ -167,15 +163,17 @@ def test_an_output_that_cannot_be_written_costs_neither_the_others_nor_the_next_
     shutil.copy(MEDIA / "ok.mp4", tmp_path / "third.mp4")
     result = streamseg("process", "third.mp4", "first.mp4", "second.mp4", "--out", "out", *SMALL)
     assert result.returncode == 1
-    link, folder = [line for line in result.stderr.splitlines() if line.startswith("streamseg: ")]
-    assert "out/third: is a link" in link
-    assert "first/annotated.mp4: can't be written: there is a folder of that name" in folder
+    link_error, folder_error = [
+        line for line in result.stderr.splitlines() if line.startswith("streamseg: ")
+    ]
+    assert "out/third: is a link" in link_error
+    assert "first/annotated.mp4: can't be written: there is a folder of that name" in folder_error
     first, second = (
         json.loads((tmp_path / "out" / name / "summary.json").read_text())
         for name in ("first", "second")
     )
     assert (first["state"], second["state"]) == ("incomplete", "complete")
-    assert first["failed_outputs"] == [folder.removeprefix("streamseg: ")]
+    assert first["failed_outputs"] == [folder_error.removeprefix("streamseg: ")]
     assert first["frames"] == second["frames"] == 50
     lines = [
         (tmp_path / "out" / name / "results.jsonl").read_bytes() for name in ("first", "second")
@@ -184,13 +182,11 @@ def test_an_output_that_cannot_be_written_costs_neither_the_others_nor_the_next_
     assert not (tmp_path / "results.jsonl").exists()
 
 
-def test_frames_whose_results_cannot_be_written_are_counted_so_and_the_video_is_whole(
-    streamseg: Run, tmp_path: Path
-) -> None:
+def test_process_counts_frames_with_unwritten_results(streamseg: Run, tmp_path: Path) -> None:
     (tmp_path / "out" / "ok" / "results.jsonl").mkdir(parents=True)
     result = streamseg("process", MEDIA / "ok.mp4", "--out", "out", *SMALL)
     assert result.returncode == 1
-    assert "results.jsonl: can't be written" in one_line(result)
+    assert "results.jsonl: can't be written" in get_error_line(result)
     summary = json.loads((tmp_path / "out" / "ok" / "summary.json").read_text())
     account = summary["sources"][0]["account"]
     assert (account["published"], account["failed"]) == (0, {"unwritten": 50})
@@ -198,45 +194,41 @@ def test_frames_whose_results_cannot_be_written_are_counted_so_and_the_video_is_
         assert sum(1 for _ in video.decode(video=0)) == 50
 
 
-def test_where_no_output_can_be_written_no_frame_is_processed_for_nothing(
-    streamseg: Run, tmp_path: Path
-) -> None:
+def test_process_stops_when_all_outputs_fail(streamseg: Run, tmp_path: Path) -> None:
     for name in ("results.jsonl", "annotated.mp4"):
         (tmp_path / "out" / "test" / name).mkdir(parents=True)
     pattern = "test:?size=64x64&frames=100000"
     result = streamseg("process", pattern, "--out", "out", *SMALL)
     assert result.returncode == 1
-    said = one_line(result)
-    assert "results.jsonl: can't" in said
-    assert "annotated.mp4: can't" in said
+    error_line = get_error_line(result)
+    assert "results.jsonl: can't" in error_line
+    assert "annotated.mp4: can't" in error_line
     summary = json.loads((tmp_path / "out" / "test" / "summary.json").read_text())
     assert summary["state"] == "failed"
     assert summary["frames"] < 50
 
 
-def test_an_input_that_the_model_fails_on_does_not_cost_the_next(
+def test_process_continues_after_model_failure(
     streamseg: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = NanoMask.forward
 
-    def fragile(self, batches, thresholds=None):
+    def failing_forward(self, batches, thresholds=None):
         if any((48, 64) in batch.sizes for batch in batches):
             raise ZeroDivisionError("the model broke")
         return forward(self, batches, thresholds)
 
-    monkeypatch.setattr(NanoMask, "forward", fragile)
+    monkeypatch.setattr(NanoMask, "forward", failing_forward)
     inputs = ("test:?size=64x48&frames=5", "test:?size=64x64&frames=5")
     result = streamseg("process", *inputs, "--out", "out", *SMALL)
     assert result.returncode == 1
-    assert "worker: the model broke" in one_line(result)
+    assert "worker: the model broke" in get_error_line(result)
     assert not (tmp_path / "out" / "test" / "summary.json").exists()
     summary = json.loads((tmp_path / "out" / "test-2" / "summary.json").read_text())
     assert (summary["state"], summary["frames"]) == ("complete", 5)
 
 
-def test_a_picture_that_is_too_wide_for_the_video_has_its_results(
-    streamseg: Run, tmp_path: Path
-) -> None:
+def test_process_writes_results_of_image_too_wide_for_video(streamseg: Run, tmp_path: Path) -> None:
     Image.new("RGB", (17_000, 20), (90, 120, 60)).save(tmp_path / "wide.png")
     result = streamseg("process", "wide.png", PATTERN, "--out", "out", *SMALL)
     assert result.returncode == 0, result.stderr
@@ -253,8 +245,8 @@ def test_a_picture_that_is_too_wide_for_the_video_has_its_results(
 # Standard output
 
 
-def said_by(*arguments: object, **streams: object) -> tuple[int, str]:
-    """Exit code and stderr of a command as a program of its own."""
+def run_in_process(*arguments: object, **streams: object) -> tuple[int, str]:
+    """Run a command in a separate process; return its exit code and stderr."""
     child = subprocess.run(
         command(*arguments),
         env=environment(),
@@ -268,36 +260,36 @@ def said_by(*arguments: object, **streams: object) -> tuple[int, str]:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_version_is_that_of_the_package(streamseg: Run) -> None:
-    ended = streamseg("--version")
-    assert (ended.returncode, ended.stdout) == (0, f"streamseg {version('streamseg')}\n")
+def test_version_matches_package_metadata(streamseg: Run) -> None:
+    result = streamseg("--version")
+    assert (result.returncode, result.stdout) == (0, f"streamseg {version('streamseg')}\n")
 
 
 @pytest.mark.parametrize("arguments", [("models",), ("--help",), ("models", "nanomask")])
-def test_output_into_a_full_device_is_one_line(arguments: tuple[str, ...]) -> None:
+def test_full_device_is_reported_in_one_line(arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        code, said = said_by(*arguments, stdout=full)
+        code, stderr = run_in_process(*arguments, stdout=full)
     line = "streamseg: standard output: can't be written: the disk is full: make room and run again"
-    assert (code, said.splitlines()) == (1, [line])
+    assert (code, stderr.splitlines()) == (1, [line])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_log_of_json_stays_json_where_output_fails() -> None:
+def test_full_device_is_reported_as_json_record() -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        code, said = said_by("models", "--log", "json", stdout=full)
+        code, stderr = run_in_process("models", "--log", "json", stdout=full)
     assert code == 1
-    assert "standard output" in json.loads(said)["message"]
+    assert "standard output" in json.loads(stderr)["message"]
 
 
-def test_a_reader_that_leaves_is_no_failure() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
-        assert said_by("models", stdout=closed) == (0, "")
+        assert run_in_process("models", stdout=closed) == (0, "")
 
 
 @pytest.mark.slow
-def test_closed_outputs_end_nothing(tmp_path: Path) -> None:
+def test_process_runs_with_closed_stdout_and_stderr(tmp_path: Path) -> None:
     shell = f'cd {tmp_path} && "$@" >&- 2>&-'
     arguments = command("process", PATTERN, "--out", "out", *SMALL)
     child = subprocess.run(
@@ -307,8 +299,8 @@ def test_closed_outputs_end_nothing(tmp_path: Path) -> None:
     assert len((tmp_path / "out/test/results.jsonl").read_bytes().splitlines()) == 8
 
 
-class Broken(io.StringIO):
-    """A stream that fails, and has no descriptor."""
+class FailingStream(io.StringIO):
+    """Stream without a descriptor that raises an error on every write."""
 
     def __init__(self, code: int) -> None:
         super().__init__()
@@ -319,8 +311,8 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EPIPE, errno.EIO])
-def test_the_first_failure_of_a_stream_is_kept_and_all_later_text_dropped(code: int) -> None:
-    stream = GuardedStream(Broken(code))
+def test_guarded_stream_keeps_first_failure_and_drops_later_text(code: int) -> None:
+    stream = GuardedStream(FailingStream(code))
     for _ in range(3):
         assert stream.write("text") == 4
         stream.flush()
@@ -328,13 +320,13 @@ def test_the_first_failure_of_a_stream_is_kept_and_all_later_text_dropped(code: 
     assert stream.failure is None or stream.failure.errno == code
 
 
-def test_the_streams_are_as_before_after_a_command(streamseg: Run) -> None:
+def test_command_restores_standard_streams(streamseg: Run) -> None:
     before = sys.stdout, sys.stderr
     assert "nanomask" in streamseg("models").stdout
     assert (sys.stdout, sys.stderr) == before
 
 
-BAD_CALLS = {
+INVALID_CALLS = {
     "missing file": (["process", "gone.mp4", "--out", "o"], 1, "gone.mp4"),
     "not a video": (["process", MEDIA / "text.mp4", "--out", "o"], 1, "text.mp4"),
     "empty folder": (["process", "empty", "--out", "o"], 1, "empty"),
@@ -362,61 +354,61 @@ BAD_CALLS = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_CALLS)
-def test_bad_calls_are_refused_in_one_line(streamseg: Run, tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize("case", INVALID_CALLS)
+def test_invalid_calls_are_reported_in_one_line(streamseg: Run, tmp_path: Path, case: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")
     torch.save({"conv.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
-    arguments, code, named = BAD_CALLS[case]
+    arguments, code, expected_text = INVALID_CALLS[case]
     result = streamseg(*arguments)
     assert result.returncode == code, result.stderr
-    assert named in one_line(result)
+    assert expected_text in get_error_line(result)
     assert not list(tmp_path.glob("o/**/*.json*"))
 
 
-def test_an_unknown_option_is_a_wrong_call(streamseg: Run) -> None:
+def test_unknown_option_exits_with_2(streamseg: Run) -> None:
     result = streamseg("serve", "--sauce", "x")
     assert result.returncode == 2
     assert "--sauce" in result.stderr
 
 
-def test_debug_shows_the_traceback(streamseg: Run) -> None:
+def test_debug_prints_the_traceback(streamseg: Run) -> None:
     result = streamseg("process", "gone.mp4", "--out", "o", "--model", "nope", "--debug")
     assert "Traceback" in result.stderr
     assert result.returncode == 2
 
 
-def test_a_taken_port_is_named(streamseg: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+def test_serve_names_port_in_use(streamseg: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
         result = streamseg("serve", "--source", PATTERN, "--bind", address)
     assert result.returncode == 1
-    assert address in one_line(result)
+    assert address in get_error_line(result)
 
 
-def test_models_lists_the_catalogue(streamseg: Run) -> None:
+def test_models_lists_the_registry(streamseg: Run) -> None:
     result = streamseg("models")
     assert result.returncode == 0
     for name in ("nanomask", "mask_rcnn_r50_fpn", "mask_rcnn_r50_fpn_v2"):
         assert name in result.stdout
 
 
-def test_a_model_is_described_with_where_its_weights_are(streamseg: Run) -> None:
+def test_models_shows_weights_and_license_of_a_model(streamseg: Run) -> None:
     result = streamseg("models", "solov2_r50")
     assert result.returncode == 0
-    for said in ("solov2_r50_fpn_3x_coco_20220512_125856-fed092d4.pth", "Apache-2.0", "37.5"):
-        assert said in result.stdout
+    for text in ("solov2_r50_fpn_3x_coco_20220512_125856-fed092d4.pth", "Apache-2.0", "37.5"):
+        assert text in result.stdout
     assert "academic use only" in result.stdout
-    assert "did you mean solov2_r50" in one_line(streamseg("models", "solov2_r5"))
+    assert "did you mean solov2_r50" in get_error_line(streamseg("models", "solov2_r5"))
 
 
-def test_weights_that_are_not_downloaded_by_themselves_say_where_they_are(streamseg: Run) -> None:
+def test_process_names_url_of_missing_weights(streamseg: Run) -> None:
     result = streamseg("process", "--model", "yolact_r50", PATTERN, "--out", "out")
     assert result.returncode == 1
-    assert "get yolact_resnet50_54_800000.pth from https://" in one_line(result)
+    assert "get yolact_resnet50_54_800000.pth from https://" in get_error_line(result)
 
 
-def start(tmp_path: Path, *arguments: object) -> subprocess.Popen[str]:
+def start_command(tmp_path: Path, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(*arguments),
         cwd=tmp_path,
@@ -427,18 +419,18 @@ def start(tmp_path: Path, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def test_serve_and_watch_end_with_the_file(streamseg: Run, tmp_path: Path) -> None:
+def test_serve_and_watch_exit_at_end_of_file(streamseg: Run, tmp_path: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
-    serving = start(
+    server = start_command(
         tmp_path,
         *("serve", "--source", CLIP, "--bind", address, "--wait-subscribers", "1"),
         *("--set", "sources.0.end=1.05"),
     )
     files = ("--save", "w.mp4", "--jsonl", "w.jsonl")
-    watched = streamseg("watch", address, *files, "--timeout", "60")
-    stdout, stderr = serving.communicate(timeout=60)
-    assert serving.returncode == 0, stderr
-    assert watched.returncode == 0, watched.stderr
+    result = streamseg("watch", address, *files, "--timeout", "60")
+    stdout, stderr = server.communicate(timeout=60)
+    assert server.returncode == 0, stderr
+    assert result.returncode == 0, result.stderr
     assert "11 frames" in stdout
     assert len((tmp_path / "w.jsonl").read_bytes().splitlines()) == 11
     with av.open(str(tmp_path / "w.mp4")) as video:
@@ -448,21 +440,21 @@ def test_serve_and_watch_end_with_the_file(streamseg: Run, tmp_path: Path) -> No
 def test_watch_fails_after_its_timeout(streamseg: Run) -> None:
     result = streamseg("watch", f"tcp://127.0.0.1:{free_port()}", "--timeout", "0.5")
     assert result.returncode == 1
-    assert "0.5" in one_line(result)
+    assert "0.5" in get_error_line(result)
 
 
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_an_interrupted_process_leaves_what_it_has_readable(tmp_path: Path, number: int) -> None:
-    running = start(tmp_path, "process", CLIP, "--out", "out")
+def test_interrupted_process_leaves_readable_outputs(tmp_path: Path, number: int) -> None:
+    process = start_command(tmp_path, "process", CLIP, "--out", "out")
     part = tmp_path / "out" / "street" / "results.jsonl.part"
     deadline = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
-    running.send_signal(number)
-    _, stderr = running.communicate(timeout=60)
-    assert running.returncode == 130, stderr
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
     folder = tmp_path / "out" / "street"
     summary = json.loads((folder / "summary.json").read_text())
     account = summary["sources"][0]["account"]
@@ -474,35 +466,35 @@ def test_an_interrupted_process_leaves_what_it_has_readable(tmp_path: Path, numb
         assert sum(1 for _ in video.decode(video=0)) == len(lines)
 
 
-def test_an_interrupted_serve_drains_and_exits_0(tmp_path: Path) -> None:
-    running = start(tmp_path, "serve", "--source", CLIP, "--bind", "tcp://127.0.0.1:*")
-    assert running.stderr is not None
-    while "masks at" not in running.stderr.readline():
+def test_interrupted_serve_drains_and_exits_with_0(tmp_path: Path) -> None:
+    process = start_command(tmp_path, "serve", "--source", CLIP, "--bind", "tcp://127.0.0.1:*")
+    assert process.stderr is not None
+    while "masks at" not in process.stderr.readline():
         pass
     time.sleep(1)
-    running.send_signal(signal.SIGINT)
-    stdout, stderr = running.communicate(timeout=60)
-    assert running.returncode == 0, stderr
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
     assert "street" in stdout
 
 
 @pytest.mark.slow
-def test_a_hangup_at_the_start_ends_no_serve_nor_does_a_terminal_that_has_gone(
+def test_serve_ignores_hangup_and_closed_terminal(
     tmp_path: Path,
 ) -> None:
-    running = start(tmp_path, "serve", "--source", CLIP, "--bind", "tcp://127.0.0.1:*")
-    assert running.stderr is not None
-    caught = re.compile(r"SigCgt:\s*[0-9a-f]*[13579bdf]\n")  # the lowest bit is SIGHUP's
+    process = start_command(tmp_path, "serve", "--source", CLIP, "--bind", "tcp://127.0.0.1:*")
+    assert process.stderr is not None
+    handles_sighup = re.compile(r"SigCgt:\s*[0-9a-f]*[13579bdf]\n")  # the lowest bit is SIGHUP's
     deadline = time.monotonic() + 60
-    while not caught.search(Path(f"/proc/{running.pid}/status").read_text()):
+    while not handles_sighup.search(Path(f"/proc/{process.pid}/status").read_text()):
         assert time.monotonic() < deadline
-    running.send_signal(signal.SIGHUP)
-    while "control at" not in (line := running.stderr.readline()):
-        assert line, "it has ended"
-    running.stderr.close()
-    running.stderr = None
+    process.send_signal(signal.SIGHUP)
+    while "control at" not in (line := process.stderr.readline()):
+        assert line, "the service has ended"
+    process.stderr.close()
+    process.stderr = None
     time.sleep(1)
-    running.send_signal(signal.SIGINT)
-    stdout, _ = running.communicate(timeout=60)
-    assert running.returncode == 0
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
     assert "street" in stdout

@@ -1,4 +1,4 @@
-"""The fuzzer: it finds every kind of fault, and nothing else; what it once found stays mended."""
+"""Fuzzer: detection of planted faults, mutation and replay of previous findings."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ sys.path.insert(0, str(ROOT / "tools"))
 from fuzzing.mutation import MAX_INPUT_BYTES, mutate_bytes, mutate_text
 
 FUZZ = ROOT / "tools" / "fuzz.py"
-FOUND = TESTS / "fuzzed"
+REGRESSION_INPUTS = TESTS / "fuzzed"
 
 
-def run(*arguments: object, seconds: float) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: object, seconds: float) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> tuple[dict[str, str], Path]:
+def planted_findings(tmp_path_factory) -> tuple[dict[str, str], Path]:
     out = tmp_path_factory.mktemp("found")
-    ended = run(TESTS / "support" / "planted_faults.py", out, out / "findings.json", seconds=100)
-    assert ended.returncode == 0, ended.stderr
+    process = run_python(
+        TESTS / "support" / "planted_faults.py", out, out / "findings.json", seconds=100
+    )
+    assert process.returncode == 0, process.stderr
     return json.loads((out / "findings.json").read_text()), out
 
 
 @pytest.mark.parametrize(
-    ("fault", "reported"),
+    ("fault", "expected_finding"),
     [
         ("abort", "dies by SIGABRT"),
         ("raise_error", "KeyError in planted_faults.py, raise_error"),
@@ -49,19 +51,23 @@ def found(tmp_path_factory) -> tuple[dict[str, str], Path]:
         ("read_elsewhere", "makes a read of canary.ts"),
     ],
 )
-def test_a_planted_fault_is_found_and_its_input_kept(found, fault, reported) -> None:
-    findings, out = found
-    assert findings[fault].startswith(reported)
-    (kept,) = (out / fault).glob("*-a.bin")
-    assert kept.read_bytes() in (b"x", b"@CANARY@", b"@CANARY_FILE@"), "as it was before the trial"
+def test_fuzzer_reports_planted_fault_and_saves_input(
+    planted_findings, fault, expected_finding
+) -> None:
+    findings, out = planted_findings
+    assert findings[fault].startswith(expected_finding)
+    (saved_input,) = (out / fault).glob("*-a.bin")
+    assert saved_input.read_bytes() in (b"x", b"@CANARY@", b"@CANARY_FILE@"), (
+        "the input before the trial"
+    )
 
 
-@pytest.mark.parametrize("sound", ["read_well", "refuse"])
-def test_what_reads_or_refuses_in_one_line_is_no_finding(found, sound) -> None:
-    assert sound not in found[0]
+@pytest.mark.parametrize("correct_target", ["read_well", "refuse"])
+def test_fuzzer_reports_nothing_for_correct_targets(planted_findings, correct_target) -> None:
+    assert correct_target not in planted_findings[0]
 
 
-def test_mutations_are_bounded_and_the_same_for_a_seed() -> None:
+def test_mutations_are_bounded_and_reproducible() -> None:
     data = bytes(range(256)) * 40
     others = [b"x" * 3000, b""]
 
@@ -82,23 +88,23 @@ def test_mutations_are_bounded_and_the_same_for_a_seed() -> None:
     assert sum(change == data for change in first) < 30
 
 
-def test_an_empty_input_can_be_mutated() -> None:
+def test_mutation_accepts_empty_input() -> None:
     for seed in range(200):
         random = Random(seed)
         mutate_bytes(random, b"", [])
         mutate_text(random, b"", [], [b"token"])
 
 
-def test_what_was_found_once_stays_mended() -> None:
-    inputs = sorted(file for file in FOUND.glob("*/*") if file.is_file())
+def test_replay_of_previous_findings_succeeds() -> None:
+    inputs = sorted(file for file in REGRESSION_INPUTS.glob("*/*") if file.is_file())
     assert inputs
-    ended = run(FUZZ, "--replay", *inputs, seconds=110)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    process = run_python(FUZZ, "--replay", *inputs, seconds=110)
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_a_minute_of_it_finds_nothing() -> None:
+def test_fuzzing_for_one_minute_has_no_findings() -> None:
     seed = ["--seed", "1"] if "CI" in os.environ else []
-    ended = run(FUZZ, "--seconds", 60, *seed, seconds=170)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    process = run_python(FUZZ, "--seconds", 60, *seed, seconds=170)
+    assert process.returncode == 0, process.stdout + process.stderr

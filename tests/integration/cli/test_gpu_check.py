@@ -1,4 +1,4 @@
-"""The check of an accelerator: what it compares, what it does with failures; on a CPU."""
+"""Accelerator check ``tools/gpu_check.py``, run on a CPU."""
 
 from __future__ import annotations
 
@@ -31,18 +31,20 @@ def frames():
     return gpu_check.load_clip_frames()
 
 
-def run(monkeypatch, *arguments):
+def run_gpu_check(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", *arguments])
     gpu_check.main()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         pytest.param(
             ["--device", "cuda"],
             "torch sees 0 CUDA devices",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+            marks=pytest.mark.skipif(
+                torch.cuda.is_available(), reason="a CUDA device is available"
+            ),
         ),
         (["--device", "cuda:99"], "device 'cuda:99': torch sees"),
         (["--device", "gpu"], "device"),
@@ -51,26 +53,26 @@ def run(monkeypatch, *arguments):
         (["--device", "cpu", "--out", "/nowhere/report.json"], "--out /nowhere/report.json: No"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(monkeypatch, arguments, said):
-    with pytest.raises(SystemExit) as end:
-        run(monkeypatch, *arguments)
-    assert said in end.value.code  # a text as code is exit status 1
-    assert end.value.code.startswith("gpu_check: ")
-    assert "\n" not in end.value.code
+def test_invalid_arguments_are_reported_in_one_line(monkeypatch, arguments, message):
+    with pytest.raises(SystemExit) as exit_info:
+        run_gpu_check(monkeypatch, *arguments)
+    assert message in exit_info.value.code  # a string as exit code is exit status 1
+    assert exit_info.value.code.startswith("gpu_check: ")
+    assert "\n" not in exit_info.value.code
 
 
-def test_a_report_is_printed_and_written(monkeypatch, tmp_path, capsys, frames):
+def test_report_is_printed_and_written(monkeypatch, tmp_path, capsys, frames):
     monkeypatch.setattr(
         gpu_check, "load_clip_frames", lambda: [f[::6, ::6].copy() for f in frames[:4]]
     )
     out = tmp_path / "report.json"
-    run(
+    run_gpu_check(
         monkeypatch,
         *("--device", "cpu", "--models", "nanomask", "--parts", "parity", "--out", str(out)),
     )
     report = msgspec.json.decode(out.read_bytes(), type=gpu_check.Report)
     assert [row.model for row in report.parity] == ["nanomask"]
-    assert report.parity[0].device.relative == 0  # a CPU beside itself
+    assert report.parity[0].device.relative == 0  # a CPU compared with itself
     assert 0 <= report.parity[0].batch.relative < gpu_check.MAY_DIFFER
     assert 0 < report.parity[0].bf16.relative < 0.2
     assert report.clip[0].unequal_frames == 0
@@ -80,28 +82,28 @@ def test_a_report_is_printed_and_written(monkeypatch, tmp_path, capsys, frames):
     assert "0 problems" in printed
 
 
-def test_weights_that_differ_are_a_problem(monkeypatch, frames, capsys):
-    def broken(model, device):
-        there = networks.load_model(model.name, device=str(device))
+def test_different_weights_are_a_problem(monkeypatch, frames, capsys):
+    def load_changed_model(model, device):
+        model_copy = networks.load_model(model.name, device=str(device))
         with torch.no_grad():
-            there.network.neck.lateral[0].weight.mul_(1.1)
-        return there
+            model_copy.network.neck.lateral[0].weight.mul_(1.1)
+        return model_copy
 
     monkeypatch.setattr(
         gpu_check, "load_clip_frames", lambda: [f[::6, ::6].copy() for f in frames[:2]]
     )
-    monkeypatch.setattr(gpu_check, "moved", broken)
-    with pytest.raises(SystemExit) as end:
-        run(monkeypatch, "--device", "cpu", "--models", "nanomask", "--parts", "parity")
-    assert end.value.code == 1
+    monkeypatch.setattr(gpu_check, "moved", load_changed_model)
+    with pytest.raises(SystemExit) as exit_info:
+        run_gpu_check(monkeypatch, "--device", "cpu", "--models", "nanomask", "--parts", "parity")
+    assert exit_info.value.code == 1
     assert "differs on the device by" in capsys.readouterr().out
 
 
-def test_a_part_that_fails_is_noted_and_the_others_go_on(monkeypatch, capsys):
-    def failing(*_arguments):
+def test_failed_part_is_reported_and_others_continue(monkeypatch, capsys):
+    def fail_with_runtime_error(*_arguments):
         raise RuntimeError("no kernel image is available\nand more")
 
-    monkeypatch.setattr(gpu_check, "speed", failing)
+    monkeypatch.setattr(gpu_check, "speed", fail_with_runtime_error)
     monkeypatch.setattr(gpu_check, "_clip", lambda *_: None)
     monkeypatch.setattr(gpu_check, "_parity", lambda *_: None)
     report = gpu_check.check("cpu", ["nanomask"], ["parity", "speed"], 1.0, None)
@@ -111,36 +113,38 @@ def test_a_part_that_fails_is_noted_and_the_others_go_on(monkeypatch, capsys):
     assert report.problems[0] in "\n".join(gpu_check.tables(report))
 
 
-def test_differences_are_parts_of_an_output_s_length_and_infinite_if_not_a_number():
-    own = {"a": torch.tensor([[3.0, -4.0]]), "b": torch.tensor([[8.0]])}
-    worst = networks.differ(own, {"a": torch.tensor([[3.5, -4.0]]), "b": torch.tensor([[8.1]])})
-    assert (worst.relative, worst.absolute, worst.output) == (0.1, 0.5, "a")
-    worst = networks.differ(own, {**own, "b": torch.tensor([[float("nan")]])})
-    assert (worst.relative, worst.output) == (float("inf"), "b")
+def test_differ_is_relative_to_output_norm_and_infinite_for_nan():
+    outputs = {"a": torch.tensor([[3.0, -4.0]]), "b": torch.tensor([[8.0]])}
+    difference = networks.differ(
+        outputs, {"a": torch.tensor([[3.5, -4.0]]), "b": torch.tensor([[8.1]])}
+    )
+    assert (difference.relative, difference.absolute, difference.output) == (0.1, 0.5, "a")
+    difference = networks.differ(outputs, {**outputs, "b": torch.tensor([[float("nan")]])})
+    assert (difference.relative, difference.output) == (float("inf"), "b")
 
 
-def test_random_weights_are_settled(monkeypatch, frames):
-    small = load_model("solov2_light_r18", "none", device="cpu", input_size=64, score=0.05)
-    monkeypatch.setattr(networks, "load_model", lambda *_arguments, **_options: small)
-    before = {key: each.clone() for key, each in small.network.state_dict().items()}
+def test_settled_model_has_calibrated_batch_norms(monkeypatch, frames):
+    small_model = load_model("solov2_light_r18", "none", device="cpu", input_size=64, score=0.05)
+    monkeypatch.setattr(networks, "load_model", lambda *_arguments, **_options: small_model)
+    before = {key: each.clone() for key, each in small_model.network.state_dict().items()}
     model = networks.settled_model("solov2_light_r18", frames[0])
     assert not torch.equal(
         model.network.backbone.bn1.running_mean, before["backbone.bn1.running_mean"]
     )
     (batch,) = model.prepare(frames[:2])
-    said = networks.raw_outputs(model, batch.tensor)
-    assert 0.6 < said["0.categories.0"].std() < 1.2
-    assert {"0.kernels.4", "0.features", "1.0", "1.4"} < said.keys()
-    assert all(len(each) == 2 and torch.isfinite(each).all() for each in said.values())
+    outputs = networks.raw_outputs(model, batch.tensor)
+    assert 0.6 < outputs["0.categories.0"].std() < 1.2
+    assert {"0.kernels.4", "0.features", "1.0", "1.4"} < outputs.keys()
+    assert all(len(each) == 2 and torch.isfinite(each).all() for each in outputs.values())
 
 
-def test_stages_are_timed(model, frames):
+def test_speed_measures_all_stages(model, frames):
     row = parts.speed(model, frames[:2])
     assert (row.model, row.precision, row.batch, row.memory) == ("nanomask", "fp32", 2, None)
     assert min(row.prepare, row.forward, row.postprocess) > 0
 
 
-def test_cameras_are_served_and_accounted_for(model):
+def test_serve_accounts_for_all_frames(model):
     row = parts.serve(model, 1.0, cameras=2)
     assert row.balanced
     assert row.fps > 0
@@ -149,7 +153,7 @@ def test_cameras_are_served_and_accounted_for(model):
 
 
 @pytest.mark.slow
-def test_a_training_has_steps_and_a_loss():
+def test_train_has_steps_and_finite_losses():
     row = parts.train("nanomask", "fp32", torch.device("cpu"), steps=4, batch=2)
     assert row.steps == 4
     assert np.isfinite(row.losses).all()

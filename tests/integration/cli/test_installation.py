@@ -1,4 +1,4 @@
-"""What is installed: one cv2 beside the server, and next to nothing beside a consumer."""
+"""Installation: extras, bundled assets and the client without server dependencies."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from streamseg.cli.app import EXTRAS, missing_extra
 HEAVY = ("torch", "torchvision", "av", "cv2", "scipy", "yaml", "prometheus_client", "safetensors")
 
 
-def test_the_server_has_one_cv2() -> None:
+def test_only_headless_opencv_is_installed() -> None:
     assert packages_distributions()["cv2"] == ["opencv-python-headless"]
 
 
-def test_the_clip_and_the_weights_are_small_enough_to_ship() -> None:
+def test_bundled_assets_are_within_size_limits() -> None:
     assets = files("streamseg") / "assets"
     assert 0 < len((assets / "street.mp4").read_bytes()) <= 2_000_000
     assert 0 < len((assets / "nanomask.safetensors").read_bytes()) <= 15_000_000
 
 
-def test_the_client_loads_nothing_that_a_consumer_lacks() -> None:
+def test_client_imports_no_server_modules() -> None:
     code = (
         "import sys, streamseg\n"
         "streamseg.connect('tcp://127.0.0.1:1').close(); streamseg.Instances; streamseg.Masks\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
-    loaded = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert loaded.strip() == "[]"
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert output.strip() == "[]"
 
 
 COMMANDS = """
@@ -73,60 +73,62 @@ VIEW = ("view tcp://127.0.0.1:1 --port 0",)
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,
 )
-def test_a_command_says_its_extra_before_anything_else(tmp_path, missing, commands, extra) -> None:
+def test_command_names_missing_extra(tmp_path, missing, commands, extra) -> None:
     program = COMMANDS.format(missing=missing, commands=commands)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program],
         check=True, cwd=tmp_path, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    lines = done.stderr.splitlines()
+    lines = process.stderr.splitlines()
     assert lines[1::2] == ["exit 1"] * len(commands)
     assert [line.rpartition(": ")[2] for line in lines[::2]] == (
         [f"pip install 'streamseg[{extra}]'"] * len(commands)
     )
-    assert done.stdout == ""
+    assert process.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_extras_that_are_named_bring_the_modules() -> None:
+def test_extras_contain_the_required_modules() -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    brought = {
+    packages_by_extra = {
         extra: {re.split(r"[^A-Za-z0-9_-]", need)[0].lower() for need in needs}
         for extra, needs in project["optional-dependencies"].items()
     }
     for module, extra in EXTRAS.items():
         extras = ("server", "view") if extra is None else (extra,)
-        found = (*packages_distributions().get(module, []), module)
-        names = {name.lower().replace("_", "-") for name in found}
-        assert all(names & brought[each] for each in extras), module
+        candidates = (*packages_distributions().get(module, []), module)
+        names = {name.lower().replace("_", "-") for name in candidates}
+        assert all(names & packages_by_extra[each] for each in extras), module
 
 
-def test_a_module_that_no_extra_brings_is_named_alone() -> None:
+def test_missing_extra_names_module_without_extra() -> None:
     assert missing_extra(ModuleNotFoundError(name="mine.part")) == "mine isn't installed"
-    broken = ImportError("libGL.so.1: cannot open shared object file", name="cv2")
-    assert missing_extra(broken) == f"cv2 can't be loaded: {broken}"
+    import_error = ImportError("libGL.so.1: cannot open shared object file", name="cv2")
+    assert missing_extra(import_error) == f"cv2 can't be loaded: {import_error}"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_consumer_installs_streamseg_alone(tmp_path: Path) -> None:
+def test_client_works_without_extras(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     scripts = tmp_path / "venv" / "bin"
     install = [scripts / "python", "-m", "pip", "install", "--quiet", str(ROOT)]
     subprocess.run(install, check=True, timeout=240)
 
-    def run(*command: object) -> subprocess.CompletedProcess[str]:
+    def run_command(*command: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(part) for part in command], capture_output=True, text=True, check=False, timeout=60
         )
 
-    there = f"import importlib.util as u; print([n for n in {HEAVY!r} if u.find_spec(n)])"
-    assert run(scripts / "python", "-c", there).stdout.strip() == "[]"
-    watched = run(scripts / "streamseg", "watch", "tcp://127.0.0.1:1", "--timeout", "0.3")
-    assert watched.returncode == 1
-    assert watched.stderr.splitlines() == ["streamseg: no result in 0.3 s"]
-    served = run(scripts / "streamseg", "serve", "--source", "x.mp4")
-    assert served.returncode == 1
-    assert "pip install 'streamseg[server]'" in served.stderr
-    assert "Traceback" not in served.stderr
+    code = f"import importlib.util as u; print([n for n in {HEAVY!r} if u.find_spec(n)])"
+    assert run_command(scripts / "python", "-c", code).stdout.strip() == "[]"
+    watch_process = run_command(
+        scripts / "streamseg", "watch", "tcp://127.0.0.1:1", "--timeout", "0.3"
+    )
+    assert watch_process.returncode == 1
+    assert watch_process.stderr.splitlines() == ["streamseg: no result in 0.3 s"]
+    serve_process = run_command(scripts / "streamseg", "serve", "--source", "x.mp4")
+    assert serve_process.returncode == 1
+    assert "pip install 'streamseg[server]'" in serve_process.stderr
+    assert "Traceback" not in serve_process.stderr

@@ -1,4 +1,4 @@
-"""Under ``--log json`` every line on stderr is a record, whoever wrote it and however it ends."""
+"""Standard error with ``--log json``: every line is a JSON record."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import logging, os, subprocess, sys, threading, time, warnings
 from streamseg.cli import main
 from streamseg.cli.app import app
 
-class Odd:
+class FailingDestructor:
     def __del__(self):
         raise ValueError("as it was deleted")
 
 @app.command()
-def odd() -> int:
+def run_body() -> int:
     {}
     return 0
 
@@ -32,40 +32,42 @@ main()
 """
 
 
-def run(body: str, *options: str, group: tuple[signal.Signals, ...] = ()) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a program that ends as the command line does."""
+def run_command(
+    body: str, *options: str, group_signals: tuple[signal.Signals, ...] = ()
+) -> tuple[int, str, str]:
+    """Run a command with this body; return its exit code, stdout and stderr."""
     program = COMMAND.format(body.strip().replace("\n", "\n    "))
     child = subprocess.Popen(
-        [sys.executable, "-c", program, *options, "odd"],
+        [sys.executable, "-c", program, *options, "run-body"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
         env=environment(),
         text=True,
     )
-    if group:
+    if group_signals:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-    for number in group:
+    for number in group_signals:
         os.killpg(child.pid, number)
     out, err = child.communicate(timeout=40)
     return child.returncode, out, err
 
 
-def records(err: str) -> list[dict]:
-    made = [json.loads(line) for line in err.splitlines()]
-    assert all(isinstance(record, dict) for record in made)
-    return made
+def parse_records(err: str) -> list[dict]:
+    parsed = [json.loads(line) for line in err.splitlines()]
+    assert all(isinstance(record, dict) for record in parsed)
+    return parsed
 
 
-def test_what_libraries_the_interpreter_and_children_print_are_records() -> None:
-    code, _, err = run(
+def test_output_of_libraries_interpreter_and_children_is_json() -> None:
+    code, _, err = run_command(
         """
 os.write(2, b"a library: rtsp://admin:hunter2@h/x\\nbytes: \\xff\\r")
 thread = threading.Thread(target=lambda: 1 / 0, name="helper")
 thread.start()
 thread.join()
-Odd()
+FailingDestructor()
 warnings.warn("old")
 subprocess.run(["sh", "-c", "echo a child >&2"], check=True)
 print("past the log", file=sys.stderr)
@@ -76,22 +78,26 @@ os.abort()
         "json",
     )
     assert code == -signal.SIGABRT
-    made = records(err)
-    said = [record["message"] for record in made]
+    records = parse_records(err)
+    messages = [record["message"] for record in records]
     assert {"a library: rtsp://admin:***@h/x", "bytes: \\xff", "a child", "past the log"} <= set(
-        said
+        messages
     )
-    assert "unexpected ZeroDivisionError in helper: division by zero" in said
-    assert any(text.startswith("UserWarning: old (") for text in said)
-    assert any("as it was deleted" in record.get("exception", "") for record in made)
-    assert sum(len(text) for text in said if set(text) == {"x"}) == 200_000
-    assert said[-1] == "no end of a line", "what was printed before an abort is not lost"
-    assert {record["logger"] for record in made} >= {"stderr", "streamseg.cli.logs", "py.warnings"}
+    assert "unexpected ZeroDivisionError in helper: division by zero" in messages
+    assert any(text.startswith("UserWarning: old (") for text in messages)
+    assert any("as it was deleted" in record.get("exception", "") for record in records)
+    assert sum(len(text) for text in messages if set(text) == {"x"}) == 200_000
+    assert messages[-1] == "no end of a line", "output before an abort is not lost"
+    assert {record["logger"] for record in records} >= {
+        "stderr",
+        "streamseg.cli.logs",
+        "py.warnings",
+    }
 
 
 @pytest.mark.slow
-def test_records_and_lines_of_libraries_do_not_run_into_each_other() -> None:
-    _, _, err = run(
+def test_records_and_library_lines_are_not_interleaved() -> None:
+    _, _, err = run_command(
         """
 def library():
     for number in range(1000):
@@ -105,16 +111,16 @@ thread.join()
         "--log",
         "json",
     )
-    said = [record["message"] for record in records(err)]
-    lines = [text for text in said if text.startswith("line")]
+    messages = [record["message"] for record in parse_records(err)]
+    lines = [text for text in messages if text.startswith("line")]
     assert lines == [f"line {number}" for number in range(1000)]
-    assert [text[:6].strip() for text in said if text.startswith("own")] == [
+    assert [text[:6].strip() for text in messages if text.startswith("own")] == [
         f"own {number}" for number in range(100)
     ]
 
 
-def test_signals_to_the_whole_group_lose_no_line() -> None:
-    _, _, err = run(
+def test_signals_to_process_group_lose_no_line() -> None:
+    _, _, err = run_command(
         """
 import signal
 for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -125,16 +131,16 @@ os.write(2, b"after the signal\\n")
 """,
         "--log",
         "json",
-        group=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+        group_signals=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
     )
-    assert [record["message"] for record in records(err)] == ["after the signal"]
+    assert [record["message"] for record in parse_records(err)] == ["after the signal"]
 
 
-def test_nothing_is_left_running_and_nobody_waits_for_the_child() -> None:
-    began = time.monotonic()
+def test_running_child_does_not_delay_exit() -> None:
+    started_at = time.monotonic()
     program = COMMAND.format("subprocess.Popen(['sleep', '30'], stdout=subprocess.DEVNULL)")
     child = subprocess.Popen(
-        [sys.executable, "-c", program, "--log", "json", "odd"],
+        [sys.executable, "-c", program, "--log", "json", "run-body"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -142,13 +148,15 @@ def test_nothing_is_left_running_and_nobody_waits_for_the_child() -> None:
     try:
         assert child.communicate(timeout=20)[0] == b""
         assert child.returncode == 0
-        assert time.monotonic() - began < 15, "a child that holds stderr does not hold the service"
+        assert time.monotonic() - started_at < 15, (
+            "a child with an open stderr does not delay the exit"
+        )
     finally:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def test_tracebacks_of_threads_have_no_secret_in_them_in_text_either() -> None:
-    _, _, err = run(
+def test_thread_tracebacks_are_redacted_in_text() -> None:
+    _, _, err = run_command(
         """
 def fail():
     raise OSError("rtsp://admin:hunter2@h/x: no")

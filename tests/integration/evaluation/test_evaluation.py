@@ -1,4 +1,4 @@
-"""``streamseg eval`` as a user runs it: scores, output files, errors, signals."""
+"""``streamseg eval`` end to end: scores, output files, errors and signals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from streamseg.models import load_model
 from streamseg.models.nanomask.segmenter import NanoMask
 
 EXAMPLES = ROOT / "configs" / "eval"
-TWELVE = "ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar100 ar_small ar_medium ar_large"
+SCORE_NAMES = "ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar100 ar_small ar_medium ar_large"
 pytestmark = pytest.mark.timeout(90)
 
 
@@ -97,7 +97,7 @@ def error_line(result: CommandResult, code: int = 1) -> str:
 
 
 @pytest.mark.usefixtures("without_plots")
-def test_scores_equal_those_of_the_library(streamseg: Run, folder: Path, tmp_path: Path) -> None:
+def test_scores_match_the_library(streamseg: Run, folder: Path, tmp_path: Path) -> None:
     config = write_own_config(folder, tmp_path / "eval.yaml")
     result = streamseg("eval", config, "--out", "out", "--json", "numbers.json")
     assert result.returncode == 0, result.stderr
@@ -114,7 +114,7 @@ def test_scores_equal_those_of_the_library(streamseg: Run, folder: Path, tmp_pat
         expected = scores_to_dict(evaluate_coco(dataset_to_coco(dataset), rows, on))
         assert scores[on] == expected
         assert 0.2 < scores[on]["ap"] < 0.95
-        assert set(TWELVE.split()) < scores[on].keys()
+        assert set(SCORE_NAMES.split()) < scores[on].keys()
     assert scores["images"] == 4
     assert scores["unknown"] == ["cup"]
     assert json.loads((tmp_path / "out" / "own" / "results.json").read_text()) == rows
@@ -130,15 +130,15 @@ def test_tables_contain_every_score_and_class(streamseg: Run, folder: Path, tmp_
     rules = [number for number, line in enumerate(lines) if line.startswith("─")]
     bodies = [list(takewhile(bool, lines[number + 1 :])) for number in rules]
     cells = [re.split(r"  +", line) for body in bodies for line in body]
-    (twelve,) = [rows for rows in [cells[:12]] if rows[0][0] == "AP" and rows[11][0] == "ARl"]
+    (score_rows,) = [rows for rows in [cells[:12]] if rows[0][0] == "AP" and rows[11][0] == "ARl"]
     percents = [
         [
             "-" if scores[on][key] is None else f"{100 * scores[on][key]:.1f}"
             for on in ("boxes", "masks")
         ]
-        for key in TWELVE.split()
+        for key in SCORE_NAMES.split()
     ]
-    assert [row[1:] for row in twelve] == percents
+    assert [row[1:] for row in score_rows] == percents
     assert [row[0] for row in cells[12:]] == ["cup", "box", "disc"] * 2  # ids ascending
     assert "own: classes that nanomask doesn't have: cup" in result.stderr
 
@@ -157,10 +157,10 @@ def test_out_contains_plots_and_results(streamseg: Run, folder: Path, tmp_path: 
     )
 
 
-def test_through_service_gives_the_scores_of_the_same_settings(
+def test_through_service_matches_direct_evaluation_with_same_settings(
     streamseg: Run, folder: Path, tmp_path: Path
 ) -> None:
-    """By default a service uses class-agnostic suppression, and the published settings don't."""
+    """Only a service uses class-agnostic suppression by default."""
     iou = NanoMask.class_agnostic_iou
     config = write_own_config(folder, tmp_path / "eval.yaml")
 
@@ -173,8 +173,8 @@ def test_through_service_gives_the_scores_of_the_same_settings(
     published = evaluate()
     assert (published["through_service"], published["class_agnostic_iou"]) == (False, None)
     assert len(published["datasets"][0]["boxes"]["curves"]["recall"]) == 101
-    same = evaluate("--set", f"class_agnostic_iou={iou}")
-    assert served["datasets"] == same["datasets"] != published["datasets"]
+    same_settings = evaluate("--set", f"class_agnostic_iou={iou}")
+    assert served["datasets"] == same_settings["datasets"] != published["datasets"]
 
 
 def test_options_override_weights_and_model_of_the_config(
@@ -190,8 +190,8 @@ def test_options_override_weights_and_model_of_the_config(
     report = json.loads((tmp_path / "numbers.json").read_text())
     assert report["model"]["weights"] == str(weights)
     assert (report["most"], report["least_score"]) == (7, 0.5)
-    wrong = streamseg("eval", config, "--model", "nanomusk")
-    assert "did you mean nanomask" in error_line(wrong, 2)
+    result_of_unknown_model = streamseg("eval", config, "--model", "nanomusk")
+    assert "did you mean nanomask" in error_line(result_of_unknown_model, 2)
 
 
 def test_only_classes_annotated_everywhere_are_evaluated(
@@ -282,14 +282,14 @@ def test_class_without_tracks_is_in_the_json(streamseg: Run, tmp_path: Path) -> 
 
 def test_panoptic_example_runs(streamseg: Run, tmp_path: Path) -> None:
     write_panoptic(tmp_path / "data")
-    given = {
+    settings = {
         "root": tmp_path / "data",
         "panoptic.0.truth": "set.json",
         "panoptic.0.truth_segments": "segments",
         "panoptic.0.results": "set.json",
         "panoptic.0.result_segments": "segments",
     }
-    sets = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     result = streamseg("eval", EXAMPLES / "panoptic.yaml", "--json", "n.json", *sets)
     assert result.returncode == 0, result.stderr
     (task,) = json.loads((tmp_path / "n.json").read_text())["panoptic"]
@@ -368,7 +368,7 @@ def test_check_lists_every_problem_of_a_training_config(streamseg: Run, tmp_path
 @pytest.mark.parametrize(
     "option", [("--weights", "none"), ("--through-service",), ("--out", "o"), ("--json", "n.json")]
 )
-def test_check_refuses_options_that_it_would_ignore(
+def test_check_rejects_options_that_it_would_ignore(
     streamseg: Run, tmp_path: Path, option: tuple[str, ...]
 ) -> None:
     config = write_config(tmp_path / "x.yaml", val=[{"format": "pattern", "url": "test:?frames=1"}])
@@ -421,7 +421,7 @@ def test_config_without_anything_to_evaluate_is_an_error(
         ),
     ],
 )
-def test_options_that_need_data_are_refused_without_data(
+def test_options_that_need_data_are_rejected_without_data(
     streamseg: Run, option: tuple[str, ...], expected: str
 ) -> None:
     assert error_line(streamseg("eval", EXAMPLES / "tracking.yaml", *option), 2) == expected
@@ -445,8 +445,8 @@ def test_rows_with_problems_are_skipped_on_request(
     content = json.loads((folder / "own.json").read_text())
     content["annotations"][0]["image_id"] = 4321
     shutil.copytree(folder, tmp_path / "bad")
-    victim = sorted((tmp_path / "bad" / "images").iterdir())[3]
-    victim.write_bytes(b"not an image")
+    image_file = sorted((tmp_path / "bad" / "images").iterdir())[3]
+    image_file.write_bytes(b"not an image")
     write_json(tmp_path / "bad" / "own.json", content)
     config = write_own_config(tmp_path / "bad", tmp_path / "eval.yaml")
     sets = ("--set", "data.problems=skip", "--set", "model.device=cpu")
@@ -524,7 +524,9 @@ def test_weights_of_another_architecture_are_an_error(
     assert "gone.pt" in message
 
 
-def test_no_class_in_common_is_an_error(streamseg: Run, folder: Path, tmp_path: Path) -> None:
+def test_dataset_without_known_classes_is_an_error(
+    streamseg: Run, folder: Path, tmp_path: Path
+) -> None:
     data = {"format": "coco", "images": "images", "annotations": "set.json"}
     content = make_coco_content()
     content["categories"] = [{"id": 90, "name": "brush"}, {"id": 7, "name": "mug"}]
@@ -552,16 +554,16 @@ def test_unusable_image_is_an_error(
     streamseg: Run, folder: Path, tmp_path: Path, damage: str, options: tuple[str, ...]
 ) -> None:
     shutil.copytree(folder, tmp_path / "bad")
-    victim = sorted((tmp_path / "bad" / "images").iterdir())[3]
+    image_file = sorted((tmp_path / "bad" / "images").iterdir())[3]
     if damage == "truncated":
-        victim.write_bytes(victim.read_bytes()[:-600])
+        image_file.write_bytes(image_file.read_bytes()[:-600])
     elif damage == "missing":
-        victim.unlink()
+        image_file.unlink()
     else:
-        write_image(victim, (10, 10))
+        write_image(image_file, (10, 10))
     config = write_own_config(tmp_path / "bad", tmp_path / "eval.yaml")
     message = error_line(streamseg("eval", config, *options, "--out", "out"))
-    assert f"{victim}: " in message
+    assert f"{image_file}: " in message
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -593,7 +595,7 @@ def test_missing_track_file_is_an_error(streamseg: Run) -> None:
     assert "gone.jsonl" in message
 
 
-# As a program
+# Separate processes and progress
 
 
 def test_progress_is_printed_in_plain_lines(capsys) -> None:
@@ -650,13 +652,13 @@ def test_interrupt_ends_the_evaluation_and_removes_temporary_files(
         env=environment() | {"TMPDIR": str(tmp_path / "tmp")},
         stderr=subprocess.PIPE,
         text=True,
-    ) as started:
-        assert started.stderr is not None
-        assert "100 of 3000 images" in next(iter(started.stderr))
-        started.send_signal(signal.SIGINT)
+    ) as process:
+        assert process.stderr is not None
+        assert "100 of 3000 images" in next(iter(process.stderr))
+        process.send_signal(signal.SIGINT)
         start = time.monotonic()
-        assert started.wait(60) == 130
+        assert process.wait(60) == 130
         assert time.monotonic() - start < 20
-        assert "Traceback" not in started.stderr.read()
+        assert "Traceback" not in process.stderr.read()
     assert list((tmp_path / "tmp").iterdir()) == []
     assert not (tmp_path / "n.json").exists()

@@ -1,4 +1,4 @@
-"""Evaluation through a service: the same predictions and scores as without, and none lost."""
+"""Evaluation through a service: same results as direct evaluation, and lost messages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def folder(wild_model: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture
-def own(folder: Path) -> Dataset:
+def dataset(folder: Path) -> Dataset:
     return open_dataset(CocoData(images="images", annotations="own.json"), folder)
 
 
@@ -90,7 +90,7 @@ def score_boxes_and_masks(dataset: Dataset, rows: list[dict]) -> list[dict]:
 
 @pytest.fixture
 def replace_publish(monkeypatch: pytest.MonkeyPatch):
-    """Return a function that replaces how the publisher publishes a result."""
+    """Return a function that replaces the publishing of a result."""
     original = Publisher._publish_result
 
     def replace_publish(function) -> None:
@@ -104,30 +104,32 @@ def replace_publish(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_service_publishes_the_predictions_of_the_model_bit_for_bit(
+def test_service_predictions_equal_direct_predictions(
     wild_model: Segmenter, tmp_path: Path
 ) -> None:
-    own = open_dataset(write_self_labeled_dataset(tmp_path, wild_model, count=20), tmp_path)
-    assert len(own.images) > service_predictions.IMAGES_PER_SERVICE, "needs more than one service"
+    dataset = open_dataset(write_self_labeled_dataset(tmp_path, wild_model, count=20), tmp_path)
+    assert len(dataset.images) > service_predictions.IMAGES_PER_SERVICE, (
+        "needs more than one service"
+    )
     reports = []
     rows = predict_through_service(
-        wild_model, own, THRESHOLDS, batch=1, progress=lambda *report: reports.append(report)
+        wild_model, dataset, THRESHOLDS, batch=1, progress=lambda *report: reports.append(report)
     ).results
-    expected = predict_directly(wild_model, own)
+    expected = predict_directly(wild_model, dataset)
     assert len(rows) > 500
     assert rows == expected
-    boxes, masks = score_boxes_and_masks(own, rows)
-    assert [boxes, masks] == score_boxes_and_masks(own, expected)
+    boxes, masks = score_boxes_and_masks(dataset, rows)
+    assert [boxes, masks] == score_boxes_and_masks(dataset, expected)
     assert 0.3 < boxes["ap"] < 0.95
     assert 0.3 < masks["ap"] < 0.95
     assert reports == [("own", done, 20) for done in range(1, 21)]
 
 
-def test_batch_size_changes_scores_only_by_noise(wild_model: Segmenter, own: Dataset) -> None:
-    few = own
-    one, many = predict_directly(wild_model, few), predict_served(wild_model, few, batch=4)
-    before, after = score_boxes_and_masks(few, one), score_boxes_and_masks(few, many)
-    assert [row["image_id"] for row in many] == [row["image_id"] for row in one]
+def test_batch_size_changes_scores_only_by_noise(wild_model: Segmenter, dataset: Dataset) -> None:
+    single = predict_directly(wild_model, dataset)
+    batched = predict_served(wild_model, dataset, batch=4)
+    before, after = score_boxes_and_masks(dataset, single), score_boxes_and_masks(dataset, batched)
+    assert [row["image_id"] for row in batched] == [row["image_id"] for row in single]
     for on in (0, 1):
         assert after[on]["ap"] == pytest.approx(before[on]["ap"], abs=0.01)
 
@@ -140,11 +142,11 @@ def test_generated_images_are_served_losslessly(wild_model: Segmenter) -> None:
 @pytest.mark.slow
 def test_coco_images_have_the_same_predictions_through_a_service(nanomask: Segmenter) -> None:
     if not (SHARED / "data" / "coco80" / "val").exists():
-        pytest.skip("no shared/data/coco80/val here")
-    whole = open_dataset(
+        pytest.skip("shared/data/coco80/val is missing")
+    full_dataset = open_dataset(
         CocoData(images="coco80/val", annotations="coco80/val.json"), SHARED / "data"
     )
-    dataset = take_first(whole, 20)
+    dataset = take_first(full_dataset, 20)
     rows, expected = predict_served(nanomask, dataset), predict_directly(nanomask, dataset)
     assert rows == expected
     scores = score_boxes_and_masks(dataset, rows)
@@ -153,39 +155,39 @@ def test_coco_images_have_the_same_predictions_through_a_service(nanomask: Segme
 
 
 @pytest.mark.slow
-def test_class_agnostic_suppression_is_that_of_the_service(
+def test_evaluation_through_service_uses_model_class_agnostic_iou(
     wild_model: Segmenter, tmp_path: Path
 ) -> None:
-    """Without a service, ``auto`` means the published setting: none."""
+    """Without a service, ``auto`` means no class-agnostic suppression."""
     write_weights(wild_model, tmp_path / "wild.safetensors")
     evaluation = EvaluationConfig(
         model=ModelConfig(weights=str(tmp_path / "wild.safetensors"), input_size=INPUT_SIZE),
         data=DataConfig(val=(PatternData(url="test:?size=96x64&frames=2&objects=4&seed=5"),)),
         batch=1,
     )
-    own = type(wild_model).class_agnostic_iou
-    for chosen, through_service, iou in (
-        ("auto", False, None), ("auto", True, own), (None, True, None), (0.3, False, 0.3),
+    model_iou = type(wild_model).class_agnostic_iou
+    for configured_iou, through_service, iou in (
+        ("auto", False, None), ("auto", True, model_iou), (None, True, None), (0.3, False, 0.3),
         (0.3, True, 0.3),
     ):  # fmt: skip
-        wanted = replace(THRESHOLDS, class_agnostic_iou=iou)
+        thresholds = replace(THRESHOLDS, class_agnostic_iou=iou)
         rows = predict_dataset(
-            wild_model, open_pattern(2), wanted, batch=1, progress=ignore_progress
+            wild_model, open_pattern(2), thresholds, batch=1, progress=ignore_progress
         ).results
-        run = Evaluator(
-            replace(evaluation, class_agnostic_iou=chosen),
+        evaluator = Evaluator(
+            replace(evaluation, class_agnostic_iou=configured_iou),
             tmp_path,
             ignore_progress,
             through_service=through_service,
         )
-        report = run.run()
+        report = evaluator.run()
         assert report.datasets[0].results == rows
         assert report.evaluation.class_agnostic_iou == iou
     assert len(rows) < len(predict_directly(wild_model, open_pattern(2)))
 
 
 def test_scores_depend_on_the_published_messages(
-    wild_model: Segmenter, own: Dataset, monkeypatch
+    wild_model: Segmenter, dataset: Dataset, monkeypatch
 ) -> None:
     encode = protocol.encode
 
@@ -194,11 +196,11 @@ def test_scores_depend_on_the_published_messages(
             message = replace(message, instances=message.instances[::2])
         return encode(message)
 
-    few = own
-    expected = predict_directly(wild_model, few)
+    expected = predict_directly(wild_model, dataset)
     monkeypatch.setattr(protocol, "encode", encode_half)
-    rows = predict_served(wild_model, few)
-    (before, _), (after, _) = score_boxes_and_masks(few, expected), score_boxes_and_masks(few, rows)
+    rows = predict_served(wild_model, dataset)
+    (before, _) = score_boxes_and_masks(dataset, expected)
+    (after, _) = score_boxes_and_masks(dataset, rows)
     assert 0 < len(rows) < 0.6 * len(expected)
     assert after["ap"] < before["ap"] - 0.1
 
@@ -282,27 +284,27 @@ def test_message_that_is_too_large_is_an_error(
 
 
 @pytest.mark.parametrize("damage", ["damaged", "missing", "another size"])
-def test_unusable_image_is_the_same_error_as_without_a_service(
+def test_unusable_image_raises_same_error_as_direct_evaluation(
     wild_model: Segmenter, folder: Path, tmp_path: Path, damage: str
 ) -> None:
     shutil.copytree(folder, tmp_path / "own")
-    whole = open_dataset(CocoData(images="images", annotations="own.json"), tmp_path / "own")
-    dataset = take_first(whole, 5)
-    victim = dataset.images[3].file
-    assert isinstance(victim, Path)
+    full_dataset = open_dataset(CocoData(images="images", annotations="own.json"), tmp_path / "own")
+    dataset = take_first(full_dataset, 5)
+    image_file = dataset.images[3].file
+    assert isinstance(image_file, Path)
     if damage == "damaged":
-        victim.write_bytes(victim.read_bytes()[:-600])
+        image_file.write_bytes(image_file.read_bytes()[:-600])
     elif damage == "missing":
-        victim.unlink()
+        image_file.unlink()
     else:
         other = dataset.images[2].file
-        victim.write_bytes(other.read_bytes())
-    with pytest.raises(DataError) as alone:
+        image_file.write_bytes(other.read_bytes())
+    with pytest.raises(DataError) as direct_error:
         predict_directly(wild_model, dataset)
-    with pytest.raises(DataError) as service:
+    with pytest.raises(DataError) as service_error:
         predict_served(wild_model, dataset)
-    assert str(service.value) == str(alone.value)
-    assert victim.name in str(alone.value)
+    assert str(service_error.value) == str(direct_error.value)
+    assert image_file.name in str(direct_error.value)
 
 
 class ModelWithHook(type(make_random_model())):  # type: ignore[misc]

@@ -52,8 +52,8 @@ DATASET_CATEGORIES = Categories(
     {DATASET_IDS["disc"]: "disc"},
     {DATASET_IDS["grass"]: "grass", DATASET_IDS["sky"]: "sky", DATASET_IDS["water"]: "water"},
 )
-"""Categories of a model that has the dataset's ids."""
-WORLD = PanopticData(images="images", annotations="panoptic.json", segments="panoptic")
+"""Categories of a model with the ids of the dataset."""
+PANOPTIC_DATA = PanopticData(images="images", annotations="panoptic.json", segments="panoptic")
 """The dataset that ``write_panoptic_dataset`` writes."""
 
 
@@ -62,13 +62,13 @@ def color_family(monkeypatch):
     use_color_model(monkeypatch)
 
 
-def section(config):
+def to_config_section(config):
     """Return a dataset as the section of a config."""
     return {"format": "panoptic", **msgspec.to_builtins(config)}
 
 
 @pytest.fixture
-def world(tmp_path):
+def dataset(tmp_path):
     return open_dataset(write_panoptic_dataset(tmp_path / "world"), tmp_path / "world")
 
 
@@ -78,10 +78,10 @@ def world(tmp_path):
 def make_config(tmp_path, **changes):
     data = {
         "root": str(tmp_path / "world"),
-        "train": [section(write_panoptic_dataset(tmp_path / "world"))],
+        "train": [to_config_section(write_panoptic_dataset(tmp_path / "world"))],
     }
     data["val"] = [{**data["train"][0], "name": "held out"}]
-    given = {
+    base_config = {
         "model": {"name": NAME, "weights": "none", "device": "cpu", "input_size": 64},
         "data": data,
         "epochs": 12,
@@ -93,7 +93,7 @@ def make_config(tmp_path, **changes):
         "optimiser": {"rate": 0.3, "weight_decay": 0},
         "schedule": {"warmup": 0},
     }
-    return convert({**given, **changes}, TrainingConfig, "panoptic.yaml")
+    return convert({**base_config, **changes}, TrainingConfig, "panoptic.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -124,32 +124,40 @@ def test_panoptic_model_learns_things_and_stuff(trained):
 
 def test_checkpoints_contain_the_stuff_classes(trained):
     run, _, out = trained
-    held = json.loads(torch.load(out / "run" / "best.pt", weights_only=True)["stuff"])
-    assert held == {"90": "grass", "91": "sky", "95": "water"}
+    stuff_in_checkpoint = json.loads(
+        torch.load(out / "run" / "best.pt", weights_only=True)["stuff"]
+    )
+    assert stuff_in_checkpoint == {"90": "grass", "91": "sky", "95": "water"}
     for name in ("best.pt", "model.safetensors"):
         model = load_model(NAME, out / "run" / name, device="cpu", input_size=64)
         assert (model.categories, model.stuff) == (run.model.categories, run.model.stuff)
 
 
-def test_resume_with_other_stuff_is_refused(trained):
+def test_resume_with_other_stuff_is_rejected(trained):
     _, _, out = trained
     shutil.copytree(out / "world", out / "more")
     content = json.loads((out / "more" / "panoptic.json").read_text())
     content["categories"].append({"id": 96, "name": "sand", "isthing": 0})
     (out / "more" / "panoptic.json").write_text(json.dumps(content))
-    changed = make_config(out, data={"root": str(out / "more"), "train": [section(WORLD)]})
+    changed = make_config(
+        out, data={"root": str(out / "more"), "train": [to_config_section(PANOPTIC_DATA)]}
+    )
     with pytest.raises(WeightsError, match="it has 3 stuff classes, not 4, without sand"):
         Trainer(changed, out, out / "run", ignore_progress, resume=True)
 
 
-def test_resume_is_refused_if_a_thing_was_stuff(trained):
+def test_resume_is_rejected_if_stuff_became_a_thing(trained):
     _, _, out = trained
     weights = files.read(out / "run" / "last.pt")
-    moved = Categories({**weights.categories.things, 90: "grass"}, {91: "sky", 95: "water"})
+    changed_categories = Categories(
+        {**weights.categories.things, 90: "grass"}, {91: "sky", 95: "water"}
+    )
     with pytest.raises(
         WeightsError, match=r"without grass; .* stuff classes, not 2, and also grass"
     ):
-        checkpoint.load_checkpoint(out / "run" / "last.pt", make_config(out), NAME, moved)
+        checkpoint.load_checkpoint(
+            out / "run" / "last.pt", make_config(out), NAME, changed_categories
+        )
 
 
 def test_model_without_stuff_learns_only_things(tmp_path):
@@ -161,9 +169,9 @@ def test_model_without_stuff_learns_only_things(tmp_path):
 
 
 def test_dataset_without_stuff_trains_the_things_of_a_panoptic_model(tmp_path):
-    given = make_config(tmp_path)
+    config = make_config(tmp_path)
     pattern = {"format": "pattern", "url": "test:?size=64x48&frames=2&objects=2", "name": "p"}
-    raw = json.loads(json.dumps({"train": [section(given.data.train[0]), pattern]}))
+    raw = json.loads(json.dumps({"train": [to_config_section(config.data.train[0]), pattern]}))
     data = {**raw, "root": str(tmp_path / "world")}
     run = Trainer(
         make_config(tmp_path, data=data, batch=6, epochs=1),
@@ -181,13 +189,13 @@ def test_dataset_without_stuff_trains_the_things_of_a_panoptic_model(tmp_path):
     assert run.run().interrupted is False
 
 
-def test_panoptic_model_without_any_stuff_is_refused(tmp_path):
+def test_panoptic_model_is_rejected_without_stuff_in_data(tmp_path):
     data = {"train": [{"format": "pattern", "url": "test:?size=64x48&frames=2"}]}
     with pytest.raises(
         ConfigError, match=f"{NAME} learns things and stuff, and data.train has no stuff"
-    ) as no:
+    ) as error:
         Trainer(make_config(tmp_path, data=data), tmp_path, tmp_path / "run", ignore_progress)
-    assert "\n" not in str(no.value)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -198,10 +206,10 @@ def make_empty_dataset(things, stuff, name="a"):
 def test_things_and_stuff_are_merged_by_name():
     first = make_empty_dataset({1: "disc"}, {9: "sky", 5: "grass"})
     second = make_empty_dataset({3: "disc", 2: "cup"}, {7: "sky", 8: "sea"})
-    known = merge_categories([first, second], NAME)
-    assert list(known.things.items()) == [(1, "disc"), (2, "cup")]
-    assert list(known.stuff.items()) == [(5, "grass"), (8, "sea"), (9, "sky")]
-    assert merge_categories([first, second], "nanomask") == Categories(known.things)
+    merged = merge_categories([first, second], NAME)
+    assert list(merged.things.items()) == [(1, "disc"), (2, "cup")]
+    assert list(merged.stuff.items()) == [(5, "grass"), (8, "sea"), (9, "sky")]
+    assert merge_categories([first, second], "nanomask") == Categories(merged.things)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +225,7 @@ def test_things_and_stuff_are_merged_by_name():
         ),
     ],
 )
-def test_conflicting_categories_are_refused(things, stuff, message):
+def test_conflicting_categories_are_rejected(things, stuff, message):
     datasets = [make_empty_dataset({1: "disc"}, {9: "sky"}), make_empty_dataset(things, stuff, "b")]
     with pytest.raises(ConfigError, match=message):
         merge_categories(datasets, NAME)
@@ -232,13 +240,13 @@ def test_maximum_number_of_stuff_classes_is_accepted():
 
 
 class SquareSegmenter(ColorSegmenter):
-    """Is trained on images resized to a square."""
+    """Model that is trained on images resized to a square."""
 
     def training_shape(self, shape):
         return 64, 64
 
 
-def load_batch(world, family, **augment):
+def load_batch(dataset, family, **augment):
     model = family(
         NAME,
         family.build(NAME, MODEL_CATEGORIES),
@@ -247,12 +255,12 @@ def load_batch(world, family, **augment):
         device=torch.device("cpu"),
     )
     steps = Augmentation(AugmentConfig(photometric=0, flip=0, **augment), 64)
-    given = {"size": 4, "seed": 1, "workers": 0, "group": ProcessGroup()}
-    return next(BatchLoader([world], steps, model, **given).load_epoch(0)), model
+    options = {"size": 4, "seed": 1, "workers": 0, "group": ProcessGroup()}
+    return next(BatchLoader([dataset], steps, model, **options).load_epoch(0)), model
 
 
-def test_stuff_is_unknown_in_the_padding_of_a_batch(world):
-    batch, _ = load_batch(world, ColorSegmenter, scale=(0.5, 1.0))
+def test_stuff_is_unknown_in_the_padding_of_a_batch(dataset):
+    batch, _ = load_batch(dataset, ColorSegmenter, scale=(0.5, 1.0))
     shapes = {target.masks.shape[1:] for target in batch.targets}
     assert len(shapes) > 1
     for target in batch.targets:
@@ -266,18 +274,20 @@ def test_stuff_is_unknown_in_the_padding_of_a_batch(world):
         assert set(inside.unique().tolist()) == {0, 1, 2, UNKNOWN}
 
 
-def test_images_and_targets_are_resized_to_the_training_shape(world):
-    plain, _ = load_batch(world, ColorSegmenter, scale=(1.0, 1.0))
-    square, _ = load_batch(world, SquareSegmenter, scale=(1.0, 1.0))
+def test_images_and_targets_are_resized_to_the_training_shape(dataset):
+    plain, _ = load_batch(dataset, ColorSegmenter, scale=(1.0, 1.0))
+    square, _ = load_batch(dataset, SquareSegmenter, scale=(1.0, 1.0))
     assert square.images.shape[2:] == (64, 64)
     assert plain.names == square.names
-    for image, target, old in zip(square.images, square.targets, plain.targets, strict=True):
+    for image, target, plain_target in zip(
+        square.images, square.targets, plain.targets, strict=True
+    ):
         assert target.masks.shape[1:] == (64, 64)
         factors = torch.tensor([1, 64 / 48, 1, 64 / 48])
-        assert torch.allclose(target.boxes, old.boxes * factors)
+        assert torch.allclose(target.boxes, plain_target.boxes * factors)
         rows = ((torch.arange(64) + 0.5) * 48 / 64).long()  # nearest neighbor by pixel centers
-        assert torch.equal(target.masks, old.masks[:, rows])
-        assert torch.equal(target.stuff, old.stuff[rows])
+        assert torch.equal(target.masks, plain_target.masks[:, rows])
+        assert torch.equal(target.stuff, plain_target.stuff[rows])
         thing = target.masks.any(0)
         edges = cv2.dilate(thing.numpy().astype(np.uint8), np.ones((5, 5))) != cv2.erode(
             thing.numpy().astype(np.uint8), np.ones((5, 5))
@@ -289,10 +299,10 @@ def test_images_and_targets_are_resized_to_the_training_shape(world):
 # Evaluation
 
 
-def test_panoptic_quality_of_a_model_equals_that_of_its_files(world, tmp_path):
+def test_panoptic_quality_of_model_matches_its_files(dataset, tmp_path):
     """Predictions are matched by class name; ``process`` writes the files."""
     model = load_ideal_model(tmp_path / "weights")
-    predictions = predict_dataset(model, world, Thresholds(), batch=3, progress=ignore_progress)
+    predictions = predict_dataset(model, dataset, Thresholds(), batch=3, progress=ignore_progress)
     assert predictions.panoptic.all.pq == predictions.panoptic.all.sq == 1.0
     own = load_ideal_model(tmp_path / "weights", DATASET_CATEGORIES)
     process_panoptic(own, tmp_path / "world" / "images", tmp_path / "out")
@@ -305,7 +315,7 @@ def test_panoptic_quality_of_a_model_equals_that_of_its_files(world, tmp_path):
     assert scores == predictions.panoptic
 
 
-def test_classes_that_the_model_lacks_are_missed(tmp_path):
+def test_classes_missing_in_model_count_as_missed(tmp_path):
     config = write_panoptic_dataset(tmp_path / "world", water=True)
     data = open_dataset(config, tmp_path / "world")
     predictions = predict_dataset(
@@ -315,25 +325,25 @@ def test_classes_that_the_model_lacks_are_missed(tmp_path):
     assert (by_name["water"].tally.missed, by_name["water"].tally.matched) == (4, 0)
     assert by_name["cup"].quality is None
     assert by_name["sky"].quality.pq == 1.0
-    # The model predicts grass on the water, too.
+    # The model predicts grass also on the water.
     assert 0.6 < by_name["grass"].quality.sq < 1
     assert predictions.panoptic.stuff.pq < predictions.panoptic.things.pq == 1.0
 
 
-def test_segments_of_classes_that_the_dataset_lacks_are_left_out(tmp_path, world):
-    known = Categories({1: "disc"}, {2: "sky", 3: "lawn"})
+def test_segments_of_classes_missing_in_dataset_are_ignored(tmp_path, dataset):
+    categories = Categories({1: "disc"}, {2: "sky", 3: "lawn"})
     weights = files.read(write_ideal_weights(tmp_path / "w.safetensors"))
     (tmp_path / "w.safetensors").write_bytes(
-        files.to_safetensors(replace(weights, categories=known))
+        files.to_safetensors(replace(weights, categories=categories))
     )
     model = load_model(NAME, tmp_path / "w.safetensors", device="cpu", input_size=64)
-    predictions = predict_dataset(model, world, Thresholds(), batch=4, progress=ignore_progress)
+    predictions = predict_dataset(model, dataset, Thresholds(), batch=4, progress=ignore_progress)
     by_name = {each.name: each for each in predictions.panoptic.classes}
     assert (by_name["grass"].tally.missed, by_name["sky"].quality.pq) == (4, 1.0)
     assert sum(each.tally.wrong for each in predictions.panoptic.classes) == 0
 
 
-def test_panoptic_quality_needs_stuff_in_model_and_dataset(tmp_path, world, nanomask):
+def test_panoptic_quality_needs_stuff_in_model_and_dataset(tmp_path, dataset, nanomask):
     coco = open_dataset(write_coco(tmp_path / "coco"), tmp_path / "coco")
     both = Categories({1: "cup", 2: "brush"}, {3: "sky"})
     model = ColorSegmenter(
@@ -344,7 +354,7 @@ def test_panoptic_quality_needs_stuff_in_model_and_dataset(tmp_path, world, nano
         is None
     )
     things = nanomask.categories
-    named = replace(world, categories=dict(zip((40, 41), things.values(), strict=False)))
+    named = replace(dataset, categories=dict(zip((40, 41), things.values(), strict=False)))
     predictions = predict_dataset(nanomask, named, Thresholds(), batch=4, progress=ignore_progress)
     assert predictions.panoptic is None
 
@@ -357,18 +367,18 @@ def test_panoptic_quality_needs_stuff_in_model_and_dataset(tmp_path, world, nano
         (lambda values: values + (values == 0) * 5, "segment 5 isn't in segments_info"),
     ],
 )
-def test_png_that_differs_from_the_json_is_refused(tmp_path, world, damage, message):
+def test_png_inconsistent_with_json_is_rejected(tmp_path, dataset, damage, message):
     png = tmp_path / "world" / "panoptic" / "01.png"
     write_label_png(png, damage(load_label_map(png)))
     with pytest.raises(DataError, match=message):
         predict_dataset(
-            load_ideal_model(tmp_path), world, Thresholds(), batch=4, progress=ignore_progress
+            load_ideal_model(tmp_path), dataset, Thresholds(), batch=4, progress=ignore_progress
         )
 
 
 def write_eval_config(tmp_path, config, **more):
     raw = yaml.safe_load((ROOT / "configs" / "eval" / "panoptic-model.yaml").read_text())
-    raw["data"] = {"root": str(tmp_path / "world"), "val": [section(config)]}
+    raw["data"] = {"root": str(tmp_path / "world"), "val": [to_config_section(config)]}
     raw["model"] |= {
         "weights": str(write_ideal_weights(tmp_path / "w.safetensors")),
         "input_size": 64,
@@ -383,9 +393,11 @@ def test_eval_reports_panoptic_quality_of_a_model_and_of_a_service(
     streamseg: Run, tmp_path, options
 ):
     config = write_panoptic_dataset(tmp_path / "world", water=True)
-    ended = streamseg("eval", write_eval_config(tmp_path, config), *options, "--json", "n.json")
-    assert ended.returncode == 0, ended.stderr
-    assert f"panoptic: stuff that {NAME} doesn't have: water" in ended.stderr
+    process_result = streamseg(
+        "eval", write_eval_config(tmp_path, config), *options, "--json", "n.json"
+    )
+    assert process_result.returncode == 0, process_result.stderr
+    assert f"panoptic: stuff that {NAME} doesn't have: water" in process_result.stderr
     (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
     data = open_dataset(config, tmp_path / "world")
     predictions = predict_dataset(
@@ -395,7 +407,7 @@ def test_eval_reports_panoptic_quality_of_a_model_and_of_a_service(
         quality = getattr(predictions.panoptic, of)
         numbers = {"pq": quality.pq, "sq": quality.sq, "rq": quality.rq}
         assert scores["panoptic"][of] == numbers
-    words = ended.stdout.split()
+    words = process_result.stdout.split()
     assert f"{100 * predictions.panoptic.stuff.pq:.1f}" in words
     assert {"PQ", "SQ", "RQ", "things", "stuff", "water"} <= set(words)
 
@@ -403,11 +415,11 @@ def test_eval_reports_panoptic_quality_of_a_model_and_of_a_service(
 def test_example_eval_config_runs(streamseg: Run, tmp_path):
     write_coco_layout(tmp_path)
     weights = write_ideal_weights(tmp_path / "w.safetensors")
-    ended = streamseg(
+    process_result = streamseg(
         *("eval", ROOT / "configs" / "eval" / "panoptic-model.yaml", "--json", "n.json"),
         *("--weights", weights, "--set", f"data.root={tmp_path / 'coco'}"),
     )
-    assert ended.returncode == 0, ended.stderr
+    assert process_result.returncode == 0, process_result.stderr
     (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
     assert scores["panoptic"]["all"]["pq"] == 1.0
 
@@ -416,15 +428,15 @@ def test_example_training_config_runs(streamseg: Run, tmp_path):
     write_coco_layout(tmp_path)
     weights = write_ideal_weights(tmp_path / "w.safetensors")
     example = ROOT / "configs" / "train" / "panoptic.yaml"
-    here = ("--set", f"data.root={tmp_path / 'coco'}")
-    checked = streamseg("eval", "--check", example, *here)
+    root_option = ("--set", f"data.root={tmp_path / 'coco'}")
+    checked = streamseg("eval", "--check", example, *root_option)
     assert checked.returncode == 0, checked.stderr
     small = (f"model.weights={weights}", "epochs=1", "batch=2", "model.input_size=64", "workers=0")
     sets = [argument for text in small for argument in ("--set", text)]
-    ended = streamseg("train", example, *here, *sets, "--out", "run")
-    assert ended.returncode == 0, ended.stderr
-    assert "new: cup, water" in ended.stderr
-    assert "PQ" in ended.stdout
+    process_result = streamseg("train", example, *root_option, *sets, "--out", "run")
+    assert process_result.returncode == 0, process_result.stderr
+    assert "new: cup, water" in process_result.stderr
+    assert "PQ" in process_result.stdout
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
@@ -434,21 +446,27 @@ def test_panoptic_fpn_trains_and_evaluates_with_the_example_configs(
 ):
     monkeypatch.setattr(loading, "_family", find_family)
     write_coco_layout(tmp_path)
-    here = ("--set", f"data.root={tmp_path / 'coco'}", "--set", "model.input_size=64")
+    root_option = ("--set", f"data.root={tmp_path / 'coco'}", "--set", "model.input_size=64")
     small = ("model.weights=none", "epochs=1", "batch=2", "workers=0")
     sets = [argument for text in small for argument in ("--set", text)]
     train, evaluate = (ROOT / "configs" / part for part in ("train", "eval"))
-    ended = streamseg("train", train / "panoptic.yaml", *here, *sets, "--out", "run")
-    assert ended.returncode == 0, ended.stderr
+    process_result = streamseg(
+        "train", train / "panoptic.yaml", *root_option, *sets, "--out", "run"
+    )
+    assert process_result.returncode == 0, process_result.stderr
     assert "semantic" in read_csv(tmp_path / "run" / "steps.csv")[0]
     weights = ("--weights", tmp_path / "run" / "model.safetensors")
-    ended = streamseg("eval", evaluate / "panoptic-model.yaml", *here, *weights, "--json", "n.json")
-    assert ended.returncode == 0, ended.stderr
+    process_result = streamseg(
+        "eval", evaluate / "panoptic-model.yaml", *root_option, *weights, "--json", "n.json"
+    )
+    assert process_result.returncode == 0, process_result.stderr
     (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
     assert set(scores["panoptic"]) >= {"all", "things", "stuff", "classes"}
     model = ("--model", NAME, *weights, "--set", "model.input_size=64")
-    ended = streamseg("process", tmp_path / "coco" / "val2017", "--out", "o", "--panoptic", *model)
-    assert ended.returncode == 0, ended.stderr
+    process_result = streamseg(
+        "process", tmp_path / "coco" / "val2017", "--out", "o", "--panoptic", *model
+    )
+    assert process_result.returncode == 0, process_result.stderr
     assert len(read_panoptic_json(tmp_path / "o" / "val2017")["annotations"]) == 2
 
 
@@ -458,6 +476,6 @@ def write_coco_layout(tmp_path):
         write_panoptic_dataset(tmp_path / part, count=2)
         (tmp_path / "coco" / "annotations").mkdir(parents=True, exist_ok=True)
         (tmp_path / part / "images").rename(tmp_path / "coco" / part)
-        there = tmp_path / "coco" / "annotations" / f"panoptic_{part}"
-        (tmp_path / part / "panoptic").rename(there)
-        (tmp_path / part / "panoptic.json").rename(there.with_suffix(".json"))
+        target_folder = tmp_path / "coco" / "annotations" / f"panoptic_{part}"
+        (tmp_path / part / "panoptic").rename(target_folder)
+        (tmp_path / part / "panoptic.json").rename(target_folder.with_suffix(".json"))

@@ -1,4 +1,4 @@
-"""Resumed trainings: bit for bit the same as an uninterrupted one, after any interruption."""
+"""Resumed training: bit-exact equality with an uninterrupted training."""
 
 from __future__ import annotations
 
@@ -108,11 +108,11 @@ def test_killed_training_writes_the_same_files_on_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Log lines after the checkpoint are dropped, and mean losses continue from it."""
-    whole = tmp_path / "whole"
-    make_trainer(whole, **FREQUENT_SAVES).run()
+    uninterrupted = tmp_path / "uninterrupted"
+    make_trainer(uninterrupted, **FREQUENT_SAVES).run()
     # The checkpoints are of the steps 2, 4 and 6, the log lines of 3, 4, 6 and 8.
-    places = {"before an evaluation": (1, 4), "before the last evaluation": (2, 4)}
-    for name, (epoch, batch) in places.items():
+    kill_points = {"before an evaluation": (1, 4), "before the last evaluation": (2, 4)}
+    for name, (epoch, batch) in kill_points.items():
         train_until_killed(tmp_path / name, epoch, batch, **FREQUENT_SAVES)
 
     def kill(_: TrainingLog) -> None:
@@ -124,10 +124,10 @@ def test_killed_training_writes_the_same_files_on_resume(
         with pytest.raises(KilledError):
             make_trainer(out, **FREQUENT_SAVES).run()
     assert len(read_csv(out / "measures.csv")) == 2
-    for folder in (*(tmp_path / name for name in places), out):
+    for folder in (*(tmp_path / name for name in kill_points), out):
         make_trainer(folder, resume=True, **FREQUENT_SAVES).run()
-        assert_same_files(folder, whole)
-        assert_same_state(folder, whole)
+        assert_same_files(folder, uninterrupted)
+        assert_same_state(folder, uninterrupted)
 
 
 def test_truncated_checkpoint_is_an_error_that_names_the_best_weights(
@@ -144,7 +144,7 @@ def test_truncated_checkpoint_is_an_error_that_names_the_best_weights(
 
 
 @pytest.mark.slow
-def test_image_that_disappears_ends_the_training_with_a_checkpoint(tmp_path: Path):
+def test_missing_image_ends_training_with_a_checkpoint(tmp_path: Path):
     data = {"train": [write_squares(tmp_path, ["disc"])], "val": []}
     changes = {"data": data, "batch": 1, "workers": 2}
     image = tmp_path / "images" / "2.png"
@@ -159,14 +159,14 @@ def test_image_that_disappears_ends_the_training_with_a_checkpoint(tmp_path: Pat
     assert read_position(tmp_path / "out")["epoch"] == 1
     (tmp_path / "2.png").rename(image)
     make_trainer(tmp_path / "out", resume=True, **changes).run()
-    make_trainer(tmp_path / "whole", **changes).run()
-    assert_same_state(tmp_path / "out", tmp_path / "whole")
+    make_trainer(tmp_path / "uninterrupted", **changes).run()
+    assert_same_state(tmp_path / "out", tmp_path / "uninterrupted")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_killed_worker_ends_the_training_with_a_checkpoint(tmp_path: Path, accumulate: int):
-    """With more batches than the worker has been asked for, so that the training must notice."""
+def test_killed_worker_ends_training_with_a_checkpoint(tmp_path: Path, accumulate: int):
+    """There are more batches than are loaded ahead, so that the training detects the crash."""
     train = {"format": "pattern", "url": f"{PATTERN.replace('=8', '=16')}&seed=1"}
     data = {"train": [train], "val": CONFIG["data"]["val"]}
     changes = {"data": data, "epochs": 1, "batch": 2, "workers": 1, "accumulate": accumulate}
@@ -181,27 +181,27 @@ def test_killed_worker_ends_the_training_with_a_checkpoint(tmp_path: Path, accum
         trainer.run()
     assert 3 <= read_position(tmp_path / "out")["batch"] < 8
     make_trainer(tmp_path / "out", resume=True, **changes | {"workers": 0}).run()
-    make_trainer(tmp_path / "whole", **changes).run()
-    assert_same_files(tmp_path / "out", tmp_path / "whole")
-    assert_same_state(tmp_path / "out", tmp_path / "whole")
+    make_trainer(tmp_path / "uninterrupted", **changes).run()
+    assert_same_files(tmp_path / "out", tmp_path / "uninterrupted")
+    assert_same_state(tmp_path / "out", tmp_path / "uninterrupted")
 
 
-def test_new_training_does_not_overwrite_another(finished_training: Path):
+def test_new_training_does_not_overwrite_an_existing_one(finished_training: Path):
     with pytest.raises(ConfigError, match="holds a training already: continue it with --resume"):
         make_trainer(finished_training)
 
 
-def test_resume_without_a_checkpoint_is_refused(tmp_path: Path):
+def test_resume_without_checkpoint_is_rejected(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"last\.pt: the weights file doesn't exist"):
         make_trainer(tmp_path, resume=True)
 
 
-def test_resume_with_another_config_is_refused(finished_training: Path):
+def test_resume_with_another_config_is_rejected(finished_training: Path):
     with pytest.raises(ConfigError, match=r"optimiser\.rate was 0\.001 and is 0\.5"):
         make_trainer(finished_training, resume=True, optimiser={"rate": 0.5})
 
 
-def test_resume_with_other_classes_is_refused(finished_training: Path, tmp_path: Path):
+def test_resume_with_other_classes_is_rejected(finished_training: Path, tmp_path: Path):
     data = {"train": [write_squares(tmp_path, ["disc", "box", "star"])], "val": []}
     with pytest.raises(WeightsError, match="it has 2 classes, not 3, without star"):
         make_trainer(finished_training, resume=True, data=data)

@@ -1,4 +1,4 @@
-"""``streamseg train`` as a user runs it: outputs, signals, several processes, example configs."""
+"""``streamseg train`` end to end: outputs, signals, several processes and example configs."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_plots_and_fsync")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 100) -> None:
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
 def test_command_trains_and_prints_the_metrics(streamseg: Run, tmp_path: Path):
-    ended = streamseg("train", write_config(tmp_path / "tiny.yaml", epochs=1))
-    assert ended.returncode == 0, ended.stderr
-    assert "held out, masks" in ended.stdout
-    assert "nanomask: 2 classes; new: everything; 2 batches of 4 an epoch" in ended.stderr
+    result = streamseg("train", write_config(tmp_path / "tiny.yaml", epochs=1))
+    assert result.returncode == 0, result.stderr
+    assert "held out, masks" in result.stdout
+    assert "nanomask: 2 classes; new: everything; 2 batches of 4 an epoch" in result.stderr
     assert (tmp_path / "runs" / "tiny" / "model.safetensors").exists()
 
 
@@ -47,9 +47,9 @@ def test_rows_with_problems_are_skipped_reported_and_recorded(streamseg: Run, tm
     damages = ("a box without area", "a damaged image", "a missing image")
     data = {"train": [write_damaged_squares(tmp_path, *damages)], "val": []}
     file = write_config(tmp_path / "r.yaml", data=data, epochs=1, batch=2)
-    ended = streamseg("train", file, "--out", "out")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.splitlines() == [
+    result = streamseg("train", file, "--out", "out")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines() == [
         "nanomask: 2 classes; new: everything; 1 batches of 2 an epoch",
         "annotations: skipped 3 rows with problems (data.problems: skip):",
         "  1 x file is missing: image 1",
@@ -62,22 +62,22 @@ def test_rows_with_problems_are_skipped_reported_and_recorded(streamseg: Run, tm
     assert skipped == [(1, None), (2, 3), (3, None)]
     resumed = streamseg("train", file, "--out", "out", "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stderr == ended.stderr
+    assert resumed.stderr == result.stderr
 
 
 def test_commands_of_the_training_guide_lead_to_a_served_model(streamseg: Run, tmp_path: Path):
-    """The commands of docs/training.md, from the first to the last."""
+    """Run the commands of docs/training.md in order."""
     config = ROOT / "configs" / "train" / "own-data.yaml"
-    for part in ("train", "val"):
-        write_squares(tmp_path / "made", ["person", "gnome"], first_id=70)
-        (tmp_path / "made" / "images").rename(tmp_path / part)
-        (tmp_path / "made" / "annotations.json").rename(tmp_path / f"{part}.json")
+    for split in ("train", "val"):
+        write_squares(tmp_path / "written", ["person", "gnome"], first_id=70)
+        (tmp_path / "written" / "images").rename(tmp_path / split)
+        (tmp_path / "written" / "annotations.json").rename(tmp_path / f"{split}.json")
     root = ("--set", f"data.root={tmp_path}")
     checked = streamseg("eval", "--check", config, *root)
     assert checked.returncode == 0, checked.stderr
     assert "8 images, 16 annotations: no problems" in checked.stdout
-    small = ("epochs=1", "batch=2", "workers=0", "model.input_size=64", "model.device=cpu")
-    sets = [argument for text in small for argument in ("--set", text)]
+    options = ("epochs=1", "batch=2", "workers=0", "model.input_size=64", "model.device=cpu")
+    sets = [argument for text in options for argument in ("--set", text)]
     trained = streamseg("train", config, *root, *sets, "--out", "runs/mine")
     assert trained.returncode == 0, trained.stderr
     assert "2 classes; new: gnome" in trained.stderr
@@ -108,7 +108,7 @@ def test_interrupt_saves_a_checkpoint_and_exits_with_130(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_stop_signal_to_the_process_group_saves_and_ends_the_workers(tmp_path: Path):
-    """A time limit of a scheduler and Ctrl-C signal the workers too, which must ignore it."""
+    """Schedulers and Ctrl-C also send the signal to the workers, which must ignore it."""
     url = PATTERN.replace("frames=8", "frames=1200")
     file = write_config(
         tmp_path / "tiny.yaml",
@@ -165,7 +165,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_tiny_config_reaches_its_mask_ap(tmp_path: Path):
-    """On held-out frames of the test pattern."""
+    """Evaluate on held-out frames of the test pattern."""
     config = ROOT / "configs" / "train" / "tiny.yaml"
     arguments = command("train", config, "--out", tmp_path / "out")
     subprocess.run(arguments, env=environment(), check=True, timeout=500)

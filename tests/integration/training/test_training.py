@@ -1,4 +1,4 @@
-"""Training loop: outputs, options, and errors before and during a training."""
+"""Training loop: outputs, options, and errors before and during training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_plots_and_fsync")
 # Outputs
 
 
-def test_finished_training_leaves_weights_logs_and_plots(finished_training: Path):
+def test_finished_training_writes_weights_logs_and_plots(finished_training: Path):
     assert {path.name for path in finished_training.iterdir()} == {
         *("last.pt", "best.pt", "model.safetensors"),
         *("steps.csv", "losses.png", "measures.csv", "measures.png"),
@@ -80,7 +80,7 @@ def test_batches_are_the_same_for_any_number_of_workers(tmp_path: Path):
         assert torch.equal(first.masks, second.masks)
 
 
-def test_frozen_parameters_stay_and_others_change(tmp_path: Path):
+def test_only_frozen_parameters_keep_their_values(tmp_path: Path):
     frozen = {"frozen": ["backbone", "neck"]}
     data = CONFIG["data"] | {"val": []}
     trainer = make_trainer(tmp_path, epochs=1, optimiser=frozen, data=data)
@@ -92,7 +92,7 @@ def test_frozen_parameters_stay_and_others_change(tmp_path: Path):
         assert torch.equal(tensor, after[name]) == is_frozen, name
 
 
-def test_accumulated_batches_make_one_step(tmp_path: Path):
+def test_accumulated_batches_are_one_step(tmp_path: Path):
     data = CONFIG["data"] | {"val": []}
     make_trainer(tmp_path, epochs=1, batch=2, accumulate=2, data=data).run()
     assert [row["step"] for row in read_csv(tmp_path / "steps.csv")] == ["2"]
@@ -190,11 +190,11 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path):
 # Errors before a training
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path: Path):
-    other = tmp_path / "other.pt"
-    torch.save({"stem.weight": torch.zeros(3)}, other)
+def test_weights_of_another_architecture_are_rejected(tmp_path: Path):
+    other_weights = tmp_path / "other.pt"
+    torch.save({"stem.weight": torch.zeros(3)}, other_weights)
     with pytest.raises(WeightsError, match=r"doesn't fit nanomask: \d+ missing .* 1 unexpected"):
-        make_trainer(tmp_path / "out", model={**CONFIG["model"], "weights": str(other)})
+        make_trainer(tmp_path / "out", model={**CONFIG["model"], "weights": str(other_weights)})
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path):
         ("a damaged image", r"the data have 1 problem, .* image 3"),
     ],
 )
-def test_dataset_with_problems_is_refused(tmp_path: Path, damage: str, message: str):
+def test_dataset_with_problems_is_rejected(tmp_path: Path, damage: str, message: str):
     section = write_damaged_squares(tmp_path, damage)
     data = {"train": [section], "val": [], "problems": "refuse"}
     with pytest.raises(DataError, match=message):
@@ -224,17 +224,17 @@ def test_dataset_with_problems_is_refused(tmp_path: Path, damage: str, message: 
     ],
 )
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_dataset_without_usable_annotations_is_refused(
+def test_dataset_without_usable_annotations_is_rejected(
     tmp_path: Path, damage: str, reason: str, part: str
 ):
     data = CONFIG["data"] | {part: [write_damaged_squares(tmp_path, damage)]}
-    what = "learn from" if part == "train" else "measure with"
-    with pytest.raises(DataError, match=f"^annotations: there is nothing to {what}: {reason}"):
+    purpose = "learn from" if part == "train" else "measure with"
+    with pytest.raises(DataError, match=f"^annotations: there is nothing to {purpose}: {reason}"):
         make_trainer(tmp_path / "out", data=data)
     assert not (tmp_path / "out").exists()
 
 
-def test_one_category_id_with_two_names_is_refused(tmp_path: Path):
+def test_category_id_with_two_names_is_rejected(tmp_path: Path):
     data = {"train": [CONFIG["data"]["train"][0], write_squares(tmp_path, ["car"])], "val": []}
     with pytest.raises(ConfigError, match="category 1 is 'car' here and 'disc' in another"):
         make_trainer(tmp_path / "out", data=data)
@@ -249,7 +249,7 @@ def test_one_category_id_with_two_names_is_refused(tmp_path: Path):
         ({"optimiser": {"rates": {"hed": 0.1}}}, "no trained parameter begins with 'hed'"),
     ],
 )
-def test_option_that_does_not_fit_the_model_is_refused(
+def test_option_unknown_to_the_model_is_rejected(
     tmp_path: Path, changes: dict[str, Any], message: str
 ):
     with pytest.raises(ConfigError, match=message):
@@ -271,7 +271,7 @@ def test_option_that_does_not_fit_the_model_is_refused(
         ({"augment": {"scale": [2, 1]}}, "augment: scale: the first number must not be larger"),
     ],
 )
-def test_invalid_config_is_refused_with_the_path_of_the_key(changes: dict[str, Any], message: str):
+def test_invalid_config_is_rejected_with_path_of_the_key(changes: dict[str, Any], message: str):
     with pytest.raises(ConfigError) as error:
         make_config(**changes)
     assert message in str(error.value)

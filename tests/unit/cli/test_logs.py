@@ -1,4 +1,4 @@
-"""What the log looks like, whoever writes to it."""
+"""Log output: text and JSON format, redaction and other loggers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger("streamseg.service.service")
 
 
 @pytest.fixture(autouse=True)
-def _as_before():
+def _restore_logging():
     root = logging.getLogger()
     handlers, level, show = list(root.handlers), root.level, warnings.showwarning
     yield
@@ -39,7 +39,7 @@ def _as_before():
     warnings.showwarning = show
 
 
-def objects(capsys) -> list[dict]:
+def read_records(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
@@ -47,16 +47,16 @@ def fail(message: str) -> None:
     raise RuntimeError(message)
 
 
-def test_json_lines_say_when_what_and_who_and_bring_the_extras(capsys) -> None:
+def test_json_record_has_time_level_logger_message_and_extras(capsys) -> None:
     logs.configure("json")
-    before = time.time()
+    earliest = time.time()
     log.warning("%s: no frame for %d s", "gate", 5, extra={"source": "gate", "epoch": 3})
-    (said,) = objects(capsys)
-    when = said.pop("time")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", when)
-    at = datetime.fromisoformat(when.replace("Z", "+00:00")).timestamp()
-    assert before - 0.001 <= at <= time.time()
-    assert said == {
+    (record,) = read_records(capsys)
+    timestamp = record.pop("time")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", timestamp)
+    seconds = datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
+    assert earliest - 0.001 <= seconds <= time.time()
+    assert record == {
         "level": "warning",
         "logger": "streamseg.service.service",
         "message": "gate: no frame for 5 s",
@@ -65,67 +65,67 @@ def test_json_lines_say_when_what_and_who_and_bring_the_extras(capsys) -> None:
     }
 
 
-def test_text_lines_are_a_level_and_a_message(capsys) -> None:
+def test_text_line_has_level_and_message(capsys) -> None:
     logs.configure("text")
     log.warning("gate: no frame for 5 s", extra={"source": "gate"})
     assert capsys.readouterr().err == "WARNING gate: no frame for 5 s\n"
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_a_traceback_is_kept(capsys, style) -> None:
+def test_record_contains_traceback(capsys, style) -> None:
     logs.configure(style)
     try:
         fail("boom")
     except RuntimeError:
         log.exception("it failed")
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     if style == "json":
-        assert said.count("\n") == 1
-        said = json.loads(said)["exception"]
-    assert "Traceback (most recent call last)" in said
-    assert "RuntimeError: boom" in said
+        assert output.count("\n") == 1
+        output = json.loads(output)["exception"]
+    assert "Traceback (most recent call last)" in output
+    assert "RuntimeError: boom" in output
 
 
-@pytest.mark.parametrize("where", [("--log", "json"), ("--debug", "--log=json")])
-def test_what_a_command_fails_with_is_a_record_too(capsys, where) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["serve", "--source", "rtsp://admin:hunter2@h/x", "--set", "worker.x=1", *where])
-    (said,) = objects(capsys)
-    assert ended.value.code == 2
-    assert (said["level"], said["logger"]) == ("error", "streamseg.cli.app")
-    assert "worker.x: unknown key" in said["message"]
-    assert ("exception" in said) == ("--debug" in where)
-    assert "hunter2" not in str(said)
+@pytest.mark.parametrize("options", [("--log", "json"), ("--debug", "--log=json")])
+def test_command_failure_is_a_json_record(capsys, options) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["serve", "--source", "rtsp://admin:hunter2@h/x", "--set", "worker.x=1", *options])
+    (record,) = read_records(capsys)
+    assert exit_info.value.code == 2
+    assert (record["level"], record["logger"]) == ("error", "streamseg.cli.app")
+    assert "worker.x: unknown key" in record["message"]
+    assert ("exception" in record) == ("--debug" in options)
+    assert "hunter2" not in str(record)
 
 
-def test_in_text_a_command_fails_with_one_line(capsys) -> None:
+def test_command_failure_is_one_line_of_text(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["serve", "--set", "worker.x=1"])
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("streamseg: ")
 
 
-def test_everything_that_a_service_says_is_json(streamseg) -> None:
+def test_serve_logs_json_only(streamseg) -> None:
     source = "test:?size=64x48&frames=3"
     options = ("--set", "publish.bind=tcp://127.0.0.1:*", "--set", "model.input_size=64")
-    ended = streamseg("--log", "json", "serve", "--source", source, *options)
-    assert ended.returncode == 0
-    said = [json.loads(line) for line in ended.stderr.splitlines()]
-    assert [record["level"] for record in said] == ["info"] * len(said)
-    assert any(record["message"].startswith("masks at tcp://") for record in said)
+    result = streamseg("--log", "json", "serve", "--source", source, *options)
+    assert result.returncode == 0
+    records = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [record["level"] for record in records] == ["info"] * len(records)
+    assert any(record["message"].startswith("masks at tcp://") for record in records)
 
 
-def test_a_camera_that_goes_and_comes_back_is_two_lines_whatever_is_tried_between(caplog) -> None:
-    """And none for its first connection, nor for its end."""
+def test_reconnect_is_logged_as_two_lines(caplog) -> None:
+    """The first connection and the end of the source are not logged."""
     with http_camera() as camera:
         source = SourceConfig(url=f"{camera.root}/cam", name="gate", stall_after=0.5)
         publish = PublishConfig(bind="tcp://127.0.0.1:*")
         service = Service(
             Config(sources=(source,), publish=publish), load_model("nanomask", input_size=64)
         )
-        (feed,) = service.sources
+        (session,) = service.sources
         service.start()
-        wait_until(lambda: feed.condition.state == "live")
+        wait_until(lambda: session.condition.state == "live")
         assert caplog.records == []
         camera.silent.set()
         camera.responses["/cam"] = ("text/plain", b"")
@@ -133,44 +133,46 @@ def test_a_camera_that_goes_and_comes_back_is_two_lines_whatever_is_tried_betwee
         wait_until(lambda: reconnects._value.get() >= 3)
         camera.silent.clear()
         del camera.responses["/cam"]
-        wait_until(lambda: feed.condition.state == "live")
+        wait_until(lambda: session.condition.state == "live")
         service.stop()
         service.wait()
-    away, back = (r for r in caplog.records if r.name == "streamseg.service.source_session")
-    assert re.match(r"gate: (waiting|stalled): .+; next attempt in", away.getMessage())
-    assert (away.source, away.epoch) == ("gate", 0)
-    assert back.getMessage() == "gate: live again"
-    assert (back.state, back.epoch) == ("live", 1)
+    disconnected, reconnected = (
+        r for r in caplog.records if r.name == "streamseg.service.source_session"
+    )
+    assert re.match(r"gate: (waiting|stalled): .+; next attempt in", disconnected.getMessage())
+    assert (disconnected.source, disconnected.epoch) == ("gate", 0)
+    assert reconnected.getMessage() == "gate: live again"
+    assert (reconnected.state, reconnected.epoch) == ("live", 1)
 
 
 URL = "rtsp://admin:hunter2@10.0.0.7/live?token=swordfish"
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_passwords_are_redacted_wherever_they_are(capsys, style) -> None:
+def test_passwords_are_redacted_in_all_fields(capsys, style) -> None:
     logs.configure(style)
     log.warning("can't open %s", URL, extra={"url": URL, "more": {"urls": [URL, (URL,)]}})
     try:
         fail(f"{URL}: refused")
     except RuntimeError:
-        log.exception('it said "%s"\nand again: %s', URL, URL)
-    said = capsys.readouterr().err
-    assert "admin:***@10.0.0.7" in said
-    assert "hunter2" not in said
-    assert "swordfish" not in said
+        log.exception('first: "%s"\nsecond: %s', URL, URL)
+    output = capsys.readouterr().err
+    assert "admin:***@10.0.0.7" in output
+    assert "hunter2" not in output
+    assert "swordfish" not in output
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_what_comes_from_outside_can_not_forge_a_line(capsys, style) -> None:
+def test_control_characters_are_escaped(capsys, style) -> None:
     logs.configure(style)
-    log.warning("camera says %s", "hello\nCRITICAL all is lost\r\x1b[2J\u2028x")
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert len(said.splitlines()) == 1
-    assert "\x1b" not in said
+    log.warning("camera message: %s", "hello\nCRITICAL all is lost\r\x1b[2J\u2028x")
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert len(output.splitlines()) == 1
+    assert "\x1b" not in output
 
 
-class Odd:
+class CustomObject:
     def __str__(self) -> str:
         return "odd"
 
@@ -180,7 +182,7 @@ class Odd:
         st.text().filter(lambda key: key not in logs._STANDARD_ATTRIBUTES),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
-            | st.builds(Odd),
+            | st.builds(CustomObject),
             lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
             max_leaves=8,
         ),
@@ -189,52 +191,52 @@ class Odd:
     st.text(),
 )  # fmt: skip
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_extras_are_a_line_is_one_json_object(extras, message) -> None:
+def test_json_formatter_accepts_any_extras(extras, message) -> None:
     record = logging.makeLogRecord({"msg": message, "name": "x", **extras})
     line = logs.JsonFormatter().format(record)
     assert len(line.splitlines()) == 1
-    said = json.loads(line)
-    assert set(extras) <= set(said)
+    decoded = json.loads(line)
+    assert set(extras) <= set(decoded)
 
 
-def test_debug_shows_everything_and_otherwise_only_what_matters(capsys) -> None:
+def test_debug_lowers_the_level(capsys) -> None:
     logs.configure("json")
     log.info("nothing much")
-    assert objects(capsys) == []
+    assert read_records(capsys) == []
     logs.configure("json", debug=True)
     log.debug("nothing much")
-    assert [said["level"] for said in objects(capsys)] == ["debug"]
+    assert [record["level"] for record in read_records(capsys)] == ["debug"]
 
 
-def test_configuring_again_replaces_what_was_and_leaves_other_handlers_alone(capsys) -> None:
-    mine = logging.NullHandler()
-    logging.getLogger().addHandler(mine)
+def test_configure_replaces_own_handler_only(capsys) -> None:
+    other_handler = logging.NullHandler()
+    logging.getLogger().addHandler(other_handler)
     for style in ("text", "json", "json"):
         logs.configure(style)
     log.warning("once")
-    assert len(objects(capsys)) == 1
-    assert mine in logging.getLogger().handlers
+    assert len(read_records(capsys)) == 1
+    assert other_handler in logging.getLogger().handlers
 
 
-def test_warnings_of_python_are_lines_as_all_others(capsys) -> None:
+def test_python_warnings_are_logged(capsys) -> None:
     logs.configure("json")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logs.configure("json")
         warnings.warn("old", UserWarning, stacklevel=1)
-    (said,) = objects(capsys)
-    assert said["logger"] == "py.warnings"
-    assert said["message"].startswith("UserWarning: old (")
+    (record,) = read_records(capsys)
+    assert record["logger"] == "py.warnings"
+    assert record["message"].startswith("UserWarning: old (")
 
 
-async def failing(scope, receive, send) -> None:
+async def failing_app(scope, receive, send) -> None:
     raise RuntimeError("boom")
 
 
-def test_uvicorn_comes_out_in_the_same_format_and_without_an_access_log(capsys) -> None:
+def test_uvicorn_logs_in_same_format_without_access_log(capsys) -> None:
     logging.getLogger("uvicorn").addHandler(logging.StreamHandler(sys.stdout))
     logs.configure("json")
-    config = uvicorn.Config(failing, port=0, log_config=None, access_log=False, lifespan="off")
+    config = uvicorn.Config(failing_app, port=0, log_config=None, access_log=False, lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -245,21 +247,21 @@ def test_uvicorn_comes_out_in_the_same_format_and_without_an_access_log(capsys) 
     server.should_exit = True
     thread.join(10)
     captured = capsys.readouterr()
-    (said,) = [json.loads(line) for line in captured.err.splitlines()]
-    assert said["logger"] == "uvicorn.error"
-    assert "RuntimeError: boom" in said["exception"]
+    (record,) = [json.loads(line) for line in captured.err.splitlines()]
+    assert record["logger"] == "uvicorn.error"
+    assert "RuntimeError: boom" in record["exception"]
     assert captured.out == ""
 
 
-def test_a_record_that_can_not_be_formatted_is_reported_and_does_not_raise() -> None:
-    """In a process of its own: pytest's handlers would raise."""
+def test_unformattable_record_is_reported_without_exception() -> None:
+    """Run in a separate process, because pytest's handlers would raise."""
     program = (
         "import logging; from streamseg.cli import logs; logs.configure('json')\n"
         "logging.getLogger('x').warning('%d', 'seven')\n"
-        "logging.getLogger('x').warning('and on')"
+        "logging.getLogger('x').warning('next')"
     )
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60
     )
-    assert "--- Logging error ---" in ended.stderr
-    assert json.loads(ended.stderr.splitlines()[-1])["message"] == "and on"
+    assert "--- Logging error ---" in process.stderr
+    assert json.loads(process.stderr.splitlines()[-1])["message"] == "next"

@@ -1,4 +1,4 @@
-"""``streamseg watch``: its table, its rates, and the files that it records."""
+"""``streamseg watch``: table, frame rates and recorded files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def screen(monkeypatch, capsys) -> Callable[[], str]:
 
 
 @contextlib.contextmanager
-def watching(at: str, **options):
+def run_watch(at: str, **options):
     """Run ``Watch`` in a thread."""
     with streamseg.connect(at, frames="annotated" if "save" in options else False) as subscriber:
         run = Watch(subscriber, **options)
@@ -56,38 +56,38 @@ def watching(at: str, **options):
             assert not thread.is_alive()
 
 
-def received(source="gate", *, names=(), published_at=1.0) -> Received:
+def create_received(source="gate", *, names=(), published_at=1.0) -> Received:
     """Return a received result with one instance for each name."""
-    made = result(source=source, found=instances(len(names)))
+    tracked_result = result(source=source, found=instances(len(names)))
     message = protocol.decode(
-        masks_json(item=made, published_at=published_at), protocol.MasksMessage
+        masks_json(item=tracked_result, published_at=published_at), protocol.MasksMessage
     )
-    named = [
+    named_instances = [
         msgspec.structs.replace(one, class_name=name)
         for one, name in zip(message.instances, names, strict=True)
     ]
-    message = msgspec.structs.replace(message, instances=named)
+    message = msgspec.structs.replace(message, instances=named_instances)
     return Received(message, protocol.decode_instances(message), None)
 
 
-def status(state="live", seq=0, source="gate") -> protocol.StatusMessage:
+def create_status(state="live", seq=0, source="gate") -> protocol.StatusMessage:
     return protocol.decode(status_json(state, seq, source=source), protocol.StatusMessage)
 
 
-def rendered(table) -> str:
+def render(table) -> str:
     console = Console(file=io.StringIO(), width=200)
     console.print(table)
     return console.file.getvalue()
 
 
-def cells(table, column: str) -> list[str]:
-    found = next(each for each in table.columns if each.header == column)
-    return [str(cell) for cell in found.cells]
+def get_column_cells(table, column: str) -> list[str]:
+    column_of_table = next(each for each in table.columns if each.header == column)
+    return [str(cell) for cell in column_of_table.cells]
 
 
 def test_rate_of_a_stalled_source_drops_to_zero(screen, monkeypatch) -> None:
     monkeypatch.setattr(watch, "RATE_WINDOW", 1.0)
-    with service() as running, watching(running.masks_endpoint):
+    with service() as running, run_watch(running.masks_endpoint):
         running.wait_for_subscribers()
         running.put(*(result(i) for i in range(20)), every=0.02)
         wait_until(lambda: " 20 " in screen())
@@ -95,7 +95,7 @@ def test_rate_of_a_stalled_source_drops_to_zero(screen, monkeypatch) -> None:
 
 
 def test_killed_service_is_shown_as_silent(screen) -> None:
-    with service() as running, watching(running.masks_endpoint):
+    with service() as running, run_watch(running.masks_endpoint):
         running.wait_for_subscribers()
         running.publisher.set_state("gate", "live", "", 0)
         running.put(*(result(i) for i in range(5)))
@@ -106,7 +106,7 @@ def test_killed_service_is_shown_as_silent(screen) -> None:
 
 
 def test_only_the_closing_table_is_printed_without_a_terminal(capsys) -> None:
-    with service() as running, watching(running.masks_endpoint, limit=5):
+    with service() as running, run_watch(running.masks_endpoint, limit=5):
         running.wait_for_subscribers()
         running.put_and_wait(*(result(i) for i in range(5)))
     output = capsys.readouterr()
@@ -116,7 +116,7 @@ def test_only_the_closing_table_is_printed_without_a_terminal(capsys) -> None:
 
 def test_burst_is_recorded_completely_and_drawn_rarely(screen, tmp_path) -> None:
     started_at = time.monotonic()
-    with service() as running, watching(running.masks_endpoint, jsonl=tmp_path / "out.jsonl"):
+    with service() as running, run_watch(running.masks_endpoint, jsonl=tmp_path / "out.jsonl"):
         running.wait_for_subscribers()
         running.put_and_wait(*(result(i) for i in range(BURST)))
         running.end()
@@ -131,7 +131,7 @@ def test_recent_rate_and_overall_rate_use_the_receivers_clock() -> None:
     assert statistics.recent_fps(100.0) == 0.0
     for i in range(101):
         clock = -3600 if i > 50 else 0  # the clock of the service is set back by an hour
-        statistics.add(received(published_at=clock + i / 10), 100 + i / 10)
+        statistics.add(create_received(published_at=clock + i / 10), 100 + i / 10)
     assert statistics.recent_fps(110.0) == pytest.approx(10, rel=0.03)
     assert statistics.recent_fps(112.5) == pytest.approx(5, rel=0.05)
     assert statistics.recent_fps(115.0) == 0.0
@@ -139,14 +139,14 @@ def test_recent_rate_and_overall_rate_use_the_receivers_clock() -> None:
 
 
 def test_rate_may_exceed_the_number_of_stored_samples() -> None:
-    statistics, message = SourceStatistics(), received()
+    statistics, message = SourceStatistics(), create_received()
     for i in range(4000):
         statistics.add(message, i / 1000)
     assert statistics.recent_fps(4.0) == pytest.approx(1000, rel=0.01)
 
 
 def test_rate_right_after_the_start_uses_the_elapsed_time() -> None:
-    statistics, message = SourceStatistics(), received()
+    statistics, message = SourceStatistics(), create_received()
     for i in range(11):
         statistics.add(message, 50 + i / 10)
     assert statistics.recent_fps(51.0) == pytest.approx(10)
@@ -154,15 +154,15 @@ def test_rate_right_after_the_start_uses_the_elapsed_time() -> None:
 
 def test_only_new_status_messages_end_the_silence() -> None:
     overview = Overview(0.0)
-    overview.add(received(), 1.0)
+    overview.add(create_received(), 1.0)
     for second in range(1, 11):
-        overview.update_statuses({"gate": status(seq=second)}, {}, float(second))
+        overview.update_statuses({"gate": create_status(seq=second)}, {}, float(second))
         assert overview.table(second + 0.5).title is None
-    overview.update_statuses({"gate": status(seq=10)}, {}, 14.4)
+    overview.update_statuses({"gate": create_status(seq=10)}, {}, 14.4)
     table = overview.table(14.4)
     assert table.title == "no message for 4 s"
-    assert cells(table, "state") == ["silent"]
-    overview.add(received(), 15.0)
+    assert get_column_cells(table, "state") == ["silent"]
+    overview.add(create_received(), 15.0)
     assert overview.table(15.0).title is None
 
 
@@ -174,22 +174,22 @@ def test_missing_service_is_shown_as_silent() -> None:
 def test_ended_source_is_not_shown_as_silent() -> None:
     overview = Overview(0.0)
     overview.update_statuses(
-        {"gate": status("ended"), "yard": status("live", source="yard")}, {}, 0.0
+        {"gate": create_status("ended"), "yard": create_status("live", source="yard")}, {}, 0.0
     )
-    assert cells(overview.table(9.0), "state") == ["ended", "silent"]
+    assert get_column_cells(overview.table(9.0), "state") == ["ended", "silent"]
 
 
 @pytest.mark.parametrize("name", ["cat [/x]", "sign [stop]", "[red]fox[/red]", ":smile:", "Füße"])
 def test_received_names_are_not_interpreted_as_markup(name) -> None:
     overview = Overview(0.0)
-    overview.add(received(names=[name]), 0.0)
-    assert f"1 {name}" in rendered(overview.table(0.0))
+    overview.add(create_received(names=[name]), 0.0)
+    assert f"1 {name}" in render(overview.table(0.0))
 
 
 def test_received_names_can_not_control_the_terminal() -> None:
     overview = Overview(0.0)
-    overview.add(received(names=["\x1b[2Jcat\r\n\x9b1A\u202edog"]), 0.0)
-    assert r"1 \x1b[2Jcat\r\n\x9b1A\u202edog" in rendered(overview.table(0.0))
+    overview.add(create_received(names=["\x1b[2Jcat\r\n\x9b1A\u202edog"]), 0.0)
+    assert r"1 \x1b[2Jcat\r\n\x9b1A\u202edog" in render(overview.table(0.0))
 
 
 def test_video_holds_the_source_of_the_first_message(tmp_path, caplog) -> None:
@@ -201,7 +201,7 @@ def test_video_holds_the_source_of_the_first_message(tmp_path, caplog) -> None:
     with (
         caplog.at_level(logging.WARNING),
         service() as running,
-        watching(running.masks_endpoint, **files),
+        run_watch(running.masks_endpoint, **files),
     ):
         wait_until(lambda: running.publisher.has_image_subscribers("frames", "gate"))
         for i in range(6):
@@ -223,11 +223,11 @@ def test_video_holds_the_source_of_the_first_message(tmp_path, caplog) -> None:
 
 
 def test_failed_file_does_not_affect_the_other_file(tmp_path, monkeypatch):
-    def full(*_):
+    def raise_disk_full(*_):
         raise OutputError("out.jsonl: can't be written: the disk is full")
 
-    monkeypatch.setattr(ResultsFile, "write_message", full)
-    messages = [dataclasses.replace(received(), jpeg=encode_solid_jpeg()) for _ in range(5)]
+    monkeypatch.setattr(ResultsFile, "write_message", raise_disk_full)
+    messages = [dataclasses.replace(create_received(), jpeg=encode_solid_jpeg()) for _ in range(5)]
     with (
         pytest.raises(OutputError, match=r"out\.jsonl: can't be written"),
         Recorder(tmp_path / "out.jsonl", tmp_path / "out.mp4") as recorder,
@@ -244,14 +244,16 @@ def test_files_that_can_not_be_opened_are_reported_at_the_start(tmp_path):
 
 
 def test_video_of_two_sources_is_refused_before_connecting(streamseg: Run) -> None:
-    nowhere = "tcp://127.0.0.1:99999"  # which connecting would complain about
-    two = streamseg("watch", nowhere, "--save", "o.mp4", "--source", "a", "--source", "b")
-    assert (two.returncode, len(two.stderr.splitlines())) == (2, 1)
-    assert "--save o.mp4: a video holds one source: name it with --source" in two.stderr
+    invalid_address = "tcp://127.0.0.1:99999"  # connecting would raise an error
+    process = streamseg(
+        "watch", invalid_address, "--save", "o.mp4", "--source", "a", "--source", "b"
+    )
+    assert (process.returncode, len(process.stderr.splitlines())) == (2, 1)
+    assert "--save o.mp4: a video holds one source: name it with --source" in process.stderr
 
 
 def test_video_of_a_source_named_twice_is_accepted(streamseg: Run) -> None:
     at = f"tcp://127.0.0.1:{free_port()}"
-    one = ("--save", "o.mp4", "--source", "a", "--source", "a", "--timeout", "0.3")
-    result = streamseg("watch", at, *one)
+    options = ("--save", "o.mp4", "--source", "a", "--source", "a", "--timeout", "0.3")
+    result = streamseg("watch", at, *options)
     assert "no result in 0.3 s" in result.stderr

@@ -23,7 +23,7 @@ NAMES = {3: "car", 1: "person", 7: "kite"}
 FAST_BACKENDS = [
     b for b in get_args(backends.Backend) if b != "pycocotools" and find_spec(backends.MODULES[b])
 ]
-TWELVE = [
+SCORE_NAMES = [
     "ap",
     "ap50",
     "ap75",
@@ -44,7 +44,7 @@ def rle(box, size=SIZE) -> dict:
     return Masks.from_boxes([(x, y, x + width, y + height)], size).to_rle()[0]
 
 
-def annotation(number, category, box, image=1, **more) -> dict:
+def annotation(number, category, box, image=1, **changes) -> dict:
     return {
         "id": number,
         "image_id": image,
@@ -53,18 +53,18 @@ def annotation(number, category, box, image=1, **more) -> dict:
         "area": box[2] * box[3],
         "iscrowd": 0,
         "segmentation": rle(box),
-        **more,
+        **changes,
     }
 
 
-def result(category, box, score=0.9, image=1, **more) -> dict:
+def result(category, box, score=0.9, image=1, **changes) -> dict:
     return {
         "image_id": image,
         "category_id": category,
         "bbox": list(box),
         "score": score,
         "segmentation": rle(box),
-        **more,
+        **changes,
     }
 
 
@@ -86,13 +86,13 @@ def make_noisy_data(seed=0, images=12) -> tuple[dict, list[dict]]:
             width, height = random.integers(3, 40), random.integers(3, 30)
             box = tuple(float(n) for n in (x, y, width, height))
             category = int(random.choice([1, 3]))
-            more = [
+            changes = [
                 {},
                 {"iscrowd": 1},
                 {"segmentation": []},
                 {"segmentation": [[x, y, x + width, y, x + width, y + height, x, y + height]]},
             ][random.choice(4, p=[0.7, 0.1, 0.1, 0.1])]
-            annotations.append(annotation(len(annotations), category, box, image, **more))
+            annotations.append(annotation(len(annotations), category, box, image, **changes))
             for _ in range(random.integers(0, 3)):
                 shift = random.normal(0, 2, 4)
                 moved = np.array(box) + shift
@@ -109,7 +109,7 @@ def coco_data() -> tuple[dict, list[dict]]:
     """Return real annotations of COCO, and predictions close to them."""
     file = SHARED / "data" / "coco80" / "val.json"
     if not file.is_file():
-        pytest.skip(f"{file} isn't there (not ours to ship)")
+        pytest.skip(f"{file} is missing: it is not part of the project")
     truth = json.loads(file.read_text())
     random = np.random.default_rng(1)
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
@@ -127,7 +127,7 @@ def coco_data() -> tuple[dict, list[dict]]:
 
 
 def assert_same_scores(actual: CocoScores, expected: CocoScores) -> None:
-    for name in TWELVE:
+    for name in SCORE_NAMES:
         a, b = getattr(actual, name), getattr(expected, name)
         assert a == (b if b is None else pytest.approx(b, abs=1e-6)), name
     for a, b in zip(actual.classes, expected.classes, strict=True):
@@ -163,25 +163,27 @@ def test_backends_agree_on_real_annotations(coco_data, on, backend):
 
 
 @pytest.mark.parametrize("on", ["boxes", "masks"])
-def test_pycocotools_scores_equal_those_of_its_own_summary(coco_data, on, capsys):
-    """The twelve numbers are those of pycocotools' own ``loadRes`` and ``summarize``."""
+def test_pycocotools_scores_match_its_own_summary(coco_data, on, capsys):
+    """Compare with the twelve numbers of pycocotools' ``loadRes`` and ``summarize``."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     truth, results = copy.deepcopy(coco_data)
     if on == "masks":
         for row in results:
-            del row["bbox"]  # or else the areas would be those of boxes
+            del row["bbox"]  # otherwise loadRes uses the areas of the boxes
     coco_truth = COCO()
     coco_truth.dataset = truth
     coco_truth.createIndex()
-    found = coco_truth.loadRes(results)
-    evaluation = COCOeval(coco_truth, found, "bbox" if on == "boxes" else "segm")
+    predictions = coco_truth.loadRes(results)
+    evaluation = COCOeval(coco_truth, predictions, "bbox" if on == "boxes" else "segm")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    ours = evaluate_coco(*coco_data, on, "pycocotools")
-    assert [getattr(ours, name) for name in TWELVE] == pytest.approx(evaluation.stats.tolist())
+    scores = evaluate_coco(*coco_data, on, "pycocotools")
+    assert [getattr(scores, name) for name in SCORE_NAMES] == pytest.approx(
+        evaluation.stats.tolist()
+    )
 
 
 @pytest.mark.parametrize("on", ["boxes", "masks"])
@@ -205,7 +207,7 @@ def test_perfect_predictions_no_predictions_and_no_ground_truth(on, backend):
     assert evaluate_coco(coco(images=()), [], on, backend).ap is None
 
 
-def test_average_precision_equals_a_hand_computed_value():
+def test_average_precision_matches_hand_computed_value():
     """Two objects; predictions: a match (.9), a false positive (.8), a match (.7).
 
     Precision is 1 up to recall .5, which is 51 of COCO's 101 recalls, and 2/3 up to 1.
@@ -224,12 +226,12 @@ def test_average_precision_equals_a_hand_computed_value():
 
 
 def test_annotation_with_id_zero_can_be_matched():
-    """Pycocotools treats a match with id 0 as none."""
+    """Pycocotools does not count a match with annotation id 0."""
     truth = coco(annotation(0, 1, (10, 10, 20, 20)))
     assert evaluate_coco(truth, [result(1, (10, 10, 20, 20))], "boxes", "pycocotools").ap > 0.999
 
 
-def test_area_of_a_predicted_mask_is_not_that_of_its_box():
+def test_area_of_predicted_mask_is_its_pixel_count():
     """A thin mask in a large box is small; pycocotools' ``loadRes`` uses the box's area."""
     sliver = rle((10, 10, 100, 2))
     truth = coco(annotation(1, 1, (10, 10, 100, 60), segmentation=sliver, area=200))
@@ -249,7 +251,7 @@ def test_annotation_with_only_a_box_is_a_crowd_region_for_masks():
     assert evaluate_coco(coco(with_mask, only_box), results, "boxes").classes[0].truths == 2
 
 
-def test_unlisted_categories_are_left_out():
+def test_unlisted_categories_are_ignored():
     truth = coco(annotation(1, 1, (10, 10, 20, 20)), annotation(2, 9, (10, 10, 20, 20)))
     results = [result(1, (10, 10, 20, 20)), result(8, (10, 10, 20, 20))]
     assert evaluate_coco(truth, results, "boxes").ap > 0.999
@@ -287,15 +289,15 @@ def test_invalid_prediction_is_named_in_the_error(change, message):
 
 
 def test_invalid_ground_truth_is_named_in_the_error():
-    without = annotation(17, 1, (10, 10, 20, 20))
-    del without["category_id"]
+    annotation_without_category = annotation(17, 1, (10, 10, 20, 20))
+    del annotation_without_category["category_id"]
     with pytest.raises(DataError, match="annotation 17 has no category_id"):
-        evaluate_coco(coco(without), [], "boxes")
-    unsized = coco(annotation(1, 1, (10, 10, 20, 20)))
-    del unsized["images"][0]["height"]
+        evaluate_coco(coco(annotation_without_category), [], "boxes")
+    truth_without_size = coco(annotation(1, 1, (10, 10, 20, 20)))
+    del truth_without_size["images"][0]["height"]
     with pytest.raises(DataError, match="image 1 has no height and width"):
-        evaluate_coco(unsized, [], "masks")
-    assert evaluate_coco(unsized, [], "boxes").ap == 0
+        evaluate_coco(truth_without_size, [], "masks")
+    assert evaluate_coco(truth_without_size, [], "boxes").ap == 0
 
 
 def test_missing_backend_is_an_error(monkeypatch):
@@ -359,16 +361,16 @@ def test_coco_tables_and_json():
     assert table.rows[1][:2] == ("masks", f"{100 * scores[1].ap:.1f}")
     classes = make_coco_class_table("noise", scores[0])
     assert [row[0] for row in classes.rows] == ["person", "car"]
-    plain = json.loads(json.dumps(scores_to_dict(scores[0]), allow_nan=False))
-    assert plain["ap"] == scores[0].ap
-    assert plain["classes"][2] == {
+    decoded = json.loads(json.dumps(scores_to_dict(scores[0]), allow_nan=False))
+    assert decoded["ap"] == scores[0].ap
+    assert decoded["classes"][2] == {
         "category_id": 7,
         "name": "kite",
         "ap": None,
         "ap50": None,
         "truths": 0,
     }
-    assert len(plain["curves"]["recall"]) == 101
+    assert len(decoded["curves"]["recall"]) == 101
     assert scores_to_dict(compute_confusion_matrix(truth, results, "boxes"))["names"] == [
         "person",
         "car",

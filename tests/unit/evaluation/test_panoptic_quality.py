@@ -25,7 +25,7 @@ EXPECTED = SYNTHETIC["expected"]
 
 
 class PanopticFiles:
-    """Ground truth and predictions on disk, which tests modify."""
+    """Ground truth and predictions in files; tests modify them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,7 +66,7 @@ def files(tmp_path: Path) -> PanopticFiles:
     return PanopticFiles(tmp_path)
 
 
-def test_scores_equal_those_of_panopticapi(files: PanopticFiles):
+def test_scores_match_panopticapi(files: PanopticFiles):
     scores = files.score()
     for name in ("All", "Things", "Stuff"):
         quality, expected = getattr(scores, name.lower()), EXPECTED["summary"][name]
@@ -74,18 +74,22 @@ def test_scores_equal_those_of_panopticapi(files: PanopticFiles):
             assert getattr(quality, number) == pytest.approx(expected[number], abs=1e-12), name
     assert scores.images == 6
     assert len(scores.classes) == EXPECTED["summary"]["All"]["n"]
-    for each in scores.classes:
-        expected, counts = (EXPECTED[k][str(each.category_id)] for k in ("per_class", "counts"))
+    for class_score in scores.classes:
+        expected, counts = (
+            EXPECTED[k][str(class_score.category_id)] for k in ("per_class", "counts")
+        )
         for number in ("pq", "sq", "rq"):
-            assert getattr(each.quality, number) == pytest.approx(expected[number], abs=1e-12)
-        tally = each.tally
+            assert getattr(class_score.quality, number) == pytest.approx(
+                expected[number], abs=1e-12
+            )
+        tally = class_score.tally
         assert (tally.matched, tally.wrong, tally.missed) == (
             counts["tp"],
             counts["fp"],
             counts["fn"],
         )
         assert tally.iou == pytest.approx(counts["iou"], abs=1e-12)
-        assert each.thing is (each.category_id <= 5)
+        assert class_score.thing is (class_score.category_id <= 5)
 
 
 def test_ground_truth_as_prediction_is_perfect(files: PanopticFiles):
@@ -98,7 +102,7 @@ def test_ground_truth_as_prediction_is_perfect(files: PanopticFiles):
 
 
 def test_ids_may_use_all_three_channels(files: PanopticFiles):
-    """With every predicted id above 65535 the scores are the same."""
+    """Scores do not change if all predicted ids are above 65535."""
     for number, ids in enumerate(np.load(FIXTURE / "synthetic.npz")["pred"]):
         files.write_png("pred", number, np.where(ids > 0, ids.astype(np.uint32) + 70000, 0))
         for segment in files.results["annotations"][number]["segments_info"]:
@@ -122,7 +126,7 @@ def score_one_image(
 
 
 def test_match_needs_an_iou_above_one_half(files: PanopticFiles):
-    """An IoU of exactly .5 is no match; one more pixel makes it one."""
+    """An IoU of exactly 0.5 is not a match; with one more pixel it is."""
     truth, prediction = np.zeros((1, 30), int), np.zeros((1, 30), int)
     truth[0, :20], truth[0, 20:] = 7, 8  # no void pixels
     prediction[0, :10] = 3
@@ -137,7 +141,7 @@ def test_match_needs_an_iou_above_one_half(files: PanopticFiles):
 
 
 def test_prediction_mostly_in_void_or_crowd_is_ignored(files: PanopticFiles):
-    """Of ten pixels, 3 are void and 3 a crowd of the category: more than half."""
+    """Of ten pixels, 3 are void and 3 belong to a crowd of the category: more than half."""
     truth, prediction = np.zeros((2, 30), int), np.zeros((2, 30), int)
     truth[0] = [0] * 3 + [5] * 3 + [6] * 24
     truth[1] = 6
@@ -159,7 +163,7 @@ def test_scores_without_images_are_none(files: PanopticFiles):
     assert scores_to_dict(scores)["all"] is None
 
 
-def test_results_of_other_images_are_left_out(files: PanopticFiles):
+def test_results_of_other_images_are_ignored(files: PanopticFiles):
     files.truth["annotations"] = files.truth["annotations"][:2]
     assert files.score().images == 2
 
@@ -179,7 +183,7 @@ def test_values_are_normalized(files: PanopticFiles, image_id: object):
     assert files.score().all.pq == pytest.approx(EXPECTED["summary"]["All"]["pq"], abs=1e-12)
 
 
-def test_png_name_defaults_to_that_of_the_image(files: PanopticFiles):
+def test_png_name_defaults_to_image_name(files: PanopticFiles):
     for content in (files.truth, files.results):
         content["images"] = [
             {"id": entry["image_id"], "file_name": entry.pop("file_name").replace("png", "jpg")}
@@ -260,9 +264,9 @@ def test_invalid_file_is_an_error(
     files: PanopticFiles, damage: Callable[[PanopticFiles], None], message: str
 ):
     damage(files)
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(DataError, match=message) as caught:
         files.score()
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_or_malformed_json_is_an_error(files: PanopticFiles, tmp_path: Path):
@@ -285,15 +289,15 @@ def test_panoptic_tables_and_json(files: PanopticFiles):
     assert summary.rows[2] == ("stuff", "76.0", "78.4", "97.2")
     assert classes.rows[0] == ("c1", "thing", "40.5", "67.5", "60.0", "3", "2", "2")
     assert {len(row) for row in classes.rows} == {len(classes.columns)}
-    plain = json.loads(json.dumps(scores_to_dict(scores), allow_nan=False))
-    assert plain["things"]["pq"] == scores.things.pq
-    assert plain["classes"][0]["tally"]["matched"] == 3
+    decoded = json.loads(json.dumps(scores_to_dict(scores), allow_nan=False))
+    assert decoded["things"]["pq"] == scores.things.pq
+    assert decoded["classes"][0]["tally"]["matched"] == 3
 
 
 def test_real_ground_truth_as_prediction_is_perfect():
     folder = SHARED / "data" / "panoptic" / "train2017"
     if not folder.is_dir():
-        pytest.skip(f"{folder} isn't there (not ours to ship)")
+        pytest.skip(f"{folder} is missing: it is not part of the project")
     scores = evaluate_panoptic(
         folder / "panoptic.json",
         folder / "panoptic",

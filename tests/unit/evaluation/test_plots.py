@@ -1,4 +1,4 @@
-"""Plots: colors of the lines, and no effect on the caller's matplotlib."""
+"""Plots: line colors and unchanged matplotlib settings."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def make_scores(has_ground_truth: bool):
 def test_plot_series_draws_a_line_per_series(tmp_path: Path):
     steps = list(range(200))
     series = [
-        Series("loss, $ a step", steps, [3 / (1 + step / 30) for step in steps]),
+        Series("loss, $ per step", steps, [3 / (1 + step / 30) for step in steps]),
         Series("mask loss", steps[::10], [None if step == 50 else 1.0 for step in steps[::10]]),
     ]
     plot_series(tmp_path / "lines.png", "a training", series, "step", "loss")
     assert read_pixels(tmp_path / "lines.png").shape == (630, 1050, 3)
     assert count_pixels(tmp_path / "lines.png", BLUE) > 500
     assert count_pixels(tmp_path / "lines.png", ORANGE) > 200
-    plot_series(tmp_path / "none.png", "nothing yet", [], "step", "loss")
+    plot_series(tmp_path / "none.png", "no data", [], "step", "loss")
     assert count_pixels(tmp_path / "none.png", BLUE) == 0
 
 

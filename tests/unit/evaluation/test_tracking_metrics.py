@@ -27,8 +27,12 @@ KITTI = SHARED / "data" / "kitti_mots"
 MOT15 = SHARED / "data" / "mot15"
 PERFECT = ("hota", "deta", "assa", "idf1", "mota")
 
-needs_kitti = pytest.mark.skipif(not KITTI.is_dir(), reason=f"{KITTI} isn't there (not ours)")
-needs_mot15 = pytest.mark.skipif(not MOT15.is_dir(), reason=f"{MOT15} isn't there (not ours)")
+needs_kitti = pytest.mark.skipif(
+    not KITTI.is_dir(), reason=f"{KITTI} is missing: it is not part of the project"
+)
+needs_mot15 = pytest.mark.skipif(
+    not MOT15.is_dir(), reason=f"{MOT15} is missing: it is not part of the project"
+)
 
 
 def encode_box(x: int, y: int, width: int = 10, height: int = 10) -> str:
@@ -55,13 +59,13 @@ class FilePair:
     ) -> tracking_metrics.TrackingScores:
         (self.folder / "truth.txt").write_text("\n".join(truth) + "\n")
         (self.folder / "results.txt").write_text("\n".join(results) + "\n")
-        named = CLASSES if classes is None else classes
-        task = TrackingTask(truth="truth.txt", results="results.txt", overlap=on, classes=named)
+        class_ids = CLASSES if classes is None else classes
+        task = TrackingTask(truth="truth.txt", results="results.txt", overlap=on, classes=class_ids)
         return evaluate_tracks(task, self.folder)
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> FilePair:
+def file_pair(tmp_path: Path) -> FilePair:
     return FilePair(tmp_path)
 
 
@@ -74,13 +78,13 @@ def two_cars(frames: int, *, swapped_from: int = 99) -> list[str]:
     ]
 
 
-def test_swapped_ids(pair: FilePair):
+def test_swapped_ids(file_pair: FilePair):
     """Ten frames, two tracks, ids swapped halfway: two switches in twenty detections.
 
     Half of each track has the right id, so IDF1 is one half. Each pair of ids shares 5 of 15
     frames: association accuracy is one third, and HOTA its square root.
     """
-    score = pair.score(two_cars(10), two_cars(10, swapped_from=5)).overall
+    score = file_pair.score(two_cars(10), two_cars(10, swapped_from=5)).overall
     assert (score.switches, score.fragments, score.tracks, score.frames) == (2, 0, 2, 10)
     assert score.mota == pytest.approx(1 - 2 / 20)
     assert score.smota == pytest.approx(1 - 2 / 20)
@@ -90,24 +94,24 @@ def test_swapped_ids(pair: FilePair):
     assert score.hota == pytest.approx(np.sqrt(1 / 3))
 
 
-def test_miss_and_false_positive(pair: FilePair):
+def test_miss_and_false_positive(file_pair: FilePair):
     """One car in four frames, detected in three; in the other frame a false positive."""
     truth = [mots_line(frame, 5, 1, 10, 10) for frame in range(4)]
     predicted = [mots_line(frame, 8, 1, 10, 10) for frame in (0, 2, 3)] + [
         mots_line(1, 9, 1, 60, 40)
     ]
-    score = pair.score(truth, predicted).overall
+    score = file_pair.score(truth, predicted).overall
     assert (score.switches, score.fragments) == (0, 1)
     assert score.mota == pytest.approx((3 - 1) / 4)
     assert score.idf1 == pytest.approx(3 / (3 + 0.5 + 0.5))
 
 
-def test_smota_weights_matches_by_iou(pair: FilePair):
+def test_smota_weights_matches_by_iou(file_pair: FilePair):
     """Masks shifted by a tenth: 90 of 110 pixels are shared."""
-    score = pair.score([mots_line(0, 5, 1, 10, 10)], [mots_line(0, 8, 1, 11, 10)]).overall
+    score = file_pair.score([mots_line(0, 5, 1, 10, 10)], [mots_line(0, 8, 1, 11, 10)]).overall
     assert score.mota == 1
     assert score.smota == pytest.approx(90 / 110)
-    assert pair.score(
+    assert file_pair.score(
         [mots_line(0, 5, 1, 10, 10)], [mots_line(0, 8, 1, 11, 10)], on="boxes"
     ).overall == (
         tracking_metrics.TrackScore(
@@ -125,47 +129,47 @@ def test_smota_weights_matches_by_iou(pair: FilePair):
     )
 
 
-def test_classes_are_scored_separately_and_together(pair: FilePair):
+def test_classes_are_scored_separately_and_together(file_pair: FilePair):
     truth = [mots_line(0, 1, 1, 0, 0), mots_line(1, 1, 1, 0, 0), mots_line(0, 2, 2, 40, 40)]
     predicted = [mots_line(0, 1, 1, 0, 0), mots_line(1, 1, 1, 0, 0), mots_line(0, 2, 1, 40, 40)]
-    scores = pair.score(truth, predicted)
+    scores = file_pair.score(truth, predicted)
     assert list(scores.classes) == ["car", "pedestrian"]
     assert scores.classes["car"].mota == pytest.approx((2 - 1) / 2)
     assert scores.classes["pedestrian"].mota == 0
     assert scores.overall.mota == pytest.approx((2 - 1) / 3)
     assert scores.overall.tracks == 2
-    single_class = pair.score(truth, predicted, classes={})
+    single_class = file_pair.score(truth, predicted, classes={})
     assert list(single_class.classes) == ["all"]
     assert single_class.overall.mota == 1
 
 
 @pytest.mark.parametrize("on", ["masks", "boxes"])
-def test_prediction_mostly_in_an_unannotated_region_is_ignored(pair: FilePair, on: str):
+def test_prediction_mostly_in_an_unannotated_region_is_ignored(file_pair: FilePair, on: str):
     region = mots_line(0, 10000, 10, 50, 0, 50, 60)
     truth = [mots_line(0, 1, 1, 10, 10), mots_line(0, 2, 1, 50, 40), region]
     inside, mostly, half = (mots_line(0, 8, 1, x, 20) for x in (70, 46, 45))
     matches = [mots_line(0, 1, 1, 10, 10), mots_line(0, 2, 1, 50, 40)]
     for prediction, wrong in ((inside, 0), (mostly, 0), (half, 1)):
-        score = pair.score(truth, [*matches, prediction], on=on).overall
+        score = file_pair.score(truth, [*matches, prediction], on=on).overall
         assert score.mota == pytest.approx((2 - wrong) / 2)
-    assert pair.score(truth[:2], [*matches, inside], on=on).overall.mota == pytest.approx(0.5)
+    assert file_pair.score(truth[:2], [*matches, inside], on=on).overall.mota == pytest.approx(0.5)
 
 
-def test_region_in_the_predictions_is_not_a_track(pair: FilePair):
+def test_region_in_the_predictions_is_not_a_track(file_pair: FilePair):
     truth = [mots_line(0, 1, 1, 10, 10)]
-    assert pair.score(truth, [*truth, mots_line(0, 10000, 10, 50, 0)]).overall.mota == 1
+    assert file_pair.score(truth, [*truth, mots_line(0, 10000, 10, 50, 0)]).overall.mota == 1
 
 
 def mot_line(frame: int, id_: int, x: float, conf: float = 1, label: float = -1) -> str:
     return f"{frame},{id_},{x},5.5,10,20,{conf},{label},-1,-1"
 
 
-def test_mot_text_counts_frames_from_one(pair: FilePair):
+def test_mot_text_counts_frames_from_one(file_pair: FilePair):
     text = [mot_line(frame, 3, 7.5 * frame) for frame in (1, 2, 4)]
-    score = pair.score(text, text, on="boxes", classes={}).overall
+    score = file_pair.score(text, text, on="boxes", classes={}).overall
     assert [getattr(score, name) for name in PERFECT] == pytest.approx([1] * 5)
     assert (score.smota, score.frames) == (None, 4)
-    tracks = read_tracks(pair.folder / "truth.txt", {})
+    tracks = read_tracks(file_pair.folder / "truth.txt", {})
     assert sorted(tracks.frames) == [0, 1, 3]
     assert tracks[0].boxes.tolist() == [[7.5, 5.5, 17.5, 25.5]]
     assert len(tracks[2].ids) == 0
@@ -174,9 +178,9 @@ def test_mot_text_counts_frames_from_one(pair: FilePair):
 BOXES = [[frame, 1 + frame % 2, 100 + 5 * frame, 100, 40.5, 80] for frame in range(1, 6)]
 
 
-def make_mot_text(*extra: float, between: str = ",", head: str = "", end: str = "") -> str:
+def make_mot_text(*extra: float, separator: str = ",", head: str = "", end: str = "") -> str:
     """Return ``BOXES`` as MOT text with extra columns."""
-    rows = (between.join(map(str, [*row, *extra])) + end for row in BOXES)
+    rows = (separator.join(map(str, [*row, *extra])) + end for row in BOXES)
     return head + "\n".join(rows) + "\n"
 
 
@@ -189,15 +193,15 @@ MOT_VARIANTS = {
     "class and -1": make_mot_text(0.9, 1, -1, -1),
     "six columns": make_mot_text(),
     "seven columns": make_mot_text(0.5),
-    "spaces": make_mot_text(1, -1, -1, -1, between=" "),
-    "six columns between spaces": make_mot_text(between=" "),
-    "tabs": make_mot_text(1, -1, -1, -1, between="\t"),
-    "commas and spaces": make_mot_text(1, -1, -1, -1, between=", "),
-    "semicolons": make_mot_text(1, -1, -1, -1, between=";"),
+    "spaces": make_mot_text(1, -1, -1, -1, separator=" "),
+    "six columns between spaces": make_mot_text(separator=" "),
+    "tabs": make_mot_text(1, -1, -1, -1, separator="\t"),
+    "commas and spaces": make_mot_text(1, -1, -1, -1, separator=", "),
+    "semicolons": make_mot_text(1, -1, -1, -1, separator=";"),
     "commas at the end": make_mot_text(1, -1, -1, end=",,"),
     "a header": make_mot_text(1, head="frame,id,bb_left,bb_top,bb_width,bb_height,conf\n"),
-    "a header between spaces": make_mot_text(between=" ", head="Frame Track_ID x1 y1 w h\n"),
-    "a comment": make_mot_text(1, head="# made by a tool, 2 tracks\n"),
+    "a header between spaces": make_mot_text(separator=" ", head="Frame Track_ID x1 y1 w h\n"),
+    "a comment": make_mot_text(1, head="# written by a tool, 2 tracks\n"),
     "a byte order mark": make_mot_text(1, head="\ufeff"),
     "Windows' line ends": make_mot_text(1).replace("\n", "\r\n"),
     "numbers with a point": "".join(
@@ -222,10 +226,10 @@ def test_variants_of_mot_text(tmp_path: Path, kind: str):
         assert predicted[number].counted.all()
 
 
-def test_header_with_another_column_order_is_refused(pair: FilePair):
+def test_header_with_another_column_order_is_rejected(file_pair: FilePair):
     head = "id,frame,bb_left,bb_top,bb_width,bb_height\n"
     with pytest.raises(DataError, match=r"line 1: the header must be frame,id,left,top,width"):
-        pair.score(
+        file_pair.score(
             PLAIN_MOT.split("\n"), make_mot_text(head=head).split("\n"), on="boxes", classes={}
         )
 
@@ -237,24 +241,24 @@ def test_rle_that_looks_like_a_number_is_read_as_rle(tmp_path: Path):
     assert list(predicted.frames) == [0, 1]
 
 
-def test_mot_rows_that_do_not_count(pair: FilePair):
+def test_mot_rows_with_zero_confidence_are_not_counted(file_pair: FilePair):
     """A true row marked 0 may be missed, but matching it is wrong; id -1 is not a track."""
     truth = [mot_line(1, 1, 0), mot_line(1, 2, 50, conf=0)]
-    assert pair.score(truth, [mot_line(1, 7, 0)], on="boxes", classes={}).overall.mota == 1
-    both = [mot_line(1, 7, 0), mot_line(1, 8, 50), mot_line(1, -1, 30), mot_line(1, -1, 60)]
-    assert pair.score(truth, both, on="boxes", classes={}).overall.mota == 0
+    assert file_pair.score(truth, [mot_line(1, 7, 0)], on="boxes", classes={}).overall.mota == 1
+    predictions = [mot_line(1, 7, 0), mot_line(1, 8, 50), mot_line(1, -1, 30), mot_line(1, -1, 60)]
+    assert file_pair.score(truth, predictions, on="boxes", classes={}).overall.mota == 0
 
 
-def test_predictions_that_match_mot_distractors_are_ignored(pair: FilePair):
+def test_predictions_that_match_mot_distractors_are_ignored(file_pair: FilePair):
     truth = [
         mot_line(1, 1, 0, label=1),
         mot_line(1, 2, 50, conf=0, label=8),
         mot_line(1, 3, 90, 0, label=3),
     ]
     predicted = [mot_line(1, 7, 0), mot_line(1, 8, 50), mot_line(1, 9, 90)]
-    named = {"pedestrian": 1}
-    assert pair.score(truth, predicted[:2], on="boxes", classes=named).overall.mota == 1
-    assert pair.score(truth, predicted, on="boxes", classes=named).overall.mota == 0
+    class_ids = {"pedestrian": 1}
+    assert file_pair.score(truth, predicted[:2], on="boxes", classes=class_ids).overall.mota == 1
+    assert file_pair.score(truth, predicted, on="boxes", classes=class_ids).overall.mota == 0
 
 
 def results_line(frame: int, instances: Instances, *, epoch: int = 0, source: str = "gate") -> str:
@@ -278,43 +282,43 @@ def make_instance(id_: int, name: str = "car", x: int = 10) -> Instances:
     return Instances(masks.boxes, [0.9], [77], masks, {77: name}, [id_])
 
 
-def test_rle_may_contain_separators_of_mot_text(pair: FilePair):
+def test_rle_may_contain_separators_of_mot_text(file_pair: FilePair):
     truth = [mots_line(frame, 5, 1, 1, 0, 2, 11) for frame in range(3)]
     assert ";" in truth[0]
-    assert pair.score(truth, truth).overall.hota == pytest.approx(1)
+    assert file_pair.score(truth, truth).overall.hota == pytest.approx(1)
 
 
-def test_results_jsonl_is_scored_by_class_name(pair: FilePair):
-    """The model's category id doesn't matter."""
+def test_results_jsonl_is_scored_by_class_name(file_pair: FilePair):
+    """Category ids of the model are ignored."""
     truth = [mots_line(frame, 5, 1, 10, 10) for frame in range(3)]
     predicted = [results_line(frame, make_instance(4)) for frame in range(3)]
-    score = pair.score(truth, predicted, classes={"car": 1}).overall
+    score = file_pair.score(truth, predicted, classes={"car": 1}).overall
     assert [getattr(score, name) for name in (*PERFECT, "smota")] == pytest.approx([1] * 6)
-    assert pair.score(predicted, predicted).overall.hota == pytest.approx(1)
-    untracked = pair.score(truth, [*predicted[:2], results_line(2, make_instance(-1))]).overall
+    assert file_pair.score(predicted, predicted).overall.hota == pytest.approx(1)
+    untracked = file_pair.score(truth, [*predicted[:2], results_line(2, make_instance(-1))]).overall
     assert untracked.mota == pytest.approx(2 / 3)
 
 
-def test_track_ids_of_two_epochs_are_different_tracks(pair: FilePair):
+def test_track_ids_of_two_epochs_are_different_tracks(file_pair: FilePair):
     truth = [mots_line(frame, 5, 1, 10, 10) for frame in range(4)]
     predicted = [results_line(frame, make_instance(0), epoch=frame // 2) for frame in range(4)]
-    score = pair.score(truth, predicted).overall
+    score = file_pair.score(truth, predicted).overall
     assert (score.switches, score.idf1) == (1, pytest.approx(0.5))
 
 
-def test_frame_numbers_may_be_large(pair: FilePair):
+def test_frame_numbers_may_be_large(file_pair: FilePair):
     text = [mot_line(1, 3, 0), mot_line(10**12, 3, 0)]
-    score = pair.score(text, text, on="boxes", classes={}).overall
+    score = file_pair.score(text, text, on="boxes", classes={}).overall
     assert (score.mota, score.frames) == (1, 10**12)
 
 
-def test_byte_order_mark_is_skipped(pair: FilePair):
+def test_byte_order_mark_is_skipped(file_pair: FilePair):
     text = ["\ufeff" + mot_line(1, 3, 0)]
-    assert pair.score(text, text, on="boxes", classes={}).overall.mota == 1
+    assert file_pair.score(text, text, on="boxes", classes={}).overall.mota == 1
 
 
-def test_empty_predictions_score_zero(pair: FilePair):
-    score = pair.score([mots_line(0, 5, 1, 10, 10)], [""]).overall
+def test_empty_predictions_score_zero(file_pair: FilePair):
+    score = file_pair.score([mots_line(0, 5, 1, 10, 10)], [""]).overall
     assert (score.hota, score.mota, score.idf1, score.tracks) == (0, 0, 0, 1)
 
 
@@ -370,43 +374,45 @@ def test_empty_predictions_score_zero(pair: FilePair):
     ],
 )
 def test_invalid_predictions_are_an_error(
-    pair: FilePair, results: list[str], options: dict, message: str
+    file_pair: FilePair, results: list[str], options: dict, message: str
 ):
     with pytest.raises(DataError, match=message) as error:
-        pair.score([mots_line(0, 1, 1, 0, 0)], results, **options)
+        file_pair.score([mots_line(0, 1, 1, 0, 0)], results, **options)
     assert "\n" not in str(error.value)
 
 
-def test_invalid_ground_truth_is_an_error(pair: FilePair):
+def test_invalid_ground_truth_is_an_error(file_pair: FilePair):
     with pytest.raises(DataError, match=r"truth.txt: has no track of car, pedestrian: it has no"):
-        pair.score([""], [mots_line(0, 1, 1, 0, 0)])
+        file_pair.score([""], [mots_line(0, 1, 1, 0, 0)])
     with pytest.raises(DataError, match=r"truth.txt: has no track of bus: it has 1"):
-        pair.score([mots_line(0, 1, 1, 0, 0)], [""], classes={"bus": 3})
+        file_pair.score([mots_line(0, 1, 1, 0, 0)], [""], classes={"bus": 3})
     with pytest.raises(DataError, match="nowhere: can't be read: No such file"):
-        evaluate_tracks(TrackingTask(truth="nowhere", results="nowhere"), pair.folder)
+        evaluate_tracks(TrackingTask(truth="nowhere", results="nowhere"), file_pair.folder)
 
 
-def test_missing_trackeval_is_an_error(pair: FilePair, monkeypatch: pytest.MonkeyPatch):
+def test_missing_trackeval_is_an_error(file_pair: FilePair, monkeypatch: pytest.MonkeyPatch):
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name="trackeval")
 
     monkeypatch.setattr(tracking_metrics, "import_module", missing)
     with pytest.raises(StreamsegError, match="pip install --no-deps trackeval") as error:
-        pair.score(two_cars(1), two_cars(1))
+        file_pair.score(two_cars(1), two_cars(1))
     assert "\n" not in str(error.value)
 
 
-def test_tracking_table_and_json(pair: FilePair):
-    scores = pair.score([*two_cars(2), mots_line(0, 7, 2, 70, 40)], two_cars(2))
+def test_tracking_table_and_json(file_pair: FilePair):
+    scores = file_pair.score([*two_cars(2), mots_line(0, 7, 2, 70, 40)], two_cars(2))
     table = make_tracking_table(scores)
     assert [row[0] for row in table.rows] == ["car", "pedestrian", "all classes"]
     assert table.rows[0] == ("car", *["100.0"] * 6, "0", "0", "2")
     assert {len(row) for row in table.rows} == {len(table.columns)}
-    plain = json.loads(json.dumps(scores_to_dict(scores), allow_nan=False))
-    assert plain["overall"]["tracks"] == 3
-    assert plain["classes"]["car"]["hota"] == scores.classes["car"].hota
-    one = make_tracking_table(pair.score(two_cars(2), two_cars(2), on="boxes", classes={"car": 1}))
-    assert [len(row) for row in one.rows] == [9]
+    decoded = json.loads(json.dumps(scores_to_dict(scores), allow_nan=False))
+    assert decoded["overall"]["tracks"] == 3
+    assert decoded["classes"]["car"]["hota"] == scores.classes["car"].hota
+    boxes_table = make_tracking_table(
+        file_pair.score(two_cars(2), two_cars(2), on="boxes", classes={"car": 1})
+    )
+    assert [len(row) for row in boxes_table.rows] == [9]
 
 
 def make_noisy_mots(truth: Path, seed: int) -> list[str]:
@@ -449,7 +455,7 @@ def _remove_overlaps(rows: list[str]) -> list[str]:
 @pytest.mark.slow
 @needs_kitti
 @pytest.mark.parametrize("name", ["0002", "0016"])
-def test_scores_equal_those_of_trackeval_on_kitti_mots(
+def test_scores_match_trackeval_on_kitti_mots(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ):
     import trackeval
@@ -477,18 +483,18 @@ def test_scores_equal_those_of_trackeval_on_kitti_mots(
         clear = trackeval.metrics.CLEAR({"PRINT_CONFIG": False}).eval_sequence(data)
         hota = trackeval.metrics.HOTA().eval_sequence(data)
         identity = trackeval.metrics.Identity({"PRINT_CONFIG": False}).eval_sequence(data)
-        ours = scores.classes[class_]
-        assert ours.mota == pytest.approx(float(clear["MOTA"]), abs=1e-9)
-        assert ours.smota == pytest.approx(float(clear["sMOTA"]), abs=1e-9)
-        assert ours.switches == clear["IDSW"] > 0
-        assert ours.hota == pytest.approx(float(np.mean(hota["HOTA"])), abs=1e-9)
-        assert ours.idf1 == pytest.approx(float(identity["IDF1"]), abs=1e-9)
-        assert 0.2 < ours.hota < 0.95
+        actual = scores.classes[class_]
+        assert actual.mota == pytest.approx(float(clear["MOTA"]), abs=1e-9)
+        assert actual.smota == pytest.approx(float(clear["sMOTA"]), abs=1e-9)
+        assert actual.switches == clear["IDSW"] > 0
+        assert actual.hota == pytest.approx(float(np.mean(hota["HOTA"])), abs=1e-9)
+        assert actual.idf1 == pytest.approx(float(identity["IDF1"]), abs=1e-9)
+        assert 0.2 < actual.hota < 0.95
     capsys.readouterr()
 
 
 @pytest.mark.parametrize("benchmark", ["MOT15", "MOT17"])
-def test_scores_equal_those_of_trackeval_on_mot(
+def test_scores_match_trackeval_on_mot(
     tmp_path: Path, benchmark: str, capsys: pytest.CaptureFixture[str]
 ):
     import trackeval
@@ -528,12 +534,12 @@ def test_scores_equal_those_of_trackeval_on_mot(
         overlap="boxes",
         classes={"pedestrian": 1} if benchmark == "MOT17" else {},
     )
-    ours = evaluate_tracks(task, tmp_path).overall
-    assert ours.mota == pytest.approx(float(clear["MOTA"]), abs=1e-9)
-    assert ours.switches == clear["IDSW"]
-    assert ours.fragments == clear["Frag"]
-    assert ours.hota == pytest.approx(float(np.mean(hota["HOTA"])), abs=1e-9)
-    assert 0.1 < ours.hota < 0.95
+    actual = evaluate_tracks(task, tmp_path).overall
+    assert actual.mota == pytest.approx(float(clear["MOTA"]), abs=1e-9)
+    assert actual.switches == clear["IDSW"]
+    assert actual.fragments == clear["Frag"]
+    assert actual.hota == pytest.approx(float(np.mean(hota["HOTA"])), abs=1e-9)
+    assert 0.1 < actual.hota < 0.95
     capsys.readouterr()
 
 
@@ -564,10 +570,10 @@ def swap_ids(lines: list[str], from_frame: int) -> list[str]:
 
 @pytest.mark.slow
 @needs_kitti
-def test_swapped_ids_lower_the_kitti_scores(pair: FilePair):
+def test_swapped_ids_lower_the_kitti_scores(file_pair: FilePair):
     lines = (KITTI / "0016.txt").read_text().splitlines()
-    perfect = pair.score(lines, lines).classes["pedestrian"]
-    score = pair.score(lines, swap_ids(lines, 100)).classes["pedestrian"]
+    perfect = file_pair.score(lines, lines).classes["pedestrian"]
+    score = file_pair.score(lines, swap_ids(lines, 100)).classes["pedestrian"]
     assert 1 <= score.switches <= 2
     assert score.hota < perfect.hota - 0.01
     assert score.idf1 < perfect.idf1 - 0.01
@@ -578,10 +584,10 @@ def test_swapped_ids_lower_the_kitti_scores(pair: FilePair):
 
 @pytest.mark.slow
 @needs_kitti
-def test_results_jsonl_scores_equal_those_of_mots_text(pair: FilePair, tmp_path: Path):
+def test_results_jsonl_scores_match_mots_text(file_pair: FilePair, tmp_path: Path):
     lines = make_noisy_mots(KITTI / "0016.txt", seed=3)
     truth = (KITTI / "0016.txt").read_text().splitlines()
-    in_text = pair.score(truth, lines)
+    expected = file_pair.score(truth, lines)
     names = {number: name for name, number in CLASSES.items()}
     tracks = read_tracks(tmp_path / "results.txt", CLASSES)
     recorded = []
@@ -601,10 +607,12 @@ def test_results_jsonl_scores_equal_those_of_mots_text(pair: FilePair, tmp_path:
                 ),
             )
         )
-    ours = pair.score(truth, recorded)
+    actual = file_pair.score(truth, recorded)
     for name in CLASSES:  # the ids differ, and with them the order of sums
-        assert asdict(ours.classes[name]) == pytest.approx(asdict(in_text.classes[name]), abs=1e-9)
-    assert 0.2 < ours.overall.hota < 0.95
+        assert asdict(actual.classes[name]) == pytest.approx(
+            asdict(expected.classes[name]), abs=1e-9
+        )
+    assert 0.2 < actual.overall.hota < 0.95
 
 
 @needs_mot15

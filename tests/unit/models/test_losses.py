@@ -1,4 +1,4 @@
-"""What networks are trained to do: what is known teaches, and what isn't known doesn't."""
+"""Training losses of NanoMask and Mask R-CNN."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CLASSES = 3
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def targets(boxes, labels, **changes):
-    """Objects that fill the lower half of their boxes."""
+def create_targets(boxes, labels, **changes):
+    """Return objects that fill the lower half of their boxes."""
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     masks = torch.zeros(len(corners), *SIZE, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, corners.int().tolist(), strict=True):
@@ -43,7 +43,7 @@ def targets(boxes, labels, **changes):
     return replace(plain, **changes)
 
 
-TWO = ([[10, 20, 60, 70], [64, 10, 120, 80]], [0, 2])
+TWO_OBJECTS = ([[10, 20, 60, 70], [64, 10, 120, 80]], [0, 2])
 
 
 @pytest.fixture
@@ -52,86 +52,86 @@ def network():
     return NanoMaskNet(CLASSES)
 
 
-def images(count=1):
+def create_images(count=1):
     return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def class_gradient(network, given, **weights):
-    """How each class logit of each cell would be changed, (cells, C)."""
+def compute_class_gradient(network, objects, **weights):
+    """Return the gradient of the class loss by the class logits, (cells, C)."""
     criterion = NanoMaskCriterion(network, weights)
-    held = []
+    outputs_of_cells = []
 
-    def keep(_module, _inputs, outputs):
+    def keep_outputs(_module, _inputs, outputs):
         outputs.cells.retain_grad()
-        held.append(outputs.cells)
+        outputs_of_cells.append(outputs.cells)
 
-    hook = network.register_forward_hook(keep)
-    criterion(images(), [given])["quality"].backward()
+    hook = network.register_forward_hook(keep_outputs)
+    criterion(create_images(), [objects])["quality"].backward()
     hook.remove()
-    return held[0].grad[0, :, :CLASSES]
+    return outputs_of_cells[0].grad[0, :, :CLASSES]
 
 
-def grid():
+def create_grid():
     return torch.from_numpy(cell_grid(SIZE))
 
 
-def test_every_object_has_cells_and_they_lie_inside_it():
-    given = targets(*TWO)
-    owners = assign(given.boxes, grid())
+def test_assign_gives_every_object_cells_inside_its_box():
+    objects = create_targets(*TWO_OBJECTS)
+    owners = assign(objects.boxes, create_grid())
     assert set(owners.tolist()) == {-1, 0, 1}
-    for row, box in enumerate(given.boxes):
-        centres = grid()[owners == row, :2]
+    for row, box in enumerate(objects.boxes):
+        centres = create_grid()[owners == row, :2]
         assert ((centres > box[:2]) & (centres < box[2:])).all()
 
 
-def test_the_smaller_of_two_objects_in_one_place_has_cells_too():
-    given = targets([[0, 0, 128, 96], [50, 40, 70, 60]], [0, 0])
-    owners = assign(given.boxes, grid())
-    strides = [set(grid()[owners == row, 2].tolist()) for row in (0, 1)]
+def test_assign_gives_smaller_object_cells_of_finer_level():
+    objects = create_targets([[0, 0, 128, 96], [50, 40, 70, 60]], [0, 0])
+    owners = assign(objects.boxes, create_grid())
+    strides = [set(create_grid()[owners == row, 2].tolist()) for row in (0, 1)]
     assert max(strides[0]) > max(strides[1])
 
 
-def test_without_objects_no_cell_answers_for_one():
-    assert (assign(torch.zeros(0, 4), grid()) == -1).all()
+def test_assign_returns_background_without_objects():
+    assert (assign(torch.zeros(0, 4), create_grid()) == -1).all()
 
 
-def test_an_object_raises_its_class_where_it_is_and_lowers_the_rest(network):
-    change = class_gradient(network, targets(*TWO))
-    owners = assign(targets(*TWO).boxes, grid())
-    assert (change[owners == 0, 0] < 0).any()  # gradients are taken off
-    assert (change[owners == -1] > 0).all()
-    assert (change[owners == 0, 1] > 0).all()
+def test_class_loss_raises_own_class_and_lowers_others(network):
+    gradient = compute_class_gradient(network, create_targets(*TWO_OBJECTS))
+    owners = assign(create_targets(*TWO_OBJECTS).boxes, create_grid())
+    assert (gradient[owners == 0, 0] < 0).any()  # a negative gradient raises the logit
+    assert (gradient[owners == -1] > 0).all()
+    assert (gradient[owners == 0, 1] > 0).all()
 
 
-def test_a_class_that_is_not_annotated_is_left_alone(network):
+def test_class_loss_ignores_unannotated_class(network):
     annotated = torch.tensor([True, False, True])
-    change = class_gradient(network, targets(*TWO, annotated=annotated))
-    assert (change[:, 1] == 0).all()
-    assert (change[:, [0, 2]] != 0).all()
+    gradient = compute_class_gradient(network, create_targets(*TWO_OBJECTS, annotated=annotated))
+    assert (gradient[:, 1] == 0).all()
+    assert (gradient[:, [0, 2]] != 0).all()
 
 
-def test_an_object_of_a_class_that_is_not_annotated_everywhere_still_teaches(network):
+def test_class_loss_uses_objects_of_partially_annotated_class(network):
     annotated = torch.zeros(CLASSES, dtype=torch.bool)
-    change = class_gradient(network, targets(*TWO, annotated=annotated))
-    owners = assign(targets(*TWO).boxes, grid())
-    assert (change[owners == 0, 0] != 0).all()
-    assert (change[owners != 0, 0] == 0).all()
+    gradient = compute_class_gradient(network, create_targets(*TWO_OBJECTS, annotated=annotated))
+    owners = assign(create_targets(*TWO_OBJECTS).boxes, create_grid())
+    assert (gradient[owners == 0, 0] != 0).all()
+    assert (gradient[owners != 0, 0] == 0).all()
 
 
-def test_a_crowd_is_neither_object_nor_background(network):
+def test_class_loss_ignores_crowds(network):
     crowd = torch.tensor([False, True])
-    change = class_gradient(network, targets(*TWO, crowd=crowd))
-    x1, y1, x2, y2 = TWO[0][1]
-    centres = grid()[:, :2]
-    within = (centres > torch.tensor([x1, y1])).all(1) & (centres < torch.tensor([x2, y2])).all(1)
-    assert (change[within, 2] == 0).all()
-    assert (change[~within, 2] > 0).all()
-    assert (change[within, 1] > 0).all()  # of its own class alone
+    gradient = compute_class_gradient(network, create_targets(*TWO_OBJECTS, crowd=crowd))
+    x1, y1, x2, y2 = TWO_OBJECTS[0][1]
+    centres = create_grid()[:, :2]
+    inside = (centres > torch.tensor([x1, y1])).all(1) & (centres < torch.tensor([x2, y2])).all(1)
+    assert (gradient[inside, 2] == 0).all()
+    assert (gradient[~inside, 2] > 0).all()
+    assert (gradient[inside, 1] > 0).all()  # the crowd's own class only is ignored
 
 
-def test_an_object_without_a_mask_teaches_boxes_only(network):
-    boxes_only = targets(*TWO, has_mask=torch.zeros(2, dtype=torch.bool))
-    losses = NanoMaskCriterion(network, {})(images(), [boxes_only])
+def test_mask_losses_ignore_objects_without_mask(network):
+    boxes_only = create_targets(*TWO_OBJECTS, has_mask=torch.zeros(2, dtype=torch.bool))
+    losses = NanoMaskCriterion(network, {})(create_images(), [boxes_only])
     assert losses["mask"] == losses["dice"] == 0
     (losses["mask"] + losses["dice"]).backward(retain_graph=True)
     logits = network.mask.logits.weight
@@ -140,70 +140,72 @@ def test_an_object_without_a_mask_teaches_boxes_only(network):
     assert network.head[0].out.weight.grad.any()
 
 
-def test_an_image_without_objects_has_finite_losses_and_gradients(network):
-    losses = NanoMaskCriterion(network, {"distil": 1.0})(images(), [targets([], [])])
+def test_losses_are_finite_without_objects(network):
+    losses = NanoMaskCriterion(network, {"distil": 1.0})(create_images(), [create_targets([], [])])
     torch.stack(list(losses.values())).sum().backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
-def test_an_image_s_objects_count_the_same_alone_and_beside_an_empty_image(network):
+def test_losses_do_not_change_with_empty_image_in_batch(network):
     criterion = NanoMaskCriterion(network, {})
-    two = images(2)
-    alone = criterion(two[:1], [targets(*TWO)])
-    beside = criterion(two, [targets(*TWO), targets([], [])])
+    two_images = create_images(2)
+    single = criterion(two_images[:1], [create_targets(*TWO_OBJECTS)])
+    batched = criterion(two_images, [create_targets(*TWO_OBJECTS), create_targets([], [])])
     for name in ("box", "distribution", "mask", "dice"):
-        torch.testing.assert_close(alone[name], beside[name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(single[name], batched[name], atol=1e-5, rtol=1e-4)
 
 
-def test_draws_follow_from_the_picture_alone(network):
+def test_random_sampling_depends_on_image_seed_only(network):
     criterion = NanoMaskCriterion(network, {})
     torch.manual_seed(1)
-    first = criterion(images(), [targets(*TWO)])["mask"]
+    first = criterion(create_images(), [create_targets(*TWO_OBJECTS)])["mask"]
     torch.manual_seed(2)
-    assert criterion(images(), [targets(*TWO)])["mask"] == first
-    assert criterion(images(), [targets(*TWO, seed=8)])["mask"] != first
+    assert criterion(create_images(), [create_targets(*TWO_OBJECTS)])["mask"] == first
+    assert criterion(create_images(), [create_targets(*TWO_OBJECTS, seed=8)])["mask"] != first
 
 
-def test_the_teacher_is_what_training_began_with_and_holds_what_is_not_annotated(network):
+def test_distillation_keeps_initial_scores_of_unannotated_classes(network):
     criterion = NanoMaskCriterion(network, {"distil": 1.0})
-    nothing = torch.zeros(CLASSES, dtype=torch.bool)
-    given = [targets([], [], annotated=nothing)]
-    assert criterion(images(), given)["distil"].item() == pytest.approx(0, abs=1e-6)
+    none_annotated = torch.zeros(CLASSES, dtype=torch.bool)
+    objects = [create_targets([], [], annotated=none_annotated)]
+    assert criterion(create_images(), objects)["distil"].item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         network.head[0].out.bias[:CLASSES] += 2
-    told = criterion(images(), given)["distil"]
-    assert told > 0.001
-    told.backward()
-    assert (network.head[0].out.bias.grad[:CLASSES] > 0).all()  # back down
+    loss = criterion(create_images(), objects)["distil"]
+    assert loss > 0.001
+    loss.backward()
+    assert (network.head[0].out.bias.grad[:CLASSES] > 0).all()  # the loss lowers the logits again
     names = {name for name, _ in criterion.named_parameters()}
     assert all(name.startswith("network.") for name in names)
 
 
-def test_a_frozen_detector_leaves_the_masks_to_be_trained(network):
+def test_frozen_detector_has_mask_losses_only(network):
     for name, parameter in network.named_parameters():
         parameter.requires_grad = name.startswith("mask.")
-    losses = NanoMaskCriterion(network, {"distil": 1.0})(images(), [targets(*TWO)])
+    losses = NanoMaskCriterion(network, {"distil": 1.0})(
+        create_images(), [create_targets(*TWO_OBJECTS)]
+    )
     assert set(losses) == {"mask", "dice"}
 
 
-def test_a_loss_that_is_unknown_is_refused(network):
+def test_criterion_rejects_unknown_loss(network):
     with pytest.raises(ConfigError, match=r"losses\.giou: no such loss"):
         NanoMaskCriterion(network, {"giou": 1.0})
 
 
-def test_a_mask_covers_a_tenth_more_than_its_box():
+def test_expand_boxes_adds_ten_percent():
     box = torch.tensor([[10.0, 20, 30, 60]])
     torch.testing.assert_close(expand_boxes(box), torch.tensor([[9.0, 18, 31, 62]]))
 
 
-def test_nanomask_learns_one_picture(network):
-    """Its masks come close to the truth within some steps."""
+def test_nanomask_losses_decrease_on_one_image(network):
+    """The mask losses fall by 30 % within 20 steps."""
     criterion = NanoMaskCriterion(network, {})
     optimiser = torch.optim.AdamW(network.parameters(), 2e-3)
     first = last = None
     for _ in range(20):
-        losses = criterion(images(), [targets(*TWO)])
+        losses = criterion(create_images(), [create_targets(*TWO_OBJECTS)])
         total = sum(losses.values())
         optimiser.zero_grad()
         total.backward()
@@ -220,30 +222,32 @@ def mask_rcnn():
     return load_model("mask_rcnn_r50_fpn", weights="none", device="cpu", input_size=96)
 
 
-def test_mask_rcnn_has_torchvision_s_losses_and_gradients(mask_rcnn):
+def test_mask_rcnn_losses_are_finite_and_have_gradients(mask_rcnn):
     criterion = mask_rcnn.criterion({"class": 0.5})
     network = mask_rcnn.network.train()
     annotated = torch.ones(80, dtype=torch.bool)
     torch.manual_seed(0)
-    losses = criterion(images(), [targets(*TWO, annotated=annotated)])
+    losses = criterion(create_images(), [create_targets(*TWO_OBJECTS, annotated=annotated)])
     assert set(losses) == {"objectness", "proposal", "class", "box", "mask"}
     torch.stack(list(losses.values())).sum().backward()
     assert network.roi_heads.mask_predictor.mask_fcn_logits.weight.grad.any()
     network.zero_grad()
-    boxes_only = targets(*TWO, annotated=annotated, has_mask=torch.zeros(2, dtype=torch.bool))
-    for given in (boxes_only, targets([], [], annotated=annotated)):
-        losses = criterion(images(), [given])
+    boxes_only = create_targets(
+        *TWO_OBJECTS, annotated=annotated, has_mask=torch.zeros(2, dtype=torch.bool)
+    )
+    for objects in (boxes_only, create_targets([], [], annotated=annotated)):
+        losses = criterion(create_images(), [objects])
         assert losses["mask"] == 0
         assert torch.isfinite(torch.stack(list(losses.values()))).all()
     network.eval()
 
 
-def test_mask_rcnn_does_not_take_what_is_not_annotated_for_background(mask_rcnn):
+def test_takes_partial_annotation_is_false_for_mask_rcnn(mask_rcnn):
     assert not mask_rcnn.criterion({}).takes_partial_annotation
     assert NanoMaskCriterion.takes_partial_annotation
 
 
-def test_mask_rcnn_s_outputs_are_the_categories_of_any_dataset():
+def test_mask_rcnn_returns_category_ids_of_dataset():
     from streamseg.models.mask_rcnn.segmenter import MaskRCNN
 
     categories = Categories({7: "star", 900_000_001: "moon"})

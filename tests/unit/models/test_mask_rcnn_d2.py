@@ -1,4 +1,4 @@
-"""detectron2's Mask R-CNN gives what detectron2 gives, and pastes its masks inside their boxes."""
+"""detectron2's Mask R-CNN: parity with detectron2, and mask pasting within boxes."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def published():
 
 @pytest.fixture(scope="module")
 def model(published):
-    """With the fixture's weights."""
-    made = load_model("mask_rcnn_r50_fpn_d2", weights="none", device="cpu", score=0)
-    made.network.load_state_dict(MaskRCNND2.convert_state_dict(made.network, published.state()))
-    return made
+    """Return a model with the reference weights."""
+    model = load_model("mask_rcnn_r50_fpn_d2", weights="none", device="cpu", score=0)
+    model.network.load_state_dict(MaskRCNND2.convert_state_dict(model.network, published.state()))
+    return model
 
 
-# The published file
+# Published weights
 
 
-def test_the_published_file_fits_exactly(published):
+def test_convert_state_dict_fits_published_weights(published):
     with torch.device("meta"):
         network = MaskRCNND2.build("mask_rcnn_r50_fpn_d2", COCO_THINGS)
     state = published.empty() | {"pixel_mean": torch.zeros(3, 1, 1)}
@@ -51,23 +51,23 @@ def test_the_published_file_fits_exactly(published):
     )
 
 
-def test_background_comes_first_and_has_neither_box_nor_mask(published):
+def test_convert_state_dict_moves_background_first(published):
     state = published.state()
-    adopted = MaskRCNND2.convert_state_dict(torch.nn.Module(), dict(state))
-    theirs = state["roi_heads.box_predictor.cls_score.bias"]
-    own = adopted["roi_heads.box_predictor.cls_score.bias"]
-    assert torch.equal(own, torch.cat([theirs[80:], theirs[:80]]))
-    boxes = adopted["roi_heads.box_predictor.bbox_pred.bias"]
+    converted = MaskRCNND2.convert_state_dict(torch.nn.Module(), dict(state))
+    detectron2_bias = state["roi_heads.box_predictor.cls_score.bias"]
+    own_bias = converted["roi_heads.box_predictor.cls_score.bias"]
+    assert torch.equal(own_bias, torch.cat([detectron2_bias[80:], detectron2_bias[:80]]))
+    boxes = converted["roi_heads.box_predictor.bbox_pred.bias"]
     assert torch.equal(boxes[4:], state["roi_heads.box_predictor.bbox_pred.bias"])
     assert not boxes[:4].any()
-    assert not adopted["roi_heads.mask_predictor.mask_fcn_logits.weight"][0].any()
+    assert not converted["roi_heads.mask_predictor.mask_fcn_logits.weight"][0].any()
 
 
-# The same numbers
+# Parity with the published weights
 
 
 @pytest.mark.slow
-def test_every_tensor_on_the_way_is_the_published_one(model, published):
+def test_intermediate_tensors_match_reference(model, published):
     (batch,) = model.prepare([make_image()])
     assert_same_tensor("input", batch.tensor, published, 1e-6)
     with torch.inference_mode():
@@ -84,14 +84,14 @@ def test_every_tensor_on_the_way_is_the_published_one(model, published):
 
 
 @pytest.mark.slow
-def test_instances_are_the_published_ones(model, published):
+def test_predict_matches_reference_instances(model, published):
     (found,) = model.predict([make_image()])
     assert_same_instances(found, published)
     noise = NOISE * published.meta["float_noise"]["box_maxdiff"]
     np.testing.assert_allclose(found.boxes, published.arrays["final/box"], atol=noise, rtol=0)
 
 
-# What differs from torchvision
+# Differences from torchvision
 
 
 @pytest.mark.parametrize(
@@ -103,30 +103,32 @@ def test_instances_are_the_published_ones(model, published):
         ((1000, 100), (1333, 133)),
     ],
 )
-def test_images_are_fitted_between_a_short_and_a_long_side(model, size, expected):
+def test_resized_shape_limits_short_and_long_side(model, size, expected):
     assert model.resized_shape(size) == expected
 
 
-def test_images_are_resized_as_pillow_does_it(model):
+def test_preprocess_matches_pillow_resize(model):
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
     into = torch.zeros(3, 40, 70)
     model.preprocess(image, into)
-    small = Pillow.fromarray(image).resize((70, 40), Pillow.Resampling.BILINEAR)
-    expected = np.asarray(small)[:, :, ::-1] - np.array([103.53, 116.28, 123.675], np.float32)
+    create_model = Pillow.fromarray(image).resize((70, 40), Pillow.Resampling.BILINEAR)
+    expected = np.asarray(create_model)[:, :, ::-1] - np.array(
+        [103.53, 116.28, 123.675], np.float32
+    )
     np.testing.assert_allclose(into.permute(1, 2, 0), expected, atol=1e-4)
 
 
-def test_anchors_lie_on_the_strides_and_are_not_rounded(model):
+def test_anchors_lie_on_strides_and_are_not_rounded(model):
     maps = [torch.zeros(1, 256, 13, 17) for _ in STRIDES]
-    (every,) = model.network.rpn.anchor_generator(ImageList(maps[0], [(800, 1050)]), maps)
-    by_level = every.view(5, 13, 17, 3, 4)
+    (anchors,) = model.network.rpn.anchor_generator(ImageList(maps[0], [(800, 1050)]), maps)
+    by_level = anchors.view(5, 13, 17, 3, 4)
     for level, stride in enumerate(STRIDES):
-        x1, y1, x2, y2 = by_level[level, 2, 3, 0].tolist()  # half as high as wide
+        x1, y1, x2, y2 = by_level[level, 2, 3, 0].tolist()  # aspect ratio 0.5 (height by width)
         assert ((x1 + x2) / 2, (y1 + y2) / 2) == pytest.approx((3 * stride, 2 * stride))
         assert (x2 - x1, y2 - y1) == pytest.approx((32 * 2**level * 2**0.5, 32 * 2**level / 2**0.5))
 
 
-def test_proposals_near_certainty_keep_the_order_of_their_logits(model):
+def test_proposals_are_sorted_by_logit_when_probabilities_saturate(model):
     rpn = model.network.rpn
     boxes = torch.tensor([[[x, 0.0, x + 5, 5.0] for x in range(0, 100, 10)]])
     logits = torch.arange(30.0, 40.0)[None, :, None]  # all probabilities are 1
@@ -134,11 +136,11 @@ def test_proposals_near_certainty_keep_the_order_of_their_logits(model):
     assert found.tolist() == list(range(39, 29, -1))
 
 
-# Masks where they are
+# Mask pasting
 
 
-def pasted(probabilities, boxes, size):
-    """Sample every mask for the whole frame (the baseline)."""
+def paste_full_frame(probabilities, boxes, size):
+    """Sample every mask over the whole frame (baseline)."""
     x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=1)
     x = (torch.arange(size[1]) + 0.5 - x1) / (x2 - x1) * 2 - 1
     y = (torch.arange(size[0]) + 0.5 - y1) / (y2 - y1) * 2 - 1
@@ -154,22 +156,22 @@ def pasted(probabilities, boxes, size):
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=100, deadline=None)
-def test_masks_have_the_pixels_of_full_frames(cells, size, threshold, seed):
+def test_sampled_masks_match_full_frame_sampling(cells, size, threshold, seed):
     draws = torch.Generator().manual_seed(seed)
     probabilities = torch.rand(4, cells, cells, generator=draws)
     corners = torch.rand(4, 2, generator=draws) * 140 - 10
     sides = torch.rand(4, 2, generator=draws) * 60 + 0.1
     boxes = torch.cat([corners, corners + sides], dim=1)
     found = SampledMasks(probabilities, boxes).masks(size, threshold)
-    whole = pasted(probabilities, boxes, size)
+    whole = paste_full_frame(probabilities, boxes, size)
     np.testing.assert_array_equal(found.to_arrays(), (whole >= threshold).numpy())
 
 
-# A model as any other
+# Predictions, categories and training
 
 
-def small(categories=COCO_THINGS, **thresholds):
-    """With random weights that are sure of something."""
+def create_model(categories=COCO_THINGS, **thresholds):
+    """Return a model whose random weights give confident detections."""
     network = MaskRCNND2.build("mask_rcnn_r50_fpn_d2", categories)
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -184,33 +186,33 @@ def small(categories=COCO_THINGS, **thresholds):
     )
 
 
-def noise_image(height, width, seed):
+def create_noise(height, width, seed):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 @pytest.mark.slow
-def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch():
-    model = small()
-    image = noise_image(60, 80, 3)
-    (alone,) = model.predict([image])
-    found = model.predict([noise_image(60, 80, 5), noise_image(30, 90, 4), image])[-1]
-    assert len(found) == len(alone) > 3
-    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
-    np.testing.assert_allclose(found.boxes, alone.boxes, atol=1e-2)
-    np.testing.assert_array_equal(found.labels, alone.labels)
-    differing = found.masks.to_arrays() != alone.masks.to_arrays()
+def test_predict_is_independent_of_batch():
+    model = create_model()
+    image = create_noise(60, 80, 3)
+    (expected,) = model.predict([image])
+    found = model.predict([create_noise(60, 80, 5), create_noise(30, 90, 4), image])[-1]
+    assert len(found) == len(expected) > 3
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    differing = found.masks.to_arrays() != expected.masks.to_arrays()
     assert np.count_nonzero(differing) <= 1e-3 * differing.size
 
 
-def test_predicting_never_changes_the_image():
-    image = noise_image(60, 80, 3)
+def test_predict_does_not_change_the_image():
+    image = create_noise(60, 80, 3)
     before = image.copy()
     image.setflags(write=False)
-    small().predict([image])
+    create_model().predict([image])
     np.testing.assert_array_equal(image, before)
 
 
-def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, published):
+def test_start_model_reuses_published_weights_by_class_name(tmp_path, published):
     path = tmp_path / "published.pth"
     state = published.state()
     torch.save({"model": state}, path)
@@ -218,12 +220,12 @@ def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, pu
     model, fresh = start_model(config, Categories({1: "zebra", 2: "unicorn"}), Thresholds())
     assert fresh == ["unicorn"]
     zebra = list(COCO.values()).index("zebra")
-    theirs = state["roi_heads.box_predictor.cls_score.bias"]
-    own = model.network.roi_heads.box_predictor.cls_score.bias
-    assert torch.equal(own[:2], theirs[[80, zebra]])
+    detectron2_bias = state["roi_heads.box_predictor.cls_score.bias"]
+    own_bias = model.network.roi_heads.box_predictor.cls_score.bias
+    assert torch.equal(own_bias[:2], detectron2_bias[[80, zebra]])
 
 
-def targets_of(boxes, labels, size, *, classes):
+def create_targets(boxes, labels, size, *, classes):
     masks = torch.zeros(len(labels), *size, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[y1:y2, x1:x2] = True
@@ -240,13 +242,13 @@ def targets_of(boxes, labels, size, *, classes):
 
 
 @pytest.mark.slow
-def test_losses_are_finite_and_their_gradients_reach_every_part():
-    model = small(Categories({1: "disc", 2: "box"}))
+def test_losses_are_finite_and_reach_every_parameter():
+    model = create_model(Categories({1: "disc", 2: "box"}))
     model.network.train()
     images = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0)) * 50
     targets = [
-        targets_of([[10, 10, 60, 70], [70, 20, 120, 60]], [0, 1], (96, 128), classes=2),
-        targets_of([[5, 30, 50, 90]], [1], (96, 128), classes=2),
+        create_targets([[10, 10, 60, 70], [70, 20, 120, 60]], [0, 1], (96, 128), classes=2),
+        create_targets([[5, 30, 50, 90]], [1], (96, 128), classes=2),
     ]
     torch.manual_seed(0)
     losses = model.criterion({})(images, targets)
@@ -257,18 +259,20 @@ def test_losses_are_finite_and_their_gradients_reach_every_part():
         assert torch.isfinite(parameter.grad).all(), name
 
 
-def test_box_losses_are_l1():
-    criterion = small(Categories({1: "disc"})).criterion({})
+def test_box_loss_is_l1():
+    criterion = create_model(Categories({1: "disc"})).criterion({})
     regressions = torch.zeros(3, 8)
     regressions[1, 4:] = torch.tensor([0.01, 0.0, 0.0, 0.0])
-    wanted = [torch.zeros(3, 4)]
-    _, box = criterion.box_losses(torch.zeros(3, 2), regressions, [torch.tensor([0, 1, 0])], wanted)
+    regression_targets = [torch.zeros(3, 4)]
+    _, box = criterion.box_losses(
+        torch.zeros(3, 2), regressions, [torch.tensor([0, 1, 0])], regression_targets
+    )
     assert float(box) == pytest.approx(0.01 / 3)
 
 
 @pytest.mark.by_hand
 @pytest.mark.timeout(900)
-def test_it_learns_eight_pictures_by_heart(tmp_path):
+def test_mask_rcnn_d2_overfits_eight_images(tmp_path):
     ap = overfit_pattern(
         tmp_path,
         "mask_rcnn_r50_fpn_d2",

@@ -1,4 +1,4 @@
-"""A model in other processes: pickled, copied, forked."""
+"""Models in other processes: pickling, copying and forking."""
 
 import copy
 import multiprocessing
@@ -21,8 +21,8 @@ OPTIONS = {"device": "cpu", "input_size": 96, "score": 0.01, "max_instances": 7}
 
 
 @pytest.fixture
-def saved(tmp_path):
-    """A model of own classes, from a file."""
+def model_from_file(tmp_path):
+    """Return a model with custom classes, loaded from a file."""
     network = load_model(
         "nanomask", "none", device="cpu", input_size=64, class_names=["bolt", "nut"]
     ).network
@@ -31,91 +31,95 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickled_model_is_loaded_again_from_where_it_was(saved, protocol, tmp_path, monkeypatch):
+def test_pickled_model_is_loaded_from_absolute_path(
+    model_from_file, protocol, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     relative = load_model("nanomask", "mine.pth", class_names=["bolt", "nut"], **OPTIONS)
     pickled = pickle.dumps(relative, protocol)
     assert len(pickled) < 3000
     monkeypatch.chdir("/")
-    there = pickle.loads(pickled)
-    assert there.predict(IMAGE).to_coco(1) == saved.predict(IMAGE).to_coco(1)
-    assert len(there.predict(IMAGE)) > 0
-    assert dict(there.categories) == {1: "bolt", 2: "nut"}
-    assert (there.thresholds, there.input_size) == (saved.thresholds, 96)
+    restored = pickle.loads(pickled)
+    assert restored.predict(IMAGE).to_coco(1) == model_from_file.predict(IMAGE).to_coco(1)
+    assert len(restored.predict(IMAGE)) > 0
+    assert dict(restored.categories) == {1: "bolt", 2: "nut"}
+    assert (restored.thresholds, restored.input_size) == (model_from_file.thresholds, 96)
 
 
 @pytest.mark.parametrize("weights", ["default", "none"])
-def test_a_model_of_the_catalogue_s_weights_is_pickled_by_their_name(weights):
+def test_model_with_named_weights_is_pickled_by_name(weights):
     model = load_model("nanomask", weights, **OPTIONS)
-    there = pickle.loads(pickle.dumps(model))
-    assert there.predict(IMAGE).to_coco(1) == model.predict(IMAGE).to_coco(1)
+    restored = pickle.loads(pickle.dumps(model))
+    assert restored.predict(IMAGE).to_coco(1) == model.predict(IMAGE).to_coco(1)
 
 
-def test_what_was_changed_of_a_model_goes_along(saved):
-    saved.input_size = 64
-    there = pickle.loads(pickle.dumps(saved))
-    assert there.input_size == 64
-    assert there.predict(IMAGE).to_coco(1) == saved.predict(IMAGE).to_coco(1)
+def test_pickle_keeps_changed_attributes(model_from_file):
+    model_from_file.input_size = 64
+    restored = pickle.loads(pickle.dumps(model_from_file))
+    assert restored.input_size == 64
+    assert restored.predict(IMAGE).to_coco(1) == model_from_file.predict(IMAGE).to_coco(1)
 
 
-def test_a_model_whose_weights_were_changed_here_is_not_pickled(saved):
+def test_pickle_rejects_model_with_changed_weights(model_from_file):
     with torch.no_grad():
-        next(saved.network.parameters()).add_(1)
+        next(model_from_file.network.parameters()).add_(1)
     with pytest.raises(UsageError, match=r"can't be pickled: it was changed.*load the model in"):
-        pickle.dumps(saved)
+        pickle.dumps(model_from_file)
     with pytest.raises(UsageError, match="can't be pickled"):
-        pickle.dumps(saved.with_network(saved.network))
+        pickle.dumps(model_from_file.with_network(model_from_file.network))
 
 
-def test_another_file_under_the_same_name_is_refused(saved, tmp_path):
-    pickled = pickle.dumps(saved)
+def test_unpickle_rejects_changed_weights_file(model_from_file, tmp_path):
+    pickled = pickle.dumps(model_from_file)
     other = load_model("nanomask", "none", class_names=["bolt", "nut"]).network.state_dict()
     other["mask.logits.bias"] = other["mask.logits.bias"] + 1
     torch.save(other, tmp_path / "mine.pth")
     with pytest.raises(WeightsError, match=r"mine\.pth: isn't the file that nanomask was loaded"):
         pickle.loads(pickled)
     with pytest.raises(UsageError, match="was changed after it was loaded"):
-        pickle.dumps(saved)
+        pickle.dumps(model_from_file)
     (tmp_path / "mine.pth").unlink()
     with pytest.raises(WeightsError, match=r"mine\.pth: No such file"):
         pickle.loads(pickled)
     with pytest.raises(UsageError, match="No such file"):
-        pickle.dumps(saved)
+        pickle.dumps(model_from_file)
 
 
-def test_a_deep_copy_has_a_network_of_its_own(saved):
-    here = saved.predict(IMAGE).to_coco(1)
-    there = copy.deepcopy(saved)
-    assert there.predict(IMAGE).to_coco(1) == here
-    pickle.dumps(there)
+def test_deepcopy_copies_the_network(model_from_file):
+    expected = model_from_file.predict(IMAGE).to_coco(1)
+    restored = copy.deepcopy(model_from_file)
+    assert restored.predict(IMAGE).to_coco(1) == expected
+    pickle.dumps(restored)
     with torch.no_grad():
-        for parameter in there.network.parameters():
+        for parameter in restored.network.parameters():
             parameter.zero_()
-    assert saved.predict(IMAGE).to_coco(1) == here
-    pickle.dumps(saved)
+    assert model_from_file.predict(IMAGE).to_coco(1) == expected
+    pickle.dumps(model_from_file)
     with pytest.raises(UsageError):
-        pickle.dumps(there)
-    assert copy.copy(saved).network is saved.network
+        pickle.dumps(restored)
+    assert copy.copy(model_from_file).network is model_from_file.network
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["solov2_light_r18", "yolact_r50"])
-def test_models_of_other_families_are_copied_and_pickled(name):
+def test_other_families_can_be_copied_and_pickled(name):
     model = load_model(name, "none", device="cpu", input_size=96, score=0)
-    here = model.predict(IMAGE).to_coco(1)
-    assert copy.deepcopy(model).predict(IMAGE).to_coco(1) == here
-    assert pickle.loads(pickle.dumps(model)).predict(IMAGE).to_coco(1) == here
+    expected = model.predict(IMAGE).to_coco(1)
+    assert copy.deepcopy(model).predict(IMAGE).to_coco(1) == expected
+    assert pickle.loads(pickle.dumps(model)).predict(IMAGE).to_coco(1) == expected
 
 
-def _found(model: Segmenter) -> int:
+def count_instances(model: Segmenter) -> int:
     return len(model.predict(IMAGE))
 
 
 @pytest.mark.slow
-def test_a_model_goes_to_a_pool_of_spawned_processes(saved):
+def test_model_can_be_sent_to_spawned_process(model_from_file):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        assert pool.submit(_found, saved).result(timeout=100) == len(saved.predict(IMAGE))
+        assert pool.submit(count_instances, model_from_file).result(timeout=100) == len(
+            model_from_file.predict(IMAGE)
+        )
 
 
 FORKED = """
@@ -127,7 +131,7 @@ import streamseg
 torch.set_num_threads(2)
 image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 model = streamseg.load_model("nanomask", device="cpu", score=0.01)
-here = len(model.predict(image))
+expected = len(model.predict(image))
 
 def work(answers):
     first = len(model.predict(image))
@@ -144,14 +148,14 @@ for child in children:
     if child.exitcode != 0:
         child.kill()
         sys.exit(f"the child ended with {child.exitcode}")
-print(here, answers.get(), answers.get(), len(model.predict(image)), torch.get_num_threads())
+print(expected, answers.get(), answers.get(), len(model.predict(image)), torch.get_num_threads())
 """
 
 
 @pytest.mark.slow
-def test_a_forked_process_predicts_and_loads():
+def test_forked_process_predicts_and_loads_models():
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    ran = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKED],
         capture_output=True,
         text=True,
@@ -159,16 +163,18 @@ def test_a_forked_process_predicts_and_loads():
         check=False,
         env=environment,
     )
-    assert ran.returncode == 0, ran.stderr
-    here, *there, again, threads = ran.stdout.replace("(", "").replace(")", "").split()
-    assert int(here) > 0
-    assert [int(each.strip(",")) for each in there] == [int(here)] * 4
-    assert (again, threads) == (here, "2")
-    assert ran.stderr.count("was forked: torch uses one thread in it") == 2
+    assert process.returncode == 0, process.stderr
+    expected, *restored, parent_count, threads = (
+        process.stdout.replace("(", "").replace(")", "").split()
+    )
+    assert int(expected) > 0
+    assert [int(each.strip(",")) for each in restored] == [int(expected)] * 4
+    assert (parent_count, threads) == (expected, "2")
+    assert process.stderr.count("was forked: torch uses one thread in it") == 2
 
 
-def test_a_model_on_a_gpu_says_to_be_loaded_in_the_forked_process(saved):
-    saved.device = torch.device("cuda")
-    saved._process = -1  # that of a parent
+def test_predict_rejects_gpu_model_in_forked_process(model_from_file):
+    model_from_file.device = torch.device("cuda")
+    model_from_file._process = -1  # not this process
     with pytest.raises(UsageError, match=r"nanomask is on cuda of the parent process"):
-        saved.predict(IMAGE)
+        model_from_file.predict(IMAGE)

@@ -1,4 +1,4 @@
-"""The bundled model on the bundled clip, and what every model promises of ``predict``."""
+"""Bundled NanoMask model: detections, batching, thresholds, precision and conversion."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def frames():
-    """Two frames of the clip, ten apart."""
+    """Frames 20 and 30 of the clip, (H, W, 3) uint8 RGB."""
     with av.open(str(CLIP)) as clip:
         images = [
             frame.to_ndarray(format="rgb24")
@@ -43,12 +43,12 @@ def frames():
             if index in (20, 30)
         ]
     for image in images:
-        image.flags.writeable = False  # as the sources give them
+        image.flags.writeable = False  # like frames from a source
     return images
 
 
-def assert_alike(found, expected):
-    """Equal to float noise: a mask may differ in a pixel that lies on the threshold."""
+def assert_close_instances(found, expected):
+    """Assert equality up to float noise; mask pixels on the threshold may differ."""
     np.testing.assert_array_equal(found.labels, expected.labels)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
@@ -57,7 +57,7 @@ def assert_alike(found, expected):
     assert np.count_nonzero(different) <= 3 * len(expected)
 
 
-def test_it_finds_the_people_in_the_clip_and_masks_that_fit_them(model, frames):
+def test_predict_finds_people_with_fitting_masks(model, frames):
     found = model.predict(frames[:1])[0]
     people = found[found.labels == 1]
     assert len(people) >= 4
@@ -70,7 +70,7 @@ def test_it_finds_the_people_in_the_clip_and_masks_that_fit_them(model, frames):
     assert (np.diff(found.scores) <= 0).all()
 
 
-def test_the_image_is_not_changed_and_any_layout_of_it_gives_the_same(model, frames):
+def test_predict_accepts_any_memory_layout_without_changing_the_image(model, frames):
     image = frames[0].copy()
     expected = model.predict([image])[0]
     np.testing.assert_array_equal(image, frames[0])
@@ -81,31 +81,31 @@ def test_the_image_is_not_changed_and_any_layout_of_it_gives_the_same(model, fra
     ]
     for other in layouts:
         assert not other.flags.c_contiguous
-        assert_alike(model.predict([other])[0], expected)
+        assert_close_instances(model.predict([other])[0], expected)
 
 
-def test_results_are_in_the_pixels_of_the_image_given(model, frames):
+def test_predict_returns_input_image_coordinates(model, frames):
     whole = model.predict(frames[:1])[0]
     doubled = model.predict([cv2.resize(frames[0], None, fx=2, fy=2)])[0]
     assert doubled.size == (2 * whole.size[0], 2 * whole.size[1])
-    surest = whole.boxes[:3]
-    assert (box_iou(2 * surest, doubled.boxes).max(axis=1) > 0.85).all()
-    nearest = box_iou(2 * surest, doubled.boxes).argmax(axis=1)
-    growth = doubled.masks.areas[nearest] / whole.masks.areas[:3]
+    top_boxes = whole.boxes[:3]
+    assert (box_iou(2 * top_boxes, doubled.boxes).max(axis=1) > 0.85).all()
+    best_match = box_iou(2 * top_boxes, doubled.boxes).argmax(axis=1)
+    growth = doubled.masks.areas[best_match] / whole.masks.areas[:3]
     np.testing.assert_allclose(growth, 4, rtol=0.15)
 
 
-def test_an_image_s_result_does_not_depend_on_its_neighbours_and_order_is_kept(model, frames):
+def test_predict_is_independent_of_batch_and_keeps_order(model, frames):
     a, b = frames
     wide, small = a[100:400], a[::3, ::3]
-    alone = {id(image): model.predict([image])[0] for image in (a, b, wide, small)}
+    single_results = {id(image): model.predict([image])[0] for image in (a, b, wide, small)}
     for batch in ([a, b], [b, a, a], [wide, a, small, b], [small, wide, b]):
         for image, found in zip(batch, model.predict(batch), strict=True):
             assert found.size == image.shape[:2]
-            assert_alike(found, alone[id(image)])
+            assert_close_instances(found, single_results[id(image)])
 
 
-def test_images_share_a_forward_only_if_their_prepared_shapes_are_equal(model, frames):
+def test_prepare_batches_images_of_equal_shape(model, frames):
     a, b = frames
     batches = model.prepare([a, a[:300], b])
     assert [batch.rows for batch in batches] == [(0, 2), (1,)]
@@ -114,18 +114,18 @@ def test_images_share_a_forward_only_if_their_prepared_shapes_are_equal(model, f
     assert not batches[1].tensor[:, :, 162:].any()  # padding is zero
     staged = model.postprocess(model.forward(batches))
     for found, expected in zip(staged, model.predict([a, a[:300], b]), strict=True):
-        assert_alike(found.instances, expected)
+        assert_close_instances(found.instances, expected)
 
 
-def test_each_frame_has_its_own_thresholds(model, frames):
+def test_predict_applies_thresholds_per_image(model, frames):
     a = frames[0]
-    chosen = [
+    thresholds = [
         Thresholds(score=0.5, classes=("person",), max_instances=2),
         Thresholds(score=0.99),
         Thresholds(score=0.3, mask=0.9),
         Thresholds(score=0.3, mask=0.1),
     ]
-    people, nothing, thin, thick = model.predict([a] * 4, chosen)
+    people, nothing, thin, thick = model.predict([a] * 4, thresholds)
     assert people.names == ["person", "person"]
     assert len(nothing) == 0
     assert nothing.features.shape == (0, 128)
@@ -133,15 +133,15 @@ def test_each_frame_has_its_own_thresholds(model, frames):
     assert len(model.predict([a], Thresholds(score=0.05))[0]) > len(thin)
 
 
-def test_what_is_too_small_is_left_out(model, frames):
+def test_predict_filters_by_min_area(model, frames):
     found = model.predict(frames[:1], Thresholds(score=0.3))[0]
-    least = int(np.median(found.masks.areas))
-    large = model.predict(frames[:1], Thresholds(score=0.3, min_area=least))[0]
-    np.testing.assert_array_equal(large.boxes, found.boxes[found.masks.areas >= least])
+    min_area = int(np.median(found.masks.areas))
+    large = model.predict(frames[:1], Thresholds(score=0.3, min_area=min_area))[0]
+    np.testing.assert_array_equal(large.boxes, found.boxes[found.masks.areas >= min_area])
     assert 0 < len(large) < len(found)
 
 
-def test_an_unknown_class_and_a_wrong_number_of_thresholds_are_refused(model, frames):
+def test_predict_rejects_unknown_class_and_wrong_number_of_thresholds(model, frames):
     with pytest.raises(UsageError, match="did you mean 'person'"):
         model.predict(frames, Thresholds(classes=("persn",)))
     with pytest.raises(UsageError, match="1 thresholds for 2 images"):
@@ -157,14 +157,14 @@ def test_an_unknown_class_and_a_wrong_number_of_thresholds_are_refused(model, fr
         [[0, 0, 0]],
     ],
 )
-def test_what_is_no_image_is_refused(model, image):
+def test_predict_rejects_invalid_images(model, image):
     with pytest.raises(UsageError, match="image 1 must be"):
         model.predict([np.zeros((5, 5, 3), np.uint8), image])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (33, 31)])
-def test_tiny_and_thin_images_are_predicted(size, monkeypatch):
-    monkeypatch.setattr(NanoMask, "min_score", 0.0)  # random weights are sure of nothing
+def test_predict_accepts_tiny_and_thin_images(size, monkeypatch):
+    monkeypatch.setattr(NanoMask, "min_score", 0.0)  # random weights score near 0
     model = load_model("nanomask", weights="none", device="cpu", input_size=64, score=0.001)
     found = model.predict([np.full((*size, 3), 90, np.uint8)])[0]
     assert len(found) > 0
@@ -174,33 +174,33 @@ def test_tiny_and_thin_images_are_predicted(size, monkeypatch):
     assert (found.boxes[:, 2:] <= np.array(size)[::-1] + 1e-3).all()
 
 
-def test_no_images_no_results(model):
+def test_predict_returns_empty_list_for_no_images(model):
     assert model.predict([]) == []
 
 
-def test_an_empty_scene_has_no_instances(model):
+def test_predict_returns_no_instances_for_uniform_image(model):
     found = model.predict([np.full((90, 120, 3), 114, np.uint8)])[0]
     assert len(found) == 0
     assert found.features.shape == (0, 128)
 
 
-def test_random_weights_flood_no_one_with_detections(monkeypatch):
+def test_predict_limits_number_of_instances(monkeypatch):
     monkeypatch.setattr(NanoMask, "min_score", 0.001)
     model = load_model("nanomask", weights="none", device="cpu", input_size=96, score=0)
     found = model.predict([np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)])[0]
     assert 0 < len(found) <= 100
 
 
-def test_features_are_of_length_one_and_tell_objects_apart(model, frames):
+def test_features_are_normalized_and_distinguish_objects(model, frames):
     first, second = model.predict(frames)
     np.testing.assert_allclose(np.linalg.norm(first.features, axis=1), 1, atol=1e-5)
-    likeness = first.features @ second.features.T
-    same = box_iou(first.boxes, second.boxes) > 0.7  # the parked cars at least stand still
+    similarity = first.features @ second.features.T
+    same = box_iou(first.boxes, second.boxes) > 0.7  # parked cars do not move
     assert same.any()
-    assert likeness[same].mean() > likeness[~same].mean()
+    assert similarity[same].mean() > similarity[~same].mean()
 
 
-def test_boxes_are_decoded_from_distributions_around_cell_centres():
+def test_decode_boxes_uses_distance_distributions_around_cell_centres():
     grid = cell_grid((32, 64))
     assert grid.shape == (4 * 8 + 2 * 4 + 1 * 2, 3)
     np.testing.assert_array_equal(
@@ -217,7 +217,7 @@ def test_boxes_are_decoded_from_distributions_around_cell_centres():
     torch.testing.assert_close(box, torch.tensor([[-8.0, -8, 32, 32]]))
 
 
-def test_the_map_around_boxes_is_the_whole_map_where_boxes_are_cut(model, frames):
+def test_map_around_equals_full_map_inside_boxes(model, frames):
     batch = model.prepare(frames)[0]
     height, width = batch.tensor.shape[2:]
     branch = model.network.mask
@@ -239,48 +239,48 @@ def test_the_map_around_boxes_is_the_whole_map_where_boxes_are_cut(model, frames
             assert around.eq(0).float().mean() > whole.eq(0).float().mean() or extent == 400.0
 
 
-def test_bf16_finds_the_same_objects(model, frames):
+def test_predict_in_bf16_finds_same_objects_as_fp32(model, frames):
     found = load_model("nanomask", device="cpu", precision="bf16", score=0.5).predict(frames[:1])[0]
     expected = model.predict(frames[:1])[0]
-    sure = expected[expected.scores > 0.55]
-    overlap = box_iou(sure.boxes, found.boxes)
+    confident_rows = expected[expected.scores > 0.55]
+    overlap = box_iou(confident_rows.boxes, found.boxes)
     assert (overlap.max(axis=1) > 0.9).all()
     matched = found[overlap.argmax(axis=1)]
-    np.testing.assert_array_equal(matched.labels, sure.labels)
-    np.testing.assert_allclose(matched.scores, sure.scores, atol=0.03)
-    assert (matched.masks.pairwise_iou(sure.masks).diagonal() > 0.9).all()
+    np.testing.assert_array_equal(matched.labels, confident_rows.labels)
+    np.testing.assert_allclose(matched.scores, confident_rows.scores, atol=0.03)
+    assert (matched.masks.pairwise_iou(confident_rows.masks).diagonal() > 0.9).all()
 
 
-def converted(monkeypatch, *arguments):
+def run_convert(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
     runpy.run_path(str(ROOT / "tools" / "convert.py"), run_name="__main__")
 
 
-def test_a_detector_s_arrays_become_what_training_starts_from(tmp_path, monkeypatch):
+def test_convert_detector_writes_initial_weights_for_training(tmp_path, monkeypatch):
     random = load_model("nanomask", weights="none", device="cpu").network.state_dict()
-    given = {
+    detector = {
         name: np.full(tensor.shape, 0.5, np.float16)
         for name, tensor in random.items()
         if not name.startswith("mask.")
     }
-    np.savez(tmp_path / "detector.npz", **given)
-    converted(monkeypatch, "detector", tmp_path / "detector.npz", tmp_path / "start.safetensors")
-    made = load_model("nanomask", weights=tmp_path / "start.safetensors", device="cpu")
-    for name, tensor in made.network.state_dict().items():
-        assert (tensor == 0.5).all() if name in given else torch.equal(tensor, random[name])
+    np.savez(tmp_path / "detector.npz", **detector)
+    run_convert(monkeypatch, "detector", tmp_path / "detector.npz", tmp_path / "start.safetensors")
+    loaded = load_model("nanomask", weights=tmp_path / "start.safetensors", device="cpu")
+    for name, tensor in loaded.network.state_dict().items():
+        assert (tensor == 0.5).all() if name in detector else torch.equal(tensor, random[name])
     np.savez(tmp_path / "other.npz", stem=np.zeros(3))
     with pytest.raises(SystemExit, match=r"other\.npz: isn't NanoDet-g"):
-        converted(monkeypatch, "detector", tmp_path / "other.npz", tmp_path / "none.safetensors")
+        run_convert(monkeypatch, "detector", tmp_path / "other.npz", tmp_path / "none.safetensors")
     assert not (tmp_path / "none.safetensors").exists()
 
 
-def test_the_package_carries_half_precision_with_names_of_classes(tmp_path, monkeypatch):
+def test_convert_bundle_reproduces_bundled_fp16_weights(tmp_path, monkeypatch):
     bundled = ROOT / "streamseg" / "assets" / "nanomask.safetensors"
-    again = tmp_path / "again.safetensors"
-    converted(monkeypatch, "bundle", bundled, again)
-    made, shipped = load_file(again), load_file(bundled)
-    assert made.keys() == shipped.keys()
-    assert all(torch.equal(tensor, shipped[name]) for name, tensor in made.items())
+    output = tmp_path / "output.safetensors"
+    run_convert(monkeypatch, "bundle", bundled, output)
+    bundled_again, shipped = load_file(output), load_file(bundled)
+    assert bundled_again.keys() == shipped.keys()
+    assert all(torch.equal(tensor, shipped[name]) for name, tensor in bundled_again.items())
     assert {tensor.dtype for tensor in shipped.values()} == {torch.float16}
     assert files.read(bundled).categories == load_model("nanomask").all_categories
     assert bundled.stat().st_size < 15_000_000
@@ -288,13 +288,13 @@ def test_the_package_carries_half_precision_with_names_of_classes(tmp_path, monk
 
 @pytest.mark.by_hand
 @pytest.mark.timeout(600)
-def test_the_average_precision_is_that_of_the_model_card(streamseg, tmp_path):
+def test_eval_reproduces_model_card_ap(streamseg, tmp_path):
     if not SHARED.exists():
         pytest.skip("needs ../shared/data, which isn't part of the project")
     config = ROOT / "configs" / "eval" / "nanomask.yaml"
     root = ("--set", f"data.root={SHARED.resolve()}")
-    ended = streamseg("eval", config, *root, "--json", tmp_path / "report.json")
-    assert ended.returncode == 0, ended.stderr
+    process = streamseg("eval", config, *root, "--json", tmp_path / "report.json")
+    assert process.returncode == 0, process.stderr
     datasets = json.loads((tmp_path / "report.json").read_text())["datasets"]
     precision = {
         (dataset["name"], on): dataset[on]["ap"]
@@ -312,8 +312,8 @@ def test_the_average_precision_is_that_of_the_model_card(streamseg, tmp_path):
     )
 
 
-def test_the_people_in_the_clip_are_found(monkeypatch, capsys):
-    """By the labels that were made by eye; the figures are the model card's."""
+def test_street_check_reproduces_model_card_counts(monkeypatch, capsys):
+    """Compare with the hand-made labels; the numbers are those of the model card."""
     monkeypatch.setattr(sys, "argv", ["street_check.py"])
     runpy.run_path(str(ROOT / "tools" / "street_check.py"), run_name="__main__")
     found, false = re.search(r"(\d+) of 155 people, (\d+) false", capsys.readouterr().out).groups()

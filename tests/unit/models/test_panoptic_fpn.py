@@ -1,4 +1,4 @@
-"""Panoptic FPN gives what detectron2 gives: things, stuff, and the map of both."""
+"""Panoptic FPN: parity with detectron2, merging of things and stuff, and training."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def published():
 
 @pytest.fixture(scope="module")
 def model(published):
-    """With the fixture's weights."""
-    made = load_model("panoptic_fpn_r50", weights="none", device="cpu", score=0)
-    made.network.load_state_dict(PanopticFPN.convert_state_dict(made.network, published.state()))
-    return made
+    """Return a model with the reference weights."""
+    model = load_model("panoptic_fpn_r50", weights="none", device="cpu", score=0)
+    model.network.load_state_dict(PanopticFPN.convert_state_dict(model.network, published.state()))
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,14 @@ def detections(model):
     return model.forward(model.prepare([make_image()]))
 
 
-def test_the_published_file_fits_exactly(published):
+def test_convert_state_dict_fits_published_weights(published):
     with torch.device("meta"):
         network = PanopticFPN.build("panoptic_fpn_r50", COCO_PANOPTIC)
     assert differences(network, PanopticFPN.convert_state_dict(network, published.empty())) is None
 
 
 @pytest.mark.slow
-def test_stuff_of_each_place_is_the_published_one(detections, published):
+def test_stuff_logits_match_reference(detections, published):
     stuff = detections[0].panoptic
     assert_same_tensor("sem_logits_stride4", stuff.logits[None], published, 1e-4)
     differing = stuff.classes() != published.arrays["sem_argmax"]
@@ -58,7 +58,7 @@ def test_stuff_of_each_place_is_the_published_one(detections, published):
 
 
 @pytest.mark.slow
-def test_things_stuff_and_their_map_are_the_published_ones(model, detections, published):
+def test_postprocess_matches_reference_segments(model, detections, published):
     (found,) = model.postprocess(detections)
     assert_same_instances(found.instances, published)
     expected = published.meta["segments_info"]
@@ -71,58 +71,60 @@ def test_things_stuff_and_their_map_are_the_published_ones(model, detections, pu
         )
         for each in expected
     ]
-    painted = np.zeros(found.instances.size, np.int64)
+    segment_map = np.zeros(found.instances.size, np.int64)
     for each in found.segments:
-        painted[each.mask.to_array()] = each.id
-    differing = painted != published.arrays["panoptic_seg"]
+        segment_map[each.mask.to_array()] = each.id
+    differing = segment_map != published.arrays["panoptic_seg"]
     assert np.count_nonzero(differing) <= PIXELS
 
 
 @pytest.mark.slow
-def test_a_frame_s_thresholds_decide_which_things_there_are(model, detections):
-    (everything,) = model.postprocess(detections)
-    things = [each for each in everything.segments if each.thing]
+def test_predict_panoptic_applies_score_threshold_to_things(model, detections):
+    (unfiltered,) = model.postprocess(detections)
+    things = [each for each in unfiltered.segments if each.thing]
     (found,) = model.predict_panoptic([make_image()], Thresholds(score=0.85))
-    kept = [each for each in found if each.thing]
-    assert 0 < len(kept) < len(things)
+    kept_things = [each for each in found if each.thing]
+    assert 0 < len(kept_things) < len(things)
     assert any(not each.thing for each in found)
 
 
-def test_models_without_stuff_have_no_panoptic_results():
-    made = load_model("nanomask", input_size=64)
+def test_predict_panoptic_rejects_model_without_stuff():
+    model = load_model("nanomask", input_size=64)
     with pytest.raises(UsageError, match="nanomask has no panoptic results"):
-        made.predict_panoptic([np.zeros((32, 32, 3), np.uint8)])
+        model.predict_panoptic([np.zeros((32, 32, 3), np.uint8)])
 
 
 # Merging
 
 
-def instances_of(masks, scores):
+def create_instances(masks, scores):
     masks = np.asarray(masks, np.bool_)
     crops, origins = list(masks), np.zeros((len(masks), 2), np.int64)
     boxes = np.zeros((len(masks), 4), np.float32)
     labels = np.arange(1, len(masks) + 1)
-    made = Masks.from_crops(crops, origins, masks.shape[1:])
-    return Instances(boxes, np.float32(scores), labels, made, {1: "a", 2: "b", 3: "c"})
+    created_masks = Masks.from_crops(crops, origins, masks.shape[1:])
+    return Instances(boxes, np.float32(scores), labels, created_masks, {1: "a", 2: "b", 3: "c"})
 
 
-def stuff_of(classes, size=None):
-    """Logits that say ``classes`` (h, w) for 4 x 4 pixels each."""
+def create_stuff(classes, size=None):
+    """Return logits with the given classes (h, w), each for 4 x 4 pixels."""
     classes = np.asarray(classes)
     logits = torch.nn.functional.one_hot(torch.tensor(classes), 3).permute(2, 0, 1).float()
     shape = 4 * classes.shape[0], 4 * classes.shape[1]
     return StuffLogits(logits, shape, size or shape, {92: "banner", 200: "rug"})
 
 
-def test_the_surest_thing_is_on_top_and_stuff_gets_the_rest():
+def test_segments_order_things_by_score_and_fill_with_stuff():
     whole, left = np.ones((100, 200), np.bool_), np.zeros((100, 200), np.bool_)
     left[:, :60] = True
     hidden = left.copy()
-    hidden[:, :25] = False  # more than half of it is covered by the first one
+    hidden[:, :25] = False  # the first one covers more than half of it
     hidden[:, 60:80] = True
     classes = np.ones((25, 50), np.int64)
-    classes[:, 45:] = 2  # 20 of 200 columns: too little of it
-    segments = stuff_of(classes).segments(instances_of([left, hidden, whole], [0.9, 0.8, 0.4]))
+    classes[:, 45:] = 2  # 20 of 200 columns: below the minimum area
+    segments = create_stuff(classes).segments(
+        create_instances([left, hidden, whole], [0.9, 0.8, 0.4])
+    )
     assert [(each.id, each.label, each.thing) for each in segments] == [
         (1, 1, True),
         (2, 92, False),
@@ -132,47 +134,51 @@ def test_the_surest_thing_is_on_top_and_stuff_gets_the_rest():
     assert not (segments[0].mask.to_array() & segments[1].mask.to_array()).any()
 
 
-def test_of_a_thing_that_is_partly_hidden_the_rest_is_seen():
+def test_segments_keep_visible_part_of_occluded_thing():
     first, second = np.zeros((2, 10, 100), np.bool_)
     first[:, :50], second[:, 30:90] = True, True
-    segments = stuff_of(np.zeros((3, 25), np.int64), (10, 100)).segments(
-        instances_of([first, second], [0.9, 0.7])
+    segments = create_stuff(np.zeros((3, 25), np.int64), (10, 100)).segments(
+        create_instances([first, second], [0.9, 0.7])
     )
     assert [each.mask.area for each in segments] == [500, 400]
 
 
-def test_an_image_without_anything_has_no_segments():
+def test_segments_are_empty_without_things_and_stuff():
     assert (
-        stuff_of(np.zeros((3, 25), np.int64)).segments(instances_of(np.zeros((0, 12, 100)), []))
+        create_stuff(np.zeros((3, 25), np.int64)).segments(
+            create_instances(np.zeros((0, 12, 100)), [])
+        )
         == ()
     )
 
 
 @given(
     maps=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    cut=st.tuples(st.floats(0.3, 1), st.floats(0.3, 1)),
+    shape_fraction=st.tuples(st.floats(0.3, 1), st.floats(0.3, 1)),
     size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=60, deadline=None)
-def test_classes_are_those_of_logits_resized_as_a_whole(maps, cut, size, seed):
+def test_stuff_classes_match_full_frame_resize(maps, shape_fraction, size, seed):
     logits = torch.randn(3, *maps, generator=torch.Generator().manual_seed(seed))
-    shape = tuple(max(int(4 * side * part), 1) for side, part in zip(maps, cut, strict=True))
+    shape = tuple(
+        max(int(4 * side * part), 1) for side, part in zip(maps, shape_fraction, strict=True)
+    )
     large = interpolate(
         logits[None], (4 * maps[0], 4 * maps[1]), mode="bilinear", align_corners=False
     )[:, :, : shape[0], : shape[1]]
-    whole = interpolate(large, size, mode="bilinear", align_corners=False)[0]
-    first, second = whole.topk(2, dim=0).values
-    sure = (first - second).numpy() > 1e-5
+    expected = interpolate(large, size, mode="bilinear", align_corners=False)[0]
+    first, second = expected.topk(2, dim=0).values
+    decided = (first - second).numpy() > 1e-5
     found = StuffLogits(logits, shape, size, {1: "a", 2: "b"}).classes()
-    assert np.array_equal(found[sure], whole.argmax(dim=0).numpy()[sure])
+    assert np.array_equal(found[decided], expected.argmax(dim=0).numpy()[decided])
 
 
-# A model as any other
+# Training and batches
 
 
 @pytest.mark.slow
-def test_stuff_takes_over_what_a_published_file_knows_of_its_name(tmp_path, published):
+def test_start_model_reuses_published_stuff_weights_by_name(tmp_path, published):
     path = tmp_path / "published.pth"
     state = published.state()
     torch.save({"model": state}, path)
@@ -187,16 +193,16 @@ def test_stuff_takes_over_what_a_published_file_knows_of_its_name(tmp_path, publ
 
 
 @pytest.mark.slow
-def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(model):
+def test_predict_panoptic_is_independent_of_batch(model):
     small = load_model("panoptic_fpn_r50", weights="none", device="cpu", input_size=96, score=0)
     small.network.load_state_dict(model.network.state_dict())
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((60, 80), (30, 90), (60, 80))]
     before = images[2].copy()
-    (alone,) = small.predict_panoptic(images[2:])
+    (expected_segments,) = small.predict_panoptic(images[2:])
     found = small.predict_panoptic(images)[2]
-    assert len(found) == len(alone) > 1
-    for own, expected in zip(found, alone, strict=True):
+    assert len(found) == len(expected_segments) > 1
+    for own, expected in zip(found, expected_segments, strict=True):
         assert (own.id, own.label, own.thing) == (expected.id, expected.label, expected.thing)
         assert np.count_nonzero(own.mask.to_array() != expected.mask.to_array()) <= PIXELS
     np.testing.assert_array_equal(images[2], before)
@@ -204,17 +210,17 @@ def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(model):
 
 @pytest.mark.by_hand
 @pytest.mark.timeout(900)
-def test_it_learns_eight_pictures_by_heart(tmp_path):
-    """Of 128 x 96 pixels: there must be room for what counts as stuff at all."""
+def test_panoptic_fpn_overfits_eight_images(tmp_path):
+    """Use images of 128 x 96 pixels, large enough for the minimum stuff area."""
     write_panoptic_dataset(tmp_path, 8, first=14, scale=2)
     data = {
         "format": "panoptic",
         "images": "images",
         "annotations": "panoptic.json",
         "segments": "panoptic",
-        "name": "by heart",
+        "name": "overfit",
     }
-    measures = overfit_dataset(
+    metrics = overfit_dataset(
         tmp_path,
         "panoptic_fpn_r50",
         data,
@@ -224,4 +230,4 @@ def test_it_learns_eight_pictures_by_heart(tmp_path):
         optimiser={"rate": 3e-4, "weight_decay": 0, "clip": 10},
         schedule={"warmup": 16},
     )
-    assert measures["by heart, panoptic"]["pq"] >= 0.9
+    assert metrics["overfit, panoptic"]["pq"] >= 0.9

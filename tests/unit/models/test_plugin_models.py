@@ -91,18 +91,18 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Plu
     return load_model
 
 
-def frame(index: int = 0) -> Frame:
+def make_frame(index: int = 0) -> Frame:
     image = np.zeros((8, 10, 3), np.uint8)
-    return Frame("gate", index, 0, index / 25, time.time(), time.monotonic(), image)
+    return Frame("yard", index, 0, index / 25, time.time(), time.monotonic(), image)
 
 
 def predict(model: PluginModel, **thresholds: object) -> Instances:
     selection = Thresholds(class_agnostic_iou=None, **thresholds)  # type: ignore[arg-type]
-    (prediction,) = model.infer([frame()], [selection]).predictions
+    (prediction,) = model.infer([make_frame()], [selection]).predictions
     return prediction.instances
 
 
-def test_instances_are_sorted_and_selected_by_the_thresholds(load) -> None:
+def test_predict_sorts_and_filters_instances(load) -> None:
     model = load("rows")
     assert predict(model, score=0.0).names == ["high", "low"]
     assert predict(model, score=0.5).names == ["high"]
@@ -111,9 +111,9 @@ def test_instances_are_sorted_and_selected_by_the_thresholds(load) -> None:
     assert predict(model, score=0.0, min_area=17).names == []
 
 
-def test_each_frame_has_its_own_thresholds(load) -> None:
+def test_predict_applies_thresholds_per_frame(load) -> None:
     thresholds = [Thresholds(score=0.5), Thresholds(score=0.1)]
-    inference = load("rows").infer([frame(0), frame(1)], thresholds)
+    inference = load("rows").infer([make_frame(0), make_frame(1)], thresholds)
     assert [len(each.instances) for each in inference.predictions] == [1, 2]
     assert set(inference.seconds) == {"forward"}
 
@@ -128,7 +128,7 @@ def test_each_frame_has_its_own_thresholds(load) -> None:
         ("unknown-label", "label 7 is none of its categories"),
     ],
 )
-def test_invalid_results_are_one_line_with_the_package(load, name: str, message: str) -> None:
+def test_invalid_result_error_names_the_package(load, name: str, message: str) -> None:
     with pytest.raises(PluginError) as caught:
         predict(load(name))
     assert message in str(caught.value)
@@ -152,13 +152,13 @@ def test_invalid_plugin_is_a_config_error(load, name: str, message: str) -> None
     assert "demo-plugin 1.0" in str(caught.value)
 
 
-def test_options_of_built_in_models_are_refused(load) -> None:
+def test_built_in_options_are_rejected(load) -> None:
     load("rows")
     with pytest.raises(ConfigError, match=r"model\.input_size: rows is a plug-in"):
         find_model_plugin(ModelConfig(name="rows", input_size=320))
 
 
-def test_other_names_are_no_plugins(load) -> None:
+def test_unregistered_name_is_not_a_plugin(load) -> None:
     assert find_model_plugin(ModelConfig(name="nanomask")) is None
     with pytest.raises(UnknownModelError, match=r"'rows' is a plug-in of demo-plugin 1\.0"):
         find("rows")
@@ -166,7 +166,7 @@ def test_other_names_are_no_plugins(load) -> None:
         find("raisin")
 
 
-def test_masks_are_those_of_the_plugin(load) -> None:
+def test_plugin_masks_are_unchanged(load) -> None:
     instances = predict(load("rows"), score=0.5)
     expected = Masks.from_boxes(np.array([[4, 4, 8, 8]]), (8, 10))
     assert instances.masks == expected

@@ -1,4 +1,4 @@
-"""``predict`` takes images as people have them, and refuses what can be meant in two ways."""
+"""Accepted and rejected input types of ``predict``."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def street():
+def street_image():
     with av.open(str(CLIP)) as clip:
         return next(clip.decode(video=0)).to_ndarray(format="rgb24")
 
@@ -35,105 +35,115 @@ def image():
     return np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 
 
-def same(images, expected):
-    """Whether the pixels that the model is given are the expected ones."""
-    got = read_image_of_any_type(images, "it")
-    assert got.dtype == np.uint8
-    np.testing.assert_array_equal(got, expected)
+def assert_read_as(images, expected):
+    """Assert that an image is read as the expected pixels."""
+    pixels = read_image_of_any_type(images, "it")
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected)
 
 
-def test_one_image_has_one_result_and_several_have_a_list(model, street):
-    here = model.predict([street])[0]
-    assert len(here) > 3
-    alone = model.predict(street)
-    assert isinstance(alone, Instances)
-    assert alone.to_coco(1) == here.to_coco(1)
-    for several in ([street], (street,), iter([street]), street[None], street[None][:0]):
-        found = model.predict(several)
+def test_predict_returns_instances_for_one_image_and_list_for_several(model, street_image):
+    expected = model.predict([street_image])[0]
+    assert len(expected) > 3
+    single = model.predict(street_image)
+    assert isinstance(single, Instances)
+    assert single.to_coco(1) == expected.to_coco(1)
+    for images in (
+        [street_image],
+        (street_image,),
+        iter([street_image]),
+        street_image[None],
+        street_image[None][:0],
+    ):
+        found = model.predict(images)
         assert isinstance(found, list)
-        assert [len(each) for each in found] in ([len(here)], [])
+        assert [len(each) for each in found] in ([len(expected)], [])
     assert model.predict([]) == []
 
 
-def test_every_kind_of_image_gives_the_same_result(model, street, tmp_path):
-    here = model.predict(street).to_coco(1)
-    Image.fromarray(street).save(tmp_path / "street.png")
-    tensor = torch.from_numpy(street).permute(2, 0, 1)
-    kinds = [
-        *(tensor, tensor / 255, Image.fromarray(street), tmp_path / "street.png"),
-        *(str(tmp_path / "street.png"), street / 255, np.dstack([street, street[:, :, 0]])),
+def test_predict_accepts_every_image_type(model, street_image, tmp_path):
+    expected = model.predict(street_image).to_coco(1)
+    Image.fromarray(street_image).save(tmp_path / "street.png")
+    tensor = torch.from_numpy(street_image).permute(2, 0, 1)
+    inputs = [
+        *(tensor, tensor / 255, Image.fromarray(street_image), tmp_path / "street.png"),
+        *(
+            str(tmp_path / "street.png"),
+            street_image / 255,
+            np.dstack([street_image, street_image[:, :, 0]]),
+        ),
         next(iter(open_source(CLIP).frames())),
     ]
-    assert len(here) > 3
-    for each in kinds[:-1]:
-        assert model.predict(each).to_coco(1) == here, type(each)
-    assert len(model.predict(kinds[-1])) > 3
+    assert len(expected) > 3
+    for each in inputs[:-1]:
+        assert model.predict(each).to_coco(1) == expected, type(each)
+    assert len(model.predict(inputs[-1])) > 3
 
 
-def test_grey_images_and_alpha(image):
+def test_read_image_accepts_grey_images_and_alpha(image):
     grey = np.repeat(image[:, :, :1], 3, axis=2)
-    for kind in (image[:, :, 0], image[:, :, :1], torch.tensor(image[:, :, 0])):
-        same(kind, grey)
-    same(torch.tensor(image[:, :, 0])[None], grey)
-    same(np.dstack([image, image[:, :, 0]]), image)
-    same(torch.tensor(np.dstack([image, image[:, :, 0]])).permute(2, 0, 1), image)
+    for grey_input in (image[:, :, 0], image[:, :, :1], torch.tensor(image[:, :, 0])):
+        assert_read_as(grey_input, grey)
+    assert_read_as(torch.tensor(image[:, :, 0])[None], grey)
+    assert_read_as(np.dstack([image, image[:, :, 0]]), image)
+    assert_read_as(torch.tensor(np.dstack([image, image[:, :, 0]])).permute(2, 0, 1), image)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_floats_from_0_to_1_are_scaled_and_rounded(image, dtype):
-    same((image / 255).astype(dtype), image)
-    same(torch.tensor((image / 255).astype(dtype)).permute(2, 0, 1), image)
+def test_read_image_scales_and_rounds_floats(image, dtype):
+    assert_read_as((image / 255).astype(dtype), image)
+    assert_read_as(torch.tensor((image / 255).astype(dtype)).permute(2, 0, 1), image)
 
 
-def test_tensors_that_need_gradients_or_are_bf16_are_read(image):
+def test_read_image_accepts_tensors_with_gradient_and_bf16(image):
     scaled = torch.tensor(image / 255).permute(2, 0, 1)
-    same(scaled.clone().requires_grad_(), image)
+    assert_read_as(scaled.clone().requires_grad_(), image)
     assert abs(read_image_of_any_type(scaled.bfloat16(), "it").astype(int) - image).max() <= 1
 
 
-def test_any_strides_are_read_and_nothing_is_written_to(image):
+def test_read_image_accepts_any_strides_and_does_not_write(image):
     views = [
         *(image[::-1, ::-1], image[::2, ::3], image[:, :, ::-1], np.asfortranarray(image)),
         np.broadcast_to(image[:1], image.shape),
     ]
-    locked = image.copy()
-    locked.flags.writeable = False
+    read_only = image.copy()
+    read_only.flags.writeable = False
     before = image.copy()
-    for view in [*views, locked]:
-        same(view, np.array(view))
+    for view in [*views, read_only]:
+        assert_read_as(view, np.array(view))
     np.testing.assert_array_equal(image, before)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LA"])
-def test_pillow_images_of_every_mode_are_as_pillow_converts_them(image, mode):
-    picture = Image.fromarray(image).convert(mode)
-    same(picture, np.asarray(picture.convert("RGB")))
+def test_read_image_converts_pillow_modes_to_rgb(image, mode):
+    converted = Image.fromarray(image).convert(mode)
+    assert_read_as(converted, np.asarray(converted.convert("RGB")))
 
 
-def test_pillow_images_with_transparency_or_premultiplied_alpha_are_read(image):
+def test_read_image_accepts_pillow_transparency_and_premultiplied_alpha(image):
     palette = Image.fromarray(image).convert("P")
     expected = np.asarray(palette.convert("RGB"))
     palette.info["transparency"] = bytes(range(256))
-    same(palette, expected)
+    assert_read_as(palette, expected)
     opaque = Image.fromarray(image).convert("RGBA")
-    same(opaque.convert("RGBa"), image)
+    assert_read_as(opaque.convert("RGBa"), image)
     assert (
         read_image_of_any_type(Image.fromarray(image).convert("LA").convert("La"), "it").shape
         == image.shape
     )
 
 
-def test_a_file_is_read_upright_and_a_pillow_image_as_it_is(image, tmp_path):
+def test_read_image_applies_exif_orientation_to_files_only(image, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
-    same(tmp_path / "turned.png", np.rot90(image, -1))
+    assert_read_as(tmp_path / "turned.png", np.rot90(image, -1))
     with Image.open(tmp_path / "turned.png") as opened:
-        same(opened, image)
+        assert_read_as(opened, image)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         *(np.zeros((3, 48, 64), np.uint8), np.zeros((48, 64, 2), np.uint8)),
         *(np.zeros((0, 5, 3), np.uint8), np.zeros(3, np.uint8), np.array(3)),
@@ -147,33 +157,36 @@ def test_a_file_is_read_upright_and_a_pillow_image_as_it_is(image, tmp_path):
     ],
     ids=lambda each: str(getattr(each, "dtype", "")) + type(each).__name__,
 )
-def test_what_can_be_meant_in_two_ways_or_in_none_is_refused_in_one_line(model, wrong):
-    for given in (wrong, [wrong]):
-        with pytest.raises(ArgumentError) as refused:
-            model.predict(given)
-        assert "\n" not in str(refused.value)
-        assert "hunter2" not in str(refused.value)
+def test_predict_rejects_ambiguous_and_invalid_images(model, invalid):
+    for argument in (invalid, [invalid]):
+        with pytest.raises(ArgumentError) as caught:
+            model.predict(argument)
+        assert "\n" not in str(caught.value)
+        assert "hunter2" not in str(caught.value)
     with pytest.raises(ArgumentError):
-        model.predict([[wrong]])
+        model.predict([[invalid]])
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "text.jpg", ".", "nul\0byte", "x" * 5000])
-def test_a_file_that_is_no_image_is_refused_with_its_name(model, name, tmp_path, monkeypatch):
+def test_predict_rejects_invalid_image_file(model, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("text.jpg").write_text("not an image")
     with pytest.raises(SourceError):
         model.predict(name)
 
 
-def test_a_picture_that_pillow_can_not_decode_is_refused(tmp_path, image):
-    Image.fromarray(np.repeat(image, 20, axis=0)).save(tmp_path / "cut.jpg")
-    whole = (tmp_path / "cut.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    with Image.open(tmp_path / "cut.jpg") as opened, pytest.raises(SourceError, match="Pillow"):
+def test_read_images_rejects_truncated_pillow_image(tmp_path, image):
+    Image.fromarray(np.repeat(image, 20, axis=0)).save(tmp_path / "truncated.jpg")
+    encoded = (tmp_path / "truncated.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(encoded[: len(encoded) // 2])
+    with (
+        Image.open(tmp_path / "truncated.jpg") as opened,
+        pytest.raises(SourceError, match="Pillow"),
+    ):
         read_images([opened])
 
 
-def test_what_is_one_image_is_known_by_its_dimensions():
+def test_is_single_depends_on_dimensions():
     assert is_single(np.zeros((4, 4, 3)))
     assert is_single("a.jpg")
     assert not is_single(np.zeros((1, 4, 4, 3)))
@@ -186,6 +199,6 @@ def test_what_is_one_image_is_known_by_its_dimensions():
     ["x", {}, 5, [1], [Thresholds()] * 2, Thresholds(score="x"), Thresholds(classes="person")],
     ids=str,
 )
-def test_wrong_thresholds_are_refused(model, image, thresholds):
+def test_predict_rejects_invalid_thresholds(model, image, thresholds):
     with pytest.raises(StreamsegError):
         model.predict([image], thresholds)

@@ -1,4 +1,4 @@
-"""The catalogue, thresholds, weights files, and masks resized inside their boxes."""
+"""Model catalogue, thresholds, weights files and mask pasting within boxes."""
 
 import pickle
 import subprocess
@@ -35,56 +35,56 @@ NAMES = {1: "person", 3: "car", 7: "train"}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# Masks inside their boxes
+# Mask pasting
 
 
-def boxes_that_meet(size, count, rng):
-    """Boxes in, over and around the frame, some thinner than a pixel."""
+def random_boxes(size, count, rng):
+    """Return boxes inside, across and outside the frame, some thinner than a pixel."""
     height, width = size
     kinds = rng.integers(0, 4, count)
     reach = np.array([width, height], np.float64)
     centres = rng.uniform(0, reach, (count, 2))
     extents = rng.uniform(0.2, 1.0, (count, 2)) * reach
-    extents[kinds == 1] *= 2.5  # out of the frame on several sides
+    extents[kinds == 1] *= 2.5  # exceeds the frame on several sides
     extents[kinds == 2, rng.integers(0, 2)] = rng.uniform(0, 1)  # thinner than a pixel
     extents[kinds == 3] = rng.uniform(0.01, 4, (np.count_nonzero(kinds == 3), 2))
     boxes = np.concatenate([centres - extents / 2, centres + extents / 2], axis=1)
     return torch.tensor(boxes, dtype=torch.float32)
 
 
-def pasted_in_frames(probabilities, boxes, size, threshold):
+def paste_with_torchvision(probabilities, boxes, size, threshold):
     return (paste_masks_in_image(probabilities[:, None], boxes, size)[:, 0] > threshold).numpy()
 
 
 @pytest.mark.parametrize(
     "size", [(1, 1), (1, 90), (90, 1), (7, 5), (64, 64), (120, 213), (200, 90), (200, 356)]
 )
-def test_masks_in_boxes_have_the_pixels_of_torchvision_full_frames(size):
+def test_paste_masks_matches_torchvision(size):
     rng = np.random.default_rng(size[0] * 1000 + size[1])
     torch.manual_seed(0)
-    seen = 0
+    visible = 0
     for threshold in (0.1, 0.3, 0.5, 0.7, 0.9):
-        boxes = boxes_that_meet(size, 25, rng)  # 8 sizes x 5 thresholds x 25 = 1,000
+        boxes = random_boxes(size, 25, rng)  # 8 sizes x 5 thresholds x 25 = 1,000
         probabilities = torch.rand(25, 28, 28)
-        expected = pasted_in_frames(probabilities, boxes, size, threshold)
+        expected = paste_with_torchvision(probabilities, boxes, size, threshold)
         masks = paste_masks(probabilities, boxes, size, threshold)
         np.testing.assert_array_equal(masks.to_arrays(), expected)
-        seen += np.count_nonzero(expected.any(axis=(1, 2)))
-    assert seen > 10
+        visible += np.count_nonzero(expected.any(axis=(1, 2)))
+    assert visible > 10
 
 
-def test_large_masks_that_lie_on_the_threshold_have_the_pixels_of_torchvision():
+def test_paste_masks_matches_torchvision_at_threshold():
     values = torch.tensor([0.0, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), 1.0])
     torch.manual_seed(0)
     probabilities = values[torch.randint(0, 4, (12, 28, 28))]
     probabilities[0] = 0.5
-    boxes = boxes_that_meet((400, 600), 12, np.random.default_rng(1))
-    expected = pasted_in_frames(probabilities, boxes, (400, 600), 0.5)
+    boxes = random_boxes((400, 600), 12, np.random.default_rng(1))
+    expected = paste_with_torchvision(probabilities, boxes, (400, 600), 0.5)
     masks = paste_masks(probabilities, boxes, (400, 600), 0.5)
     np.testing.assert_array_equal(masks.to_arrays(), expected)
 
 
-def test_masks_of_boxes_outside_the_frame_are_empty():
+def test_paste_masks_returns_empty_masks_for_boxes_outside_frame():
     boxes = torch.tensor(
         [[-50.0, 5, -20, 30], [200, 5, 260, 30], [5, -40, 9, -20], [5, 99, 9, 120]]
     )
@@ -92,14 +92,14 @@ def test_masks_of_boxes_outside_the_frame_are_empty():
     assert masks.areas.tolist() == [0, 0, 0, 0]
 
 
-def test_no_masks_make_no_masks():
+def test_paste_masks_accepts_no_masks():
     assert len(paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (60, 100), 0.5)) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "limit_ms"), [(20, 15), (100, 60)])
-def test_masks_at_1080p_take_a_small_part_of_the_time_of_full_frames(count, limit_ms):
-    """A tenth of what is measured on an idle machine, which this may not be."""
+def test_paste_masks_is_fast_at_1080p(count, limit_ms):
+    """The limits are ten times the durations on an idle machine."""
     rng = np.random.default_rng(0)
     corners = torch.tensor(rng.uniform(0, (1700, 800), (count, 2)), dtype=torch.float32)
     boxes = torch.cat([corners, corners + torch.tensor([110, 220])], dim=1)
@@ -115,7 +115,7 @@ def test_masks_at_1080p_take_a_small_part_of_the_time_of_full_frames(count, limi
 # Thresholds
 
 
-def rows(thresholds, scores, labels, boxes=None):
+def select_rows(thresholds, scores, labels, boxes=None):
     n = len(scores)
     boxes = np.tile([0.0, 0, 10, 10], (n, 1)) if boxes is None else boxes
     selection = Selection.from_thresholds(thresholds, NAMES)
@@ -124,30 +124,30 @@ def rows(thresholds, scores, labels, boxes=None):
     ).tolist()
 
 
-def test_a_score_on_the_threshold_is_kept():
+def test_score_threshold_is_inclusive():
     for threshold in (0.3, 0.5, 0.7, 0.9):
         scores = np.float32([threshold, np.nextafter(np.float32(threshold), np.float32(0))])
-        assert rows(Thresholds(score=threshold), scores, [1, 1]) == [0]
+        assert select_rows(Thresholds(score=threshold), scores, [1, 1]) == [0]
 
 
-def test_a_class_has_its_own_threshold():
+def test_score_by_class_overrides_score():
     thresholds = Thresholds(score=0.5, score_by_class={"car": 0.8, "train": 0.1})
-    assert rows(thresholds, [0.9, 0.7, 0.7, 0.2, 0.2], [3, 3, 1, 7, 1]) == [0, 2, 3]
+    assert select_rows(thresholds, [0.9, 0.7, 0.7, 0.2, 0.2], [3, 3, 1, 7, 1]) == [0, 2, 3]
 
 
-def test_only_the_classes_that_are_wanted_come_out():
-    assert rows(Thresholds(score=0, classes=("car",)), [0.9, 0.8, 0.7], [1, 3, 7]) == [1]
+def test_classes_select_rows():
+    assert select_rows(Thresholds(score=0, classes=("car",)), [0.9, 0.8, 0.7], [1, 3, 7]) == [1]
 
 
-def test_an_output_without_a_name_comes_out_unless_classes_are_chosen():
-    assert rows(Thresholds(score=0.1), [0.9, 0.8], [2, 1]) == [0, 1]
-    assert rows(Thresholds(score=0.1, classes=("person",)), [0.9, 0.8], [2, 1]) == [1]
+def test_unnamed_label_is_kept_unless_classes_are_set():
+    assert select_rows(Thresholds(score=0.1), [0.9, 0.8], [2, 1]) == [0, 1]
+    assert select_rows(Thresholds(score=0.1, classes=("person",)), [0.9, 0.8], [2, 1]) == [1]
 
 
-def test_a_region_keeps_boxes_whose_centre_is_inside():
+def test_region_keeps_boxes_with_centre_inside():
     notched = ((0.0, 0.0), (100.0, 0.0), (100.0, 100.0), (50.0, 50.0), (0.0, 100.0))
     boxes = [[0, 0, 20, 20], [40, 70, 60, 90], [5, 70, 15, 90], [190, 0, 210, 20]]
-    assert rows(Thresholds(score=0, region=notched), [0.9] * 4, [1] * 4, boxes) == [0, 2]
+    assert select_rows(Thresholds(score=0, region=notched), [0.9] * 4, [1] * 4, boxes) == [0, 2]
 
 
 @given(
@@ -155,125 +155,134 @@ def test_a_region_keeps_boxes_whose_centre_is_inside():
     st.integers(0, 15),
     st.integers(0, 15),
 )
-def test_a_rectangular_region_is_what_lies_between_its_sides(centres, x, y):
+def test_rectangular_region_matches_coordinate_comparison(centres, x, y):
     corners = ((x, y), (x + 6, y), (x + 6, y + 6), (x, y + 6))
     points = np.float32(centres)
     boxes = np.concatenate([points - 1, points + 1], axis=1)
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    on_a_side = np.isin(middle, [x, x + 6, y, y + 6]).any(axis=1)
-    inside = ((middle > (x, y)) & (middle < (x + 6, y + 6))).all(axis=1)
+    centres_of_boxes = (boxes[:, :2] + boxes[:, 2:]) / 2
+    on_a_side = np.isin(centres_of_boxes, [x, x + 6, y, y + 6]).any(axis=1)
+    inside = ((centres_of_boxes > (x, y)) & (centres_of_boxes < (x + 6, y + 6))).all(axis=1)
     kept = np.isin(
         np.arange(len(points)),
-        rows(Thresholds(score=0, region=corners), [0.5] * len(points), [1] * len(points), boxes),
+        select_rows(
+            Thresholds(score=0, region=corners), [0.5] * len(points), [1] * len(points), boxes
+        ),
     )
     assert (kept == inside)[~on_a_side].all()
 
 
-def test_the_best_are_kept_among_those_that_are_large_enough():
+def test_max_instances_applies_after_min_area():
     sides = [2, 8, 9, 3, 7]
     masks = Masks.from_crops([np.ones((s, s), bool) for s in sides], np.zeros((5, 2)), (20, 20))
     instances = Instances(np.zeros((5, 4)), np.linspace(0.9, 0.5, 5), np.ones(5), masks, NAMES)
     thresholds = Thresholds(score=0, min_area=10, max_instances=2)
     selection = Selection.from_thresholds(thresholds, NAMES)
-    assert rows(thresholds, [0.9] * 5, [1] * 5) == [0, 1, 2, 3, 4]
+    assert select_rows(thresholds, [0.9] * 5, [1] * 5) == [0, 1, 2, 3, 4]
     assert selection.apply_to_masks(instances).masks.areas.tolist() == [64, 81]
-    assert rows(Thresholds(score=0, max_instances=2), [0.9] * 5, [1] * 5) == [0, 1]
+    assert select_rows(Thresholds(score=0, max_instances=2), [0.9] * 5, [1] * 5) == [0, 1]
 
 
-# One object, one row
+# Class-agnostic suppression
 
 
-def instances_of(crops, origins, size=(20, 20), labels=None):
+def create_instances(crops, origins, size=(20, 20), labels=None):
     masks = Masks.from_crops(crops, origins, size)
     count = len(crops)
     labels = [1, 3, 7][:count] if labels is None else labels
     return Instances(masks.boxes, np.linspace(0.9, 0.5, count), labels, masks, NAMES)
 
 
-def finished(instances, **thresholds):
-    """The scores of the rows that are left, in tenths."""
+def kept_scores_in_tenths(instances, **thresholds):
+    """Return the scores of the selected rows, in tenths."""
     selection = Selection.from_thresholds(Thresholds(score=0, **thresholds), NAMES)
-    left = selection.apply_to_masks(instances)
-    return np.round(left.scores * 10).astype(int).tolist()
+    kept = selection.apply_to_masks(instances)
+    return np.round(kept.scores * 10).astype(int).tolist()
 
 
-def test_of_two_that_overlap_more_the_worse_goes_whatever_its_class():
+def test_class_agnostic_iou_suppresses_lower_score_across_classes():
     square = np.ones((10, 10), bool)
-    three = instances_of([square] * 3, [(0, 0), (0, 1), (0, 4)])  # IoU 0.82, 0.43; 0.54
-    assert finished(three, class_agnostic_iou=None) == finished(three) == [9, 7, 5]  # auto is off
-    assert finished(three, class_agnostic_iou=0.8) == [9, 5]
-    assert finished(three, class_agnostic_iou=0.5) == [9, 5]  # who is gone takes no other along
-    assert finished(three, class_agnostic_iou=0.4) == [9]
-    same = instances_of([square] * 2, [(0, 0)] * 2, labels=[1, 1])
-    assert finished(same, class_agnostic_iou=0.99) == [9]
-    assert finished(same, class_agnostic_iou=1) == [9, 5]  # none overlaps more
+    instances = create_instances([square] * 3, [(0, 0), (0, 1), (0, 4)])  # IoU 0.82, 0.43; 0.54
+    assert (
+        kept_scores_in_tenths(instances, class_agnostic_iou=None)
+        == kept_scores_in_tenths(instances)
+        == [9, 7, 5]
+    )  # "auto" disables it
+    assert kept_scores_in_tenths(instances, class_agnostic_iou=0.8) == [9, 5]
+    assert kept_scores_in_tenths(instances, class_agnostic_iou=0.5) == [
+        9,
+        5,
+    ]  # a suppressed row suppresses no other
+    assert kept_scores_in_tenths(instances, class_agnostic_iou=0.4) == [9]
+    duplicates = create_instances([square] * 2, [(0, 0)] * 2, labels=[1, 1])
+    assert kept_scores_in_tenths(duplicates, class_agnostic_iou=0.99) == [9]
+    assert kept_scores_in_tenths(duplicates, class_agnostic_iou=1) == [9, 5]  # no IoU is above 1
 
 
-def test_an_overlap_on_the_limit_is_no_more():
-    halves = instances_of([np.ones((10, 10), bool), np.ones((5, 10), bool)], [(0, 0)] * 2)
-    assert finished(halves, class_agnostic_iou=0.5) == [9, 5]
-    assert finished(halves, class_agnostic_iou=0.49) == [9]
+def test_class_agnostic_iou_keeps_overlap_equal_to_threshold():
+    halves = create_instances([np.ones((10, 10), bool), np.ones((5, 10), bool)], [(0, 0)] * 2)
+    assert kept_scores_in_tenths(halves, class_agnostic_iou=0.5) == [9, 5]
+    assert kept_scores_in_tenths(halves, class_agnostic_iou=0.49) == [9]
 
 
-def test_what_is_too_small_suppresses_none_and_the_best_are_taken_afterwards():
+def test_suppression_runs_after_min_area_and_before_max_instances():
     square = np.ones((10, 10), bool)
     holed = square.copy()
     holed[0, 0] = False
-    four = instances_of(
+    instances = create_instances(
         [holed, square, square, square], [(0, 0), (0, 0), (9, 9), (0, 10)], labels=[1] * 4
     )
-    assert finished(four, class_agnostic_iou=0.9, max_instances=2) == [9, 6]
-    assert finished(four, class_agnostic_iou=0.9, min_area=100) == [8, 6, 5]
+    assert kept_scores_in_tenths(instances, class_agnostic_iou=0.9, max_instances=2) == [9, 6]
+    assert kept_scores_in_tenths(instances, class_agnostic_iou=0.9, min_area=100) == [8, 6, 5]
     thresholds = Thresholds(score=0, class_agnostic_iou=0.9, max_instances=2)
-    assert rows(thresholds, [0.9] * 5, [1] * 5) == [0, 1, 2, 3, 4]
+    assert select_rows(thresholds, [0.9] * 5, [1] * 5) == [0, 1, 2, 3, 4]
 
 
-def test_boxes_are_compared_where_there_is_no_mask():
+def test_suppression_compares_boxes_of_instances_without_mask():
     box = [2.0, 2, 12, 12]
     thin = Masks.from_crops([np.eye(10, dtype=bool)], [(2, 2)], (20, 20))
     masks = Masks.concatenate([thin, Masks.from_boxes([box], (20, 20))])
-    both = Instances(np.array([box, box]), [0.9, 0.5], [1, 3], masks, NAMES)
-    assert finished(both, class_agnostic_iou=0.9) == [9]
+    instances = Instances(np.array([box, box]), [0.9, 0.5], [1, 3], masks, NAMES)
+    assert kept_scores_in_tenths(instances, class_agnostic_iou=0.9) == [9]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 9), st.sampled_from([0.1, 0.5, 0.8]))
-def test_suppression_is_that_of_full_bitmaps(seed, count, iou):
+def test_suppress_overlaps_matches_bitmap_iou(seed, count, iou):
     rng = np.random.default_rng(seed)
     bitmaps = np.zeros((count, 16, 20), bool)
     for bitmap in bitmaps:
         (y, x), (h, w) = rng.integers(0, 12, 2), rng.integers(0, 9, 2)
         bitmap[y : y + h, x : x + w] = rng.random((16, 20))[y : y + h, x : x + w] < 0.9
     masks = Masks.from_arrays(bitmaps, (16, 20))
-    found = Instances(masks.boxes, np.linspace(0.9, 0.5, count), np.ones(count), masks, NAMES)
-    left = []
+    instances = Instances(masks.boxes, np.linspace(0.9, 0.5, count), np.ones(count), masks, NAMES)
+    kept = []
     for row in range(count):
-        shared = [(bitmaps[row] & bitmaps[better]).sum() for better in left]
-        union = [(bitmaps[row] | bitmaps[better]).sum() for better in left]
+        shared = [(bitmaps[row] & bitmaps[better]).sum() for better in kept]
+        union = [(bitmaps[row] | bitmaps[better]).sum() for better in kept]
         if not any(s > iou * u for s, u in zip(shared, union, strict=True)):
-            left.append(row)
-    assert suppress_overlaps(found, iou).tolist() == left
+            kept.append(row)
+    assert suppress_overlaps(instances, iou).tolist() == kept
 
 
-@pytest.mark.parametrize("wrong", [0, -0.1, 1.01, "on", float("nan")])
-def test_an_impossible_overlap_is_refused(wrong):
-    with pytest.raises(UsageError, match="class_agnostic_iou") as refused:
-        load_model("nanomask", "none", class_agnostic_iou=wrong)
-    assert "\n" not in str(refused.value)
+@pytest.mark.parametrize("value", [0, -0.1, 1.01, "on", float("nan")])
+def test_load_model_rejects_invalid_class_agnostic_iou(value):
+    with pytest.raises(UsageError, match="class_agnostic_iou") as caught:
+        load_model("nanomask", "none", class_agnostic_iou=value)
+    assert "\n" not in str(caught.value)
 
 
-def test_where_it_is_served_a_model_s_own_value_holds_unless_another_is_given(nanomask):
-    book = SourceThresholds(Thresholds(score=0.3), nanomask)
-    own = type(nanomask).class_agnostic_iou
-    assert own is not None
-    assert book["gate"] == Thresholds(score=0.3, class_agnostic_iou=own)
+def test_source_thresholds_default_to_model_class_agnostic_iou(nanomask):
+    thresholds = SourceThresholds(Thresholds(score=0.3), nanomask)
+    default = type(nanomask).class_agnostic_iou
+    assert default is not None
+    assert thresholds["yard"] == Thresholds(score=0.3, class_agnostic_iou=default)
     for chosen in (None, 0.5):
-        book.set("gate", Thresholds(class_agnostic_iou=chosen))
-        assert book["gate"].class_agnostic_iou == chosen
+        thresholds.set("yard", Thresholds(class_agnostic_iou=chosen))
+        assert thresholds["yard"].class_agnostic_iou == chosen
     assert load_model("yolact_r50", "none").class_agnostic_iou is None
 
 
 @pytest.mark.parametrize("field", ["classes", "score_by_class"])
-def test_an_unknown_class_is_refused_with_near_matches(field):
+def test_selection_suggests_similar_class_names(field):
     value = ("persn",) if field == "classes" else {"persn": 0.5}
     with pytest.raises(UsageError, match=rf"{field}: .*'persn'; did you mean 'person'"):
         Selection.from_thresholds(Thresholds(**{field: value}), NAMES)
@@ -282,10 +291,10 @@ def test_an_unknown_class_is_refused_with_near_matches(field):
         Selection.from_thresholds(Thresholds(**{field: value}), NAMES)
 
 
-# The catalogue
+# Registry
 
 
-def test_an_unknown_model_is_refused_with_near_matches():
+def test_load_model_suggests_similar_model_names():
     with pytest.raises(UnknownModelError, match="'nanomsk'; did you mean nanomask"):
         load_model("nanomsk")
     with pytest.raises(UnknownModelError, match="known are nanomask, mask_rcnn_r50_fpn"):
@@ -304,18 +313,18 @@ def test_an_unknown_model_is_refused_with_near_matches():
         ({"classes": ["persn"]}, "did you mean 'person'"),
     ],
 )
-def test_a_wrong_argument_is_refused(options, message):
+def test_load_model_rejects_invalid_arguments(options, message):
     with pytest.raises(UsageError, match=message):
         load_model("nanomask", weights="none", **options)
 
 
-def test_the_catalogue_can_be_read_without_torch():
+def test_registry_does_not_import_torch():
     code = "import sys, streamseg.models as m; assert m.REGISTRY; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.name)
-def test_the_catalogue_has_the_true_number_of_parameters(entry):
+def test_registry_parameter_counts_match_networks(entry):
     family = _family(entry)
     with torch.device("meta"):
         network = family.build(entry.name, family.trained_on)
@@ -325,7 +334,7 @@ def test_the_catalogue_has_the_true_number_of_parameters(entry):
     assert find(entry.name) is entry
 
 
-def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
+def test_random_weights_are_reproducible_and_preserve_rng_state():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first, second = (load_model("nanomask", weights="none").network for _ in range(2))
@@ -342,8 +351,8 @@ def state():
     return NanoMaskNet(80).state_dict()
 
 
-def refused(path, model="nanomask"):
-    """The message of the refusal, which must be one line that names the file."""
+def get_weights_error(path, model="nanomask"):
+    """Return the error message; it must be one line that contains the path."""
     with pytest.raises(WeightsError) as caught:
         load_model(model, weights=path, device="cpu")
     message = str(caught.value)
@@ -352,7 +361,7 @@ def refused(path, model="nanomask"):
     return message
 
 
-def test_weights_come_from_safetensors_and_from_torch_files(tmp_path, state):
+def test_load_model_reads_safetensors_and_torch_files(tmp_path, state):
     save_file(state, tmp_path / "plain.safetensors")
     torch.save(state, tmp_path / "plain.pth")
     torch.save({"model": state, "epoch": 3}, tmp_path / "wrapped.pt")
@@ -368,7 +377,7 @@ def test_weights_come_from_safetensors_and_from_torch_files(tmp_path, state):
 
 
 class Malicious:
-    """Unpickled by the book, this makes a file."""
+    """Object whose unpickling creates a file."""
 
     def __init__(self, target):
         self.target = target
@@ -378,32 +387,32 @@ class Malicious:
 
 
 @pytest.mark.parametrize("kind", ["zip", "old", "bare"])
-def test_code_in_a_weights_file_never_runs(tmp_path, kind):
+def test_load_model_never_runs_pickled_code(tmp_path, kind):
     target, path = tmp_path / "ran", tmp_path / "weights.pth"
     content = {"model": Malicious(target)}
     if kind == "bare":
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    message = refused(path)
+    message = get_weights_error(path)
     assert "more than tensors" in message or "no weights file" in message
     assert not target.exists()
 
 
-def test_a_missing_file_an_empty_one_a_folder_and_a_text_are_refused(tmp_path):
-    assert "doesn't exist" in refused(tmp_path / "missing.pth")
-    assert "folder" in refused(tmp_path)
+def test_load_model_rejects_missing_empty_and_text_files_and_folders(tmp_path):
+    assert "doesn't exist" in get_weights_error(tmp_path / "missing.pth")
+    assert "folder" in get_weights_error(tmp_path)
     (tmp_path / "empty.pth").touch()
-    assert "empty" in refused(tmp_path / "empty.pth")
+    assert "empty" in get_weights_error(tmp_path / "empty.pth")
     (tmp_path / "text.pth").write_text("conv1.weight: 0.5\n")
-    assert "no weights file" in refused(tmp_path / "text.pth")
+    assert "no weights file" in get_weights_error(tmp_path / "text.pth")
     (tmp_path / "tiny").write_bytes(b"P")
-    assert "no weights file" in refused(tmp_path / "tiny")
+    assert "no weights file" in get_weights_error(tmp_path / "tiny")
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "old"])
 @pytest.mark.parametrize("share", [0.0001, 0.5, 0.9999])
-def test_a_truncated_file_is_refused(tmp_path, state, kind, share):
+def test_load_model_rejects_truncated_file(tmp_path, state, kind, share):
     path = tmp_path / "weights"
     if kind == "safetensors":
         save_file(state, path)
@@ -411,11 +420,11 @@ def test_a_truncated_file_is_refused(tmp_path, state, kind, share):
         torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
     whole = path.read_bytes()
     path.write_bytes(whole[: max(int(len(whole) * share), 20)])
-    message = refused(path)
+    message = get_weights_error(path)
     assert "cut off" in message or "no weights file" in message
 
 
-def test_an_archive_that_grows_when_it_is_unpacked_is_refused_before_it_does(tmp_path, state):
+def test_load_model_rejects_compressed_archive_without_unpacking(tmp_path, state):
     torch.save({"x": torch.zeros(50_000_000)}, tmp_path / "large.pth")
     path = tmp_path / "bomb.pth"
     with (
@@ -426,38 +435,38 @@ def test_an_archive_that_grows_when_it_is_unpacked_is_refused_before_it_does(tmp
             packed.writestr(name, plain.read(name))
     assert path.stat().st_size < 1_000_000
     start = time.perf_counter()
-    assert "compressed" in refused(path)
+    assert "compressed" in get_weights_error(path)
     assert time.perf_counter() - start < 5
 
 
-def test_a_file_over_the_limit_is_refused_without_being_read(tmp_path):
+def test_load_model_rejects_file_over_size_limit(tmp_path):
     path = tmp_path / "huge.pth"
     with path.open("wb") as file:
         file.write(b"PK\x03\x04")
-        file.truncate(files.MAX_BYTES + 1)  # sparse: takes no room
-    assert "over the limit" in refused(path)
+        file.truncate(files.MAX_BYTES + 1)  # sparse: uses no disk space
+    assert "over the limit" in get_weights_error(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_not_finite_is_refused(tmp_path, state, value):
+def test_load_model_rejects_non_finite_values(tmp_path, state, value):
     broken = dict(state)
     broken["mask.logits.bias"] = torch.tensor([value])
     save_file(broken, tmp_path / "w.safetensors")
-    assert "mask.logits.bias" in refused(tmp_path / "w.safetensors")
+    assert "mask.logits.bias" in get_weights_error(tmp_path / "w.safetensors")
 
 
-def test_what_is_no_state_dict_is_refused(tmp_path):
+def test_load_model_rejects_file_without_state_dict(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
-    assert "no state dict but a Tensor" in refused(tmp_path / "tensor.pth")
+    assert "no state dict but a Tensor" in get_weights_error(tmp_path / "tensor.pth")
     torch.save({"a": 1.5}, tmp_path / "number.pth")
-    assert "'a' is no tensor" in refused(tmp_path / "number.pth")
+    assert "'a' is no tensor" in get_weights_error(tmp_path / "number.pth")
     torch.save({}, tmp_path / "nothing.pth")
-    assert "no state dict" in refused(tmp_path / "nothing.pth")
+    assert "no state dict" in get_weights_error(tmp_path / "nothing.pth")
     save_file({}, tmp_path / "nothing.safetensors")
-    assert "no tensors" in refused(tmp_path / "nothing.safetensors")
+    assert "no tensors" in get_weights_error(tmp_path / "nothing.safetensors")
 
 
-def test_what_is_missing_unexpected_or_of_another_shape_is_listed(tmp_path, state):
+def test_load_model_lists_missing_unexpected_and_mismatched_tensors(tmp_path, state):
     other = dict(state)
     for name in list(other)[:5]:
         del other[name]
@@ -465,7 +474,7 @@ def test_what_is_missing_unexpected_or_of_another_shape_is_listed(tmp_path, stat
     other["mask.logits.weight"] = torch.zeros(80, 96, 1, 1)
     other["mask.logits.bias"] = torch.zeros(1, dtype=torch.int64)
     save_file(other, tmp_path / "w.safetensors")
-    message = refused(tmp_path / "w.safetensors")
+    message = get_weights_error(tmp_path / "w.safetensors")
     assert "5 missing (backbone.stem.conv.weight, " in message
     assert ", …)" in message
     assert "1 unexpected (extra)" in message
@@ -474,18 +483,18 @@ def test_what_is_missing_unexpected_or_of_another_shape_is_listed(tmp_path, stat
     assert "mask.logits.bias is (1,) int64 instead of (1,)" in message
 
 
-def test_a_file_of_another_family_says_which_it_looks_like(tmp_path, state):
+def test_load_model_names_family_of_mismatched_weights(tmp_path, state):
     save_file(state, tmp_path / "w.safetensors")
-    message = refused(tmp_path / "w.safetensors", "mask_rcnn_r50_fpn_v2")
+    message = get_weights_error(tmp_path / "w.safetensors", "mask_rcnn_r50_fpn_v2")
     assert message.endswith("it looks like nanomask")
     v2 = load_model("mask_rcnn_r50_fpn_v2", weights="none", device="cpu").network.state_dict()
     torch.save(v2, tmp_path / "v2.pth")
-    assert refused(tmp_path / "v2.pth").endswith("it looks like mask_rcnn_r50_fpn_v2")
+    assert get_weights_error(tmp_path / "v2.pth").endswith("it looks like mask_rcnn_r50_fpn_v2")
     torch.save({"resnet.conv1.weight": torch.zeros(2)}, tmp_path / "unknown.pth")
-    assert "looks like" not in refused(tmp_path / "unknown.pth")
+    assert "looks like" not in get_weights_error(tmp_path / "unknown.pth")
 
 
-def test_a_file_of_this_project_says_its_classes_in_either_format(tmp_path):
+def test_weights_file_keeps_model_and_categories(tmp_path):
     state = {"a": torch.ones(2)}
     weights = files.Weights(state, "nanomask", Categories({3: "cat", 900_000_000: "dog"}))
     (tmp_path / "a.safetensors").write_bytes(files.to_safetensors(weights))
@@ -500,45 +509,45 @@ def test_a_file_of_this_project_says_its_classes_in_either_format(tmp_path):
 
 
 @pytest.mark.parametrize("categories", ["[1]", "{", '{"one": "cat"}', "7"])
-def test_damaged_class_names_are_said_in_one_line(tmp_path, categories):
+def test_read_rejects_invalid_categories(tmp_path, categories):
     path = tmp_path / "a.pt"
-    held = files.to_checkpoint(files.Weights({"a": torch.ones(2)}, "nanomask"))
-    torch.save(held | {"categories": categories}, path)
+    checkpoint = files.to_checkpoint(files.Weights({"a": torch.ones(2)}, "nanomask"))
+    torch.save(checkpoint | {"categories": categories}, path)
     with pytest.raises(WeightsError, match=r"a\.pt: its list of categories is damaged"):
         files.read(path)
 
 
-def test_thresholds_hold_for_any_category_ids():
+def test_selection_accepts_any_category_ids():
     from streamseg.config import Thresholds
     from streamseg.models.selection import Selection
 
     categories = {7: "cat", 2_000_000_000: "dog"}
-    chosen = Thresholds(score=0.5, score_by_class={"dog": 0.9})
-    selection = Selection.from_thresholds(chosen, categories)
+    thresholds = Thresholds(score=0.5, score_by_class={"dog": 0.9})
+    selection = Selection.from_thresholds(thresholds, categories)
     assert selection.min_score == 0.5
     labels = np.array([7, 2_000_000_000, 7, 2_000_000_000])
     scores = np.array([0.95, 0.95, 0.6, 0.6], np.float32)
-    rows = selection.select_rows(np.zeros((4, 4), np.float32), scores, labels)
-    assert rows.tolist() == [0, 1, 2]
-    only = Selection.from_thresholds(Thresholds(score=0.5, classes=("dog",)), categories)
-    assert only.select_rows(np.zeros((4, 4), np.float32), scores, labels).tolist() == [1, 3]
+    selected = selection.select_rows(np.zeros((4, 4), np.float32), scores, labels)
+    assert selected.tolist() == [0, 1, 2]
+    dogs_only = Selection.from_thresholds(Thresholds(score=0.5, classes=("dog",)), categories)
+    assert dogs_only.select_rows(np.zeros((4, 4), np.float32), scores, labels).tolist() == [1, 3]
 
 
-def test_weights_for_academic_use_only_say_so_once(tmp_path, caplog):
+def test_load_model_warns_once_of_academic_license(tmp_path, caplog):
     network = load_model("solov2_light_r18", weights="none", device="cpu").network
     state = dict(network.state_dict())
     state["bbox_head.solo_cate.weight"] = state.pop("category.weight")  # WXinlong/SOLO's name
     torch.save({"state_dict": state}, tmp_path / "theirs.pth")
     for _ in range(2):
         load_model("solov2_light_r18", tmp_path / "theirs.pth", device="cpu")
-    warned = [record.getMessage() for record in caplog.records]
-    assert len(warned) == 1
-    assert "solov2_light_r18" in warned[0]
-    assert "academic use only" in warned[0]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert "solov2_light_r18" in messages[0]
+    assert "academic use only" in messages[0]
 
 
 @pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.name)
-def test_the_catalogue_says_where_weights_are_and_what_they_may_be_used_for(entry):
+def test_registry_has_url_and_license_of_published_weights(entry):
     for file in entry.published:
         assert file.license
         assert file.file

@@ -1,4 +1,4 @@
-"""SOLOv2 gives what its authors' code gives, and its masks are made where they are, no further."""
+"""SOLOv2: parity with the authors' code, and mask resizing within bounds."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def meta_network(name):
         return SOLOv2.build(name, COCO_THINGS)
 
 
-def of_wxinlong(key):
-    """mmdetection's name of a tensor as WXinlong/SOLO has it."""
+def rename_to_wxinlong(key):
+    """Return WXinlong/SOLO's name of a tensor, given mmdetection's."""
     for pattern, replacement in (
         (r"^mask_head\.mask_feature_head\.conv_pred\.", "mask_feat_head.conv_pred.0."),
         (r"^mask_head\.mask_feature_head\.", "mask_feat_head."),
@@ -67,58 +67,60 @@ def of_wxinlong(key):
     return key
 
 
-# The published files
+# Published weights
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("renamed", [lambda key: key, of_wxinlong])
-def test_every_published_file_fits_its_network_exactly(name, renamed):
+@pytest.mark.parametrize("rename", [lambda key: key, rename_to_wxinlong])
+def test_convert_state_dict_fits_published_weights(name, rename):
     network = meta_network(name)
-    state = {renamed(key): tensor for key, tensor in fixture("solov2", name).empty().items()}
-    adopted = SOLOv2.convert_state_dict(network, state)
-    assert files.differences(network, adopted) is None
+    state = {rename(key): tensor for key, tensor in fixture("solov2", name).empty().items()}
+    converted = SOLOv2.convert_state_dict(network, state)
+    assert files.differences(network, converted) is None
     assert (
-        SOLOv2.convert_state_dict(network, adopted).keys() == adopted.keys()
-    )  # our own names stay
+        SOLOv2.convert_state_dict(network, converted).keys() == converted.keys()
+    )  # own names are kept
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_a_file_whose_convolutions_have_18_offsets_and_no_weights_fits_too(with_bias):
+def test_convert_state_dict_accepts_dcn_v1_offsets(with_bias):
     network = SOLOv2.build("solov2_light_r50_dcn", COCO_THINGS)
     state = {}
     for key, tensor in fixture("solov2", "solov2_light_r50_dcn").empty("cpu").items():
         if "conv_offset" not in key:
-            state[of_wxinlong(key)] = tensor
+            state[rename_to_wxinlong(key)] = tensor
         elif with_bias or key.endswith("weight"):
-            state[of_wxinlong(key)] = torch.zeros(18, *tensor.shape[1:])
-    adopted = SOLOv2.convert_state_dict(network, state)
-    assert files.differences(network, adopted) is None
-    network.load_state_dict(adopted)
+            state[rename_to_wxinlong(key)] = torch.zeros(18, *tensor.shape[1:])
+    converted = SOLOv2.convert_state_dict(network, state)
+    assert files.differences(network, converted) is None
+    network.load_state_dict(converted)
     convs = [network.backbone.layer2[0].conv2, network.category_tower[2].conv]
-    for conv in convs:  # without an offset it is an ordinary convolution
+    for conv in convs:  # with zero offsets it equals a plain convolution
         torch.nn.init.normal_(conv.weight)
-        given = torch.randn(1, conv.in_channels, 9, 9)
-        expected = torch.nn.functional.conv2d(given, conv.weight, stride=conv.stride, padding=1)
-        torch.testing.assert_close(conv(given), expected, atol=1e-3, rtol=1e-3)
+        features = torch.randn(1, conv.in_channels, 9, 9)
+        expected = torch.nn.functional.conv2d(features, conv.weight, stride=conv.stride, padding=1)
+        torch.testing.assert_close(conv(features), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_a_file_of_adelaidet_is_refused_in_one_line():
+def test_convert_state_dict_rejects_adelaidet_weights():
     state = {
         "backbone.bottom_up.res2.0.conv1.weight": torch.zeros(1),
         "ins_head.cate_pred.weight": torch.zeros(1),
     }
-    with pytest.raises(WeightsError, match="AdelaiDet") as refused:
+    with pytest.raises(WeightsError, match="AdelaiDet") as caught:
         SOLOv2.convert_state_dict(meta_network("solov2_r50"), state)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_weights_for_non_commercial_use_say_so():
+def test_license_notice_is_set_for_non_commercial_weights():
     state = fixture("solov2", "solov2_r50").empty()
     assert SOLOv2.license_notice(state) is None
-    assert SOLOv2.license_notice({of_wxinlong(key): t for key, t in state.items()}) is not None
+    assert (
+        SOLOv2.license_notice({rename_to_wxinlong(key): t for key, t in state.items()}) is not None
+    )
 
 
-def test_a_published_file_loads_by_its_path(tmp_path):
+def test_load_model_reads_published_file(tmp_path):
     state = fixture("solov2", "solov2_light_r18").empty("cpu")
     for tensor in state.values():
         tensor.fill_(7)
@@ -127,7 +129,7 @@ def test_a_published_file_loads_by_its_path(tmp_path):
     assert all((tensor == 7).all() for tensor in model.network.state_dict().values())
 
 
-# The same numbers
+# Parity with the published weights
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +139,13 @@ def published():
 
 @pytest.fixture(scope="module")
 def model(published):
-    """With the fixture's weights."""
-    made = load_model(WITH_OUTPUTS, weights="none", device="cpu", score=0)
-    made.network.load_state_dict(SOLOv2.convert_state_dict(made.network, published.state()))
-    return made
+    """Return a model with the reference weights."""
+    model = load_model(WITH_OUTPUTS, weights="none", device="cpu", score=0)
+    model.network.load_state_dict(SOLOv2.convert_state_dict(model.network, published.state()))
+    return model
 
 
-def test_the_prepared_image_is_the_published_one(model, published):
+def test_prepare_matches_reference_input(model, published):
     (batch,) = model.prepare([make_image()])
     assert batch.shapes == (tuple(published.meta["resized"]),)
     assert tuple(batch.tensor.shape[2:]) == tuple(published.meta["padded"])
@@ -151,7 +153,7 @@ def test_the_prepared_image_is_the_published_one(model, published):
 
 
 @pytest.mark.slow
-def test_every_tensor_on_the_way_is_the_published_one(model, published):
+def test_intermediate_tensors_match_reference(model, published):
     (batch,) = model.prepare([make_image()])
     with torch.inference_mode():
         maps = model.network.backbone(batch.tensor)
@@ -168,12 +170,12 @@ def test_every_tensor_on_the_way_is_the_published_one(model, published):
         assert_same_tensor(name, tensor, published, noise)
 
 
-def test_instances_are_the_published_ones(model, published):
+def test_predict_matches_reference_instances(model, published):
     (found,) = in_double_precision(model).predict([make_image()])
     assert_same_instances(found, published)
 
 
-def test_losses_are_the_published_ones(model, published):
+def test_losses_match_reference(model, published):
     (batch,) = model.prepare([make_image()])
     loss = published.meta["loss"]
     boxes = torch.tensor(loss["gt_boxes_resized_pixels"])
@@ -186,7 +188,7 @@ def test_losses_are_the_published_ones(model, published):
             for (cx, cy), (rx, ry) in zip(centres, halves, strict=True)
         ]
     )
-    objects = Targets(
+    targets = Targets(
         image_id=1,
         seed=0,
         boxes=boxes,
@@ -197,7 +199,7 @@ def test_losses_are_the_published_ones(model, published):
         annotated=torch.ones(80, dtype=torch.bool),
     )
     with torch.inference_mode():
-        found = model.criterion({})(batch.tensor, [objects])
+        found = model.criterion({})(batch.tensor, [targets])
     assert found["mask"].item() == pytest.approx(loss["values"]["loss_mask"], abs=1e-4)
     assert found["class"].item() == pytest.approx(loss["values"]["loss_cls"], abs=1e-4)
 
@@ -212,7 +214,7 @@ def test_losses_are_the_published_ones(model, published):
         ("solov2_light_r50_dcn", (4000, 3), (852, 1)),
     ],
 )
-def test_images_are_fitted_between_a_short_and_a_long_side(name, size, expected):
+def test_resized_shape_limits_short_and_long_side(name, size, expected):
     sizes = {"solov2_r50": 800, "solov2_light_r18": 448, "solov2_light_r50_dcn": 512}
     with torch.device("meta"):
         network = SOLOv2.build(name, COCO_THINGS)
@@ -220,10 +222,10 @@ def test_images_are_fitted_between_a_short_and_a_long_side(name, size, expected)
     assert model.resized_shape(size) == expected
 
 
-# Points, and masks that compete
+# Local maxima and matrix NMS
 
 
-def test_a_point_stays_where_none_before_it_is_higher():
+def test_local_maxima_keeps_points_not_below_preceding_neighbours():
     rng = np.random.default_rng(3)
     values = torch.tensor(rng.integers(0, 5, (2, 3, 9, 9)) / 8, dtype=torch.float32)  # with ties
     peaks = _local_maxima(values)
@@ -234,17 +236,18 @@ def test_a_point_stays_where_none_before_it_is_higher():
         assert peaks[index] == expected
 
 
-def decayed(masks, scores, labels, sigma):
-    """Matrix NMS one pair after the other."""
+def decay_scores(masks, scores, labels, sigma):
+    """Return the scores after matrix NMS, computed pair by pair."""
 
     def overlap(a, b):
         return (masks[a] & masks[b]).sum() / (masks[a] | masks[b]).sum() * (labels[a] == labels[b])
 
-    worst = [max([overlap(i, j) for i in range(j)], default=0.0) for j in range(len(scores))]
+    max_overlaps = [max([overlap(i, j) for i in range(j)], default=0.0) for j in range(len(scores))]
     return [
         score
         * min(
-            np.exp(-sigma * (overlap(i, j) if i < j else 0.0) ** 2) / np.exp(-sigma * worst[i] ** 2)
+            np.exp(-sigma * (overlap(i, j) if i < j else 0.0) ** 2)
+            / np.exp(-sigma * max_overlaps[i] ** 2)
             for i in range(len(scores))
         )
         for j, score in enumerate(scores)
@@ -253,7 +256,7 @@ def decayed(masks, scores, labels, sigma):
 
 @given(st.integers(1, 9), st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
-def test_scores_decay_as_they_would_pair_by_pair(count, seed):
+def test_matrix_nms_matches_pairwise_decay(count, seed):
     rng = np.random.default_rng(seed)
     masks = rng.random((count, 6, 7)) > 0.5
     masks[:, 0, 0] = True
@@ -265,37 +268,37 @@ def test_scores_decay_as_they_would_pair_by_pair(count, seed):
         torch.from_numpy(labels),
         sigma=2.0,
     )
-    np.testing.assert_allclose(found, decayed(masks, scores, labels, 2.0), rtol=1e-5)
+    np.testing.assert_allclose(found, decay_scores(masks, scores, labels, 2.0), rtol=1e-5)
 
 
-def test_what_the_network_says_is_worked_up_in_fp32_where_it_runs_in_bf16(light, monkeypatch):
-    image = blobs(96, 128, seed=1)
-    (batch,) = light.prepare([image])
+def test_postprocess_runs_in_fp32_with_bf16_network(small_model, monkeypatch):
+    image = create_blobs(96, 128, seed=1)
+    (batch,) = small_model.prepare([image])
     with torch.inference_mode():
-        outputs = light.network(batch.tensor)
-    monkeypatch.setattr(light.network, "forward", lambda _images: outputs)
-    expected = light.predict([image])[0]
+        outputs = small_model.network(batch.tensor)
+    monkeypatch.setattr(small_model.network, "forward", lambda _images: outputs)
+    expected = small_model.predict([image])[0]
     assert len(expected) > 3
-    monkeypatch.setattr(light, "precision", "bf16")
-    np.testing.assert_array_equal(light.predict([image])[0].scores, expected.scores)
+    monkeypatch.setattr(small_model, "precision", "bf16")
+    np.testing.assert_array_equal(small_model.predict([image])[0].scores, expected.scores)
 
 
-# Masks where they are
+# Mask resizing
 
 
-def resized_whole(probabilities, shape, size, threshold):
-    """Resize every map to the frame (the baseline)."""
+def resize_full_masks(probabilities, shape, size, threshold):
+    """Resize every map to the frame size and apply the threshold (the baseline)."""
     height, width = probabilities.shape[1:]
     large = interpolate(
         probabilities[None], (4 * height, 4 * width), mode="bilinear", align_corners=False
     )
-    shown = large[:, :, : shape[0], : shape[1]]
-    whole = interpolate(shown, size, mode="bilinear", align_corners=False)
+    cropped = large[:, :, : shape[0], : shape[1]]
+    whole = interpolate(cropped, size, mode="bilinear", align_corners=False)
     return (whole[0] > threshold).numpy()
 
 
-def soft_maps(count, size, seed):
-    """Blobs with soft borders, some large, some of a pixel, some with nothing above one half."""
+def create_soft_maps(count, size, seed):
+    """Return soft-edged blobs: large ones, ones of a pixel, and ones with all values below 0.5."""
     rng = np.random.default_rng(seed)
     height, width = size
     y, x = np.mgrid[:height, :width]
@@ -312,86 +315,88 @@ def soft_maps(count, size, seed):
 
 @given(
     maps=st.tuples(st.integers(1, 30), st.integers(1, 30)),
-    cut=st.tuples(st.floats(0.2, 1), st.floats(0.2, 1)),
+    shape_fraction=st.tuples(st.floats(0.2, 1), st.floats(0.2, 1)),
     size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
     threshold=st.sampled_from([0.05, 0.3, 0.5, 0.7, 0.95]),
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=150, deadline=None)
-def test_masks_have_the_pixels_of_full_frames(maps, cut, size, threshold, seed):
-    shape = tuple(max(int(4 * side * part), 1) for side, part in zip(maps, cut, strict=True))
-    probabilities = soft_maps(3, maps, seed)
+def test_soft_masks_match_full_frame_resize(maps, shape_fraction, size, threshold, seed):
+    shape = tuple(
+        max(int(4 * side * part), 1) for side, part in zip(maps, shape_fraction, strict=True)
+    )
+    probabilities = create_soft_maps(3, maps, seed)
     found = SoftMasks(probabilities, shape).masks(size, threshold)
-    expected = resized_whole(probabilities, shape, size, threshold)
+    expected = resize_full_masks(probabilities, shape, size, threshold)
     np.testing.assert_array_equal(found.to_arrays(), expected)
 
 
-def test_a_pixel_at_the_threshold_is_decided_by_the_full_frame():
-    """Flat maps whose every pixel is within rounding of the threshold."""
+def test_soft_masks_match_full_frame_resize_at_threshold():
+    """Use constant maps whose values differ from the threshold by rounding errors."""
     steps = torch.arange(-3, 4, dtype=torch.float32)[:, None, None]
     probabilities = (0.5 + steps * 6e-8).expand(7, 9, 11).contiguous()
     found = SoftMasks(probabilities, (33, 41)).masks((71, 83), 0.5)
-    expected = resized_whole(probabilities, (33, 41), (71, 83), 0.5)
+    expected = resize_full_masks(probabilities, (33, 41), (71, 83), 0.5)
     np.testing.assert_array_equal(found.to_arrays(), expected)
 
 
 @pytest.mark.alone
-def test_masks_in_a_large_frame_take_a_fifth_of_the_baseline_at_most():
-    """Of twenty instances, the largest of which have a fifth of the frame."""
+def test_soft_masks_are_five_times_faster_than_full_frame_resize():
+    """Resize twenty masks, the largest of which cover a fifth of the frame."""
     shape, size = (432, 768), (1080, 1920)
     y, x = np.mgrid[:112, :192]
     rng = np.random.default_rng(1)
-    places = zip(
+    circles = zip(
         rng.uniform(0, 112, 20), rng.uniform(0, 192, 20), np.linspace(3, 36, 20), strict=True
     )
-    distances = [np.hypot((y - cy) / radius, (x - cx) / radius) for cy, cx, radius in places]
+    distances = [np.hypot((y - cy) / radius, (x - cx) / radius) for cy, cx, radius in circles]
     maps = (1 - np.tanh(6 * (np.stack(distances) - 1))) / 2
     probabilities = torch.tensor(maps, dtype=torch.float32)
     masks = SoftMasks(probabilities, shape)
-    ways = (
+    functions = (
         lambda: masks.masks(size, 0.5),
-        lambda: resized_whole(probabilities, shape, size, 0.5),
+        lambda: resize_full_masks(probabilities, shape, size, 0.5),
     )
-    seconds = [[], []]
+    durations_by_function = [[], []]
     for _ in range(7):
-        for way, taken in zip(ways, seconds, strict=True):
+        for function, durations in zip(functions, durations_by_function, strict=True):
             start = time.perf_counter()
-            way()
-            taken.append(time.perf_counter() - start)
-    ours, baseline = (statistics.median(taken) for taken in seconds)
+            function()
+            durations.append(time.perf_counter() - start)
+    ours, baseline = (statistics.median(durations) for durations in durations_by_function)
     assert ours <= baseline / 5
 
 
-def test_no_instances_are_no_masks():
+def test_soft_masks_accept_no_instances():
     assert len(SoftMasks(torch.zeros(0, 5, 5), (20, 20)).masks((30, 40), 0.5)) == 0
 
 
-# A model as any other
+# Predictions, categories and training
 
 
-def blobs(height, width, seed):
+def create_blobs(height, width, seed):
     rng = np.random.default_rng(seed)
     coarse = torch.tensor(rng.integers(0, 256, (1, 3, 6, 8)), dtype=torch.float32)
     smooth = interpolate(coarse, (height, width), mode="bicubic", align_corners=False)[0]
     return smooth.clamp(0, 255).byte().permute(1, 2, 0).numpy().copy()
 
 
-def small(name="solov2_light_r18", categories=None, **options):
-    """A light one with random weights that is sure of something."""
-    made = load_model(name, weights="none", **{**SMALL, **options})
+def create_model(name="solov2_light_r18", categories=None, **options):
+    """Return a light model whose random weights give confident detections."""
+    model = load_model(name, weights="none", **{**SMALL, **options})
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for layer, deviation in ((made.network.category, 0.06), (made.network.kernel, 0.08)):
-            layer.weight.normal_(std=deviation, generator=draws)
-    return made
+        for layer, std in ((model.network.category, 0.06), (model.network.kernel, 0.08)):
+            layer.weight.normal_(std=std, generator=draws)
+    return model
 
 
 @pytest.fixture(scope="module")
-def light():
-    return small()
+def small_model():
+    return create_model()
 
 
-def assert_alike(found, expected):
+def assert_close_instances(found, expected):
     assert len(found) == len(expected) > 3
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     np.testing.assert_array_equal(found.labels, expected.labels)
@@ -403,54 +408,57 @@ def assert_alike(found, expected):
     "name",
     ["solov2_light_r18", pytest.param("solov2_light_r50_dcn", marks=pytest.mark.slow)],
 )
-def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(name):
-    model = small(name)
-    image = blobs(120, 160, seed=3)
-    (alone,) = model.predict([image])
-    others = [blobs(120, 160, seed=5), blobs(8, 400, seed=4)]  # one shares its forward
-    assert_alike(model.predict([*others, image])[-1], alone)
+def test_predict_is_independent_of_batch(name):
+    model = create_model(name)
+    image = create_blobs(120, 160, seed=3)
+    (expected,) = model.predict([image])
+    others = [
+        create_blobs(120, 160, seed=5),
+        create_blobs(8, 400, seed=4),
+    ]  # the first is in the same forward pass
+    assert_close_instances(model.predict([*others, image])[-1], expected)
 
 
-def test_predicting_never_changes_the_image(light):
-    image = blobs(96, 128, seed=3)
+def test_predict_does_not_change_the_image(small_model):
+    image = create_blobs(96, 128, seed=3)
     before = image.copy()
     image.setflags(write=False)
-    light.predict([image])
+    small_model.predict([image])
     np.testing.assert_array_equal(image, before)
 
 
-def test_boxes_are_those_of_the_masks(light):
-    found = light.predict([blobs(120, 160, seed=3)])[0]
+def test_boxes_are_mask_bounds(small_model):
+    found = small_model.predict([create_blobs(120, 160, seed=3)])[0]
     np.testing.assert_array_equal(found.boxes, found.masks.boxes)
 
 
-def test_a_least_score_takes_away_and_changes_nothing_else(light):
-    image = blobs(120, 160, seed=3)
-    everything = light.predict([image])[0]
-    least = float(np.median(everything.scores))
-    wanted = light.predict([image], Thresholds(score=least))[0]
-    kept = np.flatnonzero(everything.scores >= np.float32(least))
-    assert 0 < len(kept) < len(everything)
-    assert_alike(wanted, everything[kept])
+def test_score_threshold_only_removes_instances(small_model):
+    image = create_blobs(120, 160, seed=3)
+    unfiltered = small_model.predict([image])[0]
+    min_score = float(np.median(unfiltered.scores))
+    filtered = small_model.predict([image], Thresholds(score=min_score))[0]
+    kept = np.flatnonzero(unfiltered.scores >= np.float32(min_score))
+    assert 0 < len(kept) < len(unfiltered)
+    assert_close_instances(filtered, unfiltered[kept])
 
 
-def test_a_region_keeps_what_has_the_centre_of_its_mask_s_box_there(light):
-    image = blobs(120, 160, seed=3)
-    everything = light.predict([image])[0]
-    centres = (everything.boxes[:, 0] + everything.boxes[:, 2]) / 2
+def test_region_keeps_instances_with_box_centre_inside(small_model):
+    image = create_blobs(120, 160, seed=3)
+    unfiltered = small_model.predict([image])[0]
+    centres = (unfiltered.boxes[:, 0] + unfiltered.boxes[:, 2]) / 2
     middle = (float(centres.min()) + float(centres.max())) / 2 + 0.1
-    left = ((0.0, 0.0), (middle, 0.0), (middle, 120.0), (0.0, 120.0))
-    inside = np.flatnonzero(centres < middle)
-    assert 1 < len(inside) < len(everything)
-    kept = light.predict([image], Thresholds(score=0, region=left))[0]
-    np.testing.assert_array_equal(kept.boxes, everything.boxes[inside])
-    best = light.predict([image], Thresholds(score=0, region=left, max_instances=1))[0]
-    np.testing.assert_array_equal(best.boxes, everything.boxes[inside[:1]])
+    region = ((0.0, 0.0), (middle, 0.0), (middle, 120.0), (0.0, 120.0))
+    inside_rows = np.flatnonzero(centres < middle)
+    assert 1 < len(inside_rows) < len(unfiltered)
+    kept = small_model.predict([image], Thresholds(score=0, region=region))[0]
+    np.testing.assert_array_equal(kept.boxes, unfiltered.boxes[inside_rows])
+    best = small_model.predict([image], Thresholds(score=0, region=region, max_instances=1))[0]
+    np.testing.assert_array_equal(best.boxes, unfiltered.boxes[inside_rows[:1]])
 
 
-def test_where_nothing_is_sure_nothing_comes_out(light):
-    model = replace_category_bias(light, -50.0)
-    found = model.predict([blobs(120, 160, seed=3)])[0]
+def test_predict_returns_no_instances_for_low_scores(small_model):
+    model = replace_category_bias(small_model, -50.0)
+    found = model.predict([create_blobs(120, 160, seed=3)])[0]
     assert len(found) == 0
     assert found.size == (120, 160)
 
@@ -462,7 +470,7 @@ def replace_category_bias(model, bias):
     return model.with_network(network)
 
 
-def test_outputs_are_the_categories_of_any_dataset():
+def test_predict_returns_category_ids_of_dataset():
     categories = Categories({7: "star", 900_000_001: "moon"})
     network = SOLOv2.build("solov2_light_r18", categories)
     model = SOLOv2(
@@ -471,14 +479,14 @@ def test_outputs_are_the_categories_of_any_dataset():
     with torch.no_grad():
         network.category.bias[:] = torch.tensor([-9.0, 9.0])
         torch.nn.init.normal_(network.kernel.weight, std=0.1)
-    (found,) = model.predict([blobs(64, 64, seed=2)], Thresholds(score=0))
+    (found,) = model.predict([create_blobs(64, 64, seed=2)], Thresholds(score=0))
     assert len(found)
     assert set(found.labels.tolist()) == {900_000_001}
     assert set(found.names) == {"moon"}
 
 
 @pytest.mark.parametrize("offsets", [18, 27])
-def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, offsets):
+def test_start_model_reuses_published_weights_by_class_name(tmp_path, offsets):
     state = {
         key: torch.zeros(offsets, *tensor.shape[1:]) if "conv_offset" in key else tensor.zero_()
         for key, tensor in fixture("solov2", "solov2_light_r50_dcn").empty("cpu").items()
@@ -499,7 +507,7 @@ def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, of
     assert model.network.kernel.weight.count_nonzero() == 0
 
 
-def test_deformable_convolutions_run_where_the_network_runs_in_bf16():
+def test_deformable_convolution_runs_in_bf16():
     torch.manual_seed(0)
     conv = DeformableConv2d(4, 5)
     torch.nn.init.normal_(conv.offset.weight)
@@ -512,8 +520,8 @@ def test_deformable_convolutions_run_where_the_network_runs_in_bf16():
 
 @pytest.mark.by_hand
 @pytest.mark.timeout(600)
-def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
-    """Of 32 pixels enlarged four times: then a pixel of a mask, at stride 4, is one of theirs."""
+def test_lightest_model_overfits_eight_images(tmp_path):
+    """Enlarge 32-pixel images four times, so that a mask cell (stride 4) is one original pixel."""
     ap = overfit_pattern(
         tmp_path,
         "solov2_light_r18",
@@ -522,7 +530,7 @@ def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
         epochs=3,
         optimiser={
             "rate": 4e-4,
-            "rates": {"kernel.": 0.05},  # it sums thousands of inputs that are never negative
+            "rates": {"kernel.": 0.05},  # it sums thousands of non-negative inputs
             "weight_decay": 0,
             "clip": 10,
             "frozen": find_batch_norms("solov2_light_r18"),

@@ -1,4 +1,4 @@
-"""Weights files are read as torch reads them, and no further than what they hold."""
+"""Weights file reader: parity with torch.load, size limits and hostile files."""
 
 import argparse
 import collections
@@ -23,12 +23,12 @@ from streamseg.errors import WeightsError
 from streamseg.models.weights import files
 from streamseg.models.weights.state_dicts import MAX_TENSORS
 
-OLD = {"_use_new_zipfile_serialization": False}
-FORMATS = pytest.mark.parametrize("options", [{}, OLD], ids=["zip", "old"])
+LEGACY_FORMAT = {"_use_new_zipfile_serialization": False}
+FORMATS = pytest.mark.parametrize("options", [{}, LEGACY_FORMAT], ids=["zip", "old"])
 
 
-def refused(path):
-    """The message of the refusal, one line that names the file."""
+def get_read_error(path):
+    """Return the error message; it must be one line that starts with the path."""
     with pytest.raises(WeightsError) as caught:
         files.read(path)
     message = str(caught.value)
@@ -38,10 +38,10 @@ def refused(path):
     return message
 
 
-# What is right is read as torch.load reads it
+# Parity with torch.load
 
 
-def varied_state():
+def create_state():
     torch.manual_seed(1)
     flat = torch.randn(100)
     kinds = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool)
@@ -61,8 +61,8 @@ def varied_state():
 
 
 @FORMATS
-def test_tensors_of_every_type_and_layout_are_those_of_torch(tmp_path, options):
-    torch.save(varied_state(), tmp_path / "a.pt", **options)
+def test_read_matches_torch_load_for_all_dtypes_and_layouts(tmp_path, options):
+    torch.save(create_state(), tmp_path / "a.pt", **options)
     expected = torch.load(tmp_path / "a.pt", weights_only=True)
     state = files.read(tmp_path / "a.pt").state
     assert state.keys() == expected.keys()
@@ -73,14 +73,14 @@ def test_tensors_of_every_type_and_layout_are_those_of_torch(tmp_path, options):
 
 @given(st.data())
 @settings(max_examples=60)
-def test_any_view_of_any_storage_is_that_of_torch(tmp_path_factory, data):
+def test_read_restores_any_view_of_storage(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "view.pt"
     view = torch.arange(60.0).reshape(3, 4, 5)
     for _ in range(data.draw(st.integers(0, 4))):
         axis = data.draw(st.integers(0, view.ndim - 1))
         start, step = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 3))
         view = view.transpose(0, axis)[start::step]
-    torch.save({"a": view}, path, **data.draw(st.sampled_from([{}, OLD])))
+    torch.save({"a": view}, path, **data.draw(st.sampled_from([{}, LEGACY_FORMAT])))
     assert torch.equal(files.read(path).state["a"], view)
 
 
@@ -96,7 +96,7 @@ class Net(nn.Module):
         self.conv = nn.Linear(3, 2)
 
 
-def prefixed(prefix):
+def add_prefix(prefix):
     return {prefix + name: tensor for name, tensor in STATE.items()}
 
 
@@ -115,17 +115,17 @@ CHECKPOINTS = {
     },
     "state_dict": {"meta": {"CLASSES": ("a", "b"), "hook": functools.partial(print)}}
     | {"state_dict": STATE},
-    "model_state_dict": {"model_state_dict": prefixed("module."), "best": 0.3},
+    "model_state_dict": {"model_state_dict": add_prefix("module."), "best": 0.3},
     "state_dict in model": {"model": {"state_dict": STATE}},
-    "compiled": {"model": prefixed("_orig_mod.")},
-    "compiled, distributed": prefixed("_orig_mod.module."),
-    "distributed, compiled": prefixed("module._orig_mod."),
+    "compiled": {"model": add_prefix("_orig_mod.")},
+    "compiled, distributed": add_prefix("_orig_mod.module."),
+    "distributed, compiled": add_prefix("module._orig_mod."),
     "a part compiled": {name.replace("conv.", "conv._orig_mod."): t for name, t in STATE.items()},
     "averaged": torch.optim.swa_utils.AveragedModel(Net()).state_dict(),
-    "only an average": {"epoch": 3, "model_ema": prefixed("module.")},
+    "only an average": {"epoch": 3, "model_ema": add_prefix("module.")},
     "mmdetection's average": {"state_dict": {**STATE, "ema_conv_weight": torch.zeros(2, 3)}},
     "lightning": {
-        "state_dict": prefixed("model."),
+        "state_dict": add_prefix("model."),
         "hyper_parameters": argparse.Namespace(lr=1),
         "callbacks": {"a": {1, 2}, "b": frozenset([3])},
     },
@@ -133,9 +133,9 @@ CHECKPOINTS = {
 
 
 @FORMATS
-@pytest.mark.parametrize("content", CHECKPOINTS.values(), ids=CHECKPOINTS)
-def test_a_state_dict_is_found_wherever_trainings_put_it(tmp_path, content, options):
-    torch.save(content, tmp_path / "a.pt", **options)
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_read_finds_state_dict_in_checkpoint(tmp_path, checkpoint, options):
+    torch.save(checkpoint, tmp_path / "a.pt", **options)
     state = files.read(tmp_path / "a.pt").state
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {
         "conv.weight": (2, 3),
@@ -143,36 +143,36 @@ def test_a_state_dict_is_found_wherever_trainings_put_it(tmp_path, content, opti
     }
 
 
-def test_several_state_dicts_and_names_that_meet_are_refused(tmp_path):
+def test_read_rejects_several_state_dicts_and_duplicate_names(tmp_path):
     torch.save({"student": STATE, "teacher": STATE}, tmp_path / "a.pt")
-    assert "several state dicts ('student', 'teacher')" in refused(tmp_path / "a.pt")
-    torch.save({**STATE, **prefixed("module.")}, tmp_path / "a.pt")
-    assert "twice, with and without a prefix" in refused(tmp_path / "a.pt")
+    assert "several state dicts ('student', 'teacher')" in get_read_error(tmp_path / "a.pt")
+    torch.save({**STATE, **add_prefix("module.")}, tmp_path / "a.pt")
+    assert "twice, with and without a prefix" in get_read_error(tmp_path / "a.pt")
 
 
-def test_a_whole_module_and_a_torchscript_program_say_to_save_the_state_dict(tmp_path):
+def test_read_rejects_pickled_module_torchscript_and_npz(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "a.pt")
-    message = refused(tmp_path / "a.pt")
+    message = get_read_error(tmp_path / "a.pt")
     assert "torch.nn.modules.linear.Linear" in message
     assert "state_dict()" in message
     with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
         archive.writestr("b/data.pkl", b"\x80\x02}.")
         archive.writestr("b/constants.pkl", b"\x80\x02).")
-    assert "TorchScript" in refused(tmp_path / "b.pt")
+    assert "TorchScript" in get_read_error(tmp_path / "b.pt")
     np.savez(tmp_path / "c.npz", a=np.zeros(2))
-    assert "torch.save didn't write" in refused(tmp_path / "c.npz")
+    assert "torch.save didn't write" in get_read_error(tmp_path / "c.npz")
 
 
-def test_a_changed_byte_is_found_by_its_checksum(tmp_path):
+def test_read_rejects_file_with_wrong_checksum(tmp_path):
     torch.save({"a": torch.ones(1000)}, tmp_path / "a.pt")
     data = bytearray((tmp_path / "a.pt").read_bytes())
     at = data.index(struct.pack("<f", 1) * 100) + 200
-    data[at + 3] = 0x3D  # a number still
+    data[at + 3] = 0x3D  # still a valid float
     (tmp_path / "a.pt").write_bytes(data)
-    assert "damaged" in refused(tmp_path / "a.pt")
+    assert "damaged" in get_read_error(tmp_path / "a.pt")
 
 
-def test_an_archive_without_checksums_is_read(tmp_path):
+def test_read_accepts_archive_without_checksums(tmp_path):
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -182,11 +182,11 @@ def test_an_archive_without_checksums_is_read(tmp_path):
     assert files.read(tmp_path / "a.pt").state.keys() == STATE.keys()
 
 
-# What claims more than it holds
+# Files that claim more data than they contain
 
 
-def rewritten(source, target, name, change):
-    """The archive ``source`` with one member changed."""
+def rewrite_member(source, target, name, change):
+    """Copy the archive ``source`` with one member changed."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for member in old.infolist():
             data = old.read(member)
@@ -209,18 +209,18 @@ def rewritten(source, target, name, change):
     ],
     ids=["short data", "size", "negative size", "stride", "offset", "huge offset", "type", "key"],
 )
-def test_a_tensor_that_reaches_out_of_its_data_is_refused(tmp_path, name, change):
+def test_read_rejects_tensor_outside_its_storage(tmp_path, name, change):
     torch.save({"w": torch.ones(4)}, tmp_path / "a.pt")
-    rewritten(tmp_path / "a.pt", tmp_path / "b.pt", name, change)
-    refused(tmp_path / "b.pt")
+    rewrite_member(tmp_path / "a.pt", tmp_path / "b.pt", name, change)
+    get_read_error(tmp_path / "b.pt")
 
 
-def text_of(value):
+def pickle_text(value):
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
 TUPLES = b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60))
-"""A tuple of two tuples of two tuples …, which takes 2^60 steps to hash."""
+"""Nested pairs of tuples, which take 2^60 steps to hash."""
 INT = b"\x8b" + struct.pack("<I", 1_000_000) + b"\x7f" * 1_000_000 + b"q\x01"
 
 PROGRAMS = {
@@ -238,10 +238,10 @@ PROGRAMS = {
     "32 GB of bytes": b"\x8e" + struct.pack("<Q", 1 << 35) + b"abc.",
     "a number of 2 MB": b"L" + b"9" * 2_000_000 + b"L\n.",
     "one text as many arrays": b"}"
-    + text_of("a" * 1_000_000)
+    + pickle_text("a" * 1_000_000)
     + b"q\x01"
     + b"".join(
-        text_of(str(n)) + b"c_codecs\nencode\nh\x01" + text_of("latin1") + b"\x86Rs"
+        pickle_text(str(n)) + b"c_codecs\nencode\nh\x01" + pickle_text("latin1") + b"\x86Rs"
         for n in range(1000)
     )
     + b".",
@@ -250,7 +250,7 @@ PROGRAMS = {
 
 @pytest.fixture(scope="module")
 def bombs(tmp_path_factory):
-    """Small files that say that they are large, or that take for ever."""
+    """Return a folder of small files that claim to be large or take forever to read."""
     folder = tmp_path_factory.mktemp("bombs")
     one, row = torch.zeros(1), torch.zeros(200_000)
     contents = {
@@ -266,7 +266,7 @@ def bombs(tmp_path_factory):
     for name, content in contents.items():
         torch.save(content, folder / f"{name}.pt")
         if name != "many names":
-            torch.save(content, folder / f"old {name}.pt", **OLD)
+            torch.save(content, folder / f"old {name}.pt", **LEGACY_FORMAT)
     for name, program in PROGRAMS.items():
         (folder / f"{name}.pkl").write_bytes(b"\x80\x04" + program)
         with zipfile.ZipFile(folder / f"{name}.pt", "w") as archive:
@@ -288,20 +288,21 @@ from streamseg.models.weights import files
 
 resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    before, begun = peak(), time.monotonic()
+    before, started_at = peak(), time.monotonic()
     try:
         files.read(path)
-        said = "read"
+        outcome = "read"
     except WeightsError as error:
-        said = "one line" if str(error).count(chr(10)) == 0 else "several lines"
-    print((peak() - before) >> 10, round(time.monotonic() - begun, 1), said, path.name, flush=True)
+        outcome = "one line" if str(error).count(chr(10)) == 0 else "several lines"
+    seconds = round(time.monotonic() - started_at, 1)
+    print((peak() - before) >> 10, seconds, outcome, path.name, flush=True)
 """
 )
 
 
-def test_small_files_that_say_that_they_are_large_are_refused_at_once(bombs):
+def test_read_rejects_decompression_bombs_quickly(bombs):
     count = len(list(bombs.iterdir()))
-    ran = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", READ_ALL, bombs],
         capture_output=True,
         text=True,
@@ -309,23 +310,23 @@ def test_small_files_that_say_that_they_are_large_are_refused_at_once(bombs):
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    lines = ran.stdout.splitlines()
-    assert len(lines) == count > 40, ran.stderr
+    lines = process.stdout.splitlines()
+    assert len(lines) == count > 40, process.stderr
     for line in lines:
         megabytes, seconds, rest = line.split(" ", 2)
         assert rest.startswith("one line"), line
         assert int(megabytes) < 100, line
-        assert float(seconds) < 10, line  # alone, less than one
+        assert float(seconds) < 10, line  # less than one second on an idle machine
 
 
 @pytest.mark.slow
-def test_a_pickle_that_never_ends_is_given_up(tmp_path):
+def test_read_limits_number_of_pickle_opcodes(tmp_path):
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04}" + b"N0" * 2_000_000 + b".")
-    refused(tmp_path / "a.pkl")
+    get_read_error(tmp_path / "a.pkl")
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
-def test_tensors_that_are_not_plain_are_named(tmp_path):
+def test_read_names_unsupported_tensors(tmp_path):
     contents = {
         "sparse": torch.eye(3).to_sparse(),
         "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
@@ -334,21 +335,21 @@ def test_tensors_that_are_not_plain_are_named(tmp_path):
     }
     for name, tensor in contents.items():
         torch.save({name: tensor}, tmp_path / "a.pt")
-        message = refused(tmp_path / "a.pt")
+        message = get_read_error(tmp_path / "a.pt")
         assert f"'{name}' is no plain tensor" in message
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
-def test_values_of_every_type_must_be_finite(tmp_path, kind):
+def test_read_rejects_non_finite_values(tmp_path, kind):
     torch.save({"w": torch.tensor([1, float("inf")], dtype=kind)}, tmp_path / "a.pt")
-    assert "w contains a value that isn't finite" in refused(tmp_path / "a.pt")
+    assert "w contains a value that isn't finite" in get_read_error(tmp_path / "a.pt")
 
 
 @given(st.data())
 @settings(max_examples=150)
-def test_damage_of_a_torch_file_is_never_more_than_a_refusal(tmp_path_factory, data):
+def test_read_of_damaged_file_raises_only_weights_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.pt"
-    options = data.draw(st.sampled_from([{}, OLD]))
+    options = data.draw(st.sampled_from([{}, LEGACY_FORMAT]))
     torch.save({"model": STATE, "args": argparse.Namespace(a=1)}, path, **options)
     written = bytearray(path.read_bytes())
     for at in data.draw(st.lists(st.integers(2, len(written) - 1), min_size=1, max_size=4)):
@@ -357,17 +358,23 @@ def test_damage_of_a_torch_file_is_never_more_than_a_refusal(tmp_path_factory, d
     try:
         state = files.read(path).state
     except WeightsError as error:
-        assert "\n" not in str(error)  # noqa: PT017 - that it isn't raised is fine, too
+        assert "\n" not in str(error)  # noqa: PT017 - damage may also have no effect
         return
     assert all(isinstance(each, torch.Tensor) for each in state.values())
 
 
-def test_nothing_of_a_checkpoint_is_imported_or_called(tmp_path, monkeypatch):
+def test_read_imports_and_calls_nothing_from_checkpoint(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "their_module.py").write_text("raise SystemExit('imported')\n")
-    program = b"}" + text_of("args") + b"ctheir_module\nThing\n)R}" + text_of("a") + b"K\x01sbs"
+    program = (
+        b"}" + pickle_text("args") + b"ctheir_module\nThing\n)R}" + pickle_text("a") + b"K\x01sbs"
+    )
     (tmp_path / "a.pkl").write_bytes(
-        b"\x80\x02" + program + text_of("model") + pickle.dumps({"w": np.ones(2)}, 2)[2:-1] + b"s."
+        b"\x80\x02"
+        + program
+        + pickle_text("model")
+        + pickle.dumps({"w": np.ones(2)}, 2)[2:-1]
+        + b"s."
     )
     assert files.read(tmp_path / "a.pkl").state["w"].tolist() == [1, 1]
     assert "their_module" not in sys.modules

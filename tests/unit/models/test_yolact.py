@@ -1,4 +1,4 @@
-"""YOLACT gives what its authors' code gives, and mixes its masks inside their boxes alone."""
+"""YOLACT: parity with the authors' code, and mask assembly within boxes."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def meta_network(name):
         return YOLACT.build(name, COCO_THINGS)
 
 
-# The published files
+# Published weights
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_published_file_fits_its_network_exactly(name):
+def test_convert_state_dict_fits_published_weights(name):
     network = meta_network(name)
     state = fixture("yolact", FILES[name]).empty()
     assert differences(network, YOLACT.convert_state_dict(network, state)) is None
 
 
-def test_what_old_files_hold_besides_is_left_out():
+def test_convert_state_dict_drops_unused_tensors():
     network = meta_network("yolact_r50")
     state = fixture("yolact", "yolact_resnet50").empty()
     for name in ("backbone.layer1.0.conv1.weight", "fpn.downsample_layers.2.weight"):
@@ -60,13 +60,13 @@ def test_what_old_files_hold_besides_is_left_out():
     assert differences(network, YOLACT.convert_state_dict(network, state)) is None
 
 
-def test_the_project_s_own_names_stay():
+def test_convert_state_dict_keeps_own_names():
     network = meta_network("yolact_plus_r50")
     state = network.state_dict()
     assert YOLACT.convert_state_dict(network, state).keys() == state.keys()
 
 
-# The same numbers
+# Parity with the published weights
 
 
 @pytest.fixture(
@@ -79,24 +79,26 @@ def published(request):
 
 @pytest.fixture(scope="module")
 def model(published):
-    """With the fixture's weights."""
+    """Return a model with the reference weights."""
     name, file = published
-    made = load_model(name, weights="none", device="cpu", score=0)
-    made.network.load_state_dict(YOLACT.convert_state_dict(made.network, file.state()))
-    return made
+    model = load_model(name, weights="none", device="cpu", score=0)
+    model.network.load_state_dict(YOLACT.convert_state_dict(model.network, file.state()))
+    return model
 
 
 @pytest.fixture(scope="module")
-def on_the_way(model):
-    """What comes out of trunk, pyramid and network in one forward."""
+def intermediate_outputs(model):
+    """Return the outputs of backbone, pyramid and network in one forward pass."""
     parts = {
-        "trunk": model.network.backbone,
+        "backbone": model.network.backbone,
         "pyramid": model.network.fpn,
         "outputs": model.network,
     }
-    seen = {}
+    outputs = {}
     hooks = [
-        part.register_forward_hook(lambda *given, name=name: seen.update({name: given[2]}))
+        part.register_forward_hook(
+            lambda *arguments, name=name: outputs.update({name: arguments[2]})
+        )
         for name, part in parts.items()
     ]
     with torch.inference_mode():
@@ -104,21 +106,21 @@ def on_the_way(model):
         model.network(batch.tensor)
     for hook in hooks:
         hook.remove()
-    return seen
+    return outputs
 
 
 @pytest.fixture(scope="module")
-def outputs(on_the_way):
-    return on_the_way["outputs"]
+def outputs(intermediate_outputs):
+    return intermediate_outputs["outputs"]
 
 
-def test_every_tensor_on_the_way_is_the_published_one(model, published, on_the_way, outputs):
+def test_intermediate_tensors_match_reference(model, published, intermediate_outputs, outputs):
     file = published[1]
     (batch,) = model.prepare([make_image()])
     assert_same_tensor("input", batch.tensor, file, 1e-6)
-    for level, tensor in enumerate(on_the_way["trunk"]):
+    for level, tensor in enumerate(intermediate_outputs["backbone"]):
         assert_same_tensor(f"backbone.{level}", tensor, file, 1e-4)
-    for level, tensor in enumerate(on_the_way["pyramid"]):
+    for level, tensor in enumerate(intermediate_outputs["pyramid"]):
         assert_same_tensor(f"fpn.{level}", tensor, file, 1e-4)
     assert_same_tensor("proto", outputs.prototypes[0].permute(1, 2, 0), file, 1e-4)
     assert_same_tensor("all.priors", outputs.anchors, file, 1e-6)
@@ -127,12 +129,12 @@ def test_every_tensor_on_the_way_is_the_published_one(model, published, on_the_w
     assert_same_tensor("all.mask", outputs.coefficients, file, 1e-4)
 
 
-def test_instances_are_the_published_ones(model, published):
+def test_predict_matches_reference_instances(model, published):
     file = published[1]
     final = {key[6:]: value for key, value in file.arrays.items() if key.startswith("final/")}
     noise = NOISE * file.meta["float_noise"]["score_maxdiff"]
     scores = final.get("mask_score", final["score"])
-    order = np.argsort(-scores, kind="stable")  # YOLACT++'s are sorted by box score
+    order = np.argsort(-scores, kind="stable")  # the reference of YOLACT++ is sorted by box score
     (found,) = model.predict([make_image()])
     ids = list(COCO)
     np.testing.assert_allclose(found.scores, scores[order], atol=noise, rtol=0)
@@ -147,40 +149,42 @@ def test_instances_are_the_published_ones(model, published):
         assert np.count_nonzero(expected != own) <= PIXELS
 
 
-def test_boxes_before_masks_are_the_published_ones(model, published, outputs):
+def test_fast_nms_matches_reference(model, published, outputs):
     file = published[1]
     scores = outputs.classes[0].softmax(dim=1)[:, 1:]
-    sure = scores.amax(dim=1) > 0.05
-    boxes = decode(outputs.boxes[0][sure], outputs.anchors[sure])
-    ways = {
-        "det": fast_nms(boxes, scores[sure], 0.5, 200, 100),
-        "cc": fast_nms_across_classes(boxes, scores[sure], 0.5, 200),
+    confident = scores.amax(dim=1) > 0.05
+    boxes = decode(outputs.boxes[0][confident], outputs.anchors[confident])
+    results = {
+        "det": fast_nms(boxes, scores[confident], 0.5, 200, 100),
+        "cc": fast_nms_across_classes(boxes, scores[confident], 0.5, 200),
     }
     noise = NOISE * file.meta["float_noise"]["score_maxdiff"]
-    for name, (which, classes, best) in ways.items():
+    for name, (kept_rows, classes, scores_kept) in results.items():
         np.testing.assert_array_equal(classes, file.arrays[f"{name}/class"])
-        np.testing.assert_allclose(best, file.arrays[f"{name}/score"], atol=noise)
-        np.testing.assert_allclose(boxes[which], file.arrays[f"{name}/box_rel"], atol=1e-4)
+        np.testing.assert_allclose(scores_kept, file.arrays[f"{name}/score"], atol=noise)
+        np.testing.assert_allclose(boxes[kept_rows], file.arrays[f"{name}/box_rel"], atol=1e-4)
 
 
-def test_losses_are_the_published_ones(model, published):
+def test_losses_match_reference(model, published):
     losses = published[1].meta["loss"]
-    truth = np.array(losses["gt"], np.float32)
+    ground_truth = np.array(losses["gt"], np.float32)
     y, x = np.mgrid[:550, :550]
     masks = []
-    for x1, y1, x2, y2 in truth[:, :4] * 550:
+    for x1, y1, x2, y2 in ground_truth[:, :4] * 550:
         across, down = (x - (x1 + x2) / 2) * 2 / (x2 - x1), (y - (y1 + y2) / 2) * 2 / (y2 - y1)
         masks.append(across**2 + down**2 <= 1)
-    targets = targets_of(truth[:, :4] * 550, truth[:, 4], np.stack(masks), classes=80)
+    targets = create_targets(
+        ground_truth[:, :4] * 550, ground_truth[:, 4], np.stack(masks), classes=80
+    )
     (batch,) = model.prepare([make_image()])
     with torch.no_grad():
         found = model.criterion({})(batch.tensor, [targets])
     names = {"box": "B", "class": "C", "mask": "M", "semantic": "S", "mask_iou": "I"}
-    own = {names[name]: float(loss) for name, loss in found.items()}
-    assert own == pytest.approx(losses["values"], rel=2e-5)
+    actual = {names[name]: float(loss) for name, loss in found.items()}
+    assert actual == pytest.approx(losses["values"], rel=2e-5)
 
 
-def targets_of(boxes, labels, masks, *, classes, crowd=None, has_mask=None):
+def create_targets(boxes, labels, masks, *, classes, crowd=None, has_mask=None):
     count = len(labels)
     return Targets(
         image_id=1,
@@ -196,10 +200,10 @@ def targets_of(boxes, labels, masks, *, classes, crowd=None, has_mask=None):
     )
 
 
-# Anchors and what they learn
+# Anchors and loss
 
 
-def test_the_first_family_s_anchors_are_squares_and_the_second_s_are_not():
+def test_anchors_are_square_for_yolact_and_rectangular_for_yolact_plus():
     grids = ((2, 3),) * 5
     squares, rectangles = anchors(grids, 550, plus=False), anchors(grids, 550, plus=True)
     assert squares.shape == (5 * 6 * 3, 4)
@@ -211,49 +215,53 @@ def test_the_first_family_s_anchors_are_squares_and_the_second_s_are_not():
 
 
 @given(st.lists(st.floats(0.05, 0.9), min_size=4, max_size=4))
-def test_decoding_takes_back_encoding(numbers):
+def test_decode_inverts_encode(numbers):
     x, y, width, height = numbers
     box = torch.tensor([[x, y, x + width, y + height]])
-    own = torch.tensor([[0.4, 0.6, 0.2, 0.3]])
-    assert decode(encode(box, own), own)[0].tolist() == pytest.approx(box[0].tolist(), abs=1e-5)
+    prior = torch.tensor([[0.4, 0.6, 0.2, 0.3]])
+    assert decode(encode(box, prior), prior)[0].tolist() == pytest.approx(box[0].tolist(), abs=1e-5)
 
 
-def test_every_object_has_an_anchor_and_crowds_are_not_background():
-    own = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.7, 0.7, 0.3, 0.3], [0.8, 0.2, 0.1, 0.1]])
+def test_match_gives_every_object_an_anchor_and_ignores_crowds():
+    priors = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.7, 0.7, 0.3, 0.3], [0.8, 0.2, 0.1, 0.1]])
     boxes = torch.tensor([[0.0, 0.0, 0.9, 0.9], [0.7, 0.1, 0.9, 0.3]])
-    targets = targets_of(boxes, [4, 2], np.zeros((2, 4, 4)), classes=9, crowd=[False, True])
-    matches = match(boxes, targets, own)
-    assert matches.classes.tolist() == [BACKGROUND, 5, IGNORED]  # the larger anchor fits best
+    targets = create_targets(boxes, [4, 2], np.zeros((2, 4, 4)), classes=9, crowd=[False, True])
+    matches = match(boxes, targets, priors)
+    assert matches.classes.tolist() == [
+        BACKGROUND,
+        5,
+        IGNORED,
+    ]  # the larger anchor has the highest IoU
     assert int(matches.objects[1]) == 0
 
 
-@pytest.mark.parametrize(("name", "most"), [("yolact_r101", 100), ("yolact_im700", 300)])
-def test_only_so_many_masks_of_an_image_are_learnt(name, most):
-    assert meta_network(name).max_masks == most
-    targets = targets_of(np.zeros((0, 4)), [], np.zeros((0, 4, 4)), classes=80)
-    few, many = torch.arange(most), torch.arange(7, 507)
-    assert torch.equal(sample_rows(few, most, targets), few)
-    found = sample_rows(many, most, targets)
-    assert len(set(found.tolist()) & set(many.tolist())) == len(found) == most
+@pytest.mark.parametrize(("name", "max_masks"), [("yolact_r101", 100), ("yolact_im700", 300)])
+def test_sample_rows_limits_masks_per_image(name, max_masks):
+    assert meta_network(name).max_masks == max_masks
+    targets = create_targets(np.zeros((0, 4)), [], np.zeros((0, 4, 4)), classes=80)
+    few_rows, many_rows = torch.arange(max_masks), torch.arange(7, 507)
+    assert torch.equal(sample_rows(few_rows, max_masks, targets), few_rows)
+    found = sample_rows(many_rows, max_masks, targets)
+    assert len(set(found.tolist()) & set(many_rows.tolist())) == len(found) == max_masks
 
 
-def test_an_object_without_a_mask_teaches_no_mask():
-    criterion = small().criterion({})
+def test_mask_loss_ignores_objects_without_mask():
+    criterion = create_model().criterion({})
     images, boxes = torch.zeros(1, 3, 96, 96), [[10.0, 10.0, 50.0, 50.0]]
     masks = np.zeros((1, 96, 96), np.bool_)
     masks[:, 10:50, 10:50] = True
     with torch.no_grad():
-        known, unknown = (
-            criterion(images, [targets_of(boxes, [3], masks, classes=80, has_mask=[has])])
+        with_mask, without_mask = (
+            criterion(images, [create_targets(boxes, [3], masks, classes=80, has_mask=[has])])
             for has in (True, False)
         )
-    assert known["mask"] > 0
-    assert unknown["mask"] == 0
-    assert unknown["box"] == known["box"] > 0
-    assert unknown["class"] == known["class"] > 0
+    assert with_mask["mask"] > 0
+    assert without_mask["mask"] == 0
+    assert without_mask["box"] == with_mask["box"] > 0
+    assert without_mask["class"] == with_mask["class"] > 0
 
 
-# Masks where they are
+# Mask assembly
 
 
 @given(
@@ -263,23 +271,23 @@ def test_an_object_without_a_mask_teaches_no_mask():
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=100, deadline=None)
-def test_masks_have_the_pixels_of_full_frames(grid, size, threshold, seed):
+def test_prototype_masks_match_full_frame_resize(grid, size, threshold, seed):
     draws = torch.Generator().manual_seed(seed)
     prototypes = torch.rand(32, *grid, generator=draws)
     coefficients = torch.rand(4, 32, generator=draws) * 2 - 1
     boxes = torch.rand(4, 4, generator=draws) * 1.4 - 0.2  # corners in any order, also outside
     found = PrototypeMasks(prototypes, coefficients, boxes).masks(size, threshold).to_arrays()
-    cut = crop_masks(prototypes, coefficients, boxes)
-    whole = interpolate(cut[None], size, mode="bilinear", align_corners=False)[0]
-    sure = (whole - threshold).abs().numpy() > 1e-6
-    assert np.array_equal(found[sure], (whole > threshold).numpy()[sure])
+    cropped = crop_masks(prototypes, coefficients, boxes)
+    whole = interpolate(cropped[None], size, mode="bilinear", align_corners=False)[0]
+    decided = (whole - threshold).abs().numpy() > 1e-6
+    assert np.array_equal(found[decided], (whole > threshold).numpy()[decided])
 
 
-# A model as any other
+# Predictions, categories and training
 
 
-def small(name="yolact_r50", categories=COCO_THINGS, **options):
-    """With random weights that are sure of something."""
+def create_model(name="yolact_r50", categories=COCO_THINGS, **options):
+    """Return a model whose random weights give confident detections."""
     network = YOLACT.build(name, categories)
     size = 256 if "plus" in name else 96
     model = YOLACT(
@@ -292,7 +300,7 @@ def small(name="yolact_r50", categories=COCO_THINGS, **options):
     return model
 
 
-def noise(height, width, seed):
+def create_noise(height, width, seed):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -304,46 +312,46 @@ def noise(height, width, seed):
         pytest.param("yolact_plus_r50", marks=pytest.mark.slow),
     ],
 )
-def test_an_image_s_result_does_not_depend_on_what_is_in_the_batch(name):
-    model = small(name, thresholds=Thresholds(score=0.0))
-    image = noise(60, 80, 3)
-    (alone,) = model.predict([image])
-    found = model.predict([noise(60, 80, 5), noise(30, 90, 4), image])[-1]
-    assert len(found) == len(alone) > 3
-    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
-    np.testing.assert_array_equal(found.labels, alone.labels)
-    differing = found.masks.to_arrays() != alone.masks.to_arrays()
+def test_predict_is_independent_of_batch(name):
+    model = create_model(name, thresholds=Thresholds(score=0.0))
+    image = create_noise(60, 80, 3)
+    (expected,) = model.predict([image])
+    found = model.predict([create_noise(60, 80, 5), create_noise(30, 90, 4), image])[-1]
+    assert len(found) == len(expected) > 3
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    differing = found.masks.to_arrays() != expected.masks.to_arrays()
     assert np.count_nonzero(differing) <= 1e-3 * differing.size
 
 
-def test_predicting_never_changes_the_image():
-    image = noise(60, 80, 3)
+def test_predict_does_not_change_the_image():
+    image = create_noise(60, 80, 3)
     before = image.copy()
     image.setflags(write=False)
-    small().predict([image])
+    create_model().predict([image])
     np.testing.assert_array_equal(image, before)
 
 
-def test_an_input_that_is_too_small_to_score_masks_is_refused():
+def test_load_model_rejects_input_size_too_small_for_mask_scoring():
     assert load_model("yolact_plus_r50", weights="none", device="cpu", input_size=249)
     with pytest.raises(UsageError, match="yolact_plus_r50: input_size must be at least 249"):
         load_model("yolact_plus_r50", weights="none", device="cpu", input_size=248)
 
 
-def test_outputs_are_the_categories_of_any_dataset():
+def test_predict_returns_category_ids_of_dataset():
     categories = Categories({7: "star", 900_000_001: "moon"})
-    model = small(categories=categories)
+    model = create_model(categories=categories)
     with torch.no_grad():
         model.network.head.classes.weight.zero_()
         bias = model.network.head.classes.bias.view(3, 3)
         bias[:] = torch.tensor([-9.0, -9.0, 9.0])
-    (found,) = model.predict([noise(64, 64, 2)], Thresholds(score=0.5))
+    (found,) = model.predict([create_noise(64, 64, 2)], Thresholds(score=0.5))
     assert len(found)
     assert set(found.labels.tolist()) == {900_000_001}
 
 
 @pytest.mark.parametrize("name", ["yolact_r50", "yolact_plus_r50"])
-def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, name):
+def test_start_model_reuses_published_weights_by_class_name(tmp_path, name):
     state = {
         key: torch.arange(len(tensor.flatten()), dtype=torch.float32).view(tensor.shape)
         for key, tensor in fixture("yolact", FILES[name]).empty("cpu").items()
@@ -360,15 +368,15 @@ def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, na
         ModelConfig(name=name, weights=str(path), device="cpu"), categories, Thresholds()
     )
     assert fresh == ["unicorn"]
-    anchors_at_a_place = 9 if "plus" in name else 3
-    theirs = state["prediction_layers.0.conf_layer.bias"].view(anchors_at_a_place, 81)
-    own = model.network.head.classes.bias.view(anchors_at_a_place, 4)
+    anchors_per_cell = 9 if "plus" in name else 3
+    theirs = state["prediction_layers.0.conf_layer.bias"].view(anchors_per_cell, 81)
+    own = model.network.head.classes.bias.view(anchors_per_cell, 4)
     zebra = list(COCO.values()).index("zebra") + 1
     assert torch.equal(own[:, [0, 1, 3]], theirs[:, [0, zebra, 1]])
     assert not torch.equal(own[:, 2], theirs[:, 2])
 
 
-def test_a_published_file_is_recognised_where_another_model_is_asked_for(tmp_path):
+def test_load_model_names_family_of_mismatched_weights(tmp_path):
     path = tmp_path / "published.pth"
     state = fixture("yolact", "yolact_resnet50").empty("cpu")
     torch.save({key: tensor.zero_() for key, tensor in state.items()}, path)
@@ -376,14 +384,14 @@ def test_a_published_file_is_recognised_where_another_model_is_asked_for(tmp_pat
         load_model("solov2_light_r18", path, device="cpu")
 
 
-def test_training_brings_pictures_to_the_square_that_is_predicted_on():
-    assert small().training_shape((40, 96)) == (96, 96)
+def test_training_shape_is_input_size():
+    assert create_model().training_shape((40, 96)) == (96, 96)
 
 
 @pytest.mark.by_hand
 @pytest.mark.timeout(900)
-def test_the_lightest_learns_eight_pictures_by_heart(tmp_path):
-    """Of 32 pixels enlarged four times: then a pixel of a prototype is one of theirs."""
+def test_lightest_model_overfits_eight_images(tmp_path):
+    """Enlarge 32-pixel images four times, so that a prototype pixel is one original pixel."""
     ap = overfit_pattern(
         tmp_path,
         "yolact_r50",

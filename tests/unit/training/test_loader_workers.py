@@ -22,7 +22,7 @@ from streamseg.training.loader_workers import load_ahead
 
 
 @pytest.fixture(autouse=True)
-def no_process_is_left():
+def assert_no_child_processes():
     yield
     assert multiprocessing.active_children() == []
 
@@ -62,8 +62,8 @@ def test_bug_in_a_worker_is_raised_with_its_traceback():
         list(load_ahead(load, [1], 1))
 
 
-def die(number: int) -> int:
-    faulthandler.disable()  # pytest has enabled it, and it would print a traceback
+def kill_self(number: int) -> int:
+    faulthandler.disable()  # pytest enables it, and it would print a traceback
     os.kill(os.getpid(), number)
     time.sleep(60)
     return 0
@@ -79,7 +79,7 @@ def die(number: int) -> int:
 )
 def test_worker_that_dies_is_a_training_error(number: int, message: str):
     with pytest.raises(TrainingError, match=message):
-        list(load_ahead(die, [number] * 8, 2))
+        list(load_ahead(kill_self, [number] * 8, 2))
 
 
 def test_worker_killed_while_idle_is_a_training_error(tmp_path: Path):
@@ -100,8 +100,8 @@ def test_memory_error_of_a_worker_is_a_training_error():
 
 def test_too_few_file_descriptors_are_a_training_error():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(list(Path("/proc/self/fd").iterdir()))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, before[1]))
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 8, before[1]))
     try:
         with pytest.raises(TrainingError, match=r"can't start .* open files: set workers"):
             list(load_ahead(square, range(40), 40))
@@ -113,13 +113,13 @@ def test_process_that_cannot_start_is_a_training_error(monkeypatch: pytest.Monke
     started = []
     start = loader_workers._context.Process.start
 
-    def limited(process) -> None:
+    def fail_second_start(process) -> None:
         if started:
             raise BlockingIOError(11, "Resource temporarily unavailable")
         started.append(process)
         start(process)
 
-    monkeypatch.setattr(loader_workers._context.Process, "start", limited)
+    monkeypatch.setattr(loader_workers._context.Process, "start", fail_second_start)
     with pytest.raises(
         TrainingError, match="Resource temporarily unavailable: set workers lower or to 0"
     ):
@@ -158,9 +158,9 @@ def test_workers_exit_after_the_training_is_killed():
         children = [int(number) for number in run.stdout.readline().split()]
         assert len(set(children)) == 3
         run.kill()
-    end = time.monotonic() + 20
+    deadline = time.monotonic() + 20
     while any(is_running(child) for child in children):
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 

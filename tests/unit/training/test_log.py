@@ -1,4 +1,4 @@
-"""Training log: what remains after an interruption, and files that can't be written."""
+"""Training log: recovery after an interruption, and write errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen parameters."""
+"""Optimization: frozen parameters and batch norms."""
 
 from __future__ import annotations
 
