@@ -121,7 +121,7 @@ def test_process_takes_many_inputs_and_goes_on_after_a_bad_one(
     streamseg: Run, tmp_path: Path
 ) -> None:
     inputs = (MEDIA / "ok.mp4", MEDIA / "text.mp4", MEDIA / "fps1.mp4")
-    result = streamseg("process", *inputs, "--out", "out")
+    result = streamseg("process", *inputs, "--out", "out", *SMALL)
     assert result.returncode == 1
     assert "text.mp4" in one_line(result)
     for name in ("ok", "fps1"):
@@ -133,7 +133,7 @@ def test_process_takes_many_inputs_and_goes_on_after_a_bad_one(
 def test_a_truncated_recording_keeps_its_good_frames_and_exits_1(
     streamseg: Run, tmp_path: Path
 ) -> None:
-    result = streamseg("process", MEDIA / "truncated_moov_front.mp4", "--out", "out")
+    result = streamseg("process", MEDIA / "truncated_moov_front.mp4", "--out", "out", *SMALL)
     assert result.returncode == 1
     assert "incomplete" in one_line(result)
     folder = tmp_path / "out" / "truncated_moov_front"
@@ -145,7 +145,7 @@ def test_a_truncated_recording_keeps_its_good_frames_and_exits_1(
 def test_corrupt_frames_are_counted_and_the_rest_is_processed(
     streamseg: Run, tmp_path: Path
 ) -> None:
-    result = streamseg("process", MEDIA / "flips_payload_heavy.mp4", "--out", "out")
+    result = streamseg("process", MEDIA / "flips_payload_heavy.mp4", "--out", "out", *SMALL)
     folder = tmp_path / "out" / "flips_payload_heavy"
     account = json.loads((folder / "summary.json").read_text())["sources"][0]["account"]
     assert account["failed"] == {"corrupt": 6}, result.stderr
@@ -451,9 +451,8 @@ def test_watch_fails_after_its_timeout(streamseg: Run) -> None:
     assert "0.5" in one_line(result)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_process_leaves_what_it_has_readable(tmp_path: Path, number: int) -> None:
     running = start(tmp_path, "process", CLIP, "--out", "out")
     part = tmp_path / "out" / "street" / "results.jsonl.part"

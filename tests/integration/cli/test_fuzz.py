@@ -33,6 +33,7 @@ def found(tmp_path_factory) -> tuple[dict[str, str], Path]:
     return json.loads((out / "findings.json").read_text()), out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reported"),
     [
@@ -56,6 +57,7 @@ def test_a_planted_fault_is_found_and_its_input_kept(found, fault, reported) -> 
     assert kept.read_bytes() in (b"x", b"@CANARY@", b"@CANARY_FILE@"), "as it was before the trial"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sound", ["read_well", "refuse"])
 def test_what_reads_or_refuses_in_one_line_is_no_finding(found, sound) -> None:
     assert sound not in found[0]
@@ -89,6 +91,7 @@ def test_an_empty_input_can_be_mutated() -> None:
         mutate_text(random, b"", [], [b"token"])
 
 
+@pytest.mark.slow
 def test_what_was_found_once_stays_mended() -> None:
     inputs = sorted(file for file in FOUND.glob("*/*") if file.is_file())
     assert inputs

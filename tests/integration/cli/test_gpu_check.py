@@ -80,6 +80,7 @@ def test_a_report_is_printed_and_written(monkeypatch, tmp_path, capsys, frames):
     assert "0 problems" in printed
 
 
+@pytest.mark.slow
 def test_weights_that_differ_are_a_problem(monkeypatch, frames, capsys):
     def broken(model, device):
         there = networks.load_model(model.name, device=str(device))

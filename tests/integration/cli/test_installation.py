@@ -95,9 +95,10 @@ def test_the_extras_that_are_named_bring_the_modules() -> None:
         extra: {re.split(r"[^A-Za-z0-9_-]", need)[0].lower() for need in needs}
         for extra, needs in project["optional-dependencies"].items()
     }
+    installed = packages_distributions()
     for module, extra in EXTRAS.items():
         extras = ("server", "view") if extra is None else (extra,)
-        found = (*packages_distributions().get(module, []), module)
+        found = (*installed.get(module, []), module)
         names = {name.lower().replace("_", "-") for name in found}
         assert all(names & brought[each] for each in extras), module
 

@@ -245,7 +245,8 @@ def serving(start):
     return serving
 
 
-@pytest.mark.parametrize("starts", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("starts", [1, 4])
 def test_a_burst_of_signals_ends_a_service_with_its_table(serving, starts) -> None:
     for number in range(starts):
         running = serving(*command("serve", *PATTERN, *SMALL))

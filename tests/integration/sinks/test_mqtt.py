@@ -309,6 +309,7 @@ def test_a_broker_that_is_away_holds_nothing_up_and_costs_no_memory(
         assert sink.dropped == 100, "at the end all are lost, and counted"
 
 
+@pytest.mark.slow
 def test_a_frozen_broker_holds_nothing_up_and_the_end_is_in_time(broker: Mosquitto) -> None:
     with running(broker.root, appear_after=0, gone_after=0) as sink:
         sink.live()

@@ -52,6 +52,7 @@ def test_an_rtsp_camera_whose_connection_is_dropped_comes_back_in_the_next_epoch
     assert seen.came[0][1].size == (240, 320)
 
 
+@pytest.mark.slow
 def test_a_killed_server_is_found_again_within_five_seconds_of_its_return() -> None:
     with rtsp_camera() as first:
         seen = watching(first.url)
@@ -66,6 +67,7 @@ def test_a_killed_server_is_found_again_within_five_seconds_of_its_return() -> N
             seen.close()
 
 
+@pytest.mark.slow
 def test_a_frozen_server_is_noticed_in_time_although_its_socket_stays_open(camera) -> None:
     seen = watching(camera.url)
     try:

@@ -108,6 +108,7 @@ def port() -> int:
         return int(free.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_a_camera_that_begins_late_and_falls_silent_is_seen_each_time_it_sends(port) -> None:
     with socket.create_server(("127.0.0.1", port)) as nobody:
         nobody.settimeout(0)

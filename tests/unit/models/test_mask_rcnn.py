@@ -27,7 +27,10 @@ OWN = {
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module", params=list(OWN))
+@pytest.fixture(
+    scope="module",
+    params=["mask_rcnn_r50_fpn", pytest.param("mask_rcnn_r50_fpn_v2", marks=pytest.mark.slow)],
+)
 def pair(request, tmp_path_factory):
     """torchvision's model with random weights, and ours with the same from a file."""
     torch.manual_seed(1)

@@ -210,6 +210,7 @@ def test_predicting_never_changes_the_image():
     np.testing.assert_array_equal(image, before)
 
 
+@pytest.mark.slow
 def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, published):
     path = tmp_path / "published.pth"
     state = published.state()

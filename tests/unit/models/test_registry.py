@@ -476,11 +476,11 @@ def test_what_is_missing_unexpected_or_of_another_shape_is_listed(tmp_path, stat
 
 def test_a_file_of_another_family_says_which_it_looks_like(tmp_path, state):
     save_file(state, tmp_path / "w.safetensors")
-    message = refused(tmp_path / "w.safetensors", "mask_rcnn_r50_fpn_v2")
+    message = refused(tmp_path / "w.safetensors", "solov2_light_r18")
     assert message.endswith("it looks like nanomask")
-    v2 = load_model("mask_rcnn_r50_fpn_v2", weights="none", device="cpu").network.state_dict()
-    torch.save(v2, tmp_path / "v2.pth")
-    assert refused(tmp_path / "v2.pth").endswith("it looks like mask_rcnn_r50_fpn_v2")
+    other = load_model("solov2_light_r18", weights="none", device="cpu").network.state_dict()
+    torch.save(other, tmp_path / "other.pth")
+    assert refused(tmp_path / "other.pth").endswith("it looks like solov2_light_r18")
     torch.save({"resnet.conv1.weight": torch.zeros(2)}, tmp_path / "unknown.pth")
     assert "looks like" not in refused(tmp_path / "unknown.pth")
 

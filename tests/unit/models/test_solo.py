@@ -152,7 +152,10 @@ def small(name, **options):
     return made
 
 
-@pytest.fixture(scope="module", params=FILES)
+@pytest.fixture(
+    scope="module",
+    params=["decoupled_solo_light_r50", pytest.param("solo_r50", marks=pytest.mark.slow)],
+)
 def light(request):
     return small(request.param)
 
@@ -327,7 +330,7 @@ def test_the_mask_loss_is_none_for_the_mask_itself_and_one_for_its_contrary():
     scope="module",
     params=[
         "solov2_light_r18",
-        "decoupled_solo_light_r50",
+        pytest.param("decoupled_solo_light_r50", marks=pytest.mark.slow),
         pytest.param("solo_r50", marks=pytest.mark.slow),
     ],
 )

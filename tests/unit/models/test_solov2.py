@@ -477,7 +477,7 @@ def test_outputs_are_the_categories_of_any_dataset():
     assert set(found.names) == {"moon"}
 
 
-@pytest.mark.parametrize("offsets", [18, 27])
+@pytest.mark.parametrize("offsets", [18, pytest.param(27, marks=pytest.mark.slow)])
 def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, offsets):
     state = {
         key: torch.zeros(offsets, *tensor.shape[1:]) if "conv_offset" in key else tensor.zero_()

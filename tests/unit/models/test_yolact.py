@@ -342,7 +342,9 @@ def test_outputs_are_the_categories_of_any_dataset():
     assert set(found.labels.tolist()) == {900_000_001}
 
 
-@pytest.mark.parametrize("name", ["yolact_r50", "yolact_plus_r50"])
+@pytest.mark.parametrize(
+    "name", ["yolact_r50", pytest.param("yolact_plus_r50", marks=pytest.mark.slow)]
+)
 def test_a_class_takes_over_what_a_published_file_knows_of_its_name(tmp_path, name):
     state = {
         key: torch.arange(len(tensor.flatten()), dtype=torch.float32).view(tensor.shape)
