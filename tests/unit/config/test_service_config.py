@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.paths import ROOT
 
 from streamseg import config
+from streamseg.config import service, training
 from streamseg.errors import ConfigError
 from streamseg.structures.results import SOURCE_NAME
 
@@ -238,3 +239,18 @@ def test_every_attribute_of_every_section_is_documented() -> None:
 def test_example_configs_are_valid(file: Path) -> None:
     raw = yaml.safe_load(file.read_text())
     validated({"sources": [{"url": "a.mp4"}], **raw})
+
+
+SECTIONS = {
+    value.__name__: value
+    for module in (service, training)
+    for value in vars(module).values()
+    if isinstance(value, type) and issubclass(value, config.Section)
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_section_is_immutable_and_takes_keywords_only(name: str) -> None:
+    with pytest.raises(TypeError, match="positional arguments"):
+        SECTIONS[name]("value")
+    assert SECTIONS[name].__struct_config__.frozen

@@ -339,6 +339,13 @@ def test_derived_addresses_and_loopback_of_an_address(text, images, replay, is_l
     assert address.is_loopback == is_loopback
 
 
+@pytest.mark.parametrize("path", ["/tmp/a\0b", "/" + "x" * 107, "/" + "é" * 54])
+def test_an_ipc_path_is_at_most_107_bytes_without_nul(path) -> None:
+    assert Address.parse("ipc:///" + "x" * 106).host == "/" + "x" * 106
+    with pytest.raises(UsageError, match="at most 107 bytes"):
+        Address.parse(f"ipc://{path}")
+
+
 def test_the_last_port_has_no_port_for_images() -> None:
     with pytest.raises(UsageError, match="has no next port"):
         _ = Address.parse("tcp://127.0.0.1:65535").for_images

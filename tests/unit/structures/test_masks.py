@@ -189,6 +189,13 @@ def test_mask_from_box_is_marked_as_a_box() -> None:
     assert concatenated.from_box.tolist() == [True]
 
 
+@pytest.mark.parametrize("nothing", [[], np.zeros((0, 4), np.float32), np.zeros((0, 2), np.int64)])
+def test_no_crops_and_no_boxes_are_no_masks(nothing: npt.ArrayLike) -> None:
+    for masks in (Masks.from_crops([], nothing, (8, 12)), Masks.from_boxes(nothing, (8, 12))):
+        assert len(masks) == len(masks.boxes) == len(masks.areas) == 0
+        assert masks.size == (8, 12)
+
+
 def test_crops_beyond_the_frame_are_refused() -> None:
     with pytest.raises(MaskError, match="beyond its frame"):
         Masks.from_crops([np.ones((3, 3), np.bool_)], [(4, 4)], (6, 6))
