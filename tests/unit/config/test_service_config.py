@@ -38,6 +38,7 @@ def test_minimal_config_has_one_source() -> None:
         ({"sources": [{"name": "a"}]}, "sources[0]: Object missing required field `url`"),
         ({"sources": [{"url": "a", "name": "a/b"}]}, "sources[0]: name: use 1 to 64"),
         ({"sources": [{"url": "a", "strid": 2}]}, "sources[0].strid: unknown key; did you mean"),
+        ({"sources": [{"url": "a", "start": 2, "end": 2}]}, "end (2) must be after start (2)"),
         ({"sources": [{"url": "a", "stride": 0}]}, "sources[0].stride: Expected `int` >= 1"),
         ({"sources": [{"url": "a", "start": 3, "end": 2}]}, "end (2) must be after start (3)"),
         ({"sources": [{"url": "a", "stall_after": math.inf}]}, "stall_after: Expected `float` <="),

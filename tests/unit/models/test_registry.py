@@ -474,13 +474,16 @@ def test_what_is_missing_unexpected_or_of_another_shape_is_listed(tmp_path, stat
     assert "mask.logits.bias is (1,) int64 instead of (1,)" in message
 
 
-def test_a_file_of_another_family_says_which_it_looks_like(tmp_path, state):
+@pytest.mark.parametrize(
+    "name", ["solov2_light_r18", pytest.param("mask_rcnn_r50_fpn_v2", marks=pytest.mark.slow)]
+)
+def test_a_file_of_another_family_says_which_it_looks_like(tmp_path, state, name):
     save_file(state, tmp_path / "w.safetensors")
-    message = refused(tmp_path / "w.safetensors", "solov2_light_r18")
+    message = refused(tmp_path / "w.safetensors", name)
     assert message.endswith("it looks like nanomask")
-    other = load_model("solov2_light_r18", weights="none", device="cpu").network.state_dict()
+    other = load_model(name, weights="none", device="cpu").network.state_dict()
     torch.save(other, tmp_path / "other.pth")
-    assert refused(tmp_path / "other.pth").endswith("it looks like solov2_light_r18")
+    assert refused(tmp_path / "other.pth").endswith(f"it looks like {name}")
     torch.save({"resnet.conv1.weight": torch.zeros(2)}, tmp_path / "unknown.pth")
     assert "looks like" not in refused(tmp_path / "unknown.pth")
 

@@ -206,6 +206,12 @@ def test_an_invalid_message_is_a_wire_error(raw, error) -> None:
         protocol.decode(raw, MasksMessage)
 
 
+def test_a_message_of_the_maximum_length_is_decoded() -> None:
+    raw = (GOLDEN / "masks.json").read_bytes()
+    padded = raw.ljust(protocol.MAX_JSON_BYTES)
+    assert protocol.decode(padded, MasksMessage) == protocol.decode(raw, MasksMessage)
+
+
 def test_another_protocol_version_is_refused() -> None:
     raw = (GOLDEN / "masks.json").read_bytes().replace(b'{"v":1', b'{"v":2')
     with pytest.raises(WireError, match="protocol version 2; this client reads 1"):

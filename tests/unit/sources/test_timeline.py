@@ -82,6 +82,13 @@ def test_lost_frames_are_not_counted_at_a_variable_rate():
     assert add_frames(times)[1].lost_frames == 0
 
 
+def test_lost_frames_are_not_counted_where_intervals_vary_by_a_third():
+    steps = [0.03, 0.04, 0.05] * 40
+    steps[60] = 0.12
+    times = [sum(steps[:index]) for index in range(len(steps))]
+    assert add_frames(times)[1].lost_frames == 0
+
+
 def test_rounded_times_have_a_constant_rate():
     assert add_frames([round(i / 30, 3) for i in range(300)])[1].lost_frames == 0
     assert add_frames([round(i / 30, 3) for i in range(300) if i != 99])[1].lost_frames == 1
