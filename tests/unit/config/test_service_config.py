@@ -219,6 +219,9 @@ def test_source_names_that_differ_only_in_case_are_refused_or_numbered() -> None
 def test_nesting_of_overrides_is_limited() -> None:
     with pytest.raises(ConfigError, match="more than 32 nested keys"):
         config.override({}, [f"{'a.' * 20_000}b=1"])
+    config.override({}, [f"{'a.' * 31}b=1"])
+    with pytest.raises(ConfigError, match="more than 32 nested keys"):
+        config.override({}, [f"{'a.' * 32}b=1"])
     with pytest.raises(ConfigError, match=r"--set a: isn't YAML: line 1, .* nested deeper"):
         config.override({}, ["a=" + "[" * 20_000])
 

@@ -300,7 +300,9 @@ def test_class_names_of_the_command_line_are_a_list_or_a_file(tmp_path):
     assert parse_class_names("bolt, nut") == ["bolt", "nut"]
     assert parse_class_names("bolt") == ["bolt"]
     (tmp_path / "other.txt").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "large.txt").write_bytes(b"a\n" * 1_000_000)
+    (tmp_path / "longest.txt").write_bytes(b"a" * (1 << 20))
+    assert parse_class_names(str(tmp_path / "longest.txt")) == ["a" * (1 << 20)]
+    (tmp_path / "large.txt").write_bytes(b"a" * ((1 << 20) + 1))
     for wrong in ("missing.txt", "folder/names", str(tmp_path / "other.txt"), "large.txt", "a\0,b"):
         path = str(tmp_path / wrong) if wrong == "large.txt" else wrong
         with pytest.raises(ConfigError, match="--class-names"):
