@@ -34,14 +34,16 @@ def test_tracks_are_counted_once_in_each_epoch() -> None:
                 ("gate", 0, [1, 2]),
                 ("gate", 1, [0, -1]),
                 ("gate", 1, [0, 1]),
+                ("gate", 1, [-1, -1]),
+                ("gate", 1, [0, 1]),
             ]
         )
     ]
     assert list(statistics.count(results)) == results
     summary = statistics.summary()
-    assert summary.frames == 5
+    assert summary.frames == 7
     assert summary.timing_ms == {"forward": pytest.approx(12.5)}
     assert [(s.source, s.instances, s.tracks) for s in summary.sources] == [
-        ("gate", 8, 5),
+        ("gate", 12, 5),
         ("yard", 2, 1),
     ]
