@@ -5,11 +5,12 @@ Torch is imported only when a model is created, so that the registry can be prin
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,10 +243,7 @@ def known_categories(
 
 def _count_classes(entry: ModelInfo, family: type[Segmenter], given: Weights) -> ClassCounts | None:
     """Return the numbers of classes of a published file."""
-    import torch
-
-    with torch.device("meta"):
-        network = family.build(entry.name, family.trained_on)
+    network = _build_on_meta(family, entry.name)
     return family.count_classes(family.convert_state_dict(network, dict(given.state)))
 
 
@@ -264,6 +262,21 @@ def _name_categories(
         parts = f" ({counts.things} things, {counts.stuff} stuff)" if counts.stuff else ""
         raise UsageError(f"{where}: has {total} classes{parts}, and class_names has {len(ids)}")
     return named
+
+
+def _build_on_meta(family: type[Segmenter], name: str) -> nn.Module:
+    """Build a network whose tensors have a shape and no values."""
+    return copy.deepcopy(_meta_network(family, name))  # conversions may replace its modules
+
+
+@cache
+def _meta_network(family: type[Segmenter], name: str) -> nn.Module:
+    import torch
+
+    from streamseg.models.layers.initialization import SkipRandomInit
+
+    with SkipRandomInit(), torch.device("meta"):
+        return family.build(name, family.trained_on)
 
 
 def _build(entry: ModelInfo, family: type[Segmenter], categories: Categories) -> nn.Module:
@@ -302,14 +315,17 @@ def _loaded(
     """Build the network of an entry for ``categories``, with the weights or random ones."""
     import torch
 
+    from streamseg.models.layers.initialization import SkipRandomInit
+
     if given is None:
         return _build(entry, family, categories)
     if categories is not family.trained_on:
         # The size of the network is claimed by the file: check it before allocating memory.
-        with torch.device("meta"):
+        with SkipRandomInit(), torch.device("meta"):
             claimed = family.build(entry.name, categories)
         _check_fit(claimed, _convert(claimed, family, given), entry, given, where)
-    network = _build(entry, family, categories)
+    with SkipRandomInit():
+        network = _build(entry, family, categories)
     state = _convert(network, family, given)
     _check_fit(network, state, entry, given, where)
     network.load_state_dict(state)
@@ -397,11 +413,8 @@ def _suggest_model(entry: ModelInfo, given: Weights) -> str:
 
 def _shared_fraction(entry: ModelInfo, given: Weights) -> float:
     """Return the fraction of tensors that a model and a file have in common."""
-    import torch
-
     family = _family(entry)
-    with torch.device("meta"):
-        network = family.build(entry.name, family.trained_on)
+    network = _build_on_meta(family, entry.name)
     try:
         state = family.convert_state_dict(network, dict(given.state))
     except WeightsError:

@@ -60,7 +60,7 @@ class Summary:
     sources: tuple[SourceSummary, ...]
     age_ms: Mapping[str, float]
     timing_ms: Mapping[str, float]
-    pictures_dropped: int = 0
+    pictures_dropped: int
 
     @property
     def fps(self) -> float:

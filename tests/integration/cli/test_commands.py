@@ -121,7 +121,7 @@ def test_process_accepts_example_config(streamseg: Run, tmp_path: Path) -> None:
 
 def test_process_continues_after_invalid_input(streamseg: Run, tmp_path: Path) -> None:
     inputs = (MEDIA / "ok.mp4", MEDIA / "text.mp4", MEDIA / "fps1.mp4")
-    result = streamseg("process", *inputs, "--out", "out")
+    result = streamseg("process", *inputs, "--out", "out", *SMALL)
     assert result.returncode == 1
     assert "text.mp4" in get_error_line(result)
     for name in ("ok", "fps1"):
@@ -133,7 +133,7 @@ def test_process_continues_after_invalid_input(streamseg: Run, tmp_path: Path) -
 def test_process_keeps_readable_frames_of_truncated_recording(
     streamseg: Run, tmp_path: Path
 ) -> None:
-    result = streamseg("process", MEDIA / "truncated_moov_front.mp4", "--out", "out")
+    result = streamseg("process", MEDIA / "truncated_moov_front.mp4", "--out", "out", *SMALL)
     assert result.returncode == 1
     assert "incomplete" in get_error_line(result)
     folder = tmp_path / "out" / "truncated_moov_front"
@@ -143,7 +143,7 @@ def test_process_keeps_readable_frames_of_truncated_recording(
 
 
 def test_process_counts_corrupt_frames(streamseg: Run, tmp_path: Path) -> None:
-    result = streamseg("process", MEDIA / "flips_payload_heavy.mp4", "--out", "out")
+    result = streamseg("process", MEDIA / "flips_payload_heavy.mp4", "--out", "out", *SMALL)
     folder = tmp_path / "out" / "flips_payload_heavy"
     account = json.loads((folder / "summary.json").read_text())["sources"][0]["account"]
     assert account["failed"] == {"corrupt": 6}, result.stderr
@@ -443,9 +443,8 @@ def test_watch_fails_after_its_timeout(streamseg: Run) -> None:
     assert "0.5" in get_error_line(result)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_process_leaves_readable_outputs(tmp_path: Path, number: int) -> None:
     process = start_command(tmp_path, "process", CLIP, "--out", "out")
     part = tmp_path / "out" / "street" / "results.jsonl.part"

@@ -35,6 +35,7 @@ def planted_findings(tmp_path_factory) -> tuple[dict[str, str], Path]:
     return json.loads((out / "findings.json").read_text()), out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "expected_finding"),
     [
@@ -62,6 +63,7 @@ def test_fuzzer_reports_planted_fault_and_saves_input(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correct_target", ["read_well", "refuse"])
 def test_fuzzer_reports_nothing_for_correct_targets(planted_findings, correct_target) -> None:
     assert correct_target not in planted_findings[0]
@@ -95,6 +97,7 @@ def test_mutation_accepts_empty_input() -> None:
         mutate_text(random, b"", [], [b"token"])
 
 
+@pytest.mark.slow
 def test_replay_of_previous_findings_succeeds() -> None:
     inputs = sorted(file for file in REGRESSION_INPUTS.glob("*/*") if file.is_file())
     assert inputs

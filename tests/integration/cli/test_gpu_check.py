@@ -82,6 +82,7 @@ def test_report_is_printed_and_written(monkeypatch, tmp_path, capsys, frames):
     assert "0 problems" in printed
 
 
+@pytest.mark.slow
 def test_different_weights_are_a_problem(monkeypatch, frames, capsys):
     def load_changed_model(model, device):
         model_copy = networks.load_model(model.name, device=str(device))

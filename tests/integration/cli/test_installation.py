@@ -95,9 +95,10 @@ def test_extras_contain_the_required_modules() -> None:
         extra: {re.split(r"[^A-Za-z0-9_-]", need)[0].lower() for need in needs}
         for extra, needs in project["optional-dependencies"].items()
     }
+    installed = packages_distributions()
     for module, extra in EXTRAS.items():
         extras = ("server", "view") if extra is None else (extra,)
-        candidates = (*packages_distributions().get(module, []), module)
+        candidates = (*installed.get(module, []), module)
         names = {name.lower().replace("_", "-") for name in candidates}
         assert all(names & packages_by_extra[each] for each in extras), module
 

@@ -253,7 +253,8 @@ def start_service(start_program):
     return start_service
 
 
-@pytest.mark.parametrize("repetitions", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("repetitions", [1, 4])
 def test_service_prints_summary_after_burst_of_signals(start_service, repetitions) -> None:
     for number in range(repetitions):
         process = start_service(*command("serve", *PATTERN, *SMALL))

@@ -147,6 +147,26 @@ def test_other_service_is_reported_and_its_images_are_discarded() -> None:
     assert session.rejected == service_identity.HELD_IMAGES
 
 
+def test_other_service_is_reported_with_the_latest_start_of_the_service() -> None:
+    session = image_session()
+    feed_status(session, "one")
+    feed_status(session, "two")
+    assert feed_image(session, 0, "other") == []
+    feed_status(session, "two", 1)
+    assert session.other_service == ("two", "other")
+
+
+def test_latest_status_of_each_source_waits_for_the_status_of_its_service(monkeypatch) -> None:
+    monkeypatch.setattr(service_identity, "HELD_STATUSES", 2)
+    session = image_session()
+    for seq, name in enumerate(["gate", "yard", "hall", "gate"]):
+        topic = protocol.topic("status", name)
+        session.feed([topic, status_json(seq=seq, source=name, started="one")])
+    assert session.statuses == {}
+    feed_status(session, "one")
+    assert {name: status.seq for name, status in session.statuses.items()} == {"gate": 3, "yard": 1}
+
+
 def test_images_of_an_explicit_address_are_returned_when_the_masks_are_unreachable(
     monkeypatch,
 ) -> None:

@@ -157,6 +157,7 @@ def test_out_contains_plots_and_results(streamseg: Run, folder: Path, tmp_path: 
     )
 
 
+@pytest.mark.slow
 def test_through_service_matches_direct_evaluation_with_same_settings(
     streamseg: Run, folder: Path, tmp_path: Path
 ) -> None:

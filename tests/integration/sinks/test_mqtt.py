@@ -319,6 +319,7 @@ def test_unavailable_broker_does_not_block_and_the_queue_is_limited(
         assert sink.dropped == 100, "at the end, the queued events are counted as dropped"
 
 
+@pytest.mark.slow
 def test_suspended_broker_does_not_block_the_sink_or_its_end(broker: Mosquitto) -> None:
     with running_sink(broker.url, appear_after=0, gone_after=0) as sink:
         sink.set_live()

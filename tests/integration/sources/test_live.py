@@ -60,6 +60,7 @@ def test_rtsp_source_reconnects_in_a_new_epoch(camera) -> None:
     assert reader.received[0][1].size == (240, 320)
 
 
+@pytest.mark.slow
 def test_source_reconnects_within_five_seconds_of_a_server_restart() -> None:
     with rtsp_camera() as first:
         reader = start_reader(first.url)
@@ -74,6 +75,7 @@ def test_source_reconnects_within_five_seconds_of_a_server_restart() -> None:
             reader.close()
 
 
+@pytest.mark.slow
 def test_stall_of_a_suspended_server_is_detected_although_its_socket_stays_open(camera) -> None:
     reader = start_reader(camera.url)
     try:

@@ -108,6 +108,7 @@ def port() -> int:
         return int(sock.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_late_and_interrupted_sender_is_received(port) -> None:
     with socket.create_server(("127.0.0.1", port)) as tcp_server:
         tcp_server.settimeout(0)

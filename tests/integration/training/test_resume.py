@@ -69,7 +69,13 @@ def frequent_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "STEPS_PER_LOG_LINE", 3)
 
 
-@pytest.mark.parametrize(("epoch", "batch"), [(1, 2), (2, 1)], ids=["epoch end", "mid-epoch"])
+@pytest.mark.parametrize(
+    ("epoch", "batch"),
+    [
+        pytest.param(1, 2, marks=pytest.mark.slow, id="epoch end"),
+        pytest.param(2, 1, id="mid-epoch"),
+    ],
+)
 def test_stopped_training_resumes_bit_for_bit(
     finished_training: Path, tmp_path: Path, epoch: int, batch: int
 ):

@@ -177,6 +177,7 @@ def test_numbers_and_class_counts_are_displayed(open_page) -> None:
         expect(part(page, "details")).to_contain_text("inbox full 1")
 
 
+@pytest.mark.slow
 def test_clicked_instance_is_followed_until_it_is_lost(open_page) -> None:
     instances = squares([5, 6, 7])
     first, second, _third = centers(instances)

@@ -32,6 +32,7 @@ from streamseg.viewer import server
 from streamseg.visualization import PALETTE, encode_jpeg
 
 
+@pytest.mark.slow
 def test_state_of_a_stopped_camera_is_displayed_with_its_reason(open_page) -> None:
     with viewed_camera() as (running, shown, camera):
         page = open_page(shown.url)

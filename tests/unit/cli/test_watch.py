@@ -94,6 +94,7 @@ def test_rate_of_a_stalled_source_drops_to_zero(screen, monkeypatch) -> None:
         wait_until(lambda: " 0.0 " in screen(), within=5)
 
 
+@pytest.mark.slow
 def test_killed_service_is_shown_as_silent(screen) -> None:
     with service() as running, run_watch(running.masks_endpoint):
         running.wait_for_subscribers()

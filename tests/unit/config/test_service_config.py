@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.paths import ROOT
 
 from streamseg import config
+from streamseg.config import service, training
 from streamseg.errors import ConfigError
 from streamseg.structures.results import SOURCE_NAME
 
@@ -37,6 +38,7 @@ def test_minimal_config_has_one_source() -> None:
         ({"sources": [{"name": "a"}]}, "sources[0]: Object missing required field `url`"),
         ({"sources": [{"url": "a", "name": "a/b"}]}, "sources[0]: name: use 1 to 64"),
         ({"sources": [{"url": "a", "strid": 2}]}, "sources[0].strid: unknown key; did you mean"),
+        ({"sources": [{"url": "a", "start": 2, "end": 2}]}, "end (2) must be after start (2)"),
         ({"sources": [{"url": "a", "stride": 0}]}, "sources[0].stride: Expected `int` >= 1"),
         ({"sources": [{"url": "a", "start": 3, "end": 2}]}, "end (2) must be after start (3)"),
         ({"sources": [{"url": "a", "stall_after": math.inf}]}, "stall_after: Expected `float` <="),
@@ -217,6 +219,9 @@ def test_source_names_that_differ_only_in_case_are_refused_or_numbered() -> None
 def test_nesting_of_overrides_is_limited() -> None:
     with pytest.raises(ConfigError, match="more than 32 nested keys"):
         config.override({}, [f"{'a.' * 20_000}b=1"])
+    config.override({}, [f"{'a.' * 31}b=1"])
+    with pytest.raises(ConfigError, match="more than 32 nested keys"):
+        config.override({}, [f"{'a.' * 32}b=1"])
     with pytest.raises(ConfigError, match=r"--set a: isn't YAML: line 1, .* nested deeper"):
         config.override({}, ["a=" + "[" * 20_000])
 
@@ -238,3 +243,18 @@ def test_every_attribute_of_every_section_is_documented() -> None:
 def test_example_configs_are_valid(file: Path) -> None:
     raw = yaml.safe_load(file.read_text())
     validated({"sources": [{"url": "a.mp4"}], **raw})
+
+
+SECTIONS = {
+    value.__name__: value
+    for module in (service, training)
+    for value in vars(module).values()
+    if isinstance(value, type) and issubclass(value, config.Section)
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_section_is_immutable_and_takes_keywords_only(name: str) -> None:
+    with pytest.raises(TypeError, match="positional arguments"):
+        SECTIONS[name]("value")
+    assert SECTIONS[name].__struct_config__.frozen

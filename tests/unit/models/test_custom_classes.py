@@ -305,7 +305,9 @@ def test_parse_class_names_reads_list_or_file(tmp_path):
     assert parse_class_names("bolt, nut") == ["bolt", "nut"]
     assert parse_class_names("bolt") == ["bolt"]
     (tmp_path / "other.txt").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "large.txt").write_bytes(b"a\n" * 1_000_000)
+    (tmp_path / "longest.txt").write_bytes(b"a" * (1 << 20))
+    assert parse_class_names(str(tmp_path / "longest.txt")) == ["a" * (1 << 20)]
+    (tmp_path / "large.txt").write_bytes(b"a" * ((1 << 20) + 1))
     for argument in (
         "missing.txt",
         "folder/names",

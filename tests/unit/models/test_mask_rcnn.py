@@ -27,7 +27,10 @@ CONSTRUCTORS = {
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module", params=list(CONSTRUCTORS))
+@pytest.fixture(
+    scope="module",
+    params=["mask_rcnn_r50_fpn", pytest.param("mask_rcnn_r50_fpn_v2", marks=pytest.mark.slow)],
+)
 def models(request, tmp_path_factory):
     """Return torchvision's model with random weights, and our model with the same weights."""
     torch.manual_seed(1)

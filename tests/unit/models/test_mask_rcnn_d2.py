@@ -212,6 +212,7 @@ def test_predict_does_not_change_the_image():
     np.testing.assert_array_equal(image, before)
 
 
+@pytest.mark.slow
 def test_start_model_reuses_published_weights_by_class_name(tmp_path, published):
     path = tmp_path / "published.pth"
     state = published.state()

@@ -483,13 +483,16 @@ def test_load_model_lists_missing_unexpected_and_mismatched_tensors(tmp_path, st
     assert "mask.logits.bias is (1,) int64 instead of (1,)" in message
 
 
-def test_load_model_names_family_of_mismatched_weights(tmp_path, state):
+@pytest.mark.parametrize(
+    "name", ["solov2_light_r18", pytest.param("mask_rcnn_r50_fpn_v2", marks=pytest.mark.slow)]
+)
+def test_load_model_names_family_of_mismatched_weights(tmp_path, state, name):
     save_file(state, tmp_path / "w.safetensors")
-    message = get_weights_error(tmp_path / "w.safetensors", "mask_rcnn_r50_fpn_v2")
+    message = get_weights_error(tmp_path / "w.safetensors", name)
     assert message.endswith("it looks like nanomask")
-    v2 = load_model("mask_rcnn_r50_fpn_v2", weights="none", device="cpu").network.state_dict()
-    torch.save(v2, tmp_path / "v2.pth")
-    assert get_weights_error(tmp_path / "v2.pth").endswith("it looks like mask_rcnn_r50_fpn_v2")
+    other = load_model(name, weights="none", device="cpu").network.state_dict()
+    torch.save(other, tmp_path / "other.pth")
+    assert get_weights_error(tmp_path / "other.pth").endswith(f"it looks like {name}")
     torch.save({"resnet.conv1.weight": torch.zeros(2)}, tmp_path / "unknown.pth")
     assert "looks like" not in get_weights_error(tmp_path / "unknown.pth")
 

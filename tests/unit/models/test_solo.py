@@ -154,7 +154,10 @@ def create_model(name, **options):
     return model
 
 
-@pytest.fixture(scope="module", params=FILES)
+@pytest.fixture(
+    scope="module",
+    params=["decoupled_solo_light_r50", pytest.param("solo_r50", marks=pytest.mark.slow)],
+)
 def small_model(request):
     return create_model(request.param)
 
@@ -334,7 +337,7 @@ def test_dice_loss_is_zero_for_same_mask_and_one_for_inverse():
     scope="module",
     params=[
         "solov2_light_r18",
-        "decoupled_solo_light_r50",
+        pytest.param("decoupled_solo_light_r50", marks=pytest.mark.slow),
         pytest.param("solo_r50", marks=pytest.mark.slow),
     ],
 )

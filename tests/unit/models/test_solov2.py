@@ -485,7 +485,7 @@ def test_predict_returns_category_ids_of_dataset():
     assert set(found.names) == {"moon"}
 
 
-@pytest.mark.parametrize("offsets", [18, 27])
+@pytest.mark.parametrize("offsets", [18, pytest.param(27, marks=pytest.mark.slow)])
 def test_start_model_reuses_published_weights_by_class_name(tmp_path, offsets):
     state = {
         key: torch.zeros(offsets, *tensor.shape[1:]) if "conv_offset" in key else tensor.zero_()

@@ -350,7 +350,9 @@ def test_predict_returns_category_ids_of_dataset():
     assert set(found.labels.tolist()) == {900_000_001}
 
 
-@pytest.mark.parametrize("name", ["yolact_r50", "yolact_plus_r50"])
+@pytest.mark.parametrize(
+    "name", ["yolact_r50", pytest.param("yolact_plus_r50", marks=pytest.mark.slow)]
+)
 def test_start_model_reuses_published_weights_by_class_name(tmp_path, name):
     state = {
         key: torch.arange(len(tensor.flatten()), dtype=torch.float32).view(tensor.shape)

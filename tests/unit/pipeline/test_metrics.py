@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 from support.cameras import require_program
 
 from streamseg.errors import StreamsegError
-from streamseg.pipeline.metrics import AccountSnapshot, Metrics
+from streamseg.pipeline.metrics import RECENT, AccountSnapshot, Metrics, RecentAges
 
 CALLS = st.sampled_from(["decode", "publish", "late", "stale", "corrupt"])
 
@@ -211,3 +211,25 @@ def test_two_services_in_one_process_have_separate_metrics() -> None:
     first.account("gate").decode()
     assert second.snapshots() == []
     assert second.registry.get_sample_value("streamseg_decoded_frames_total") is None
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 2), (100, 99), (101, 100), (150, 149)])
+def test_one_age_in_a_hundred_exceeds_the_99th_percentile(count: int, expected: float) -> None:
+    ages = RecentAges()
+    assert ages.p99() == 0
+    for number in range(count, 0, -1):
+        ages.add(number)
+    assert ages.p99() == expected
+
+
+def test_ages_are_recent_for_a_minute() -> None:
+    now = 1000.0
+    ages = RecentAges(lambda: now)
+    ages.add(5.0)
+    now += RECENT
+    ages.add(1.0)
+    assert (len(ages), ages.p99()) == (2, 5.0)
+    now += 0.001
+    assert ages.p99() == 1.0
+    ages.add(1.0)
+    assert len(ages) == 2

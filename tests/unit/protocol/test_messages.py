@@ -206,6 +206,12 @@ def test_an_invalid_message_is_a_wire_error(raw, error) -> None:
         protocol.decode(raw, MasksMessage)
 
 
+def test_a_message_of_the_maximum_length_is_decoded() -> None:
+    raw = (GOLDEN / "masks.json").read_bytes()
+    padded = raw.ljust(protocol.MAX_JSON_BYTES)
+    assert protocol.decode(padded, MasksMessage) == protocol.decode(raw, MasksMessage)
+
+
 def test_another_protocol_version_is_refused() -> None:
     raw = (GOLDEN / "masks.json").read_bytes().replace(b'{"v":1', b'{"v":2')
     with pytest.raises(WireError, match="protocol version 2; this client reads 1"):
@@ -337,6 +343,13 @@ def test_derived_addresses_and_loopback_of_an_address(text, images, replay, is_l
     assert str(address.for_images) == images
     assert str(address.for_replay) == replay
     assert address.is_loopback == is_loopback
+
+
+@pytest.mark.parametrize("path", ["/tmp/a\0b", "/" + "x" * 107, "/" + "é" * 54])
+def test_an_ipc_path_is_at_most_107_bytes_without_nul(path) -> None:
+    assert Address.parse("ipc:///" + "x" * 106).host == "/" + "x" * 106
+    with pytest.raises(UsageError, match="at most 107 bytes"):
+        Address.parse(f"ipc://{path}")
 
 
 def test_the_last_port_has_no_port_for_images() -> None:

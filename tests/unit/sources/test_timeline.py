@@ -51,6 +51,16 @@ def test_jitter_repeats_the_time_before():
     assert frames == [(0, t) for t in (0.0, 0.04, 0.08, 0.08, 0.12, 0.12, 0.16, 0.16)]
 
 
+@pytest.mark.parametrize(
+    ("interval", "step_back", "epochs"),
+    [(0.04, 0.11, 0), (0.04, 0.13, 1), (1.0, 0.45, 0), (1.0, 0.55, 1), (0.001, 0.01, 1)],
+)
+def test_jitter_is_at_most_three_intervals_and_half_a_second(interval, step_back, epochs):
+    times = [interval * i for i in range(20)]
+    frames, _ = add_frames([*times, times[-1] - step_back])
+    assert frames[-1] == (epochs, pytest.approx(times[-1] - step_back * epochs))
+
+
 def test_missing_times_are_filled_in_without_drift():
     frames, _ = add_frames([None] * 1000)
     assert frames == [(0, i * 0.04) for i in range(1000)]
@@ -69,6 +79,13 @@ def test_lost_frames_are_not_counted_at_a_variable_rate():
     for step in range(100):
         now += 0.04 * (1 + step % 5)
         times.append(now)
+    assert add_frames(times)[1].lost_frames == 0
+
+
+def test_lost_frames_are_not_counted_where_intervals_vary_by_a_third():
+    steps = [0.03, 0.04, 0.05] * 40
+    steps[60] = 0.12
+    times = [sum(steps[:index]) for index in range(len(steps))]
     assert add_frames(times)[1].lost_frames == 0
 
 

@@ -1,5 +1,7 @@
 """Conversion of COCO rows to instances; masks must equal those of pycocotools."""
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from streamseg import Instances
 from streamseg.errors import ArgumentError, MaskError, StreamsegError
+from streamseg.structures.coco import read_coco_row
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -176,3 +179,9 @@ def test_invalid_field_is_refused_with_its_row(change, message):
 def test_invalid_arguments_are_refused(rows, size, names):
     with pytest.raises(StreamsegError):
         Instances.from_coco(rows, size, names)
+
+
+def test_parsed_row_cannot_be_changed():
+    row = read_coco_row(ROW, 0, SIZE)
+    with pytest.raises(FrozenInstanceError):
+        row.score = 0.5

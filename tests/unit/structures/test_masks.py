@@ -189,6 +189,29 @@ def test_mask_from_box_is_marked_as_a_box() -> None:
     assert concatenated.from_box.tolist() == [True]
 
 
+def test_overlapping_pairs_have_an_iou_above_the_limit() -> None:
+    bitmaps = np.zeros((2, 3, 3), np.bool_)
+    bitmaps[0, [0, 1, 2], [0, 1, 2]] = True
+    bitmaps[1, [0, 1, 2], [0, 1, 0]] = True
+    bitmaps[1, 1, 2] = bitmaps[0, 1, 2] = True  # three of five pixels in common
+    masks = Masks.from_arrays(bitmaps)
+    assert list(masks.overlapping_pairs(0.59)) == [(0, 1)]
+    assert list(masks.overlapping_pairs(0.6)) == []
+
+
+@pytest.mark.parametrize("counts", ["o" * 7 + "0", "o" * 8 + "0"])
+def test_run_length_of_more_than_35_bits_is_refused(counts: str) -> None:
+    with pytest.raises(MaskError, match="35 bits"):
+        parse_counts(counts)
+
+
+@pytest.mark.parametrize("nothing", [[], np.zeros((0, 4), np.float32), np.zeros((0, 2), np.int64)])
+def test_no_crops_and_no_boxes_are_no_masks(nothing: npt.ArrayLike) -> None:
+    for masks in (Masks.from_crops([], nothing, (8, 12)), Masks.from_boxes(nothing, (8, 12))):
+        assert len(masks) == len(masks.boxes) == len(masks.areas) == 0
+        assert masks.size == (8, 12)
+
+
 def test_crops_beyond_the_frame_are_refused() -> None:
     with pytest.raises(MaskError, match="beyond its frame"):
         Masks.from_crops([np.ones((3, 3), np.bool_)], [(4, 4)], (6, 6))
