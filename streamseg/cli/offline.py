@@ -171,7 +171,7 @@ def bench(
     from streamseg.bench.runner import Bench
     from streamseg.cli.terminal import listing
 
-    run = Bench(folder, data, quick=quick, console=out, table_of=listing)
+    run = Bench(folder, data, quick=quick, console=out, make_table=listing)
     with interrupted_by_signals():
         run.run(part or [])
     return 0

@@ -99,8 +99,7 @@ def summary_table(summary: Summary) -> Table:
     ages = ", ".join(f"{name} {age:.0f} ms" for name, age in summary.age_ms.items())
     stages = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in summary.timing_ms.items())
     table.caption = (
-        f"age of results: {ages or '-'}\n{stages or '-'}\n"
-        f"images dropped: {summary.pictures_dropped}"
+        f"age of results: {ages or '-'}\n{stages or '-'}\nimages dropped: {summary.images_dropped}"
     )
     return table
 

@@ -22,7 +22,7 @@ from streamseg import protocol
 from streamseg.client import replay_client, session
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout
-from streamseg.sinks.zmq.replay import ANSWER_MESSAGES
+from streamseg.sinks.zmq.replay import MAX_ANSWER_MESSAGES
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ def test_lost_results_are_returned_in_order() -> None:
 
 
 def test_gap_larger_than_one_answer_and_than_the_buffer_is_filled() -> None:
-    count = 3 * ANSWER_MESSAGES + session.HELD
+    count = 3 * MAX_ANSWER_MESSAGES + session.HELD
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.publish(*range(1, count), lost=True)
         publisher.publish(*range(count, count + 2 * session.HELD))

@@ -406,9 +406,7 @@ def test_a_live_playlist_that_is_wrong_for_a_moment_costs_no_frame(page, monkeyp
 
 
 @pytest.mark.slow
-def test_live_playlist_that_restarts_or_disappears_begins_a_new_epoch(
-    page, monkeypatch
-) -> None:
+def test_live_playlist_that_restarts_or_disappears_begins_a_new_epoch(page, monkeypatch) -> None:
     monkeypatch.setattr(hls, "MAX_RELOAD", 0.2)
     monkeypatch.setattr(hls, "MIN_RELOAD", 0.1)
     live = Live(page)
