@@ -110,7 +110,7 @@ def format_limits() -> str:
         ("queue of the Python client: images", _count_messages(client.FRAMES_QUEUED)),
         (
             "messages that the Python client holds back while older ones are missing",
-            _count_messages(client.HELD),
+            _count_messages(client.MAX_BUFFERED_MESSAGES),
         ),
         ("sources per Python client", f"{client.MAX_SOURCES:,}"),
     ]

@@ -118,7 +118,7 @@ class Segmenter(Model):
 
     @classmethod
     def class_counts(cls, categories: Categories) -> ClassCounts:
-        """Return the numbers of classes of a network for these categories."""
+        """Return how many thing and stuff classes a network for these categories has."""
         return ClassCounts(len(categories.things), len(categories.stuff))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Statistics of a run, for the closing table and ``summary.json``."""
+"""Statistics of a run, for the summary table and ``summary.json``."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class SourceReport:
 
 
 class SourceControl:
-    """Stops and pauses a source while its frames are read; usable from any thread."""
+    """Switch that stops or pauses a source while its frames are read; thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

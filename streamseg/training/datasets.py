@@ -37,7 +37,7 @@ class _SkippedRow(msgspec.Struct, frozen=True, omit_defaults=True):
         reason: the problem.
         image: its image's id.
         annotation: its annotation's id.
-        inspected: whether the problem was found only by opening the files.
+        inspected: whether the problem was found by opening the files, not in the annotations.
     """
 
     what: str

@@ -166,7 +166,7 @@ class Publisher:
         return self._subscriptions[self._frames].includes(protocol.topic(kind, source))
 
     def wait_for_subscribers(self, count: int, stopped: Callable[[], bool]) -> bool:
-        """Wait until there are ``count`` subscriptions to results or images, while ``drain`` runs.
+        """Wait for ``count`` subscriptions to results or images; ``drain`` must run in its thread.
 
         Returns:
             False if ``stopped`` returned true first, or the publisher was closed.

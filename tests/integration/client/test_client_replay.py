@@ -70,11 +70,13 @@ def test_lost_results_are_returned_in_order() -> None:
 
 
 def test_gap_larger_than_one_answer_and_than_the_buffer_is_filled() -> None:
-    count = 3 * MAX_ANSWER_MESSAGES + session.HELD
+    count = 3 * MAX_ANSWER_MESSAGES + session.MAX_BUFFERED_MESSAGES
     with forgetful() as publisher, subscribed(publisher) as sub:
         publisher.publish(*range(1, count), lost=True)
-        publisher.publish(*range(count, count + 2 * session.HELD))
-        assert seqs(sub, count + 2 * session.HELD - 1) == list(range(1, count + 2 * session.HELD))
+        publisher.publish(*range(count, count + 2 * session.MAX_BUFFERED_MESSAGES))
+        assert seqs(sub, count + 2 * session.MAX_BUFFERED_MESSAGES - 1) == list(
+            range(1, count + 2 * session.MAX_BUFFERED_MESSAGES)
+        )
         assert sub.gaps == {"gate": 0}
 
 
