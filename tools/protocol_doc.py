@@ -79,6 +79,7 @@ def format_messages() -> str:
 def format_limits() -> str:
     """Return the table of limits."""
     mebi = 1024 * 1024
+    answer_mebi = replay.MAX_ANSWER_BYTES // mebi
     rows = [
         ("JSON part", f"{protocol.MAX_JSON_BYTES // mebi} MiB"),
         ("JPEG part", f"{protocol.MAX_JPEG_BYTES // mebi} MiB"),
@@ -98,18 +99,18 @@ def format_limits() -> str:
             "publisher queue per subscriber: images",
             _count_messages(endpoints.FRAMES_QUEUED),
         ),
-        ("replay request", f"{replay.MAX_REQUEST} bytes"),
+        ("replay request", f"{replay.MAX_REQUEST_BYTES} bytes"),
         (
             "replay answer",
-            f"{replay.ANSWER_MESSAGES} messages, and {replay.ANSWER_BYTES // mebi} MiB if several",
+            f"{replay.MAX_ANSWER_MESSAGES} messages, and {answer_mebi} MiB if several",
         ),
-        ("publisher queue per replay client", _count_messages(replay.ANSWERS_QUEUED)),
+        ("publisher queue per replay client", _count_messages(replay.MAX_QUEUED_ANSWERS)),
         ("replay buffer, all sources", f"{replay.DEFAULT_BYTES // mebi} MiB"),
         ("queue of the Python client: masks", _count_messages(client.MASKS_QUEUED)),
         ("queue of the Python client: images", _count_messages(client.FRAMES_QUEUED)),
         (
             "messages that the Python client holds back while older ones are missing",
-            _count_messages(client.HELD),
+            _count_messages(client.MAX_BUFFERED_MESSAGES),
         ),
         ("sources per Python client", f"{client.MAX_SOURCES:,}"),
     ]

@@ -1,6 +1,10 @@
-"""Plug-ins for streamseg: a model (`moving`), a source (`numbers://`) and a sink (`lines`)."""
+"""Plug-ins for streamseg.
+
+A model (`moving`), a source (`numbers://`), a tracker (`nearest`) and a sink (`lines`).
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -64,6 +68,32 @@ class Numbers:
             yield index / 25, image
 
 
+class NearestBox:
+    """Tracker: an instance gets the id of the nearest box of the frame before, within 40 pixels."""
+
+    def __init__(self) -> None:
+        self.centers = np.empty((0, 2))
+        self.ids = np.empty(0, np.int64)
+        self.new_ids = count()
+        self.pts = 0.0
+
+    def update(self, instances: Instances, pts: float) -> Instances:
+        """Return the instances with track ids."""
+        if pts - self.pts > 1:  # the boxes are too old
+            self.centers, self.ids = self.centers[:0], self.ids[:0]
+        centers = instances.boxes.reshape(-1, 2, 2).mean(axis=1)
+        distances = np.linalg.norm(centers[:, None] - self.centers, axis=2)
+        ids = np.full(len(instances), -1, np.int64)
+        while distances.size and distances.min() < 40:
+            row, earlier = np.unravel_index(distances.argmin(), distances.shape)
+            ids[row] = self.ids[earlier]
+            distances[row], distances[:, earlier] = np.inf, np.inf
+        for row in np.flatnonzero(ids < 0):
+            ids[row] = next(self.new_ids)
+        self.centers, self.ids, self.pts = centers, ids, pts
+        return instances.with_track_ids(ids)
+
+
 class Lines:
     """Sink: one line per frame in a text file, with the track ids."""
 
@@ -76,8 +106,8 @@ class Lines:
         self.path = Path(options.path)
 
     def open(self) -> None:
-        """Create the file."""
-        self.file = self.path.open("w", encoding="utf-8")
+        """Open the file; append, because `process` opens a sink once per input."""
+        self.file = self.path.open("a", encoding="utf-8")
 
     def write(self, result: Result) -> None:
         """Write the line of one frame."""

@@ -48,7 +48,7 @@ class MapsRow:
     differing: int
 
 
-def measure(instances: int, rounds: int) -> list[MapsRow]:
+def measure_maps(instances: int, rounds: int) -> list[MapsRow]:
     """Measure interleaved rounds of both methods for each family, with all threads of torch."""
     return [
         _compare("yolact", instances, rounds, *_yolact_methods(instances)),

@@ -41,7 +41,7 @@ class MemoryRow:
         return self.final_mib / self.early_mib
 
 
-def measure(frames: int) -> MemoryRow:
+def measure_memory(frames: int) -> MemoryRow:
     """Serve the test pattern to a subscriber to masks and images that never reads.
 
     The input size of the model is small, so that thousands of frames take minutes. Call this in a

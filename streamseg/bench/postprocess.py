@@ -46,7 +46,7 @@ class PostprocessRow:
     same_pixels: bool
 
 
-def measure(instances: int, rounds: int) -> PostprocessRow:
+def measure_postprocess(instances: int, rounds: int) -> PostprocessRow:
     """Measure interleaved rounds of both methods on the same mask probabilities and boxes."""
     probabilities, boxes = make_scene(instances)
     frame = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)

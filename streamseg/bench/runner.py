@@ -35,14 +35,14 @@ MAX_FOUND = 20
 
 
 class Bench:
-    """The parts of the benchmark.
+    """Runs the benchmarks and prints their tables.
 
     Args:
         out: folder for ``bench.json``.
         tracking_data: folder with ``kitti_mots/`` and ``mot15/``, for the part ``tracking``.
         quick: whether to run few rounds and frames, as a check and not as a measurement.
         console: console for the results.
-        table_of: function that makes a table from a title, columns and rows.
+        make_table: function that builds a table from a title, columns and rows.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Bench:
         *,
         quick: bool,
         console: Console,
-        table_of: Callable[[str, Sequence[str], Sequence[Sequence[str]]], Table],
+        make_table: Callable[[str, Sequence[str], Sequence[Sequence[str]]], Table],
     ) -> None:
         self._out = out
         self._tracking_data = tracking_data
         self._quick = quick
         self._console = console
-        self._table_of = table_of
+        self._make_table = make_table
 
     @property
     def parts(self) -> dict[str, Callable[[], Any]]:
@@ -90,7 +90,7 @@ class Bench:
         self._console.print(f"{file}", soft_wrap=True)
 
     def _postprocess(self) -> list[dict[str, Any]]:
-        rows = [postprocess.measure(n, 1 if self._quick else 9) for n in (20, 100)]
+        rows = [postprocess.measure_postprocess(n, 1 if self._quick else 9) for n in (20, 100)]
         self._table(
             "post-processing at 1080p, one thread, ms",
             ("instances", "way", "paste", "encode", "paint", "all", "faster", "same pixels"),
@@ -106,7 +106,7 @@ class Bench:
         return [asdict(row) for row in rows]
 
     def _maps(self) -> list[dict[str, Any]]:
-        rows = [row for n in (20, 100) for row in maps.measure(n, 1 if self._quick else 9)]
+        rows = [row for n in (20, 100) for row in maps.measure_maps(n, 1 if self._quick else 9)]
         self._table(
             "masks from maps of the whole image, at 1080p, ms",
             ("family", "instances", "baseline", "streamseg", "faster", "differing pixels"),
@@ -139,15 +139,15 @@ class Bench:
     ) -> list[dict[str, Any]]:
         with_images = not isinstance(model, MaskRCNN)
         with as_file(CLIP) as clip:
-            rows = throughput.measure(
+            rows = throughput.measure_throughput(
                 model, clip, frames=frames, rounds=rounds, with_images=with_images, batch=batch
             )
         self._table(
             f"{title}: {frames} frames",
-            ("way", "fps", "of model alone", "age p50", "age p99", "received"),
+            ("method", "fps", "of model alone", "age p50", "age p99", "received"),
             [
                 (
-                    row.way,
+                    row.method,
                     f"{row.fps:.2f}",
                     f"{row.ratio:.2f}",
                     *(f"{row.age_ms[p]:.0f} ms" if row.age_ms else "" for p in ("p50", "p99")),
@@ -158,7 +158,7 @@ class Bench:
         )
         for row in rows:
             stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in row.timing_ms.items())
-            self._console.print(f"{row.way}, ms a frame: {stages}", highlight=False)
+            self._console.print(f"{row.method}, ms per frame: {stages}", highlight=False)
         return [asdict(row) for row in rows]
 
     def _memory(self) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ class Bench:
         frames = 1000 if self._quick else 5000
         code = (
             "import json, dataclasses, streamseg.bench.memory as m;"
-            f"print(json.dumps(dataclasses.asdict(m.measure({frames}))))"
+            f"print(json.dumps(dataclasses.asdict(m.measure_memory({frames}))))"
         )
         completed = subprocess.run(  # noqa: S603 - our own module, in our own interpreter
             [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
@@ -218,7 +218,7 @@ class Bench:
         }
 
     def _table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        self._console.print(self._table_of(title, columns, rows))
+        self._console.print(self._make_table(title, columns, rows))
 
 
 def crowded_mask_rcnn() -> Segmenter:

@@ -33,7 +33,7 @@ class ThroughputRow:
     """Result of one method of processing a recording.
 
     Attributes:
-        way: ``baseline``, ``streamseg`` or ``model alone``.
+        method: ``baseline``, ``streamseg`` or ``model alone``.
         frames: number of frames.
         fps: frames per second, median over the rounds.
         age_ms: p50 and p99 of the age of results when they are sent; empty for the model alone.
@@ -42,7 +42,7 @@ class ThroughputRow:
         ratio: fps divided by that of the model alone, median over the rounds.
     """
 
-    way: str
+    method: str
     frames: int
     fps: float
     age_ms: dict[str, float]
@@ -64,10 +64,10 @@ class _Run:
         return self.frames / self.seconds
 
 
-def measure(
+def measure_throughput(
     model: Segmenter, path: Path, *, frames: int, rounds: int, with_images: bool, batch: int
 ) -> list[ThroughputRow]:
-    """Measure interleaved rounds of the three methods over the first frames of a video.
+    """Measure the baseline, streamseg and the model alone in turn, on the same frames of a video.
 
     Args:
         model: model to run.
@@ -83,9 +83,9 @@ def measure(
         runs["model alone"].append(_alone(model, images, batch))
         runs["streamseg"].append(_streamseg(model, path, len(images), with_images, batch))
         runs["baseline"].append(_baseline(model, path, len(images)))
-    counted = {way: each[1:] for way, each in runs.items()}
+    counted = {method: each[1:] for method, each in runs.items()}
     alone = [run.fps for run in counted["model alone"]]
-    return [_row(way, each, alone) for way, each in counted.items()]
+    return [_row(method, each, alone) for method, each in counted.items()]
 
 
 def _alone(model: Segmenter, images: list[Image], batch: int) -> _Run:
@@ -134,9 +134,9 @@ def _end(path: Path, frames: int) -> float:
     return times[-1] if len(times) > frames else times[-1] + 1
 
 
-def _row(way: str, runs: list[_Run], alone: list[float]) -> ThroughputRow:
+def _row(method: str, runs: list[_Run], alone: list[float]) -> ThroughputRow:
     return ThroughputRow(
-        way,
+        method,
         runs[0].frames,
         median(run.fps for run in runs),
         _medians([run.age_ms for run in runs]),

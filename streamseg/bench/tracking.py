@@ -105,7 +105,10 @@ def measure_kitti_mots(folder: Path, *, rate: float = 0.1, seeds: int = 10) -> l
     """
     scenes = load_kitti_mots(folder)
     draws = [[scene.dropping(rate, seed) for scene in scenes] for seed in range(seeds)]
-    return [_row(name, [_run(begin, draw) for draw in draws]) for name, begin in _trackers()]
+    return [
+        _row(name, [_run(create_tracker, draw) for draw in draws])
+        for name, create_tracker in _trackers()
+    ]
 
 
 def measure_mot15(folder: Path) -> list[TrackingRow]:
@@ -115,7 +118,7 @@ def measure_mot15(folder: Path) -> list[TrackingRow]:
         folder: folder with a folder per sequence, which contains ``det/det.txt`` and ``gt/gt.txt``.
     """
     scenes = load_mot15(folder)
-    return [_row(name, [_run(begin, scenes)]) for name, begin in _trackers()]
+    return [_row(name, [_run(create_tracker, scenes)]) for name, create_tracker in _trackers()]
 
 
 def measure_speed(*, count: int = 20, size: Size = (1080, 1920), frames: int = 200) -> float:
@@ -223,7 +226,7 @@ def _peer(kind: Callable[..., Any]) -> Callable[[float], Identify]:
     """Return the factory of a tracker of ``trackers``, which may reorder and drop rows."""
     detections = import_module("supervision").Detections
 
-    def begin(fps: float) -> Identify:
+    def create_tracker(fps: float) -> Identify:
         tracker = kind(frame_rate=fps)
 
         def identify(instances: Instances, _pts: float) -> IntArray:
@@ -241,14 +244,14 @@ def _peer(kind: Callable[..., Any]) -> Callable[[float], Identify]:
 
         return identify
 
-    return begin
+    return create_tracker
 
 
-def _run(begin: Callable[[float], Identify], scenes: Iterable[Scene]) -> TrackingRow:
+def _run(create_tracker: Callable[[float], Identify], scenes: Iterable[Scene]) -> TrackingRow:
     """Run one tracker over the scenes and score them together; the row has no name yet."""
     tracked, seconds, frames = [], 0.0, 0
     for scene in scenes:
-        identify = begin(scene.fps)
+        identify = create_tracker(scene.fps)
         start = time.process_time()
         ids = [identify(found, index / scene.fps) for index, found in enumerate(scene.found)]
         seconds += time.process_time() - start

@@ -53,7 +53,7 @@ def list_sources(
 
     Example: `streamseg ctl list`
     """
-    from streamseg.cli.terminal import listing
+    from streamseg.cli.terminal import make_table
 
     sources = connect(at, token_file).sources()
     if as_json:
@@ -72,7 +72,7 @@ def list_sources(
         )
         for s in sources
     ]
-    out.print(listing(f"at {at}", columns, rows))
+    out.print(make_table(f"at {at}", columns, rows))
     return 0
 
 

@@ -44,7 +44,7 @@ def train(
 
     Example: `streamseg train configs/train/tiny.yaml --out runs/tiny`
     """
-    from streamseg.cli.terminal import ProgressReport, listing
+    from streamseg.cli.terminal import ProgressReport, make_table
     from streamseg.config.training import load_training_config
     from streamseg.training import Trainer, join_process_group
 
@@ -59,7 +59,7 @@ def train(
             with stopped_by_signals(run):
                 report = run.run()
         if processes.is_main:
-            out.print(listing(f"in {target}", report.columns(), report.rows()))
+            out.print(make_table(f"in {target}", report.columns(), report.rows()))
     return INTERRUPTED if report.interrupted else 0
 
 
@@ -93,7 +93,7 @@ def evaluate(
 
     Example: `streamseg eval configs/eval/coco.yaml --weights runs/tiny/best.pt --out eval-out`
     """
-    from streamseg.cli.terminal import ProgressReport, listing
+    from streamseg.cli.terminal import ProgressReport, make_table
     from streamseg.config.training import load_evaluation_config
     from streamseg.evaluation.evaluator import Evaluator, override_model
     from streamseg.evaluation.report_files import prepare_outputs, write_report
@@ -114,7 +114,7 @@ def evaluate(
             report = run.run()
     write_report(report, folder, json_file)
     for table in make_report_tables(report):
-        out.print(listing(table.title, table.columns, table.rows))
+        out.print(make_table(table.title, table.columns, table.rows))
     return 0
 
 
@@ -126,7 +126,7 @@ def models(
 
     Example: `streamseg models` or `streamseg models solov2_r50`
     """
-    from streamseg.cli.terminal import listing, model_description, model_row, plugin_row
+    from streamseg.cli.terminal import make_table, model_description, model_row, plugin_row
     from streamseg.config.plugins import find_plugins
     from streamseg.models.registry import REGISTRY, find
 
@@ -140,7 +140,7 @@ def models(
     columns = ("name", "params", "GFLOPs", "box AP", "mask", "PQ", "weights")
     rows = [model_row(entry) for entry in REGISTRY]
     rows += [plugin_row(plugin) for plugin in plugins.values()]
-    out.print(listing("models", columns, rows))
+    out.print(make_table("models", columns, rows))
     out.print("`streamseg models NAME` shows license, input size and the source of the weights.")
     return 0
 
@@ -169,9 +169,9 @@ def bench(
     Example: `streamseg bench postprocess clip --out bench-out`
     """
     from streamseg.bench.runner import Bench
-    from streamseg.cli.terminal import listing
+    from streamseg.cli.terminal import make_table
 
-    run = Bench(folder, data, quick=quick, console=out, table_of=listing)
+    run = Bench(folder, data, quick=quick, console=out, make_table=make_table)
     with interrupted_by_signals():
         run.run(part or [])
     return 0

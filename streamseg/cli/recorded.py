@@ -87,7 +87,7 @@ def process(
 
     Example: `streamseg process recordings/ --out results`
     """
-    from streamseg.cli.terminal import ProgressReport, listing
+    from streamseg.cli.terminal import ProgressReport, make_table
     from streamseg.recording.process import Processor
     from streamseg.service.service import load_configured_model
     from streamseg.sources import assign_output_folders, find_inputs
@@ -112,7 +112,7 @@ def process(
         with stopped_by_signals(run):
             outcomes = list(run.run())
     columns = ("input", "state", "frames", "fps", "instances", "tracks")
-    out.print(listing(f"in {folder}", columns, [outcome.row() for outcome in outcomes]))
+    out.print(make_table(f"in {folder}", columns, [outcome.row() for outcome in outcomes]))
     for outcome in outcomes:
         for remark in outcome.notes:
             if remark not in skipped:

@@ -81,7 +81,7 @@ class ProgressReport:
 
 
 def summary_table(summary: Summary) -> Table:
-    """Return the closing table of a live run."""
+    """Return the summary table of a live run."""
     table = Table(title=f"{summary.model}: {summary.frames} frames, {summary.fps:.1f} fps")
     for column in ("source", "decoded", "published", "dropped", "failed", "instances", "tracks"):
         table.add_column(column, justify="left" if column == "source" else "right")
@@ -99,13 +99,12 @@ def summary_table(summary: Summary) -> Table:
     ages = ", ".join(f"{name} {age:.0f} ms" for name, age in summary.age_ms.items())
     stages = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in summary.timing_ms.items())
     table.caption = (
-        f"age of results: {ages or '-'}\n{stages or '-'}\n"
-        f"images dropped: {summary.pictures_dropped}"
+        f"age of results: {ages or '-'}\n{stages or '-'}\nimages dropped: {summary.images_dropped}"
     )
     return table
 
 
-def listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Return a plain table of strings."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):

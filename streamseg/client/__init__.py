@@ -11,8 +11,8 @@ again (replay).
 Memory of a subscriber that doesn't read is bounded: the sockets queue ``MASKS_QUEUED`` or
 ``FRAMES_QUEUED`` messages with parts of at most ``protocol.MAX_JSON_BYTES`` and
 ``protocol.MAX_JPEG_BYTES`` (256 and 160 MiB; 1 and 3 MB with 20 instances in 1080p frames). While
-messages are missing, up to ``HELD`` later ones are buffered, and as many of a replay may be queued.
-With ``newest``, one message per topic is kept.
+messages are missing, up to ``MAX_BUFFERED_MESSAGES`` later ones are buffered, and as many of a
+replay may be queued. With ``newest``, one message per topic is kept.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Literal
 
 from streamseg.client.received import Received
-from streamseg.client.session import HELD, MAX_SOURCES
+from streamseg.client.session import MAX_BUFFERED_MESSAGES, MAX_SOURCES
 from streamseg.client.subscriber import FRAMES_QUEUED, MASKS_QUEUED, ImageKind, Subscriber
 from streamseg.structures.masks import MAX_PIXELS
 
 __all__ = [
     "FRAMES_QUEUED",
-    "HELD",
     "MASKS_QUEUED",
+    "MAX_BUFFERED_MESSAGES",
     "MAX_SOURCES",
     "ImageKind",
     "Received",

@@ -18,7 +18,7 @@ from streamseg.client.session import MAX_SOURCES
 from streamseg.protocol.address import Address
 
 _POLL_TIMEOUT = 0.5
-"""Seconds."""
+"""Maximum time that one poll of the sockets waits, in seconds."""
 _BATCH_SIZE = 1000
 """Messages read before the thread checks whether it was closed."""
 _numbers = count()

@@ -12,14 +12,14 @@ from collections import deque
 from streamseg.client.received import Received
 from streamseg.protocol.messages import StatusMessage
 
-HELD_IMAGES = 8
-"""Images of an unknown service buffered until the masks' service has sent its status."""
-HELD_STATUSES = 1024
-"""Sources of an unknown service whose latest status is buffered until then."""
+MAX_BUFFERED_IMAGES = 8
+"""Maximum number of images buffered until the id of the service that sends the masks is known."""
+MAX_BUFFERED_STATUSES = 1024
+"""Maximum number of sources whose latest status is buffered until that id is known."""
 ANSWER_TIMEOUT = 2.0
-"""Seconds to wait for that status before images from an explicit address are accepted."""
-KNOWN_STARTS = 8
-"""Ids of earlier starts of the service whose last images may still arrive."""
+"""Time to wait for that id, in seconds, before images from an explicit address are accepted."""
+MAX_KNOWN_SERVICES = 8
+"""Maximum number of remembered ids: images sent before a restart of the service may arrive late."""
 
 
 class ServiceCheck:
@@ -31,8 +31,8 @@ class ServiceCheck:
 
     def __init__(self) -> None:
         self.other: str | None = None
-        self._known: deque[str] = deque(maxlen=KNOWN_STARTS)
-        self._images: deque[Received] = deque(maxlen=HELD_IMAGES)
+        self._known: deque[str] = deque(maxlen=MAX_KNOWN_SERVICES)
+        self._images: deque[Received] = deque(maxlen=MAX_BUFFERED_IMAGES)
         self._statuses: dict[str, StatusMessage] = {}
         self._held_since: float | None = None
         self._timed_out = False
@@ -50,7 +50,7 @@ class ServiceCheck:
             self._held_since = time.monotonic()
         if isinstance(message, Received):
             self._images.append(message)
-        elif message.source in self._statuses or len(self._statuses) < HELD_STATUSES:
+        elif message.source in self._statuses or len(self._statuses) < MAX_BUFFERED_STATUSES:
             self._statuses[message.source] = message
         return []
 

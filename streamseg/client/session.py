@@ -27,7 +27,7 @@ Parts: TypeAlias = Sequence[bytes]
 
 MAX_SOURCES = 1024
 """Number of source names that a subscriber accepts in its lifetime."""
-HELD = 64
+MAX_BUFFERED_MESSAGES = 64
 """Messages of all sources buffered while earlier ones are missing."""
 LATE_IMAGES_TIMEOUT = 2.0
 """Seconds that images may arrive after the end of the service was received."""
@@ -261,7 +261,7 @@ class Session:
     def _add_result(self, received: Received) -> None:
         _check_room(self._orders, received.source)
         order = self._orders.setdefault(received.source, MessageOrder())
-        has_room = sum(other.buffered for other in self._orders.values()) < HELD
+        has_room = sum(other.buffered for other in self._orders.values()) < MAX_BUFFERED_MESSAGES
         self._ready += order.add_live(received.seq, received, has_room=has_room)
         self._give_up_without_replay(order)
 

@@ -36,7 +36,7 @@ MASKS_QUEUED = 64
 FRAMES_QUEUED = 8
 """Messages queued in this process; the rest waits in the network and at the publisher."""
 _POLL_TIMEOUT = 0.5
-"""Seconds."""
+"""Maximum time that one poll of the sockets waits, in seconds."""
 _CLOSE_TIMEOUT = 1.0
 """Seconds to wait for libzmq to close its connections; a name look-up may take longer."""
 

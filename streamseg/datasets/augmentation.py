@@ -37,10 +37,11 @@ MIN_VISIBLE_MASK = 0.2
 """Minimum fraction of a mask that pasted objects must leave visible."""
 
 MIN_VISIBLE_BOX = 0.3
-"""Minimum fraction of a box without a mask that a crop must keep; the object may be elsewhere."""
+"""Minimum fraction of a box that a crop must keep, if the object has no mask (it may be cropped
+off)."""
 
 MAX_COVERED_BOX = 0.5
-"""Maximum fraction of a box without a mask that pasted objects may cover."""
+"""Maximum fraction of a box that pasted objects may cover, if the object has no mask."""
 
 HUE_PROBABILITY = 0.2
 """Probability of a hue change, which costs more time than all other color changes together."""

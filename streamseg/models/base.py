@@ -28,7 +28,7 @@ from streamseg.models.forking import adapt_to_fork
 from streamseg.models.inputs import AnyImage, is_single, read_image_of_any_type, read_images
 from streamseg.models.layers.losses import Criterion
 from streamseg.models.model import Inference, Model, Prediction
-from streamseg.models.selection import Selection, checked_thresholds
+from streamseg.models.selection import Selection, validate_thresholds
 from streamseg.models.weights.origin import Origin, network_state, reload, reload_arguments
 from streamseg.structures.masks import Size
 from streamseg.structures.results import Frame, Image, Instances, Segment
@@ -118,7 +118,7 @@ class Segmenter(Model):
 
     @classmethod
     def class_counts(cls, categories: Categories) -> ClassCounts:
-        """Return the numbers of classes of a network for these categories."""
+        """Return how many thing and stuff classes a network for these categories has."""
         return ClassCounts(len(categories.things), len(categories.stuff))
 
     @classmethod
@@ -281,9 +281,9 @@ class Segmenter(Model):
     ) -> tuple[bool, list[Prediction]]:
         """Return whether ``images`` is a single image, and the prediction of each."""
         if isinstance(thresholds, Thresholds):
-            thresholds = checked_thresholds(thresholds)
+            thresholds = validate_thresholds(thresholds)
         elif isinstance(thresholds, list | tuple):
-            thresholds = [checked_thresholds(each) for each in thresholds]
+            thresholds = [validate_thresholds(each) for each in thresholds]
         single = is_single(images)
         read = [read_image_of_any_type(images, "the image")] if single else read_images(images)
         return single, self.postprocess(self.forward(self.prepare(read), thresholds))

@@ -397,7 +397,7 @@ def _copy_matching_classes(
 
 
 def _other_rows(tensor: Tensor, rows: ClassRows) -> list[int]:
-    """Return the rows that belong to no class."""
+    """Return the rows of a tensor that no class uses."""
     taken = {place for places in rows.values() for place in places}
     return [row for row in range(len(tensor)) if row not in taken]
 

@@ -17,6 +17,7 @@ import msgspec
 from streamseg.config import ModelConfig, Thresholds
 from streamseg.config.plugins import Plugin, find_plugins
 from streamseg.errors import ConfigError, PluginError, StreamsegError
+from streamseg.models.registry import REGISTRY
 from streamseg.models.selection import Selection
 from streamseg.structures.results import Frame, Instances, Segment
 
@@ -172,11 +173,17 @@ def find_model_plugin(config: ModelConfig) -> PluginModel | None:
     """Return the plug-in model of a config; None if it names a model of this package.
 
     Raises:
-        ConfigError: the plug-in can't be loaded, or an option is set that it doesn't have.
+        ConfigError: the plug-in can't be loaded, has the name of a built-in model, or an option is
+            set that it doesn't have.
     """
     plugin = find_plugins("streamseg.models").get(config.name)
     if plugin is None:
         return None
+    if config.name in [entry.name for entry in REGISTRY]:
+        raise ConfigError(
+            f"model.name: {config.name} is a built-in model, and a plug-in of {plugin.origin}: "
+            "rename the plug-in or uninstall it"
+        )
     defaults = ModelConfig(name=config.name)
     for option in ModelConfig.__struct_fields__:
         if getattr(config, option) != getattr(defaults, option):

@@ -150,8 +150,8 @@ def suppress_overlaps(instances: Instances, iou: float) -> IntArray:
     return np.flatnonzero(kept)
 
 
-def checked_thresholds(thresholds: Thresholds) -> Thresholds:
-    """Validate thresholds, because their constructor doesn't.
+def validate_thresholds(thresholds: Thresholds) -> Thresholds:
+    """Validate thresholds, which ``Thresholds(…)`` doesn't, and return them.
 
     Raises:
         ArgumentError: the argument has another type, or a value is invalid.

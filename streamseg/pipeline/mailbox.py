@@ -50,7 +50,8 @@ class Mailbox(Generic[T]):
         capacity: items of one source that may wait.
         policy: behavior when a source has ``capacity`` items waiting.
         on_drop: called with each item that ``drop_oldest`` drops, outside the lock.
-        on_put: called after each change, to wake a reader that waits for something else.
+        on_put: called after an item is added and after ``close`` and ``abort``; wakes a reader that
+            polls sockets.
     """
 
     def __init__(

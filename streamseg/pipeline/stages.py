@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from streamseg.config import Config, Thresholds, TrackerConfig
 from streamseg.config.plugins import find_plugins
-from streamseg.errors import ConfigError
+from streamseg.errors import ConfigError, PluginError
 from streamseg.models.model import Model
 from streamseg.models.selection import Selection
 from streamseg.pipeline.metrics import Account, Metrics
@@ -164,7 +164,7 @@ def infer(
 
 
 class TrackerPlugin(Protocol):
-    """Tracker of one source, from a plug-in: the entry point names what makes one.
+    """Interface of a plug-in tracker, which tracks one source.
 
     Entry points of the group ``streamseg.trackers`` name a class, or another callable, that is
     called without arguments for each source, and again when the source's epoch changes.
@@ -180,10 +180,11 @@ class TrackerPlugin(Protocol):
 
 
 def find_tracker(settings: TrackerConfig) -> Callable[[], TrackerPlugin]:
-    """Return what makes a tracker for one source: of the plug-in named, or the built-in one.
+    """Return a factory of trackers, each for one source: the plug-in's, or the built-in one's.
 
     Raises:
-        ConfigError: the plug-in isn't installed or can't be imported.
+        ConfigError: the plug-in isn't installed or can't be imported, or an option is set that
+            only the built-in tracker has.
     """
     if settings.type is None:
         return lambda: _BuiltinTracker.make(settings)
@@ -193,8 +194,45 @@ def find_tracker(settings: TrackerConfig) -> Callable[[], TrackerPlugin]:
         raise ConfigError(
             f"tracker.type: {settings.type!r} isn't installed; installed tracker plug-ins: {known}"
         )
-    factory: Callable[[], TrackerPlugin] = plugins[settings.type].load()
-    return factory
+    defaults = TrackerConfig()
+    for option in TrackerConfig.__struct_fields__:
+        if option not in ("enabled", "type") and (
+            getattr(settings, option) != getattr(defaults, option)
+        ):
+            raise ConfigError(
+                f"tracker.{option}: {settings.type} is a plug-in, which has no options"
+            )
+    plugin = plugins[settings.type]
+    factory: Callable[[], TrackerPlugin] = plugin.load()
+    return lambda: _CheckedTracker(factory, f"tracker {plugin.name!r} of {plugin.origin}")
+
+
+class _CheckedTracker:
+    """Plug-in tracker whose exceptions and invalid results become a ``PluginError``."""
+
+    def __init__(self, factory: Callable[[], TrackerPlugin], origin: str) -> None:
+        self._origin = origin
+        try:
+            self._tracker = factory()
+        except Exception as error:
+            raise self._error(error) from error
+
+    def update(self, instances: Instances, pts: float) -> Instances:
+        try:
+            tracked: Any = self._tracker.update(instances, pts)
+        except Exception as error:
+            raise self._error(error) from error
+        if not isinstance(tracked, Instances):
+            kind = type(tracked).__name__
+            raise PluginError(f"{self._origin}: returned {kind} instead of Instances")
+        if len(tracked) != len(instances):
+            raise PluginError(
+                f"{self._origin}: returned {len(tracked)} rows instead of {len(instances)}"
+            )
+        return tracked
+
+    def _error(self, error: Exception) -> PluginError:
+        return PluginError(f"{self._origin} failed: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, slots=True)

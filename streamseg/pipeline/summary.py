@@ -1,4 +1,4 @@
-"""Statistics of a run, for the closing table and ``summary.json``."""
+"""Statistics of a run, for the summary table and ``summary.json``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Summary:
         sources: summary of each source.
         age_ms: p50 and p99 of the time from a frame's capture to its publication.
         timing_ms: median milliseconds per frame, by stage.
-        pictures_dropped: images that weren't encoded because the image encoder was late.
+        images_dropped: images that weren't encoded because the image encoder was late.
     """
 
     model: str
@@ -60,7 +60,7 @@ class Summary:
     sources: tuple[SourceSummary, ...]
     age_ms: Mapping[str, float]
     timing_ms: Mapping[str, float]
-    pictures_dropped: int
+    images_dropped: int
 
     @property
     def fps(self) -> float:
@@ -89,8 +89,8 @@ class RunStatistics:
         self._ages: deque[float] = deque(maxlen=MAX_STORED)
         self._timings: deque[Mapping[str, float]] = deque(maxlen=MAX_STORED)
 
-    def count(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Pass on results, and count each."""
+    def count_results(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Yield the results unchanged, and count each."""
         for result in results:
             self._count(result)
             yield result
@@ -109,7 +109,7 @@ class RunStatistics:
                 timing_ms={
                     s: float(np.median([t[s] for t in self._timings if s in t])) for s in stages
                 },
-                pictures_dropped=self._metrics.images_dropped_total(),
+                images_dropped=self._metrics.images_dropped_total(),
             )
 
     def _source_summary(self, account: AccountSnapshot) -> SourceSummary:

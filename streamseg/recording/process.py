@@ -244,7 +244,7 @@ class _Run:
         inbox: Mailbox[Frame] = Mailbox(worker.max_batch)
         detected: Mailbox[Result] = Mailbox(worker.max_batch)
         outputs = [self._start_output(output) for output in self._outputs]
-        tracked = self._statistics.count(track(detected, config.tracker, self._metrics))
+        tracked = self._statistics.count_results(track(detected, config.tracker, self._metrics))
         pipeline.spawn("tracker", tracked, into=outputs)
         batches = inbox.batches(worker.max_batch, worker.max_wait_ms / 1000)
         results = infer(batches, self._model, thresholds, self._metrics)

@@ -139,11 +139,11 @@ def load_configured_model(config: Config) -> Model:
         UnknownModelError, UsageError, WeightsError: see :func:`streamseg.load_model`.
     """
     model = config.model
+    if config.worker.threads is not None:
+        torch.set_num_threads(config.worker.threads)
     plugin = find_model_plugin(model)
     if plugin is not None:
         return plugin
-    if config.worker.threads is not None:
-        torch.set_num_threads(config.worker.threads)
     return load_model(
         model.name,
         weights=model.weights,

@@ -113,8 +113,9 @@ class ServicePipeline:
         )
         pipeline.spawn(publisher.name, drain.check_published(publisher.drain()))
         pipeline.spawn("images", images, into=[publisher.images])
-        tracked = self.statistics.count(track(detected, self._config.tracker, self._metrics))
-        pipeline.spawn("tracker", drain.count_images(tracked), into=outputs)
+        tracked = track(detected, self._config.tracker, self._metrics)
+        counted = self.statistics.count_results(tracked)
+        pipeline.spawn("tracker", drain.count_images(counted), into=outputs)
         batches = self._time_batches(self._take_batches())
         results = infer(batches, self._model, self._thresholds, self._metrics)
         pipeline.spawn("worker", results, into=[detected])
@@ -139,14 +140,14 @@ class ServicePipeline:
             self._mqtt.set_state(source, state, reason, epoch)
 
     def forget_source(self, name: str) -> None:
-        """Publish nothing more about a source that was removed."""
+        """Forget a removed source: publish nothing more about it."""
         self.publisher.forget(name)
         if self._mqtt is not None:
             self._mqtt.forget(name)
         self._metrics.forget_state(name)
 
     def close_inbox(self) -> None:
-        """Let the pipeline end when the sources that run now have ended."""
+        """Close the inbox: the pipeline ends when the running sources have ended."""
         self._inbox.close()
 
     @property

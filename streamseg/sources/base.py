@@ -40,7 +40,7 @@ class SourceReport:
 
     Attributes:
         delivered: frames that were yielded.
-        skipped: good frames that were excluded by stride, max_fps, start or end.
+        skipped: decoded frames that were excluded by stride, max_fps, start or end.
         bad: packets or images that could not be decoded.
         damaged: delivered or skipped frames in which the decoder concealed errors.
         size: (height, width) of the latest upright frame; (0, 0) while unknown.
@@ -67,8 +67,8 @@ class SourceReport:
     MAX_NOTES = 20
 
     @property
-    def good(self) -> int:
-        """Number of frames that could be decoded."""
+    def decoded(self) -> int:
+        """Number of frames that were decoded."""
         return self.delivered + self.skipped
 
     def add_note(self, note: str) -> None:
@@ -83,7 +83,7 @@ class SourceReport:
 
 
 class SourceControl:
-    """Stops and pauses a source while its frames are read; usable from any thread."""
+    """Switch that stops or pauses a source while its frames are read; thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -342,17 +342,17 @@ def _exact_rate(rate: float) -> float:
 def _raise_problems(config: SourceConfig, report: SourceReport) -> None:
     """Raise an error for an unreadable or incomplete source, after its last good frame."""
     url = redact_address(config.url)
-    total = report.good + report.bad
-    if report.good * 10 < total or not total:
+    total = report.decoded + report.bad
+    if report.decoded * 10 < total or not total:
         problem = (
-            f"{report.good} of {total} frames could be decoded" if total else "there is no frame"
+            f"{report.decoded} of {total} frames could be decoded" if total else "there is no frame"
         )
         raise NoFramesError(f"{url}: {problem}{_because(report.last_error or report.incomplete)}")
     if not report.delivered and not report.bad:
         raise NoFramesError(f"{url}: no frame lies between start and end")
     if report.incomplete:
         raise IncompleteError(
-            f"{url}: incomplete: {report.incomplete}; {report.good} frames were good"
+            f"{url}: incomplete: {report.incomplete}; {report.decoded} frames were decoded"
         )
 
 

@@ -105,7 +105,7 @@ def is_playlist(content_type: str, preface: bytes) -> bool:
 
 
 def has_playlist_header(data: bytes) -> bool:
-    """Return whether data start like a playlist, after a byte order mark and white space."""
+    """Return whether data starts with ``#EXTM3U``; a byte order mark and spaces may precede it."""
     return data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"#EXTM3U")
 
 

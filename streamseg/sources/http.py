@@ -380,7 +380,7 @@ def join_url(base: str, target: str) -> str:
     """Resolve ``target`` relative to ``base``, and percent-encode invalid characters.
 
     Raises:
-        SourceError: the result is no URL.
+        SourceError: the result is not a valid URL.
     """
     try:
         parts = urlsplit(urljoin(base, target.strip()))

@@ -132,7 +132,7 @@ class _LocatedPacket:
     """Transport packet and its position in a file.
 
     Attributes:
-        position: of the first byte that is stored for it, time code included.
+        position: file offset of its first stored byte, which belongs to the time code if any.
         packet: its 188 bytes.
         stored: 188, 192 or 204 bytes: the packet, with zeros for time code and error correction.
     """

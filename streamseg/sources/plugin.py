@@ -25,8 +25,8 @@ from streamseg.structures.results import Frame, Image
 class SourcePlugin(Protocol):
     """Interface of a plug-in source.
 
-    The name of the entry point is the URL scheme. It names a class, or another callable, that is
-    called with the URL; it should raise ``ConfigError`` if the URL is invalid.
+    The name of the entry point is the URL scheme, in lower case. It names a class, or another
+    callable, that is called with the URL; it should raise ``ConfigError`` if the URL is invalid.
 
     Attributes:
         live: whether frames that can't be processed in time are dropped; otherwise the source

@@ -115,10 +115,10 @@ class RandomAccessFinder:
 
 
 def _read_length_size(syntax: _NalSyntax | None, record: bytes) -> int:
-    """Return the bytes of a NAL unit's length field; 0 if start codes separate the units.
+    """Return the size of a NAL unit's length field in bytes; 0 if units begin with start codes.
 
     Args:
-        syntax: of the codec; None if it has no NAL units.
+        syntax: NAL unit syntax of the codec; None if the codec has no NAL units.
         record: decoder configuration record; empty if there is none.
     """
     if syntax is None or len(record) <= syntax.length_size_at or record[0] != 1:

@@ -317,7 +317,7 @@ class Result(PickledByFields):
 
 
 def _to_column(name: str, values: Any, dtype: type[Any], shape: tuple[int, ...] | None) -> Any:
-    """Convert ``values`` to an array of ``dtype`` and ``shape``; -1 stands for the rows."""
+    """Convert ``values`` to an array of ``dtype`` and ``shape``, in which -1 is N."""
     try:
         array = np.asarray(values)
     except ValueError:

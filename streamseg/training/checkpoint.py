@@ -20,7 +20,7 @@ from streamseg.models.weights import files
 from streamseg.sinks.files.results import write_bytes_atomically
 
 CHANGEABLE_KEYS = ("workers", "evaluate_every", "save_every")
-"""Config keys that may change when a training resumes: the result doesn't depend on them."""
+"""Config keys that may change when a training run resumes: the result doesn't depend on them."""
 
 STATE_KEYS = ("network", "optimiser", "scaler", "losses", "lines")
 """Keys of the training state that is stored in addition to the served weights and the position."""
@@ -28,7 +28,7 @@ STATE_KEYS = ("network", "optimiser", "scaler", "losses", "lines")
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Position of a training in its schedule, and its scores so far.
+    """Progress of a training run: position in the schedule, and scores so far.
 
     Attributes:
         epoch: current epoch, from 0.
@@ -58,7 +58,7 @@ def save_checkpoint(
         path: the file.
         config: the training config.
         served: the weights that are evaluated and served, with model name and categories.
-        position: position of the training.
+        position: progress of the training run.
         states: the training state, by ``STATE_KEYS``: state dicts, the sums of the losses since
             the last line of the log, and the number of lines of each log.
 

@@ -1,4 +1,4 @@
-"""Classes of a training: the categories of all its datasets, merged by name."""
+"""Classes of a training run: the categories of all its datasets, merged by name."""
 
 from __future__ import annotations
 

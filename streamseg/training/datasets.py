@@ -1,6 +1,6 @@
-"""Datasets of a training: opened, validated, and without the rows that have problems.
+"""Datasets of a training run: opened, validated, and without the rows that have problems.
 
-Skipped rows are recorded in ``skipped.json``. A training that resumes reads this file instead of
+Skipped rows are recorded in ``skipped.json``. A resumed run reads this file instead of
 validating again, because it must continue with the same images in the same order.
 """
 
@@ -37,7 +37,7 @@ class _SkippedRow(msgspec.Struct, frozen=True, omit_defaults=True):
         reason: the problem.
         image: its image's id.
         annotation: its annotation's id.
-        inspected: whether the problem was found only by opening the files.
+        inspected: whether the problem was found by opening the files, not in the annotations.
     """
 
     what: str
@@ -104,7 +104,7 @@ def open_training_datasets(
         config: the datasets.
         folder: the folder that its ``root`` is relative to.
         group: the process group; the main process opens the images.
-        out: the folder with the ``skipped.json`` of a training that resumes.
+        out: the folder with the ``skipped.json`` of the run that is resumed.
         resume: whether the training resumes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Process group of a distributed training: as ``torchrun`` starts it, or a single process."""
+"""Process group of distributed training, started by ``torchrun``, or a single process."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 ``steps.csv`` gets a line every few optimizer steps, ``measures.csv`` one line per dataset and
 evaluation, ``panoptic.csv`` three lines per dataset with panoptic quality. Lines are on disk
-before the next checkpoint, which stores their number: a training that resumes keeps that many and
-drops later ones.
+before the next checkpoint, which stores their number: a resumed run keeps that many and drops later
+ones.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class TrainingLog:
         steps = [float(row["step"]) for row in rows]
         series = [Series(name, steps, [float(row[name]) for row in rows]) for name in names]
         path = self._folder / "losses.png"
-        plot_series(path, "Losses", series, "optimiser steps", "weighted loss")
+        plot_series(path, "Losses", series, "optimizer steps", "weighted loss")
 
     def _plot_metric(self, table: CsvTable, column: str, metric: str, title: str) -> None:
         """Plot one metric with a line for each dataset and each value of ``column``."""
@@ -124,7 +124,7 @@ class TrainingLog:
             series.append(Series(", ".join(key), steps, values))
         if series:
             path = table.path.with_suffix(".png")
-            plot_series(path, title, series, "optimiser steps", metric.upper())
+            plot_series(path, title, series, "optimizer steps", metric.upper())
 
 
 class MeanLosses:
@@ -148,7 +148,7 @@ class MeanLosses:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums and their number for a checkpoint."""
+        """Return the sums and the number of batches, for a checkpoint."""
         return {"sums": dict(self._sums), "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

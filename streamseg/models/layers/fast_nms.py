@@ -8,7 +8,7 @@ from torchvision.ops import box_iou
 
 
 def fast_nms(
-    boxes: Tensor, scores: Tensor, iou: float, per_class: int, most: int
+    boxes: Tensor, scores: Tensor, iou: float, per_class: int, max_detections: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Select boxes class by class (Bolya et al., "YOLACT", 2019, section 4.2).
 
@@ -17,9 +17,9 @@ def fast_nms(
     Args:
         boxes: (N, 4) xyxy.
         scores: (N, C).
-        iou: a box that overlaps a better one of the class by more is dropped.
-        per_class: number of boxes per class that take part, the best ones.
-        most: maximum number of selected boxes.
+        iou: IoU threshold; a box is dropped if its IoU with a better box of the class is higher.
+        per_class: number of best boxes per class before NMS.
+        max_detections: maximum number of selected boxes.
 
     Returns:
         Rows of the boxes, int64 (K,); classes, int64 (K,); scores, (K,), descending.
@@ -32,7 +32,7 @@ def fast_nms(
     kept = torch.stack([_uncovered(boxes[row], iou) for row in order])
     classes = torch.arange(len(kept), device=boxes.device)[:, None].expand_as(kept)[kept]
     best, at = by_class[kept].sort(descending=True)
-    best, at = best[:most], at[:most]
+    best, at = best[:max_detections], at[:max_detections]
     return order[kept][at], classes[at], best
 
 
@@ -44,7 +44,7 @@ def fast_nms_across_classes(
     Args:
         boxes: (N, 4) xyxy.
         scores: (N, C).
-        iou: a box that overlaps a better one by more is dropped.
+        iou: IoU threshold; a box is dropped if its IoU with a better box is higher.
         take: number of boxes that take part, the best ones.
 
     Returns:

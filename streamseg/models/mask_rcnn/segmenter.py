@@ -185,12 +185,12 @@ class MaskRCNN(Segmenter):
         into.copy_(resized[0])
 
     def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
-        return self.detect_in(self.network.backbone(batch.tensor), batch, selections)
+        return self.detect_from_features(self.network.backbone(batch.tensor), batch, selections)
 
-    def detect_in(
+    def detect_from_features(
         self, features: dict[str, Tensor], batch: Batch, selections: Sequence[Selection]
     ) -> list[Detections]:
-        """Detect objects from the feature maps of the pyramid."""
+        """Detect objects from the feature maps of the feature pyramid network."""
         heads = self.network.roi_heads
         shapes = list(batch.shapes)
         proposals, _ = self.network.rpn(ImageList(batch.tensor, shapes), features)

@@ -38,7 +38,7 @@ CHANNELS = 256
 STRIDES = (4, 8, 16, 32, 64)
 SIZES = ((32,), (64,), (128,), (256,), (512,))
 """Anchor size of each pyramid level, in pixels."""
-RATIOS = ((0.5, 1.0, 2.0),) * 5
+ASPECT_RATIOS = ((0.5, 1.0, 2.0),) * 5
 RESIDUAL, STEM = 0.25, 1 / 58
 """Initial scales of the last norm of each block and of the first norm, for random weights.
 
@@ -149,8 +149,8 @@ class MaskRCNND2Net(nn.Module):
         _move_strides(self.backbone.body)
         _scale_norms(self.backbone.body)
         self.rpn = _Proposals(
-            _Anchors(SIZES, RATIOS),
-            RPNHead(CHANNELS, len(RATIOS[0])),
+            _Anchors(SIZES, ASPECT_RATIOS),
+            RPNHead(CHANNELS, len(ASPECT_RATIOS[0])),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,

@@ -12,8 +12,8 @@ from torchvision.ops import box_iou
 
 CANDIDATES = 9
 """Number of candidate cells per object and level."""
-ANCHOR = 5
-"""Side of the anchor of a cell, in strides; anchors are only used for the assignment."""
+ANCHOR_SIZE = 5
+"""Side of the square anchor of a cell, in strides; anchors are only used for the assignment."""
 
 
 def assign(boxes: Tensor, grid: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def assign(boxes: Tensor, grid: Tensor) -> Tensor:
     cells = len(grid)
     if not len(boxes):
         return grid.new_full((cells,), -1, dtype=torch.int64)
-    half = grid[:, 2:] * ANCHOR / 2
+    half = grid[:, 2:] * ANCHOR_SIZE / 2
     overlaps = box_iou(boxes, torch.cat([grid[:, :2] - half, grid[:, :2] + half], dim=1))
     candidate = _nearest_cells(boxes, grid)
     # Unbiased standard deviation; small images have fewer candidates.

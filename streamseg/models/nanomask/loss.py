@@ -45,7 +45,7 @@ MIN_OVERLAP = 0.5
 
 
 class NanoMaskCriterion(Criterion):
-    """Losses of :class:`NanoMaskNet`; the teacher of ``distil`` has its initial weights."""
+    """Losses of :class:`NanoMaskNet`; ``distil`` uses the initial network as its teacher."""
 
     own_weights: ClassVar[Mapping[str, float]] = {
         "quality": 1.0,

@@ -58,7 +58,7 @@ class PanopticFPN(MaskRCNND2):
 
     def detect(self, batch: Batch, selections: Sequence[Selection]) -> list[Detections]:
         features = self.network.backbone(batch.tensor)
-        detections = self.detect_in(features, batch, selections)
+        detections = self.detect_from_features(features, batch, selections)
         logits = self.network.sem_seg_head(features)
         return [
             replace(each, panoptic=StuffLogits(of_image, shape, size, self.stuff))
@@ -128,7 +128,7 @@ class _ConvNorm(nn.Conv2d):
 
 
 def _upsampling_convs(times: int) -> nn.Sequential:
-    """Return convolutions that are each followed by upsampling by two."""
+    """Return ``times`` convolutions, each followed by upsampling by a factor of two."""
     parts: list[nn.Module] = []
     for n in range(times):
         upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)

@@ -64,8 +64,8 @@ class Budget:
         return self._read[stored.identity]
 
 
-def checked_shape(shape: Any) -> tuple[int, ...]:
-    """Validate a shape: at most ``MAX_DIMENSIONS`` nonnegative integers.
+def validate_shape(shape: Any) -> tuple[int, ...]:
+    """Validate and return a shape: at most ``MAX_DIMENSIONS`` nonnegative integers.
 
     Raises:
         ValueError: the shape is invalid.

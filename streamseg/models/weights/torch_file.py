@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from streamseg.models.weights.pickle_data import Constructor, Name, Unknown, read_pickle
-from streamseg.models.weights.stored_tensors import StoredTensor, checked_shape
+from streamseg.models.weights.stored_tensors import StoredTensor, validate_shape
 from streamseg.models.weights.zoo_pickle import ARRAYS
 
 _BIG_ENDIAN = "was written on a big-endian machine, which isn't supported"
@@ -106,8 +106,8 @@ class _View(StoredTensor):
 
     def _layout(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         """Return the validated offset, shape and stride."""
-        (offset,), shape = checked_shape((self.offset,)), checked_shape(self.shape)
-        return offset, shape, checked_shape(self.stride)
+        (offset,), shape = validate_shape((self.offset,)), validate_shape(self.shape)
+        return offset, shape, validate_shape(self.stride)
 
     @property
     def identity(self) -> Hashable:
@@ -194,7 +194,7 @@ class _StorageReader:
         if not isinstance(kind, _Kind):
             return kind if isinstance(kind, Unknown) else Unknown("a storage")
         offset = view[0][1] if view and view[0] is not None else 0
-        checked_shape((count, offset))
+        validate_shape((count, offset))
         if not isinstance(key, str):
             raise TypeError("a storage without a name")
         self._dtypes[key] = kind.dtype
@@ -207,7 +207,7 @@ class _StorageReader:
             if not isinstance(key, str):
                 raise TypeError("a storage without a name")
             file.seek(start)
-            (count,) = checked_shape(struct.unpack("<q", file.read(8)))
+            (count,) = validate_shape(struct.unpack("<q", file.read(8)))
             nbytes = count * (self._dtypes[key] or torch.uint8).itemsize
             self._data.regions[key] = _Region(start + 8, nbytes)
             start += 8 + nbytes

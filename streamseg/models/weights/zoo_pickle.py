@@ -20,7 +20,7 @@ from streamseg.models.weights.pickle_data import (
     Unknown,
     read_pickle,
 )
-from streamseg.models.weights.stored_tensors import StoredTensor, checked_shape
+from streamseg.models.weights.stored_tensors import StoredTensor, validate_shape
 
 _NUMBERS = re.compile(r"f[248]|[iu][1248]|b1")
 """Types of arrays that become tensors."""
@@ -79,7 +79,7 @@ class _Array(Built, StoredTensor):
 
     @property
     def nbytes(self) -> int:
-        shape = checked_shape(self._shape)
+        shape = validate_shape(self._shape)
         if not isinstance(self._type, _Type) or not isinstance(self._raw, str | bytes | bytearray):
             raise TypeError("an array without a type or data")
         nbytes = math.prod(shape) * self._type.dtype().itemsize

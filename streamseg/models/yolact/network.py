@@ -25,7 +25,8 @@ BASE = 550
 """Input size to which ``SCALES`` refers, in pixels."""
 SCALES = (24, 48, 96, 192, 384)
 """Anchor scale of each level, in pixels of an input of ``BASE``."""
-RATIOS = (1.0, 0.5, 2.0)
+ASPECT_RATIOS = (1.0, 0.5, 2.0)
+"""Aspect ratios of the anchors."""
 VARIANCES = (0.1, 0.2)
 """Scales of the box regression: of centers and of the logarithm of sides."""
 
@@ -198,7 +199,7 @@ def anchors(grids: tuple[tuple[int, int], ...], size: int, *, plus: bool) -> Ten
     for (height, width), base in zip(grids, SCALES, strict=True):
         scale = int(base * size / BASE)
         scales = [scale * 2 ** (n / 3) for n in range(3)] if plus else [float(scale)]
-        sides = [_sides(s / size, ratio, plus=plus) for s, ratio in product(scales, RATIOS)]
+        sides = [_sides(s / size, ratio, plus=plus) for s, ratio in product(scales, ASPECT_RATIOS)]
         all_anchors += [
             ((x + 0.5) / width, (y + 0.5) / height, *side)
             for y in range(height)

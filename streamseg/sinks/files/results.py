@@ -225,13 +225,13 @@ SinkT = TypeVar("SinkT", bound=Sink)
 
 
 class IsolatedOutput(Generic[SinkT]):
-    """Sink whose failure ends nothing but itself: the error is kept, to be reported at the end.
+    """Wrapper that isolates the failure of a sink: other sinks continue, the error is stored.
 
     Args:
-        sink: the sink that is written to.
+        sink: the wrapped sink.
 
     Attributes:
-        failure: the first error; nothing is written after it.
+        failure: the first error, reported at the end of the run; nothing is written after it.
     """
 
     policy: Policy = "block"

@@ -91,7 +91,7 @@ class H264File:
         self._file = file
         self._first_size, self._size = size, encodable_size(size)
         self._pixel_aspect = pixel_aspect
-        self._clock = _Clock()
+        self._clock = _TimestampConverter()
         if self._size != size:
             log.warning(
                 "%s: images of %d x %d pixels are scaled to %d x %d: H.264 sides are at most %d",
@@ -174,11 +174,11 @@ class H264File:
         return stream
 
 
-class _Clock:
-    """Converts the times of images into strictly increasing ticks.
+class _TimestampConverter:
+    """Converts presentation times to strictly increasing encoder timestamps, in ticks.
 
     Attributes:
-        gap: ticks between the last two images, at most one second.
+        gap: ticks between the last two frames, at most ``TICKS_PER_SECOND``.
     """
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class _Clock:
         self._last = 0
 
     def ticks(self, pts: float, epoch: int) -> int:
-        """Return the time of the next image in ticks."""
+        """Return the timestamp of the next frame, in ticks."""
         unshifted = round(pts * TICKS_PER_SECOND)
         ticks = unshifted + self._shift
         if self._epoch is None:

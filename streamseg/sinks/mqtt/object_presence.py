@@ -173,7 +173,7 @@ class ObjectPresence:
         return [current.event("appeared")] if is_present and not was_present else []
 
 
-def observations_of(result: Result) -> list[Observation]:
+def to_observations(result: Result) -> list[Observation]:
     """Return the instances of a result as observations."""
     instances = result.instances
     rows = zip(

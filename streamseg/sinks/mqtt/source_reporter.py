@@ -16,7 +16,7 @@ from streamseg.sinks.mqtt.object_presence import (
     Event,
     FrameTime,
     ObjectPresence,
-    observations_of,
+    to_observations,
 )
 from streamseg.sinks.mqtt.queue import MessageQueue
 from streamseg.sinks.mqtt.topics import Topics, json_text, topic_level
@@ -133,7 +133,7 @@ class SourceReporter:
         frame = result.frame
         if self._is_live and frame.epoch >= self._first_epoch:
             frame_time = FrameTime(frame.epoch, frame.pts, frame.captured_at)
-            self._publish_events(self._presence.update(frame_time, observations_of(result)))
+            self._publish_events(self._presence.update(frame_time, to_observations(result)))
 
     def publish_counts(self, now: float) -> None:
         """Publish changed counts, at most once per ``min_interval``.

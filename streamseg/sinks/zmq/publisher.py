@@ -45,15 +45,16 @@ log = logging.getLogger(__name__)
 
 RESULTS_WAITING = 16
 IMAGES_WAITING = 4
-"""Items of one source that may wait in the publisher's mailboxes."""
+"""Capacity of the publisher's mailboxes, in items per source."""
 SUBSCRIPTIONS_AT_ONCE = 1000
 """Subscriptions processed before the next results are sent."""
 POLL_TIMEOUT = 0.1
-"""Seconds."""
+"""Maximum time that one poll of the sockets waits, in seconds."""
 END_REPEATED_FOR = 2.0
-"""Seconds that the end-of-stream messages are repeated for subscribers that stay connected."""
+"""Time that the end-of-stream messages are repeated while subscribers are connected, in seconds."""
 MAX_DRAIN_TIME = 60.0
-"""Maximum seconds that they are repeated for subscribers that still read earlier messages."""
+"""Maximum time that the end-of-stream messages are repeated, in seconds, while slow subscribers
+still read earlier messages."""
 SLOW_READ_INTERVAL = 10.0
 """Seconds after which a slow subscriber counts as stuck. With small messages, it reads those of
 a second or more at a time."""
@@ -138,7 +139,7 @@ class Publisher:
             self.close()
 
     def set_state(self, source: str, state: State, reason: str, epoch: int) -> None:
-        """Publish a new state at once, after the results put into the mailbox before.
+        """Publish a new state at once, but after the results that are already in the mailbox.
 
         May be called from any thread; has no effect after ``drain`` has ended.
 
@@ -165,7 +166,7 @@ class Publisher:
         return self._subscriptions[self._frames].includes(protocol.topic(kind, source))
 
     def wait_for_subscribers(self, count: int, stopped: Callable[[], bool]) -> bool:
-        """Wait until there are ``count`` subscriptions to results or images, while ``drain`` runs.
+        """Wait for ``count`` subscriptions to results or images; ``drain`` must run in its thread.
 
         Returns:
             False if ``stopped`` returned true first, or the publisher was closed.
@@ -333,7 +334,7 @@ class _WakeUp:
         self._sender.connect("inproc://wake")
 
     def wake(self) -> None:
-        """Wake the publisher's thread; from any thread."""
+        """Wake the publisher's thread; may be called from any thread."""
         with self._lock, contextlib.suppress(zmq.Again):  # a wake-up is pending already
             if not self.is_closed:
                 self._sender.send(b"", zmq.NOBLOCK)

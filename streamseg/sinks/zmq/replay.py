@@ -5,8 +5,8 @@ a short disconnection loses no results. The buffer is bounded in seconds and byt
 messages are removed first. Answers are bounded per request, per call and per client, so that many
 requests block neither the thread nor exhaust memory.
 
-A client that sends requests and never reads costs at most its queue: ``ANSWERS_QUEUED`` messages,
-384 MiB at their maximum size, 1 MB with 20 instances in 1080p frames.
+A client that sends requests and never reads costs at most its queue: ``MAX_QUEUED_ANSWERS``
+messages, 384 MiB at their maximum size, 1 MB with 20 instances in 1080p frames.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ DEFAULT_BYTES = 64 * 1024 * 1024
 """Size of the buffer."""
 OVERHEAD = 256
 """Memory in bytes that a message takes in addition to its content."""
-ANSWER_MESSAGES = 32
-ANSWER_BYTES = 4 * 1024 * 1024
-"""Limit of one answer, which has at least one message if there is any; clients request the rest."""
-ANSWERS_QUEUED = 3 * ANSWER_MESSAGES
+MAX_ANSWER_MESSAGES = 32
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+"""Limits of one answer, with at least one message if there is any; clients request the rest."""
+MAX_QUEUED_ANSWERS = 3 * MAX_ANSWER_MESSAGES
 """Messages queued per client: more than one answer, because libzmq updates its count of sent
 messages only at half of the high-water mark."""
 REQUESTS_AT_ONCE = 8
 """Requests processed by one call of ``answer_requests``."""
-MAX_REQUEST = 512
-"""Bytes; a request has about 150, a step of the CURVE handshake 276."""
+MAX_REQUEST_BYTES = 512
+"""Maximum size of a request, in bytes; a typical one has 150, a step of the CURVE handshake 276."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class ReplayBuffer:
                 log.debug("replay: %s", error)
             except zmq.ZMQError as error:  # disconnected, or its queue is full: it asks again
                 log.debug("replay: an answer can't be sent: %s", error)
-            if sent >= ANSWER_BYTES:
+            if sent >= MAX_ANSWER_BYTES:
                 return
 
     def _answer(
@@ -145,7 +145,7 @@ class ReplayBuffer:
         start = bisect.bisect_right(stored, since, key=lambda message: message.seq)
         for position in range(start, len(stored)):
             size += len(stored[position].content)
-            if len(messages) == ANSWER_MESSAGES or (messages and size > ANSWER_BYTES):
+            if len(messages) == MAX_ANSWER_MESSAGES or (messages and size > MAX_ANSWER_BYTES):
                 return messages, False
             messages.append(stored[position])
         return messages, True
@@ -167,9 +167,9 @@ class ReplayBuffer:
 def set_replay_options(sock: zmq.Socket[bytes]) -> None:
     """Set the options of the ROUTER socket, before it is bound."""
     sock.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full queue raises an error, which ends the answer
-    sock.sndhwm = ANSWERS_QUEUED
+    sock.sndhwm = MAX_QUEUED_ANSWERS
     sock.rcvhwm = REQUESTS_AT_ONCE
-    sock.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST)
+    sock.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
 
 
 def _decode_request(parts: list[bytes]) -> protocol.ReplayRequest:

@@ -137,14 +137,18 @@ def _duplicate(fd: int, address: Address) -> socket.socket | None:
         os.close(copy)
         return None
     name = sock.getsockname()
-    if name[1] == address.port if isinstance(name, tuple) else os.fsdecode(name) == _path(address):
+    if (
+        name[1] == address.port
+        if isinstance(name, tuple)
+        else os.fsdecode(name) == _socket_path(address)
+    ):
         return sock
     sock.close()
     return None
 
 
-def _path(address: Address) -> str | None:
-    """Return an ipc address as ``getsockname`` does; None for other transports."""
+def _socket_path(address: Address) -> str | None:
+    """Return the path of an ipc socket as in ``getsockname``; None for other transports."""
     if address.transport != "ipc":
         return None
     path = address.host

@@ -29,7 +29,7 @@ from streamseg.client import replay_client
 from streamseg.client import session as session_module
 from streamseg.client.session import Session
 from streamseg.errors import ReceiveTimeout
-from streamseg.sinks.zmq.replay import ANSWER_MESSAGES
+from streamseg.sinks.zmq.replay import MAX_ANSWER_MESSAGES
 
 
 @contextlib.contextmanager
@@ -77,12 +77,12 @@ def test_lost_results_are_returned_in_order() -> None:
 
 
 def test_gap_larger_than_one_answer_and_than_the_buffer_is_filled() -> None:
-    count = 3 * ANSWER_MESSAGES + session_module.HELD
+    count = 3 * MAX_ANSWER_MESSAGES + session_module.MAX_BUFFERED_MESSAGES
     with lossy_publisher() as publisher, connect_subscriber(publisher) as sub:
         publisher.publish(*range(1, count), lost=True)
-        publisher.publish(*range(count, count + 2 * session_module.HELD))
-        assert receive_seqs(sub, count + 2 * session_module.HELD - 1) == list(
-            range(1, count + 2 * session_module.HELD)
+        publisher.publish(*range(count, count + 2 * session_module.MAX_BUFFERED_MESSAGES))
+        assert receive_seqs(sub, count + 2 * session_module.MAX_BUFFERED_MESSAGES - 1) == list(
+            range(1, count + 2 * session_module.MAX_BUFFERED_MESSAGES)
         )
         assert sub.gaps == {"gate": 0}
 

@@ -144,7 +144,7 @@ def test_other_service_is_reported_and_its_images_are_discarded() -> None:
     feed_status(session, "one", 1)
     assert take_seqs(session) == []
     assert session.other_service == ("one", "other")
-    assert session.rejected == service_identity.HELD_IMAGES
+    assert session.rejected == service_identity.MAX_BUFFERED_IMAGES
 
 
 def test_other_service_is_reported_with_the_latest_start_of_the_service() -> None:

@@ -94,6 +94,7 @@ def test_the_example_plugin_serves_in_a_new_environment(
     config.write_text(
         "sources: [{url: 'numbers://40', name: numbers}]\n"
         "model: {name: moving}\n"
+        "tracker: {type: nearest}\n"
         f"sinks: [{{type: lines, path: {tmp_path / 'lines.txt'}}}]\n"
         "publish: {bind: 'tcp://127.0.0.1:*'}\n"
     )

@@ -80,7 +80,7 @@ def test_a_long_history_is_replayed_in_several_answers() -> None:
     with connected_sockets(filled_buffer(100)) as (_, _, request_replay):
         while not complete:
             messages, end = request_replay(request(since))
-            assert len(messages) <= replay.ANSWER_MESSAGES
+            assert len(messages) <= replay.MAX_ANSWER_MESSAGES
             replayed += seqs(messages)
             complete, since, requests = end.complete, end.last, requests + 1
     assert replayed == list(range(100))
@@ -88,7 +88,8 @@ def test_a_long_history_is_replayed_in_several_answers() -> None:
 
 
 def test_an_answer_has_a_size_limit_but_at_least_one_message() -> None:
-    with connected_sockets(filled_buffer(4, size=replay.ANSWER_BYTES)) as (_, _, request_replay):
+    history = filled_buffer(4, size=replay.MAX_ANSWER_BYTES)
+    with connected_sockets(history) as (_, _, request_replay):
         messages, end = request_replay(request(0))
         assert (len(messages), end.complete, end.first, end.last) == (1, False, 1, 1)
 
@@ -184,7 +185,7 @@ def test_a_request_over_the_size_limit_closes_only_its_connection() -> None:
     with connected_sockets(history) as (router, _, request_replay):
         sender = zmq.Context.instance().socket(zmq.DEALER)
         sender.connect(router.getsockopt(zmq.LAST_ENDPOINT).decode())
-        sender.send(bytes(10 * replay.MAX_REQUEST))
+        sender.send(bytes(10 * replay.MAX_REQUEST_BYTES))
         assert not router.poll(200)
         sender.close(linger=0)
         assert seqs(request_replay(request(1))[0]) == [2]
@@ -246,7 +247,7 @@ def test_one_call_answers_a_limited_number_of_requests() -> None:
 
 
 def test_one_call_sends_a_limited_number_of_bytes() -> None:
-    size = replay.ANSWER_BYTES // 4
+    size = replay.MAX_ANSWER_BYTES // 4
     assert count_answers_of_one_call(filled_buffer(4, size=size), 4, 1) == 1
 
 

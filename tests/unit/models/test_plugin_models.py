@@ -158,6 +158,13 @@ def test_built_in_options_are_rejected(load) -> None:
         find_model_plugin(ModelConfig(name="rows", input_size=320))
 
 
+def test_plugin_with_the_name_of_a_built_in_model_is_refused(tmp_path, monkeypatch) -> None:
+    entry_points = {"streamseg.models": {"nanomask": "demo_models:Rows"}}
+    install_plugin(tmp_path, monkeypatch, entry_points, demo_models=MODULE)
+    with pytest.raises(ConfigError, match=r"nanomask is a built-in model, and a plug-in of demo-"):
+        find_model_plugin(ModelConfig(name="nanomask"))
+
+
 def test_unregistered_name_is_not_a_plugin(load) -> None:
     assert find_model_plugin(ModelConfig(name="nanomask")) is None
     with pytest.raises(UnknownModelError, match=r"'rows' is a plug-in of demo-plugin 1\.0"):

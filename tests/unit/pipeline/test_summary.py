@@ -13,7 +13,7 @@ def test_empty_run_has_no_rate_and_no_percentiles() -> None:
     metrics = Metrics()
     metrics.account("gate")
     summary = RunStatistics("nanomask", metrics).summary()
-    assert (summary.frames, summary.seconds, summary.fps, summary.pictures_dropped) == (0, 0, 0, 0)
+    assert (summary.frames, summary.seconds, summary.fps, summary.images_dropped) == (0, 0, 0, 0)
     assert summary.age_ms == summary.timing_ms == {}
     (gate,) = summary.sources
     assert (gate.instances, gate.tracks, gate.size) == (0, 0, None)

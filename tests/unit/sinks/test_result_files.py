@@ -32,7 +32,7 @@ from streamseg.sinks.files.results import (
     VideoFile,
     write_json_atomically,
 )
-from streamseg.sinks.files.video import H264File, _Clock
+from streamseg.sinks.files.video import H264File, _TimestampConverter
 from streamseg.structures.masks import Masks
 from streamseg.structures.results import Frame, Instances, Result
 from streamseg.visualization import annotate
@@ -635,7 +635,7 @@ def test_a_video_copied_from_fragments_equals_one_written_directly(tmp_path):
             video.write_image(image, 7 + index / 30, pixel_aspect=Fraction(4, 3))
     encoder = H264File.__new__(H264File)
     encoder._first_size = encoder._size = (48, 64)
-    encoder._pixel_aspect, encoder._clock = Fraction(4, 3), _Clock()
+    encoder._pixel_aspect, encoder._clock = Fraction(4, 3), _TimestampConverter()
     direct = tmp_path / "direct.mp4"
     with av.open(str(direct), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         encoder._container, encoder._stream = container, encoder._add_stream(container)
