@@ -425,6 +425,7 @@ def test_serve_and_watch_exit_at_end_of_file(streamseg: Run, tmp_path: Path) -> 
         tmp_path,
         *("serve", "--source", CLIP, "--bind", address, "--wait-subscribers", "1"),
         *("--set", "sources.0.end=1.05"),
+        *SMALL,
     )
     files = ("--save", "w.mp4", "--jsonl", "w.jsonl")
     result = streamseg("watch", address, *files, "--timeout", "60")
@@ -466,7 +467,8 @@ def test_interrupted_process_leaves_readable_outputs(tmp_path: Path, number: int
 
 
 def test_interrupted_serve_drains_and_exits_with_0(tmp_path: Path) -> None:
-    process = start_command(tmp_path, "serve", "--source", CLIP, "--bind", "tcp://127.0.0.1:*")
+    source = ("--source", "test:?live=1&size=96x64", "--set", "sources.0.name=yard")
+    process = start_command(tmp_path, "serve", *source, "--bind", "tcp://127.0.0.1:*", *SMALL)
     assert process.stderr is not None
     while "masks at" not in process.stderr.readline():
         pass
@@ -474,7 +476,7 @@ def test_interrupted_serve_drains_and_exits_with_0(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-    assert "street" in stdout
+    assert "yard" in stdout
 
 
 @pytest.mark.slow

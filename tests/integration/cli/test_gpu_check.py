@@ -61,6 +61,7 @@ def test_invalid_arguments_are_reported_in_one_line(monkeypatch, arguments, mess
     assert "\n" not in exit_info.value.code
 
 
+@pytest.mark.slow
 def test_report_is_printed_and_written(monkeypatch, tmp_path, capsys, frames):
     monkeypatch.setattr(
         gpu_check, "load_clip_frames", lambda: [f[::6, ::6].copy() for f in frames[:4]]

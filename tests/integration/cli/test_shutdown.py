@@ -289,7 +289,8 @@ main()
 """
 
 
-@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [1, 2])
 def test_service_prints_summary_while_model_runs_native_code(start_service, signals) -> None:
     process = start_service(sys.executable, "-c", BUSY, "serve", *PATTERN, *SMALL)
     assert process.stdout.readline() == b"busy\n"

@@ -26,7 +26,7 @@ from streamseg.errors import ReceiveTimeout
 from streamseg.protocol.messages import ReplayAnswer
 
 
-@pytest.mark.parametrize("kind", ["masks", "frames"])
+@pytest.mark.parametrize("kind", ["masks", pytest.param("frames", marks=pytest.mark.slow)])
 def test_subscriber_recovers_after_an_oversized_message(monkeypatch, kind) -> None:
     """libzmq abandons such a connection."""
     monkeypatch.setattr(link, "RECONNECT_AFTER", 0.4)

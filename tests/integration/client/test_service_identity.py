@@ -157,7 +157,7 @@ def test_other_service_is_reported_with_the_latest_start_of_the_service() -> Non
 
 
 def test_latest_status_of_each_source_waits_for_the_status_of_its_service(monkeypatch) -> None:
-    monkeypatch.setattr(service_identity, "HELD_STATUSES", 2)
+    monkeypatch.setattr(service_identity, "MAX_BUFFERED_STATUSES", 2)
     session = image_session()
     for seq, name in enumerate(["gate", "yard", "hall", "gate"]):
         topic = protocol.topic("status", name)

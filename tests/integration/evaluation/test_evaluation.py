@@ -315,11 +315,26 @@ def test_coco_example_runs(streamseg: Run, folder: Path, tmp_path: Path) -> None
     assert 0.2 < scores["masks"]["ap"] < 0.95
 
 
+def test_own_data_example_runs(streamseg: Run, folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "own"
+    shutil.copytree(folder / "images", root / "val")
+    shutil.copy(folder / "own.json", root / "val.json")
+    result = streamseg(
+        *("eval", EXAMPLES / "own-data.yaml", "--weights", folder / "wild.safetensors"),
+        *("--set", f"data.root={root}", "--set", f"model.input_size={INPUT_SIZE}"),
+        *("--json", "n.json"),
+    )
+    assert result.returncode == 0, result.stderr
+    (scores,) = json.loads((tmp_path / "n.json").read_text())["datasets"]
+    assert 0.2 < scores["masks"]["ap"] < 0.95
+
+
 def test_every_example_is_valid_and_run_by_a_test() -> None:
     files = sorted(EXAMPLES.glob("*.yaml"))
     names = [
         "coco",
         "nanomask",
+        "own-data",
         "panoptic-model",
         "panoptic",
         "tracking",

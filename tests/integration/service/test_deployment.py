@@ -186,6 +186,7 @@ def test_the_simulated_cameras_can_be_encoded(name: str, tmp_path: Path) -> None
 # The example
 
 
+@pytest.mark.slow
 def test_the_live_example_config_serves_cameras(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

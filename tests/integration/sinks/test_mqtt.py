@@ -334,6 +334,7 @@ def test_suspended_broker_does_not_block_the_sink_or_its_end(broker: Mosquitto) 
             broker.thaw()
 
 
+@pytest.mark.slow
 def test_sink_disconnects_from_a_suspended_broker_and_reconnects(
     broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:

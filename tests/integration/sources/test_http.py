@@ -49,7 +49,13 @@ INCOMPLETE_RESPONSES = {
 }
 
 
-@pytest.mark.parametrize("name", INCOMPLETE_RESPONSES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in {"status", "part"} else pytest.param(name, marks=pytest.mark.slow)
+        for name in INCOMPLETE_RESPONSES
+    ],
+)
 def test_source_reconnects_after_a_response_that_does_not_end(name) -> None:
     connections = []
 

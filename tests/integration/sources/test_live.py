@@ -92,6 +92,7 @@ def test_stall_of_a_suspended_server_is_detected_although_its_socket_stays_open(
         reader.close()
 
 
+@pytest.mark.slow
 def test_missing_stream_is_reported_and_reconnected(camera) -> None:
     reader = start_reader(camera.url)
     try:
@@ -364,6 +365,7 @@ def test_system_certificates_are_loaded_once(monkeypatch) -> None:
     assert len(contexts) == 1
 
 
+@pytest.mark.slow
 def test_reconnection_within_a_gop_continues_at_the_next_keyframe(server) -> None:
     reader = start_reader(f"{server.root}/ts")
     try:
@@ -503,7 +505,9 @@ def test_unexpected_exception_is_logged_once_and_the_source_is_retried(monkeypat
     assert reader.has_reason("unexpected")
 
 
-@pytest.mark.parametrize("error", [NoAnswerError, StalledError])
+@pytest.mark.parametrize(
+    "error", [NoAnswerError, pytest.param(StalledError, marks=pytest.mark.slow)]
+)
 def test_host_is_probed_after_a_timeout(error) -> None:
     probes: list[object] = []
 

@@ -170,7 +170,8 @@ def test_sender_with_a_new_port_starts_a_new_epoch(port) -> None:
         assert level > 180 if frame.epoch == 0 else level < 120
 
 
-@pytest.mark.parametrize("codec", [pytest.param("libx264", marks=pytest.mark.slow), "mpeg4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_stream_joined_within_a_gop_gives_complete_frames_only(port, codec) -> None:
     pieces = encode_recording(codec, gop=40)
     reader = start_reader(f"udp://127.0.0.1:{port}")

@@ -88,6 +88,7 @@ def test_stopped_training_resumes_bit_for_bit(
     assert_same_files(finished_training, tmp_path)
 
 
+@pytest.mark.slow
 def test_training_stopped_in_its_evaluation_evaluates_on_resume(
     finished_training: Path, tmp_path: Path
 ):

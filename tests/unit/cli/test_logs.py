@@ -25,6 +25,7 @@ from streamseg import load_model
 from streamseg.cli import logs, main
 from streamseg.config import Config, PublishConfig, SourceConfig
 from streamseg.service.service import Service
+from streamseg.sources import live
 
 log = logging.getLogger("streamseg.service.service")
 
@@ -115,8 +116,9 @@ def test_serve_logs_json_only(streamseg) -> None:
     assert any(record["message"].startswith("masks at tcp://") for record in records)
 
 
-def test_reconnect_is_logged_as_two_lines(caplog) -> None:
+def test_reconnect_is_logged_as_two_lines(caplog, monkeypatch) -> None:
     """The first connection and the end of the source are not logged."""
+    monkeypatch.setattr(live, "MAX_DELAY", 0.2)
     with http_camera() as camera:
         source = SourceConfig(url=f"{camera.root}/cam", name="gate", stall_after=0.5)
         publish = PublishConfig(bind="tcp://127.0.0.1:*")

@@ -170,6 +170,7 @@ def test_intermediate_tensors_match_reference(model, published):
         assert_same_tensor(name, tensor, published, noise)
 
 
+@pytest.mark.slow
 def test_predict_matches_reference_instances(model, published):
     (found,) = in_double_precision(model).predict([make_image()])
     assert_same_instances(found, published)

@@ -39,7 +39,7 @@ def test_tracks_are_counted_once_in_each_epoch() -> None:
             ]
         )
     ]
-    assert list(statistics.count(results)) == results
+    assert list(statistics.count_results(results)) == results
     summary = statistics.summary()
     assert summary.frames == 7
     assert summary.timing_ms == {"forward": pytest.approx(12.5)}
