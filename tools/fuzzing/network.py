@@ -239,7 +239,7 @@ def _send(connection: socket.socket, answers: dict[bytes, bytes]) -> None:
 def _messages() -> Sequence[Seed]:
     found = [
         b"masks/gate/" + _PART + masks_json(3),
-        b"masks/gate/" + _PART + masks_json(4, made=result(4, found=instances(0))),
+        b"masks/gate/" + _PART + masks_json(4, item=result(4, found=instances(0))),
         b"frames/gate/" + _PART + masks_json(3) + _PART + encode_solid_jpeg(),
         b"status/gate/" + _PART + status_json(source="gate"),
         b"status//" + _PART + status_json(endpoints={"frames": "tcp://127.0.0.1:9"}),
