@@ -23,7 +23,7 @@ FOUND = instances(100, (1080, 1920))
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the timeouts of the end of a publisher."""
     monkeypatch.setattr(publisher, "END_REPEATED_FOR", 0.2)
-    monkeypatch.setattr(publisher, "SLOW_READ_INTERVAL", 2.0)
+    monkeypatch.setattr(publisher, "SLOW_READ_INTERVAL", 4.0)
     monkeypatch.setattr(publisher, "LINGER_MS", 100)
 
 
