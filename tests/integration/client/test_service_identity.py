@@ -161,7 +161,7 @@ def test_latest_status_of_each_source_waits_for_the_status_of_its_service(monkey
     session = image_session()
     for seq, name in enumerate(["gate", "yard", "hall", "gate"]):
         topic = protocol.topic("status", name)
-        session.feed([topic, status_json(seq=seq, source=name, started="one")])
+        session.feed([topic, status_json(seq=seq, source=name, service="one")])
     assert session.statuses == {}
     feed_status(session, "one")
     assert {name: status.seq for name, status in session.statuses.items()} == {"gate": 3, "yard": 1}
